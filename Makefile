@@ -1,0 +1,45 @@
+# make demo: everything from nothing to the four scenarios. make test: everything from nothing to a verdict.
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+PACKAGES := qemu-system-x86 mmdebstrap erofs-utils e2fsprogs uidmap cpio kmod shellcheck python3-venv
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: demo test lint bench unit image system clean
+
+# Debian packages, only where one is missing.
+system:
+	@missing=$$(for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing Debian packages:" $$missing; \
+	$(SUDO) apt-get update -qq && \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+
+$(VENV)/.made: pyproject.toml requirements.lock
+	python3 -m venv $(VENV)
+	$(PY) -m pip install -q --only-binary mitmproxy_rs -c requirements.lock -e '.[dev]'
+	touch $@
+
+image: system $(VENV)/.made
+	$(VENV)/bin/wgcell image build
+
+demo: image
+	$(PY) demo/play.py
+
+test: image lint
+	$(PY) -m pytest -q
+
+unit: $(VENV)/.made
+	$(PY) -m pytest -q -m 'not vm'
+
+lint: $(VENV)/.made
+	$(VENV)/bin/ruff check src tests demo bench
+	$(VENV)/bin/ruff format --check src tests demo bench
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	shellcheck -s sh src/wgcell/guest/init src/wgcell/guest/agent
+
+bench: image
+	$(PY) bench/start.py
+
+clean:
+	rm -rf $(VENV)

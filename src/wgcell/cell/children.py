@@ -1,0 +1,157 @@
+"""The relay and the embedded gateway as child processes that speak JSON lines.
+
+Both are told by the kernel to die with the supervisor, and both also end by themselves when their
+end of the pipe closes: whichever dies first takes the others along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wgcell.errors import LaunchError
+from wgcell.machine.process import die_with_parent
+
+__all__ = ["GatewayProcess", "RelayProcess"]
+
+_LINE_LIMIT = 1 << 20
+
+# -P: a folder named wgcell where the user happens to stand must never be imported.
+_PYTHON = (sys.executable, "-P", "-m")
+
+
+async def _end(process: asyncio.subprocess.Process, patience: float) -> int:
+    """Wait ``patience`` seconds for a child that was asked to go, then kill it."""
+    try:
+        return await asyncio.wait_for(process.wait(), patience)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()
+
+
+@dataclass(slots=True)
+class RelayProcess:
+    """The relay of one cell: it alone holds the way out."""
+
+    process: asyncio.subprocess.Process
+    _reader: asyncio.StreamReader
+    _writer: asyncio.StreamWriter
+
+    @classmethod
+    async def start(
+        cls, nic: socket.socket, udp: socket.socket, configuration: Mapping[str, Any]
+    ) -> RelayProcess:
+        """Start the relay between ``nic`` and ``udp``; both are closed here once it has them.
+
+        Raises LaunchError if it does not say that it is ready.
+        """
+        ours, theirs = socket.socketpair()
+        argv = (*_PYTHON, "wgcell.relay", "--nic-fd", str(nic.fileno()))
+        argv += ("--udp-fd", str(udp.fileno()), "--control-fd", str(theirs.fileno()))
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=(nic.fileno(), udp.fileno(), theirs.fileno()),
+            start_new_session=True,
+            preexec_fn=die_with_parent(os.getpid()),
+        )
+        for handed_over in (theirs, nic, udp):
+            handed_over.close()
+        reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
+        relay = cls(process, reader, writer)
+        relay.tell("configure", **configuration)
+        line = await asyncio.wait_for(reader.readline(), 20)
+        if not line or json.loads(line).get("event") != "ready":
+            code = await _end(process, 1)
+            stderr = await process.stderr.read(4096) if process.stderr else b""
+            output = (line + stderr).decode("utf-8", "replace")
+            raise LaunchError("the relay did not start", argv=argv, exit_code=code, output=output)
+        return relay
+
+    def tell(self, command: str, **fields: Any) -> None:
+        """Send one command; silently nothing if the relay is gone (its end is a cause by itself)."""
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.write(json.dumps({"command": command, **fields}).encode() + b"\n")
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """What the relay reports, until it is gone."""
+        while True:
+            try:
+                line = await self._reader.readline()
+            except (OSError, ValueError):
+                return
+            if not line:
+                return
+            yield json.loads(line)
+
+    async def quit(self) -> int:
+        """Ask for the last figures and the end; the exit code."""
+        self.tell("quit")
+        return await _end(self.process, 2)
+
+    def close(self) -> None:
+        """Close our end of the control socket."""
+        self._writer.close()
+
+
+@dataclass(slots=True)
+class GatewayProcess:
+    """The embedded gateway of one cell, on a UDP port of loopback."""
+
+    process: asyncio.subprocess.Process
+    host: str
+    port: int
+
+    @classmethod
+    async def start(cls, configuration: Mapping[str, Any]) -> GatewayProcess:
+        """Start the gateway. Raises LaunchError with what it said if it does not get ready."""
+        argv = (*_PYTHON, "wgcell.gateway")
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_LIMIT,
+            start_new_session=True,
+            preexec_fn=die_with_parent(os.getpid()),
+        )
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise LaunchError("the gateway has no pipes", argv=argv)
+        process.stdin.write(json.dumps(configuration).encode() + b"\n")
+        line = await asyncio.wait_for(process.stdout.readline(), 30)
+        ready = json.loads(line) if line else {}
+        if ready.get("event") != "ready":
+            process.stdin.close()
+            code = await _end(process, 1)
+            output = str(ready.get("detail") or (await process.stderr.read(4096)).decode())
+            raise LaunchError("the gateway did not start", argv=argv, exit_code=code, output=output)
+        return cls(process, str(ready["host"]), int(ready["port"]))
+
+    async def flows(self) -> AsyncIterator[dict[str, Any]]:
+        """What the gateway decided, flow by flow, until it is gone."""
+        if self.process.stdout is None:
+            return
+        while line := await self.process.stdout.readline():
+            yield json.loads(line)
+
+    async def quit(self) -> int:
+        """Close its standard input, which ends it; the exit code."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return await _end(self.process, 2)
+
+
+def b64(key: bytes) -> str:
+    """A key as WireGuard writes it."""
+    return base64.b64encode(key).decode()

@@ -1,0 +1,151 @@
+"""The life of a cell: every state, every cause of a change, every outcome, in one table.
+
+::
+
+    preparing -> consent -> booting -> verifying -> running -> stopping -> ended
+
+``step`` is the only way from one state to the next. A cause that the table does not hold for a
+state changes nothing there: a late heartbeat timeout while stopping is not a second verdict. The
+first outcome is final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+
+__all__ = ["EXIT_CODES", "TRANSITIONS", "Cause", "Outcome", "State", "Step", "step"]
+
+
+class State(Enum):
+    """Where a cell is in its life."""
+
+    PREPARING = "preparing"
+    CONSENT = "consent"
+    BOOTING = "booting"
+    VERIFYING = "verifying"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class Outcome(Enum):
+    """How a cell ended."""
+
+    COMPLETED = "completed"
+    ROGUE = "rogue"
+    UNVERIFIED = "unverified"
+    TUNNEL_LOST = "tunnel_lost"
+    GUEST_FAULT = "guest_fault"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+
+
+EXIT_CODES: Mapping[Outcome, int] = MappingProxyType(
+    {
+        Outcome.ROGUE: 120,
+        Outcome.UNVERIFIED: 121,
+        Outcome.TUNNEL_LOST: 122,
+        Outcome.GUEST_FAULT: 123,
+        Outcome.TIMEOUT: 124,
+        Outcome.ERROR: 125,
+        Outcome.CANCELLED: 130,
+    }
+)
+"""``completed`` has no code of its own: it is the workload's."""
+
+
+class Cause(Enum):
+    """What can move a cell from one state to the next."""
+
+    PREPARED = "prepared"
+    CONSENTED = "consented"
+    GUEST_READY = "guest_ready"
+    VERIFIED = "verified"
+    WORKLOAD_EXITED = "workload_exited"
+    RESULTS_HOME = "results_home"
+    ROGUE_FRAME = "rogue_frame"
+    NO_CONSENT = "no_consent"
+    NOT_VERIFIED = "not_verified"
+    TUNNEL_SILENT = "tunnel_silent"
+    TAMPERED = "tampered"
+    HEARTBEAT_SILENT = "heartbeat_silent"
+    GUEST_FAULTED = "guest_faulted"
+    MACHINE_DIED = "machine_died"
+    HOST_FAULTED = "host_faulted"
+    TIME_IS_UP = "time_is_up"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where a cause leads. ``outcome`` None: the cell goes on, or its outcome stands already."""
+
+    state: State
+    outcome: Outcome | None = None
+
+
+def _end(outcome: Outcome) -> Step:
+    return Step(State.ENDED, outcome)
+
+
+_ANYWHERE = {
+    Cause.HOST_FAULTED: _end(Outcome.ERROR),
+    Cause.CANCEL: _end(Outcome.CANCELLED),
+    Cause.TIME_IS_UP: _end(Outcome.TIMEOUT),
+}
+_WITH_A_GUEST = {
+    **_ANYWHERE,
+    Cause.GUEST_FAULTED: _end(Outcome.GUEST_FAULT),
+    Cause.MACHINE_DIED: _end(Outcome.GUEST_FAULT),
+}
+
+TRANSITIONS: Mapping[State, Mapping[Cause, Step]] = MappingProxyType(
+    {
+        State.PREPARING: {**_ANYWHERE, Cause.PREPARED: Step(State.CONSENT)},
+        State.CONSENT: {
+            **_ANYWHERE,
+            Cause.CONSENTED: Step(State.BOOTING),
+            Cause.NO_CONSENT: _end(Outcome.UNVERIFIED),
+        },
+        # Before release nothing of the requester's runs, so a stray frame is the image's fault.
+        State.BOOTING: {
+            **_WITH_A_GUEST,
+            Cause.GUEST_READY: Step(State.VERIFYING),
+            Cause.NOT_VERIFIED: _end(Outcome.UNVERIFIED),
+            Cause.ROGUE_FRAME: _end(Outcome.GUEST_FAULT),
+        },
+        State.VERIFYING: {
+            **_WITH_A_GUEST,
+            Cause.VERIFIED: Step(State.RUNNING),
+            Cause.NOT_VERIFIED: _end(Outcome.UNVERIFIED),
+            Cause.ROGUE_FRAME: _end(Outcome.GUEST_FAULT),
+            Cause.TAMPERED: _end(Outcome.GUEST_FAULT),
+        },
+        State.RUNNING: {
+            **_WITH_A_GUEST,
+            Cause.WORKLOAD_EXITED: Step(State.STOPPING, Outcome.COMPLETED),
+            Cause.ROGUE_FRAME: _end(Outcome.ROGUE),
+            Cause.TUNNEL_SILENT: _end(Outcome.TUNNEL_LOST),
+            Cause.TAMPERED: _end(Outcome.GUEST_FAULT),
+            Cause.HEARTBEAT_SILENT: _end(Outcome.GUEST_FAULT),
+        },
+        # The workload has ended; what remains is to bring its files home. A rogue frame is
+        # dropped and counted by the relay and is no cause here any more.
+        State.STOPPING: {
+            **_ANYWHERE,
+            Cause.RESULTS_HOME: Step(State.ENDED),
+            Cause.GUEST_FAULTED: _end(Outcome.GUEST_FAULT),
+            Cause.MACHINE_DIED: Step(State.ENDED),
+        },
+        State.ENDED: {},
+    }
+)
+
+
+def step(state: State, cause: Cause) -> Step | None:
+    """Where ``cause`` leads from ``state``; None if it means nothing there."""
+    return TRANSITIONS[state].get(cause)

@@ -1,0 +1,622 @@
+"""Starts, verifies, watches and ends one cell.
+
+Every task here only *reports*: it puts a ``Cause`` with its reason on one queue. One loop takes
+them off, asks ``states.step`` what each means, and acts. So whatever happens first decides, and
+the walk through a cell's life is the body of ``Supervisor.run`` and ``_live`` read downwards.
+
+The host never believes the guest that all is well: the workload is released only after the relay
+has *seen* a handshake by the guest and transport both ways. It does believe the guest that
+something is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from wgcell.cell import archive, consent, endpoint
+from wgcell.cell.children import GatewayProcess, RelayProcess, b64
+from wgcell.cell.events import EventLog
+from wgcell.cell.folder import CappedLog, Folder
+from wgcell.cell.inputs import pack
+from wgcell.cell.job import Job
+from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State, step
+from wgcell.cell.wgquick import VpnConfig
+from wgcell.errors import ConsentError, GuestError, LaunchError, WgcellError
+from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.guest import protocol
+from wgcell.image.store import Image
+from wgcell.machine.accelerator import host_tsc_khz
+from wgcell.machine.argv import Accelerator, Drive, MachineSpec, kernel_command_line
+from wgcell.machine.process import Machine, find_qemu
+from wgcell.relay import evidence, link
+
+__all__ = ["EMBEDDED_GATEWAY", "Surroundings", "Supervisor"]
+
+VERIFY_TIMEOUT = {Accelerator.KVM: 30.0, Accelerator.TCG: 120.0}
+"""Seconds from QEMU's start to a verified tunnel, or the cell ends."""
+
+TUNNEL_TIMEOUT = 180.0 + 20.0
+"""Seconds without a valid message of the endpoint: REJECT_AFTER_TIME and a margin."""
+
+HEARTBEAT_TIMEOUT = {Accelerator.KVM: 20.0, Accelerator.TCG: 60.0}
+"""Seconds without a word of the guest's agent, which speaks every 5 s."""
+
+RESULTS_TIMEOUT = 300.0
+"""Seconds from the workload's end until its files are home."""
+
+EMBEDDED_GATEWAY = "10.99.0.1"
+EMBEDDED_GUEST = "10.99.0.2/32"
+
+_LINE_LIMIT = 64 * 1024
+_PORTS = ("control", "stdout", "stderr", "files")
+
+Sink = Callable[[bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the host gives a cell: everything that the job itself does not say.
+
+    ``vpn`` is None for the embedded gateway. ``address`` and ``port`` are the vetted endpoint's.
+    """
+
+    folder: Folder
+    image: Image
+    accelerator: Accelerator
+    accelerator_reason: str
+    vpn: VpnConfig | None
+    address: str
+    port: int
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What has been observed of this cell so far."""
+
+    relay_verified: bool = False
+    guest_ready: bool = False
+    reports: dict[str, str] = field(default_factory=dict)
+    exit_code: int | None = None
+    drops: int = 0
+    last_valid: float = 0.0
+    last_heartbeat: float = 0.0
+    stats: dict[str, Any] = field(default_factory=dict)
+    frames: list[evidence.CapturedFrame] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    flows: dict[str, int] = field(default_factory=lambda: {"allow": 0, "refuse": 0})
+
+
+class Supervisor:
+    """One cell's life. ``stdout`` and ``stderr`` receive the workload's bytes as they come."""
+
+    def __init__(
+        self,
+        job: Job,
+        around: Surroundings,
+        *,
+        tell: Callable[[dict[str, Any]], None],
+        stdout: Sink,
+        stderr: Sink,
+    ) -> None:
+        self._job = job
+        self._around = around
+        self._sinks = {"stdout": stdout, "stderr": stderr}
+        self._log = EventLog(around.folder.path / "events.jsonl", tell)
+        self._causes: asyncio.Queue[tuple[Cause, str]] = asyncio.Queue()
+        self._state = State.PREPARING
+        self._outcome: Outcome | None = None
+        self._reason = ""
+        self._seen = _Seen()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._drains: list[asyncio.Task[None]] = []
+        self._cancelled = asyncio.Event()
+        self._machine: Machine | None = None
+        self._relay: RelayProcess | None = None
+        self._gateway: GatewayProcess | None = None
+        self._control: asyncio.StreamWriter | None = None
+        self._unpacking: asyncio.Future[archive.Unpacked] | None = None
+        self._console: CappedLog | None = None
+        self._diagnostics = CappedLog(around.folder.path / "diagnostics.log", 1 << 20)
+        self._config: protocol.GuestConfig | None = None
+        self._started = time.monotonic()
+
+    # What others may ask of a running cell.
+
+    def cancel(self, reason: str) -> None:
+        """End the cell in order. May be called from a signal's callback in the loop."""
+        self._cancelled.set()
+        self._cause(Cause.CANCEL, reason)
+
+    async def run(self) -> dict[str, Any]:
+        """Live the cell's life; its result, which is also in ``result.json``.
+
+        Never raises for what happens to the cell: that is the outcome. StateError means that the
+        record itself could not be kept; the cell is dead then all the same.
+        """
+        try:
+            self._enter_state(State.PREPARING)
+            self._spawn(self._live(), "the cell's start")
+            while self._state is not State.ENDED:
+                cause, reason = await self._causes.get()
+                await self._act(cause, reason)
+        finally:
+            await self._end()
+        return self._result()
+
+    # Causes in, actions out.
+
+    def _cause(self, cause: Cause, reason: str = "") -> None:
+        self._causes.put_nowait((cause, reason))
+
+    def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        """Run ``work``; if it fails, that is a cause and not a lost traceback."""
+
+        async def watched() -> None:
+            try:
+                await work
+            except ConsentError as error:
+                self._cause(Cause.NO_CONSENT, error.message)
+            except GuestError as error:
+                self._cause(Cause.GUEST_FAULTED, error.message)
+            except WgcellError as error:
+                self._cause(Cause.HOST_FAULTED, str(error))
+            except Exception as error:
+                self._cause(Cause.HOST_FAULTED, f"{what}: {type(error).__name__}: {error}")
+
+        task = asyncio.create_task(watched())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _act(self, cause: Cause, reason: str) -> None:
+        taken = step(self._state, cause)
+        if taken is None:
+            return
+        outcome = taken.outcome
+        if outcome is not None and self._outcome in (None, Outcome.COMPLETED):
+            self._outcome, self._reason = outcome, reason
+        if taken.state is State.ENDED and self._machine is not None:
+            freeze = cause is Cause.ROGUE_FRAME and self._job.on_rogue == "freeze"
+            if freeze and await self._machine.freeze():
+                self._log.append("frozen", reason=reason)
+                await self._cancelled.wait()
+            # First the machine, then the words about it.
+            self._machine.kill()
+        if taken.state is not self._state:
+            self._enter_state(taken.state, reason)
+
+    def _enter_state(self, state: State, reason: str = "") -> None:
+        self._state = state
+        self._seen.phases[state.value] = round(time.monotonic() - self._started, 3)
+        if self._relay is not None and state in (State.VERIFYING, State.RUNNING, State.STOPPING):
+            self._relay.tell("phase", phase=state.value)
+        self._log.append("state", state=state.value, **({"reason": reason} if reason else {}))
+        if state is State.RUNNING:
+            self._release()
+        if state is State.STOPPING:
+            asyncio.get_running_loop().call_later(
+                RESULTS_TIMEOUT, self._cause, Cause.TIME_IS_UP, "the results did not come home"
+            )
+
+    # The walk: prepare, ask for consent, boot. What follows is driven by what is seen.
+
+    async def _live(self) -> None:
+        job, around = self._job, self._around
+        vpn, address, port = await self._tunnel()
+        drives = await asyncio.to_thread(self._drives)
+        self._cause(Cause.PREPARED)
+
+        udp = endpoint.connect(address, port)
+        self._log.append("consent_asked", endpoint=f"{address}:{port}")
+        await consent.obtain(udp, vpn.private_key, vpn.peer_public_key, vpn.preshared_key)
+        self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
+
+        guest_key = public_key(vpn.private_key)
+        ours, theirs = _socketpairs("nic", "qmp", "console", *_PORTS)
+        self._relay = await RelayProcess.start(
+            ours.pop("nic"),
+            udp,
+            {
+                "guest_public_key": b64(guest_key),
+                "endpoint_public_key": b64(vpn.peer_public_key),
+                "mtu": vpn.mtu,
+            },
+        )
+        self._relay.tell("phase", phase="booting")
+        self._spawn(self._follow_relay(self._relay), "the relay's reports")
+        spec = MachineSpec(
+            qemu=find_qemu(),
+            accelerator=around.accelerator,
+            kernel=around.image.kernel,
+            initramfs=around.image.initramfs,
+            command_line=kernel_command_line(
+                around.accelerator, host_tsc_khz(Path("/proc/cpuinfo").read_text())
+            ),
+            cpus=job.cpus,
+            memory=job.memory >> 20,
+            drives=drives,
+            mac=link.GUEST_MAC_TEXT,
+            nic_fd=theirs["nic"].fileno(),
+            qmp_fd=theirs["qmp"].fileno(),
+            console_fd=theirs["console"].fileno(),
+            ports={f"wgcell.{name}": theirs[name].fileno() for name in _PORTS},
+        )
+        self._config = self._guest_config(vpn)
+        self._console = CappedLog(around.folder.path / "console.log")
+        machine = await Machine.start(spec, ours.pop("qmp"))
+        self._machine = machine
+        for handed_over in theirs.values():
+            handed_over.close()
+        self._log.append("booting", accelerator=around.accelerator.value, pid=machine.process.pid)
+        asyncio.get_running_loop().call_later(
+            VERIFY_TIMEOUT[around.accelerator],
+            self._cause,
+            Cause.NOT_VERIFIED,
+            f"the tunnel was not verified within {VERIFY_TIMEOUT[around.accelerator]:.0f} s",
+        )
+        if machine.process.stderr is not None:
+            self._drain(self._copy(machine.process.stderr, self._diagnostics.write))
+        self._drain(self._console_to_log(ours["console"]))
+        for name in ("stdout", "stderr"):
+            self._drain(self._output_to_sink(name, ours[name]))
+        if job.outputs:
+            self._unpacking = asyncio.ensure_future(
+                asyncio.to_thread(self._unpack, ours["files"])
+            )
+        else:
+            ours["files"].close()
+        self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
+        self._spawn(self._follow_machine(machine), "QEMU's end")
+        self._spawn(self._watch(), "the watch")
+        await machine.connect_monitor()
+
+    async def _tunnel(self) -> tuple[VpnConfig, str, int]:
+        """The tunnel to use and its vetted endpoint; starts the embedded gateway if it's ours."""
+        around = self._around
+        if around.vpn is not None:
+            return around.vpn, around.address, around.port
+        gateway_key, guest_key = generate_private_key(), generate_private_key()
+        gateway = await GatewayProcess.start(
+            {
+                "listen": ["127.0.0.1", 0],
+                "private_key": b64(gateway_key),
+                "peers": [b64(public_key(guest_key))],
+                "allow": list(self._job.allow),
+                "services": dict(self._job.services),
+                "address": EMBEDDED_GATEWAY,
+            }
+        )
+        self._gateway = gateway
+        self._log.append("gateway", address=gateway.host, port=gateway.port)
+        self._spawn(self._follow_gateway(gateway), "the gateway's reports")
+        vpn = VpnConfig(
+            private_key=guest_key,
+            addresses=(EMBEDDED_GUEST,),
+            dns=(EMBEDDED_GATEWAY,),
+            mtu=1420,
+            peer_public_key=public_key(gateway_key),
+            preshared_key=None,
+            allowed_ips=("0.0.0.0/0",),
+            endpoint_host=gateway.host,
+            endpoint_port=gateway.port,
+            keepalive=25,
+        )
+        return vpn, gateway.host, gateway.port
+
+    def _drives(self) -> tuple[Drive, ...]:
+        """The root filesystem, a scratch disk for what the guest writes, and the inputs."""
+        folder = self._around.folder.path
+        scratch = folder / "scratch.img"
+        with scratch.open("wb") as file:
+            file.truncate(self._job.disk)
+        mke2fs = shutil.which("mke2fs") or "/sbin/mke2fs"
+        options = "lazy_itable_init=1,nodiscard"
+        argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0"]
+        argv += ["-E", options, str(scratch)]
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise LaunchError(
+                f"mke2fs: {error.strerror}", argv=argv, mend="apt-get install e2fsprogs"
+            ) from error
+        if done.returncode != 0:
+            raise LaunchError(
+                "the cell's scratch disk could not be made",
+                argv=argv,
+                exit_code=done.returncode,
+                output=done.stderr,
+            )
+        drives = [Drive(self._around.image.rootfs, True), Drive(scratch, False)]
+        if self._job.inputs:
+            packed = folder / "inputs.tar"
+            size = pack(self._job.inputs, packed)
+            self._log.append("inputs", files=len(self._job.inputs), bytes=size)
+            drives.append(Drive(packed, True))
+        return tuple(drives)
+
+    def _guest_config(self, vpn: VpnConfig) -> protocol.GuestConfig:
+        job = self._job
+        return protocol.GuestConfig(
+            # Rounded up: a WireGuard responder refuses an initiation older than the last one of
+            # the same key, and consent's was made a moment ago.
+            time=ceil(time.time()) + 1,
+            hostname=job.name,
+            walls=job.guest_walls,
+            private_key=vpn.private_key,
+            peer_public_key=vpn.peer_public_key,
+            preshared_key=vpn.preshared_key,
+            addresses=vpn.addresses,
+            allowed_ips=vpn.allowed_ips,
+            mtu=vpn.mtu,
+            keepalive=vpn.keepalive,
+            dns=vpn.dns,
+            inputs=bool(job.inputs),
+            command=job.command,
+            environment=job.environment,
+            outputs=job.outputs,
+        )
+
+    # What is seen, and what each sight means.
+
+    async def _follow_relay(self, relay: RelayProcess) -> None:
+        async for event in relay.events():
+            match event.get("event"):
+                case "verified":
+                    self._seen.relay_verified = True
+                    self._check_verified()
+                case "alive":
+                    self._seen.last_valid = time.monotonic()
+                case "handshake":
+                    self._seen.last_valid = time.monotonic()
+                    self._log.append("handshake", initiator=event["initiator"])
+                case "stats":
+                    self._seen.stats = {k: v for k, v in event.items() if k != "event"}
+                case "rogue":
+                    reason = f"{event['reason']}: {event.get('detail', '')}".rstrip(": ")
+                    self._cause(Cause.ROGUE_FRAME, reason)
+                    self._keep_evidence(event)
+                case "out_of_step":
+                    self._log.append("out_of_step", reason=event.get("reason"))
+                case "fault":
+                    self._cause(Cause.HOST_FAULTED, f"the relay: {event.get('detail')}")
+        if self._state is not State.ENDED:
+            self._cause(Cause.HOST_FAULTED, "the relay died")
+
+    def _keep_evidence(self, event: Mapping[str, Any]) -> None:
+        frame = evidence.CapturedFrame(
+            data=base64.b64decode(event["frame"]),
+            time=float(event["time"]),
+            comment=f"{event['reason']}: {event.get('detail', '')}",
+        )
+        if len(self._seen.frames) < 64:
+            self._seen.frames.append(frame)
+
+    async def _follow_guest(self, ours: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
+        self._control = writer
+        try:
+            while line := await reader.readline():
+                self._on_guest(protocol.parse(line))
+        except ValueError as error:
+            raise GuestError("the guest sent a line that is too long") from error
+        except OSError:
+            pass  # QEMU is gone; _follow_machine says so
+
+    def _on_guest(self, message: protocol.Message) -> None:
+        seen = self._seen
+        seen.last_heartbeat = time.monotonic()
+        match message:
+            case protocol.Hello():
+                if self._control is not None and self._config is not None:
+                    self._control.write(protocol.encode_config(self._config))
+                self._cause(Cause.GUEST_READY)
+            case protocol.Report():
+                seen.reports[message.what] = message.text
+            case protocol.Ready():
+                seen.guest_ready = True
+                self._check_verified()
+            case protocol.Heartbeat():
+                if message.drops > seen.drops:
+                    self._log.append("guest_drops", count=message.drops)
+                seen.drops = message.drops
+            case protocol.Changed():
+                if self._job.guest_walls:
+                    self._log.append("changed", what=message.what, seen=message.text[:4096])
+                    self._cause(Cause.TAMPERED, f"the guest's {message.what} changed")
+            case protocol.Fault():
+                self._cause(Cause.GUEST_FAULTED, f"the guest could not start: {message.text}")
+            case protocol.Exited():
+                if self._state is State.RUNNING:
+                    seen.exit_code = message.code
+                    self._cause(Cause.WORKLOAD_EXITED, f"the workload exited with {message.code}")
+            case protocol.Outputs():
+                self._log.append("outputs_sent", bytes=message.size)
+            case protocol.Done():
+                self._cause(Cause.RESULTS_HOME)
+
+    def _check_verified(self) -> None:
+        seen = self._seen
+        if not (seen.relay_verified and seen.guest_ready and self._config is not None):
+            return
+        wrong = protocol.mismatch(self._config, seen.reports)
+        if wrong is not None:
+            self._log.append("reports", **seen.reports)
+            self._cause(Cause.TAMPERED, wrong)
+            return
+        self._cause(Cause.VERIFIED, "the relay saw the guest's handshake and transport both ways")
+
+    def _release(self) -> None:
+        now = time.monotonic()
+        self._seen.last_valid = self._seen.last_heartbeat = now
+        if self._control is not None:
+            self._control.write(b"release\n")
+        if self._job.timeout is not None:
+            asyncio.get_running_loop().call_later(
+                self._job.timeout,
+                self._cause,
+                Cause.TIME_IS_UP,
+                f"the workload ran longer than {self._job.timeout:g} s",
+            )
+
+    async def _follow_machine(self, machine: Machine) -> None:
+        code = await machine.process.wait()
+        await asyncio.sleep(0.05)  # what it said before its end is still in the sockets
+        self._cause(Cause.MACHINE_DIED, f"the machine ended by itself (exit code {code})")
+
+    async def _follow_gateway(self, gateway: GatewayProcess) -> None:
+        async for flow in gateway.flows():
+            kind = str(flow.pop("event", "flow"))
+            self._log.append(kind, **{k: v for k, v in flow.items() if k not in ("time", "seq")})
+            if kind == "flow":
+                verdict = str(flow.get("verdict"))
+                self._seen.flows[verdict] = self._seen.flows.get(verdict, 0) + 1
+        if self._state is not State.ENDED:
+            self._cause(Cause.HOST_FAULTED, "the gateway died")
+
+    async def _watch(self) -> None:
+        patience = HEARTBEAT_TIMEOUT[self._around.accelerator]
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            if self._state is not State.RUNNING:
+                continue
+            if now - self._seen.last_valid > TUNNEL_TIMEOUT:
+                self._cause(
+                    Cause.TUNNEL_SILENT, f"no valid message for {TUNNEL_TIMEOUT:.0f} s"
+                )
+            if now - self._seen.last_heartbeat > patience:
+                self._cause(Cause.HEARTBEAT_SILENT, f"the agent was silent for {patience:.0f} s")
+
+    # Bytes that flow through: capped on disk, never able to hold up the loop.
+
+    def _drain(self, work: Coroutine[Any, Any, None]) -> None:
+        self._drains.append(self._spawn(work, "the cell's output"))
+
+    async def _copy(self, reader: asyncio.StreamReader, write: Sink) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                write(data)
+
+    async def _console_to_log(self, ours: socket.socket) -> None:
+        reader, _ = await asyncio.open_connection(sock=ours)
+        if self._console is not None:
+            await self._copy(reader, self._console.write)
+
+    async def _output_to_sink(self, name: str, ours: socket.socket) -> None:
+        reader, _ = await asyncio.open_connection(sock=ours)
+        log = CappedLog(self._around.folder.path / f"{name}.log")
+        sink: Sink | None = self._sinks[name]
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(65536):
+                    log.write(data)
+                    if sink is None:
+                        continue
+                    try:
+                        # In a thread: a reader that does not read must not stop the watch.
+                        await asyncio.to_thread(sink, data)
+                    except (OSError, ValueError):
+                        sink = None
+        finally:
+            log.close()
+
+    def _unpack(self, ours: socket.socket) -> archive.Unpacked:
+        ours.setblocking(True)
+        with ours, ours.makefile("rb") as stream:
+            return archive.unpack(
+                stream,
+                self._around.folder.path / "outputs",
+                limit_bytes=self._job.disk,
+                outputs=self._job.outputs,
+            )
+
+    # The end: the machine first, whatever else fails.
+
+    async def _end(self) -> None:
+        if self._machine is not None:
+            self._machine.kill()
+            await self._machine.reap()
+        if self._relay is not None:
+            await self._relay.quit()
+        if self._drains:
+            await asyncio.wait(self._drains, timeout=5)
+        outputs: dict[str, Any] | None = None
+        if self._unpacking is not None:
+            with contextlib.suppress(TimeoutError, WgcellError, OSError):
+                unpacked = await asyncio.wait_for(self._unpacking, 30)
+                outputs = {
+                    "files": unpacked.files,
+                    "bytes": unpacked.bytes,
+                    "refused": [f"{r.name}: {r.reason}" for r in unpacked.refusals],
+                }
+        if self._gateway is not None:
+            await self._gateway.quit()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for made in ("scratch.img", "inputs.tar"):
+            (self._around.folder.path / made).unlink(missing_ok=True)
+        if outputs is not None:
+            self._log.append("outputs", **outputs)
+        if self._seen.frames:
+            pcap = self._around.folder.path / "rogue.pcapng"
+            pcap.write_bytes(evidence.pcapng(self._seen.frames))
+        result = self._result()
+        self._around.folder.write("result.json", result)
+        self._log.append(
+            "ended", outcome=result["outcome"], exit_code=result["exit_code"], reason=self._reason
+        )
+        self._log.close()
+        self._diagnostics.close()
+        if self._console is not None:
+            self._console.close()
+        if self._relay is not None:
+            self._relay.close()
+
+    def _result(self) -> dict[str, Any]:
+        outcome = self._outcome or Outcome.ERROR
+        code = EXIT_CODES.get(outcome)
+        if code is None:
+            code = self._seen.exit_code if self._seen.exit_code is not None else 125
+        walls = self._job.guest_walls
+        return {
+            "cell": self._around.folder.id,
+            "outcome": outcome.value,
+            "exit_code": code,
+            "reason": self._reason,
+            "accelerator": self._around.accelerator.value,
+            "assurance": self._around.accelerator.assurance,
+            "phases": self._seen.phases,
+            "relay": self._seen.stats,
+            "guest_drops": self._seen.drops,
+            "flows": self._seen.flows,
+            "image": self._around.image.name,
+            "walls": {
+                "relay": True,
+                "seal": False,
+                "jail": False,
+                "guest_firewall": walls,
+                "guest_namespace": walls,
+                "gateway": self._around.vpn is None,
+            },
+        }
+
+
+def _socketpairs(*names: str) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:
+    """A socket pair for each name: our ends, and the ends that QEMU inherits."""
+    ours, theirs = {}, {}
+    for name in names:
+        ours[name], theirs[name] = socket.socketpair()
+    return ours, theirs

@@ -1,0 +1,57 @@
+"""``wgcell``: the verbs, put together, and the one place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+from rich.markup import escape
+
+from wgcell.cell.states import EXIT_CODES, Outcome
+from wgcell.cli import cells, doctor, gateway, image, run
+from wgcell.cli.terminal import console
+from wgcell.errors import WgcellError
+
+app = typer.Typer(
+    name="wgcell",
+    help="Run code you don't trust in a VM whose only way out is one WireGuard tunnel.",
+    epilog="Try: wgcell run --allow api.example.com:443 -- python3 agent.py",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run.run)
+for verb in (cells.ps, cells.logs, cells.events, cells.inspect, cells.stop, cells.rm):
+    app.command()(verb)
+app.command()(doctor.doctor)
+app.add_typer(image.app, name="image")
+app.add_typer(gateway.app, name="gateway")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point. What stands behind ``--`` is the workload's command, untouched."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command: list[str] | None = None
+    if "--" in words:
+        split = words.index("--")
+        words, command = words[:split], words[split + 1 :]
+    failed = EXIT_CODES[Outcome.ERROR]
+    try:
+        code = app(args=words, obj=command, standalone_mode=False)
+    except WgcellError as error:
+        console.print(f"[red]wgcell:[/] {escape(str(error))}")
+        code = failed
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = failed
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        code = EXIT_CODES[Outcome.CANCELLED]
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read us has gone: nothing to say, nobody to say it to
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

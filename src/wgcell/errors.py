@@ -1,0 +1,133 @@
+"""One tree of exceptions: what a caller may catch, and what each carries.
+
+::
+
+    WgcellError              every error wgcell raises on purpose
+    ├── InputError           what the user gave is wrong: names the file, the line or key, the mend
+    │   ├── JobError         a job file or the command line
+    │   ├── VpnConfigError   a wg-quick file
+    │   ├── EndpointError    an endpoint that may not be used, or does not resolve
+    │   ├── PolicyError      an allow rule, a service or a gateway file
+    │   └── InputFileError   an input that is missing, a device, or leads out of its folder
+    ├── ConsentError         the endpoint did not answer a handshake with the job's key
+    ├── HostError            this machine lacks something, or failed: names the mend
+    │   ├── ImageError       an image that is missing, corrupt or could not be built
+    │   ├── StateError       the state folder is full, read-only or not a cell's
+    │   └── LaunchError      QEMU, the relay or the gateway did not start: argv, exit code, output
+    └── GuestError           the guest broke the protocol or sent something hostile
+        └── ArchiveError     a tar from the guest that may not be unpacked
+
+Every message is one a user can act on: what was wrong, where, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "ArchiveError",
+    "ConsentError",
+    "EndpointError",
+    "GuestError",
+    "HostError",
+    "ImageError",
+    "InputError",
+    "InputFileError",
+    "JobError",
+    "LaunchError",
+    "PolicyError",
+    "StateError",
+    "VpnConfigError",
+    "WgcellError",
+]
+
+
+class WgcellError(Exception):
+    """Every error wgcell raises on purpose.
+
+    ``mend`` is what the user can do about it, a sentence or a command; may be empty.
+    """
+
+    def __init__(self, message: str, *, mend: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.mend}" if self.mend else self.message
+
+
+class InputError(WgcellError):
+    """What the user gave is wrong."""
+
+
+class JobError(InputError):
+    """A job file or the command line is malformed or asks for the impossible."""
+
+
+class VpnConfigError(InputError):
+    """A wg-quick file that can't be used as it is."""
+
+
+class EndpointError(InputError):
+    """An endpoint that may not be used, or does not resolve."""
+
+
+class PolicyError(InputError):
+    """An allow rule, a service or a gateway file is malformed."""
+
+
+class InputFileError(InputError):
+    """An input that is missing, is a device, or leads out of its folder."""
+
+
+class ConsentError(WgcellError):
+    """The endpoint did not answer a handshake with the job's key: no consent, no boot."""
+
+
+class HostError(WgcellError):
+    """This machine lacks something, or something on it failed."""
+
+
+class ImageError(HostError):
+    """An image is missing, corrupt, or could not be built."""
+
+
+class StateError(HostError):
+    """The state folder is full, read-only, or does not hold that cell."""
+
+
+class LaunchError(HostError):
+    """A child process did not start, or died at once. Keeps the evidence."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        argv: Sequence[str] = (),
+        exit_code: int | None = None,
+        output: str = "",
+        mend: str = "",
+    ) -> None:
+        super().__init__(message, mend=mend)
+        self.argv = tuple(argv)
+        self.exit_code = exit_code
+        self.output = output
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.exit_code is not None:
+            lines[0] += f" (exit code {self.exit_code})"
+        if self.output:
+            lines += [f"  {line}" for line in self.output.strip().splitlines()[-5:]]
+        if self.mend:
+            lines.append(f"  {self.mend}")
+        return "\n".join(lines)
+
+
+class GuestError(WgcellError):
+    """The guest broke the protocol, or sent something hostile."""
+
+
+class ArchiveError(GuestError):
+    """A tar from the guest that may not be unpacked."""

@@ -1,0 +1,182 @@
+"""A machine's description -> QEMU's command line. Pure: the same spec gives the same text.
+
+What is *not* there matters most: ``-nodefaults -no-user-config`` or QEMU adds a NIC on user-mode
+NAT by itself; ``romfile=`` or the NIC's boot ROM emits DHCP and router solicitations before any
+operating system runs. Every channel is an inherited file descriptor, so QEMU needs no right to
+make a socket. Only options that QEMU 7.2 and 10 both know are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType
+
+__all__ = ["NIC_OFFLOADS", "Accelerator", "Drive", "MachineSpec", "kernel_command_line", "qemu_argv"]
+
+# The relay verifies checksums and lengths as they would stand on a wire, so QEMU and the guest
+# must not agree between themselves to leave any of it unfilled.
+NIC_OFFLOADS = (
+    "csum",
+    "gso",
+    "guest_csum",
+    "guest_tso4",
+    "guest_tso6",
+    "guest_ecn",
+    "guest_ufo",
+    "host_tso4",
+    "host_tso6",
+    "host_ecn",
+    "host_ufo",
+    "mrg_rxbuf",
+    "ctrl_vq",
+    "mq",
+)
+
+
+class Accelerator(Enum):
+    """What runs the guest's instructions. Only KVM is a security boundary in QEMU's own terms."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+    @property
+    def assurance(self) -> str:
+        """``hardware`` or ``emulated``, as ``result.json`` says it."""
+        return "hardware" if self is Accelerator.KVM else "emulated"
+
+
+CPU: Mapping[Accelerator, str] = MappingProxyType(
+    {
+        Accelerator.KVM: "host",
+        # rdrand and rdseed let the guest's kernel seed its generator at once; under TCG wider
+        # vectors would only be slower.
+        Accelerator.TCG: "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand,+rdseed",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A raw image, seen by the guest as the next of /dev/vda, /dev/vdb, …"""
+
+    path: Path
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """All that QEMU is told. File descriptors are numbers in QEMU's own process.
+
+    ``memory`` is in MiB, ``ports`` maps a virtio-serial port's name to the socket behind it.
+    """
+
+    qemu: str
+    accelerator: Accelerator
+    kernel: Path
+    initramfs: Path
+    command_line: str
+    cpus: int
+    memory: int
+    drives: tuple[Drive, ...]
+    mac: str
+    nic_fd: int
+    qmp_fd: int
+    console_fd: int
+    ports: Mapping[str, int]
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Every descriptor that QEMU must inherit."""
+        return (self.nic_fd, self.qmp_fd, self.console_fd, *self.ports.values())
+
+
+def kernel_command_line(accelerator: Accelerator, tsc_khz: int | None) -> str:
+    """The guest kernel's command line.
+
+    Under TCG the guest's TSC is the host's: naming its rate (kHz) saves the calibration, which
+    costs half a second and is the part of a TCG boot that can hang.
+    """
+    words = [
+        "console=ttyS0",
+        "quiet",
+        "loglevel=5",
+        "panic=-1",
+        "random.trust_cpu=on",
+        "cryptomgr.notests",
+        "lsm=capability",
+        "net.ifnames=0",
+    ]
+    if accelerator is Accelerator.TCG:
+        words += ["no_timer_check", "tsc=reliable"]
+        if tsc_khz is not None:
+            words += [f"tsc_early_khz={tsc_khz}", f"lpj={tsc_khz * 4}"]
+    return " ".join(words)
+
+
+def _escaped(path: Path) -> str:
+    """A path inside an option list: QEMU reads a doubled comma as one."""
+    return str(path).replace(",", ",,")
+
+
+def qemu_argv(spec: MachineSpec) -> list[str]:
+    """QEMU's command line for ``spec``."""
+    offloads = ",".join(f"{name}=off" for name in NIC_OFFLOADS)
+    argv = [
+        spec.qemu,
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-machine",
+        f"q35,accel={spec.accelerator.value},usb=off,vmport=off,smbus=off,sata=off,graphics=off",
+        "-cpu",
+        CPU[spec.accelerator],
+        "-smp",
+        str(spec.cpus),
+        "-m",
+        f"{spec.memory}M",
+        "-rtc",
+        "base=utc,clock=host",
+        "-kernel",
+        str(spec.kernel),
+        "-initrd",
+        str(spec.initramfs),
+        "-append",
+        spec.command_line,
+        "-chardev",
+        f"socket,id=qmp,fd={spec.qmp_fd}",
+        "-mon",
+        "chardev=qmp,mode=control",
+        "-chardev",
+        f"socket,id=console,fd={spec.console_fd}",
+        "-serial",
+        "chardev:console",
+        "-netdev",
+        f"stream,id=link,addr.type=fd,addr.str={spec.nic_fd}",
+        "-device",
+        f"virtio-net-pci,netdev=link,mac={spec.mac},romfile=,{offloads}",
+    ]
+    for index, drive in enumerate(spec.drives):
+        mode = "on" if drive.read_only else "off"
+        argv += [
+            "-drive",
+            f"if=none,id=drive{index},format=raw,file={_escaped(drive.path)},read-only={mode}"
+            ",cache=unsafe",
+            "-device",
+            f"virtio-blk-pci,drive=drive{index}",
+        ]
+    argv += ["-device", f"virtio-serial-pci,id=serial,max_ports={len(spec.ports) + 1}"]
+    for index, (name, fd) in enumerate(spec.ports.items(), start=1):
+        argv += [
+            "-chardev",
+            f"socket,id=port{index},fd={fd}",
+            "-device",
+            f"virtserialport,bus=serial.0,nr={index},chardev=port{index},name={name}",
+        ]
+    return argv

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wgcell.cell.events import EventLog, broken_link
+from wgcell.errors import StateError
+
+
+def written(path: Path, count: int) -> list[bytes]:
+    told: list[dict[str, Any]] = []
+    log = EventLog(path, told.append)
+    for number in range(count):
+        log.append("state", state=f"s{number}")
+    log.close()
+    assert [entry["seq"] for entry in told] == list(range(count))
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def test_the_chain_holds(tmp_path: Path) -> None:
+    lines = written(tmp_path / "events.jsonl", 5)
+    assert broken_link(lines) is None
+    assert json.loads(lines[0])["prev"] == "0" * 64
+
+
+@pytest.mark.parametrize("harm", ["changed", "removed", "swapped", "garbage"])
+def test_a_harmed_line_is_found(tmp_path: Path, harm: str) -> None:
+    lines = written(tmp_path / "events.jsonl", 5)
+    match harm:
+        case "changed":
+            lines[1] = lines[1].replace(b"s1", b"sX")
+        case "removed":
+            del lines[2]
+        case "swapped":
+            lines[1], lines[2] = lines[2], lines[1]
+        case "garbage":
+            lines[3] = b"\xff\n"
+    assert broken_link(lines) is not None
+
+
+def test_a_line_is_on_disk_before_anyone_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    found: list[bool] = []
+    log = EventLog(path, lambda entry: found.append(entry["event"].encode() in path.read_bytes()))
+    log.append("ended")
+    log.close()
+    assert found == [True]
+
+
+def test_an_existing_record_is_never_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(StateError):
+        EventLog(path, lambda entry: None)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file() -> None:
+    log = EventLog.__new__(EventLog)
+    import os
+
+    log._fd = os.open("/dev/full", os.O_WRONLY)
+    log._path, log._tell, log._seq, log._prev = Path("/dev/full"), lambda entry: None, 0, ""
+    with pytest.raises(StateError, match="No space left"):
+        log.append("state")
+    log.close()
