@@ -7,9 +7,9 @@
     │   ├── JobError         a job file or the command line
     │   ├── VpnConfigError   a wg-quick file
     │   ├── EndpointError    an endpoint that may not be used, or does not resolve
+    │   │   └── ConsentError    it did not answer a handshake with the job's key
     │   ├── PolicyError      an allow rule, a service or a gateway file
     │   └── InputFileError   an input that is missing, a device, or leads out of its folder
-    ├── ConsentError         the endpoint did not answer a handshake with the job's key
     ├── HostError            this machine lacks something, or failed: names the mend
     │   ├── ImageError       an image that is missing, corrupt or could not be built
     │   ├── StateError       the state folder is full, read-only or not a cell's
@@ -73,16 +73,16 @@ class EndpointError(InputError):
     """An endpoint that may not be used, or does not resolve."""
 
 
+class ConsentError(EndpointError):
+    """The endpoint did not answer a handshake with the job's key: no consent, no boot."""
+
+
 class PolicyError(InputError):
     """An allow rule, a service or a gateway file is malformed."""
 
 
 class InputFileError(InputError):
     """An input that is missing, is a device, or leads out of its folder."""
-
-
-class ConsentError(WgcellError):
-    """The endpoint did not answer a handshake with the job's key: no consent, no boot."""
 
 
 class HostError(WgcellError):

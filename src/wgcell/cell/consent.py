@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from wgcell.errors import EndpointError
+from wgcell.errors import ConsentError
 
 __all__ = [
     "HandshakeKeys",
@@ -52,7 +52,7 @@ REKEY_TIMEOUT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class HandshakeKeys:
-    """The keys of one side, 32 raw bytes each. ``preshared_key`` is all zero where there is none."""
+    """The keys of one side, 32 raw bytes each; ``preshared_key`` all zero where there is none."""
 
     private_key: bytes = field(repr=False)
     peer_public_key: bytes
@@ -226,7 +226,7 @@ async def obtain(
     """Return once the endpoint has consented, over ``sock`` (connected UDP, non-blocking).
 
     Sends an initiation at 0, 5, 10 … s, each with its own timestamp, until ``timeout`` seconds
-    have passed. A cookie reply is honoured with the next one. Raises `EndpointError`. The socket
+    have passed. A cookie reply is honoured with the next one. Raises `ConsentError`. The socket
     stays open and connected: the relay inherits it, so that the endpoint sees one source port.
     """
     keys = HandshakeKeys(private_key, peer_public_key, preshared_key or bytes(32))
@@ -260,7 +260,7 @@ async def obtain(
             seen = "what came back was no valid answer"
     shown = base64.b64encode(peer_public_key).decode()
     host, port = sock.getpeername()[:2]
-    raise EndpointError(
+    raise ConsentError(
         f"no consent from {host}:{port} within {timeout:g} s: {seen}",
         mend=f"check that a WireGuard server with public key {shown} listens there, "
         "and that it knows this job's key as a peer",

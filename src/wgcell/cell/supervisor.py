@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_interface, ip_network
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import CappedLog, Folder
 from wgcell.cell.inputs import pack
-from wgcell.cell.job import Job
+from wgcell.cell.job import GatewayAsked, Job, OnRogue
 from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State, step
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.errors import ConsentError, GuestError, LaunchError, WgcellError
-from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.guest import protocol
 from wgcell.image.store import Image
 from wgcell.machine.accelerator import host_tsc_khz
@@ -188,7 +189,7 @@ class Supervisor:
         if outcome is not None and self._outcome in (None, Outcome.COMPLETED):
             self._outcome, self._reason = outcome, reason
         if taken.state is State.ENDED and self._machine is not None:
-            freeze = cause is Cause.ROGUE_FRAME and self._job.on_rogue == "freeze"
+            freeze = cause is Cause.ROGUE_FRAME and self._job.on_rogue is OnRogue.FREEZE
             if freeze and await self._machine.freeze():
                 self._log.append("frozen", reason=reason)
                 await self._cancelled.wait()
@@ -218,12 +219,12 @@ class Supervisor:
         drives = await asyncio.to_thread(self._drives)
         self._cause(Cause.PREPARED)
 
-        udp = endpoint.connect(address, port)
+        udp = endpoint.connect(ip_address(address), port)
         self._log.append("consent_asked", endpoint=f"{address}:{port}")
         await consent.obtain(udp, vpn.private_key, vpn.peer_public_key, vpn.preshared_key)
         self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
 
-        guest_key = public_key(vpn.private_key)
+        guest_key = consent.public_key(vpn.private_key)
         ours, theirs = _socketpairs("nic", "qmp", "console", *_PORTS)
         self._relay = await RelayProcess.start(
             ours.pop("nic"),
@@ -287,14 +288,15 @@ class Supervisor:
         around = self._around
         if around.vpn is not None:
             return around.vpn, around.address, around.port
+        asked = self._job.gateway or GatewayAsked()
         gateway_key, guest_key = generate_private_key(), generate_private_key()
         gateway = await GatewayProcess.start(
             {
                 "listen": ["127.0.0.1", 0],
-                "private_key": b64(gateway_key),
-                "peers": [b64(public_key(guest_key))],
-                "allow": list(self._job.allow),
-                "services": dict(self._job.services),
+                "private_key": gateway_key,
+                "peers": [public_key(guest_key)],
+                "allow": list(asked.allow),
+                "services": dict(asked.services),
                 "address": EMBEDDED_GATEWAY,
             }
         )
@@ -302,16 +304,13 @@ class Supervisor:
         self._log.append("gateway", address=gateway.host, port=gateway.port)
         self._spawn(self._follow_gateway(gateway), "the gateway's reports")
         vpn = VpnConfig(
-            private_key=guest_key,
-            addresses=(EMBEDDED_GUEST,),
-            dns=(EMBEDDED_GATEWAY,),
-            mtu=1420,
-            peer_public_key=public_key(gateway_key),
-            preshared_key=None,
-            allowed_ips=("0.0.0.0/0",),
+            private_key=decode_key(guest_key),
+            peer_public_key=decode_key(public_key(gateway_key)),
             endpoint_host=gateway.host,
             endpoint_port=gateway.port,
-            keepalive=25,
+            addresses=(ip_interface(EMBEDDED_GUEST),),
+            allowed_ips=(ip_network("0.0.0.0/0"),),
+            dns=(ip_address(EMBEDDED_GATEWAY),),
         )
         return vpn, gateway.host, gateway.port
 
@@ -357,14 +356,14 @@ class Supervisor:
             private_key=vpn.private_key,
             peer_public_key=vpn.peer_public_key,
             preshared_key=vpn.preshared_key,
-            addresses=vpn.addresses,
-            allowed_ips=vpn.allowed_ips,
+            addresses=tuple(map(str, vpn.addresses)),
+            allowed_ips=tuple(map(str, vpn.allowed_ips)),
             mtu=vpn.mtu,
             keepalive=vpn.keepalive,
-            dns=vpn.dns,
+            dns=tuple(map(str, vpn.dns)),
             inputs=bool(job.inputs),
             command=job.command,
-            environment=job.environment,
+            environment=job.env,
             outputs=job.outputs,
         )
 

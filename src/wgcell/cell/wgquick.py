@@ -134,15 +134,18 @@ class _Reader:
                 "delete the line; what the workload needs at its start goes into its command",
             )
         if lower in _HOST_SETTINGS:
-            self.fail(number, f"{_HOST_SETTINGS[lower]} changes this machine's own settings",
-                      "delete the line: the tunnel lives inside the VM")
+            self.fail(
+                number,
+                f"{_HOST_SETTINGS[lower]} changes this machine's own settings",
+                "delete the line: the tunnel lives inside the VM",
+            )
         if not equals:
             self.fail(number, "not a section, and not KEY = VALUE")
         if not section:
             self.fail(number, f"{key[:40]!r} stands before any [Interface] or [Peer]")
         if lower not in _KEYS[section]:
             allowed = ", ".join(_KEYS[section].values())
-            self.fail(number, f"unknown key {key[:40]!r} in [{section.title()}]; allowed: {allowed}")
+            self.fail(number, f"[{section.title()}] has no key {key[:40]!r}; allowed: {allowed}")
         if not value:
             self.fail(number, f"{_KEYS[section][lower]} has no value")
         if (section, lower) in seen and lower not in _REPEATABLE:

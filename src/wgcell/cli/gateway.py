@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import signal
 import sys
@@ -13,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from wgcell.cell.children import GatewayProcess, b64
+from wgcell.cell.children import GatewayProcess
 from wgcell.errors import PolicyError
-from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 
 __all__ = ["app"]
 
@@ -49,13 +48,11 @@ def _load(file: Path) -> dict[str, Any]:
             raise PolicyError(
                 f"{file}: {key} is missing", mend="wgcell gateway keys makes a pair of keys"
             )
-    for key in [given["private_key"], *given["peers"]]:
+    for place, key in [("private_key", given["private_key"])] + [("peers", k) for k in given["peers"]]:
         try:
-            whole = len(base64.b64decode(str(key), validate=True)) == 32
-        except ValueError:
-            whole = False
-        if not whole:
-            raise PolicyError(f"{file}: a key must be 32 bytes in base64")
+            decode_key(str(key))
+        except PolicyError as error:
+            raise PolicyError(f"{file}: {place}: {error.message}") from None
     host, _, port = str(given.get("listen", "0.0.0.0:51820")).rpartition(":")  # noqa: S104
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise PolicyError(f"{file}: listen: expected ADDRESS:PORT, found {given['listen']!r}")
@@ -102,5 +99,5 @@ def run(file: Annotated[Path, typer.Argument(metavar="GATEWAY.toml")]) -> None:
 def keys() -> None:
     """Make a pair of keys: the private on standard output, the public on standard error."""
     private = generate_private_key()
-    print(b64(private))
-    print(f"public: {b64(public_key(private))}", file=sys.stderr)
+    print(private)
+    print(f"public: {public_key(private)}", file=sys.stderr)

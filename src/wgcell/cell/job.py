@@ -1,0 +1,471 @@
+"""What to run: a job file, the command line, or both, read into one frozen `Job`.
+
+A job file may come from a stranger. What it names on this machine (inputs, the VPN configuration)
+must therefore lie in the file's own folder; what the person at the terminal names with an option
+may lie anywhere. Both pass the same validation, and every error names the file and the key.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wgcell.errors import JobError, PolicyError
+from wgcell.gateway.policy import Policy
+
+__all__ = [
+    "GatewayAsked",
+    "HostLimits",
+    "Job",
+    "JobOptions",
+    "OnRogue",
+    "job_from_options",
+    "load_job",
+    "parse_duration",
+    "parse_size",
+]
+
+_T = TypeVar("_T")
+
+DEFAULT_IMAGE = "debian"
+DEFAULT_CPUS = 1
+DEFAULT_MEMORY = "512MiB"
+DEFAULT_DISK = "1GiB"
+SMALLEST_MEMORY = 128 * 2**20
+SMALLEST_DISK = 16 * 2**20
+LONGEST_TIMEOUT = 365 * 86400.0
+_LARGEST_FILE = 1 << 20
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?) ?([KMGT]i?B)", re.ASCII)
+_DURATION = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?", re.ASCII)
+_UNITS = {
+    prefix + suffix: base ** (power + 1)
+    for power, prefix in enumerate("KMGT")
+    for suffix, base in (("iB", 1024), ("B", 1000))
+}
+
+
+class OnRogue(Enum):
+    """What becomes of a VM at its first frame outside the tunnel."""
+
+    TERMINATE = "terminate"
+    FREEZE = "freeze"
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimits:
+    """What this machine has: ``memory`` and ``disk`` in bytes."""
+
+    cpus: int
+    memory: int
+    disk: int
+
+    @staticmethod
+    def of_this_host(folder: Path) -> HostLimits:
+        """This machine's CPUs and memory, and the free space where ``folder`` is or will be."""
+        place = folder
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        return HostLimits(
+            cpus=len(os.sched_getaffinity(0)),
+            memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            disk=shutil.disk_usage(place).free,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAsked:
+    """The embedded gateway, as a job asks for it. Empty means: default deny, nothing open."""
+
+    allow: tuple[str, ...] = ()
+    services: tuple[tuple[str, str], ...] = ()
+    """Pairs of ADDRESS:PORT in the tunnel and HOST:PORT on the gateway's side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job, validated. Exactly one of ``vpn`` and ``gateway`` is set."""
+
+    name: str
+    command: tuple[str, ...]
+    image: str
+    inputs: tuple[Path, ...]
+    """Absolute; each appears under its last component in /work."""
+    outputs: tuple[str, ...]
+    """Relative to /work, normalized."""
+    timeout: float | None
+    """Seconds from the workload's release; None is no limit."""
+    env: tuple[tuple[str, str], ...] = field(repr=False)
+    cpus: int
+    memory: int
+    """Bytes."""
+    disk: int
+    """Bytes of scratch space, for /work and everything the workload writes."""
+    vpn: Path | None
+    gateway: GatewayAsked | None
+    on_rogue: OnRogue = OnRogue.TERMINATE
+    guest_walls: bool = True
+    """False starts the workload as a compromised guest would run it: to test the host's walls."""
+
+    def public(self) -> dict[str, object]:
+        """The job for ``job.json``: no keys, and of the environment only the names."""
+        gateway = self.gateway
+        return {
+            "name": self.name,
+            "command": list(self.command),
+            "image": self.image,
+            "inputs": [str(path) for path in self.inputs],
+            "outputs": list(self.outputs),
+            "timeout": self.timeout,
+            "env": sorted(name for name, _ in self.env),
+            "resources": {"cpus": self.cpus, "memory": self.memory, "disk": self.disk},
+            "vpn": None if self.vpn is None else {"config": str(self.vpn)},
+            "gateway": None
+            if gateway is None
+            else {"allow": list(gateway.allow), "services": dict(gateway.services)},
+            "policy": {
+                "on_rogue": self.on_rogue.value,
+                "guest_walls": "on" if self.guest_walls else "off",
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """The command line's share of a job. None and empty leave the job file's word."""
+
+    name: str | None = None
+    command: tuple[str, ...] = ()
+    image: str | None = None
+    inputs: tuple[Path, ...] = ()
+    """Added to the file's; relative to the working folder, and may lie anywhere."""
+    outputs: tuple[str, ...] = ()
+    """Added to the file's."""
+    timeout: str | None = None
+    env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    cpus: int | None = None
+    memory: str | None = None
+    disk: str | None = None
+    vpn: Path | None = None
+    """Replaces the file's [vpn] or [gateway]."""
+    allow: tuple[str, ...] = ()
+    """Added to the file's [gateway] allow."""
+    services: tuple[tuple[str, str], ...] = ()
+    on_rogue: str | None = None
+    guest_walls: str | None = None
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Resources(_Model):
+    cpus: int = DEFAULT_CPUS
+    memory: str = DEFAULT_MEMORY
+    disk: str = DEFAULT_DISK
+
+
+class _Vpn(_Model):
+    config: str
+
+
+class _Gateway(_Model):
+    allow: list[str] = Field(default_factory=list)
+    services: dict[str, str] = Field(default_factory=dict)
+
+
+class _Policy(_Model):
+    on_rogue: str = OnRogue.TERMINATE.value
+    guest_walls: str = "on"
+
+
+class _JobFile(_Model):
+    name: str | None = None
+    command: list[str] = Field(default_factory=list)
+    image: str = DEFAULT_IMAGE
+    inputs: list[str] = Field(default_factory=list)
+    outputs: list[str] = Field(default_factory=list)
+    timeout: str | int | float | None = None
+    env: dict[str, str] = Field(default_factory=dict)
+    resources: _Resources = Field(default_factory=_Resources)
+    vpn: _Vpn | None = None
+    gateway: _Gateway | None = None
+    policy: _Policy = Field(default_factory=_Policy)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``"2GiB"``, ``"512MiB"``, ``"1.5GB"``. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r}; allowed: a number and KiB, MiB, GiB or TiB, as 2GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_duration(value: str | int | float) -> float:
+    """Seconds of ``"2h"``, ``"1h30m"``, ``"90s"``, or of a plain number. Raises ValueError."""
+    allowed = "allowed: seconds, or a duration such as 90s, 15m, 2h, 1h30m, up to 365d"
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        plain = re.fullmatch(r"[0-9]{1,9}", value.strip(), re.ASCII)
+        if plain:
+            seconds = float(value)
+        elif match is None or not any(match.groups()) or len(value) > 40:
+            raise ValueError(f"{value!r}; {allowed}")
+        else:
+            days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+            seconds = float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
+    else:
+        seconds = float(value)
+    if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_TIMEOUT):
+        raise ValueError(f"{value!r}; {allowed}")
+    return seconds
+
+
+class _Reading:
+    """Where a job comes from, and one way to complain about it."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def fail(self, key: str, found: str, mend: str = "") -> NoReturn:
+        raise JobError(f"{self.source}: {key}: {found}", mend=mend)
+
+    def model(self, raw: Mapping[str, Any]) -> _JobFile:
+        try:
+            return _JobFile.model_validate(dict(raw))
+        except ValidationError as error:
+            lines = [self._line(dict(item)) for item in error.errors(include_url=False)]
+            raise JobError("\n".join(lines)) from None
+
+    def _line(self, item: dict[str, Any]) -> str:
+        location = tuple(part for part in item["loc"] if part not in ("str", "int", "float"))
+        key = ".".join(str(part) for part in location)
+        if item["type"] == "extra_forbidden":
+            allowed = ", ".join(_keys_beside(location))
+            return f"{self.source}: unknown key {key!r}; allowed here: {allowed}"
+        found = repr(item.get("input"))
+        return f"{self.source}: {key}: found {found[:80]}; {item['msg'].lower()}"
+
+    def name(self, text: str) -> str:
+        if not _NAME.fullmatch(text):
+            self.fail("name", f"found {text[:60]!r}; allowed: 1-32 of a-z, 0-9 and -, not - first")
+        return text
+
+    def command(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        if not words or not words[0]:
+            self.fail("command", "is empty", 'give one: command = ["python3", "train.py"], or -- ')
+        if any("\0" in word for word in words):
+            self.fail("command", "holds a NUL character")
+        return words
+
+    def outputs(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        found: dict[str, None] = {}
+        for text in texts:
+            path = PurePosixPath(text)
+            climbs = path.is_absolute() or ".." in path.parts
+            if climbs or not path.parts or any(ord(c) < 32 or ord(c) == 127 for c in text):
+                self.fail("outputs", f"found {text[:80]!r}; allowed: a path in /work, without ..")
+            found[str(path)] = None
+        return tuple(found)
+
+    def env(self, pairs: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        for name, value in pairs.items():
+            if not _ENV_NAME.fullmatch(name):
+                self.fail("env", f"found the name {name[:60]!r}; allowed: letters, digits and _")
+            if "\0" in value:
+                self.fail(f"env.{name}", "holds a NUL character")
+        return tuple(pairs.items())
+
+    def beside(self, key: str, text: str, folder: Path) -> Path:
+        """A path of a job file: below the file's folder, whoever wrote it."""
+        path = PurePosixPath(text)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in text:
+            self.fail(
+                key,
+                f"found {text[:120]!r}; allowed: a path below the job file's own folder",
+                "name a file elsewhere on the command line, with --input or --vpn",
+            )
+        return folder.joinpath(*path.parts)
+
+    def choice(self, key: str, text: str, allowed: tuple[str, ...]) -> str:
+        if text not in allowed:
+            self.fail(key, f"found {text[:60]!r}; allowed: {', '.join(allowed)}")
+        return text
+
+    def size(self, key: str, text: str, low: int, high: int) -> int:
+        try:
+            size = parse_size(text)
+        except ValueError as error:
+            self.fail(key, f"found {error}")
+        if size < low:
+            self.fail(key, f"found {text!r}; allowed: at least {low // 2**20}MiB")
+        if size > high:
+            self.fail(key, f"found {text!r}; this machine has {high // 2**20}MiB")
+        return size
+
+
+def _keys_beside(location: tuple[object, ...]) -> list[str]:
+    sections: dict[object, type[_Model]] = {
+        "resources": _Resources,
+        "vpn": _Vpn,
+        "gateway": _Gateway,
+        "policy": _Policy,
+    }
+    model = sections.get(location[0], _JobFile) if len(location) > 1 else _JobFile
+    return sorted(model.model_fields)
+
+
+def load_job(
+    path: Path, limits: HostLimits | None = None, options: JobOptions | None = None
+) -> Job:
+    """The job of a file, with the command line's ``options`` over it.
+
+    ``limits`` are this machine's unless given. Raises `JobError`, naming the file, the line (of a
+    syntax error) or the key, what was found and what is allowed.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE + 1)
+        if len(raw) > _LARGEST_FILE:
+            raise JobError(f"{path}: larger than 1 MiB, which no job file is")
+        parsed = tomllib.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise JobError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise JobError(f"{path}: line {line}: not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        # tomllib's own words end in "(at line 3, column 7)", or in this where the file stops short.
+        last = f"(at line {raw.count(bytes([10])) + 1}, the last)"
+        words = str(error).replace("(at end of document)", last)
+        raise JobError(f"{path}: not TOML: {words}") from None
+    except RecursionError:
+        raise JobError(f"{path}: not TOML: nested too deeply") from None
+    reading = _Reading(str(path))
+    file_job = reading.model(parsed)
+    return _build(reading, file_job, path.absolute().parent, path.stem, limits, options)
+
+
+def job_from_options(
+    options: JobOptions, limits: HostLimits | None = None, folder: Path | None = None
+) -> Job:
+    """The job of a command line alone. ``folder`` (the working folder) anchors relative paths.
+
+    Raises `JobError` as `load_job` does, with "command line" in the file's place.
+    """
+    reading = _Reading("command line")
+    stem = Path(options.command[0]).name if options.command else "job"
+    return _build(reading, _JobFile(), folder or Path.cwd(), stem, limits, options)
+
+
+def _first(*values: _T | None, default: _T) -> _T:
+    return next((value for value in values if value is not None), default)
+
+
+def _build(
+    reading: _Reading,
+    file: _JobFile,
+    folder: Path,
+    stem: str,
+    limits: HostLimits | None,
+    options: JobOptions | None,
+) -> Job:
+    chosen = options or JobOptions()
+    host = limits or HostLimits.of_this_host(folder)
+    anchor = Path.cwd()
+    vpn, gateway = _tunnel(reading, file, folder, chosen, anchor)
+    cpus = _first(chosen.cpus, default=file.resources.cpus)
+    if not 1 <= cpus <= host.cpus:
+        reading.fail("resources.cpus", f"found {cpus}; allowed: 1-{host.cpus}, this machine's")
+    memory = _first(chosen.memory, default=file.resources.memory)
+    disk = _first(chosen.disk, default=file.resources.disk)
+    inputs = [reading.beside("inputs", text, folder) for text in file.inputs]
+    inputs += [anchor / path for path in chosen.inputs]
+    _one_name_each(reading, inputs)
+    policy = file.policy
+    rogue = _first(chosen.on_rogue, default=policy.on_rogue)
+    walls = _first(chosen.guest_walls, default=policy.guest_walls)
+    return Job(
+        name=reading.name(_first(chosen.name, file.name, default=_as_name(stem))),
+        command=reading.command(chosen.command or tuple(file.command)),
+        image=_image(reading, _first(chosen.image, default=file.image)),
+        inputs=tuple(inputs),
+        outputs=reading.outputs((*file.outputs, *chosen.outputs)),
+        timeout=_timeout(reading, chosen.timeout or file.timeout),
+        env=reading.env({**file.env, **dict(chosen.env)}),
+        cpus=cpus,
+        memory=reading.size("resources.memory", memory, SMALLEST_MEMORY, host.memory),
+        disk=reading.size("resources.disk", disk, SMALLEST_DISK, host.disk),
+        vpn=vpn,
+        gateway=gateway,
+        on_rogue=OnRogue(
+            reading.choice("policy.on_rogue", rogue, tuple(item.value for item in OnRogue))
+        ),
+        guest_walls=reading.choice("policy.guest_walls", walls, ("on", "off")) == "on",
+    )
+
+
+def _tunnel(
+    reading: _Reading, file: _JobFile, folder: Path, chosen: JobOptions, anchor: Path
+) -> tuple[Path | None, GatewayAsked | None]:
+    """The job's one tunnel. With neither [vpn] nor [gateway]: the gateway, with nothing open."""
+    asks_gateway = bool(chosen.allow or chosen.services)
+    if chosen.vpn is not None:
+        if asks_gateway:
+            reading.fail("--vpn", "can't be combined with --allow or --service: one tunnel a cell")
+        return anchor / chosen.vpn, None
+    if file.vpn is not None:
+        if file.gateway is not None or asks_gateway:
+            reading.fail("vpn, gateway", "both are given; a cell has exactly one tunnel")
+        return reading.beside("vpn.config", file.vpn.config, folder), None
+    asked = file.gateway or _Gateway()
+    allow = tuple(dict.fromkeys((*asked.allow, *chosen.allow)))
+    services = {**asked.services, **dict(chosen.services)}
+    try:
+        Policy.parse(allow, services)
+    except PolicyError as error:
+        reading.fail("gateway", error.message, error.mend)
+    return None, GatewayAsked(allow, tuple(services.items()))
+
+
+def _one_name_each(reading: _Reading, inputs: list[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for path in inputs:
+        if not path.name:
+            reading.fail("inputs", f"found {str(path)!r}, which has no name of its own")
+        if path.name in seen:
+            reading.fail("inputs", f"{path} and {seen[path.name]} would both be /work/{path.name}")
+        seen[path.name] = path
+
+
+def _as_name(stem: str) -> str:
+    """A valid name made of a file's stem, for a job that gives none."""
+    made = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:32].rstrip("-")
+    return made or "job"
+
+
+def _image(reading: _Reading, text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", text, re.ASCII) or ".." in text:
+        reading.fail("image", f"found {text[:60]!r}; allowed: 1-64 of a-z, 0-9 and . _ -")
+    return text
+
+
+def _timeout(reading: _Reading, value: str | float | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        reading.fail("timeout", f"found {error}")

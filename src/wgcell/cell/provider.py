@@ -1,0 +1,158 @@
+"""The provider's own word, which no job widens: ``$XDG_CONFIG_HOME/wgcell/config.toml``.
+
+::
+
+    allow_endpoints = ["203.0.113.0/24"]   # endpoints beyond the Internet's plain addresses
+    allow_emulation = true                 # QEMU's TCG where KVM does not work
+    require_walls = false                  # refuse to run where a wall of the host's is missing
+    allow_embedded_gateway = true          # whether a job may ask for the embedded gateway
+    [ceilings]
+    cpus = 4
+    memory = "8GiB"
+    disk = "20GiB"
+    timeout = "12h"
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wgcell.cell.endpoint import parse_networks
+from wgcell.cell.job import Job, parse_duration, parse_size
+from wgcell.errors import EndpointError, JobError
+
+__all__ = ["Ceilings", "Provider", "apply_ceilings", "config_path", "load_provider"]
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The most a job may ask for; None is no ceiling. Bytes, and seconds."""
+
+    cpus: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """The provider's configuration. The defaults are those of a machine without a file."""
+
+    allow_endpoints: tuple[Network, ...] = ()
+    allow_emulation: bool = True
+    require_walls: bool = False
+    allow_embedded_gateway: bool = True
+    ceilings: Ceilings = Ceilings()
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Ceilings(_Model):
+    cpus: int | None = Field(default=None, ge=1)
+    memory: str | None = None
+    disk: str | None = None
+    timeout: str | int | None = None
+
+
+class _File(_Model):
+    allow_endpoints: list[str] = Field(default_factory=list)
+    allow_emulation: bool = True
+    require_walls: bool = False
+    allow_embedded_gateway: bool = True
+    ceilings: _Ceilings = Field(default_factory=_Ceilings)
+
+
+def config_path(environment: Mapping[str, str] | None = None) -> Path:
+    """Where the provider's configuration is, whether or not it exists."""
+    variables = os.environ if environment is None else environment
+    base = variables.get("XDG_CONFIG_HOME", "")
+    root = Path(base) if base.startswith("/") else Path.home() / ".config"
+    return root / "wgcell" / "config.toml"
+
+
+def load_provider(path: Path | None = None) -> Provider:
+    """The configuration at ``path`` (`config_path` unless given); the defaults if it is missing.
+
+    A file that exists and can't be read or understood raises `JobError`: a limit that is not
+    understood must not be no limit.
+    """
+    place = path or config_path()
+    try:
+        raw = place.read_bytes()
+    except FileNotFoundError:
+        return Provider()
+    except OSError as error:
+        raise JobError(f"{place}: {error.strerror or error}") from None
+    try:
+        file = _File.model_validate(tomllib.loads(raw.decode("utf-8")))
+    except ValidationError as error:
+        lines = [
+            f"{place}: {'.'.join(map(str, item['loc']))}: {item['msg'].lower()}"
+            for item in error.errors(include_url=False)
+        ]
+        raise JobError("\n".join(lines)) from None
+    except (ValueError, RecursionError) as error:
+        raise JobError(f"{place}: not TOML: {error}") from None
+    return Provider(
+        allow_endpoints=_networks(file.allow_endpoints, place),
+        allow_emulation=file.allow_emulation,
+        require_walls=file.require_walls,
+        allow_embedded_gateway=file.allow_embedded_gateway,
+        ceilings=_ceilings(file.ceilings, place),
+    )
+
+
+def _networks(texts: list[str], place: Path) -> tuple[Network, ...]:
+    try:
+        return parse_networks(texts, f"{place}: allow_endpoints")
+    except EndpointError as error:
+        raise JobError(error.message) from None
+
+
+def _ceilings(file: _Ceilings, place: Path) -> Ceilings:
+    try:
+        return Ceilings(
+            cpus=file.cpus,
+            memory=None if file.memory is None else parse_size(file.memory),
+            disk=None if file.disk is None else parse_size(file.disk),
+            timeout=None if file.timeout is None else parse_duration(file.timeout),
+        )
+    except ValueError as error:
+        raise JobError(f"{place}: ceilings: found {error}") from None
+
+
+def apply_ceilings(job: Job, provider: Provider) -> None:
+    """Raise `JobError` if ``job`` asks for more than the provider gives.
+
+    A job without a timeout is refused where there is a ceiling for it: it must say how long.
+    """
+    ceilings = provider.ceilings
+    asked: tuple[tuple[str, float, float | None, str], ...] = (
+        ("resources.cpus", job.cpus, ceilings.cpus, ""),
+        ("resources.memory", job.memory, ceilings.memory, " bytes"),
+        ("resources.disk", job.disk, ceilings.disk, " bytes"),
+        ("timeout", job.timeout or float("inf"), ceilings.timeout, " s"),
+    )
+    for key, value, ceiling, unit in asked:
+        if ceiling is not None and value > ceiling:
+            found = "none" if value == float("inf") else f"{value:g}{unit}"
+            raise JobError(
+                f"job {job.name}: {key}: found {found}; "
+                f"this provider allows at most {ceiling:g}{unit}"
+            )
+    if job.gateway is not None and not provider.allow_embedded_gateway:
+        raise JobError(
+            f"job {job.name}: gateway: this provider does not allow the embedded gateway",
+            mend="give the job a [vpn] config of its own",
+        )

@@ -1,0 +1,76 @@
+"""``python -m wgcell.gateway``: one embedded gateway as a process.
+
+One line of JSON on stdin says what to be; JSON lines on stdout say what happens: ``ready`` first,
+then each flow. The end of stdin, a closed stdout or the parent's death end it: it never outlives
+who started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+
+from wgcell.errors import WgcellError
+from wgcell.gateway.engine import Engine, parse_config
+
+_PR_SET_PDEATHSIG = 1
+_LONGEST_LINE = 1 << 20
+
+
+def _die_with_parent() -> bool:
+    """Ask the kernel to end this process with its parent; False if the parent is gone already."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # The parent may have died before prctl took hold: then init, or a subreaper, is it now.
+    return os.getppid() == parent and parent != 1
+
+
+def _say(event: dict[str, object]) -> None:
+    try:
+        # A flow is told before a byte of it moves, so this must reach the pipe at once.
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        # Nobody hears us: a gateway that can't log must not forward.
+        os._exit(1)
+
+
+async def _serve() -> int:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=_LONGEST_LINE)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    try:
+        line = await reader.readline()
+        engine = Engine(parse_config(json.loads(line)), _say)
+        host, port = await engine.start()
+    except (WgcellError, ValueError, OSError) as error:
+        _say({"event": "fault", "detail": str(error)})
+        return 125
+    _say({"event": "ready", "host": host, "port": port})
+    while await reader.read(4096):
+        pass
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await engine.stop()
+    return 0
+
+
+def main() -> int:
+    """Run until stdin ends. 0, or 125 if it could not start."""
+    if not _die_with_parent():
+        return 125
+    # The terminal's Ctrl-C reaches every process of the group; the supervisor decides for us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = asyncio.run(_serve())
+    sys.stdout.flush()
+    # Threads of the WireGuard server's runtime must not hold up the exit.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

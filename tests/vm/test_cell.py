@@ -1,0 +1,184 @@
+"""Whole cells in real VMs. What each can't show: a frame that QEMU itself would hide from the NIC's
+socket; the seal and the jail, which are not built yet."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scapy.utils import PcapNgReader
+
+from wgcell.cell.events import broken_link
+
+Cell = Callable[..., Any]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+
+DEMO = Path(__file__).parents[2] / "demo"
+FETCH = "import urllib.request as u; print(len(u.urlopen('http://10.99.0.5/{}', timeout=30).read()))"
+
+
+def children_of(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()]
+
+
+def test_true_completes_and_an_honest_guest_emits_nothing_but_wireguard(cell: Cell) -> None:
+    ended = cell(command=["true"])
+    assert ended.code == 0, ended.stderr
+    result = ended.result
+    assert result["outcome"] == "completed"
+    assert result["relay"]["refused"] == {}
+    assert result["relay"]["handshakes"] >= 1
+    assert result["walls"]["seal"] is False and result["walls"]["jail"] is False
+    lines = (ended.folder / "events.jsonl").read_bytes().splitlines()
+    assert broken_link(lines) is None
+    states = [event["state"] for event in ended.events if event["event"] == "state"]
+    assert states == [
+        *("preparing", "consent", "booting", "verifying", "running", "stopping", "ended"),
+    ]
+    assert not (ended.folder / "scratch.img").exists()
+
+
+def test_output_exit_code_and_arguments_come_through_unchanged(cell: Cell) -> None:
+    script = "import os,sys; print(sys.argv[1:], os.environ['A']); print('err', file=sys.stderr); "
+    script += "print(os.getcwd(), os.getuid()); sys.exit(7)"
+    hard = ["it's", 'a "b"', "$HOME", "", "two\nlines", "end\n"]
+    ended = cell("--env", "A=x y", command=["python3", "-c", script, *hard])
+    assert ended.code == 7, ended.stderr
+    assert ended.stdout == f"{hard} x y\n/work 0\n"
+    assert "err" in ended.stderr.splitlines()
+    assert (ended.folder / "stderr.log").read_text() == "err\n"
+
+
+@pytest.mark.parametrize(("word", "code"), [("no-such-command", 127), ("/etc/passwd", 126)])
+def test_a_command_that_can_not_be_started(cell: Cell, word: str, code: int) -> None:
+    assert cell(command=[word]).code == code
+
+
+def test_data_comes_through_the_tunnel_and_results_come_home(
+    cell: Cell, service: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import pathlib, urllib.request as u\n"
+        "data = u.urlopen('http://10.99.0.5/data.csv', timeout=30).read()\n"
+        "pathlib.Path('results/deep').mkdir(parents=True)\n"
+        "pathlib.Path('results/deep/data.csv').write_bytes(data)\n"
+    )
+    given = ["--service", service, "--input", str(script), "--output", "results/"]
+    ended = cell(*given, command=["python3", "job.py"])
+    assert ended.code == 0, ended.stderr
+    assert (ended.folder / "outputs/results/deep/data.csv").read_bytes() == b"name,value\na,1\n"
+    assert ended.result["relay"]["refused"] == {}
+    assert ended.flows("allow") == ["10.99.0.5:80"]
+
+
+def test_what_the_gateway_does_not_allow_is_refused_and_the_cell_goes_on(cell: Cell) -> None:
+    ended = cell("--input", str(DEMO / "stray.py"), command=["python3", "stray.py"])
+    assert ended.code == 0, ended.stdout + ended.stderr
+    refused = ended.flows("refuse")
+    assert "203.0.113.7:80" in refused
+    assert any(flow.startswith("attacker.example:") for flow in refused)
+
+
+def test_root_in_the_workload_reaches_nothing(cell: Cell) -> None:
+    ended = cell("--input", str(DEMO / "hostile.py"), command=["python3", "hostile.py"])
+    assert ended.code == 0, ended.stdout
+    assert ended.stdout.startswith("uid 0\n")
+    assert ended.stdout.count("failed inside") == 13
+    assert ended.result["relay"]["refused"] == {}
+
+
+def test_first_rogue_frame_of_a_compromised_guest_kills_it(cell: Cell) -> None:
+    ended = cell(
+        *("--guest-walls", "off", "--input", str(DEMO / "compromised.py")),
+        command=["python3", "compromised.py"],
+    )
+    assert ended.code == 120, ended.stderr
+    assert ended.result["outcome"] == "rogue"
+    assert "STILL ALIVE" not in ended.stdout
+    with PcapNgReader(str(ended.folder / "rogue.pcapng")) as frames:
+        packet = next(iter(frames))
+    assert packet["IP"].dst == "192.168.1.1"
+
+
+def test_a_workload_that_runs_too_long(cell: Cell) -> None:
+    ended = cell("--timeout", "2s", command=["sleep", "60"])
+    assert ended.code == 124
+    assert ended.result["outcome"] == "timeout"
+
+
+def test_interrupted_it_ends_in_order_and_leaves_nothing(tmp_path: Path, wgcell: str) -> None:
+    argv = [wgcell, "run", "--state-dir", str(tmp_path), "--", "sh", "-c", "echo up; sleep 60"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    children = children_of(process.pid)
+    assert len(children) == 3  # gateway, relay, QEMU
+    shown = subprocess.run(
+        [wgcell, "ps", "--state-dir", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "running" in shown.stdout
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "cancelled" in stderr
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize(("victim", "code"), [("qemu", 123), ("relay", 125), ("gateway", 125)])
+def test_whichever_process_dies_the_others_die_with_it(
+    tmp_path: Path, wgcell: str, victim: str, code: int
+) -> None:
+    argv = [wgcell, "run", "--state-dir", str(tmp_path), "--", "sh", "-c", "echo up; sleep 60"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    children = children_of(process.pid)
+    named = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    chosen = [pid for pid, line in named.items() if victim.encode() in line.split(b"-name")[0]]
+    assert chosen, named
+    os.kill(chosen[0], signal.SIGKILL)
+    process.communicate(timeout=20)
+    assert process.returncode == code
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_supervisor_that_is_killed_leaves_no_machine_behind(tmp_path: Path, wgcell: str) -> None:
+    argv = [wgcell, "run", "--state-dir", str(tmp_path), "--", "sh", "-c", "echo up; sleep 60"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    children = children_of(process.pid)
+    process.kill()
+    process.communicate(timeout=20)
+    deadline = time.monotonic() + 2
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    shown = subprocess.run(
+        [wgcell, "ps", "-a", "--state-dir", str(tmp_path)], capture_output=True, text=True
+    )
+    assert "died" in shown.stdout
+
+
+@pytest.mark.timeout(300)
+def test_a_rekey_passes_without_one_refusal(cell: Cell, service: str) -> None:
+    """Linux's WireGuard inside, boringtun outside, traffic across REKEY_AFTER_TIME (120 s)."""
+    script = "import time, urllib.request as u\n"
+    script += "end = time.monotonic() + 150\n"
+    script += "while time.monotonic() < end:\n"
+    script += "    n = len(u.urlopen('http://10.99.0.5/big', timeout=30).read())\n"
+    script += "    assert n == 2000000; time.sleep(5)\n"
+    ended = cell("--service", service, command=["python3", "-c", script], timeout=260)
+    assert ended.code == 0, ended.stderr
+    assert ended.result["relay"]["handshakes"] >= 2
+    assert ended.result["relay"]["refused"] == {}
+
+
