@@ -13,7 +13,9 @@ def attempt(what, act):
         act()
     except (OSError, subprocess.SubprocessError) as error:
         detail = str(getattr(error, "stderr", "") or error).strip().splitlines()
-        print(f"failed inside  {what}: {detail[-1] if detail else type(error).__name__}", flush=True)
+        print(
+            f"failed inside  {what}: {detail[-1] if detail else type(error).__name__}", flush=True
+        )
     else:
         SUCCEEDED.append(what)
         print(f"SUCCEEDED      {what}", flush=True)

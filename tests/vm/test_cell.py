@@ -20,7 +20,9 @@ Cell = Callable[..., Any]
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
 
 DEMO = Path(__file__).parents[2] / "demo"
-FETCH = "import urllib.request as u; print(len(u.urlopen('http://10.99.0.5/{}', timeout=30).read()))"
+FETCH = (
+    "import urllib.request as u; print(len(u.urlopen('http://10.99.0.5/{}', timeout=30).read()))"
+)
 
 
 def children_of(pid: int) -> list[int]:
@@ -180,5 +182,3 @@ def test_a_rekey_passes_without_one_refusal(cell: Cell, service: str) -> None:
     assert ended.code == 0, ended.stderr
     assert ended.result["relay"]["handshakes"] >= 2
     assert ended.result["relay"]["refused"] == {}
-
-

@@ -187,7 +187,10 @@ class _Unpacking:
         if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in name):
             return "its name holds control characters, or is not UTF-8"
         encoded = [len(os.fsencode(part)) for part in path.parts]
-        if sum(encoded) + len(encoded) > _LONGEST_NAME or max(encoded, default=0) > _LONGEST_COMPONENT:
+        if (
+            sum(encoded) + len(encoded) > _LONGEST_NAME
+            or max(encoded, default=0) > _LONGEST_COMPONENT
+        ):
             return "its name is too long"
         if len(encoded) > _DEEPEST:
             return "its folders are nested too deeply"

@@ -55,7 +55,7 @@ class RelayProcess:
         Raises LaunchError if it does not say that it is ready.
         """
         ours, theirs = socket.socketpair()
-        argv = (*_PYTHON, "wgcell.relay", "--nic-fd", str(nic.fileno()))
+        argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", "--nic-fd", str(nic.fileno()))
         argv += ("--udp-fd", str(udp.fileno()), "--control-fd", str(theirs.fileno()))
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -80,7 +80,7 @@ class RelayProcess:
         return relay
 
     def tell(self, command: str, **fields: Any) -> None:
-        """Send one command; silently nothing if the relay is gone (its end is a cause by itself)."""
+        """Send one command; nothing if the relay is gone: its end is a cause by itself."""
         with contextlib.suppress(OSError, RuntimeError):
             self._writer.write(json.dumps({"command": command, **fields}).encode() + b"\n")
 

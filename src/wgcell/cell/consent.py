@@ -139,7 +139,7 @@ def build_initiation(
         digest = _hash(digest, sealed_static)
         chain, key = _kdf(chain, _dh(keys.private_key, responder), 2)
     except ValueError:
-        raise EndpointError("the endpoint's public key is not a usable X25519 key") from None
+        raise ConsentError("the endpoint's public key is not a usable X25519 key") from None
     sealed_timestamp = ChaCha20Poly1305(key).encrypt(_NO_NONCE, timestamp(now_ns), digest)
     digest = _hash(digest, sealed_timestamp)
     body = struct.pack("<II", 1, index) + ephemeral_public + sealed_static + sealed_timestamp

@@ -117,7 +117,8 @@ def _vet_link(top: Path, path: Path) -> None:
 
 def _write(members: Sequence[tuple[Path, str]], file: BinaryIO) -> None:
     tops = {name for _, name in members if "/" not in name}
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    # GNU's format for long names, and not pax: busybox's tar skips pax headers, and cuts the name.
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for path, name in members:
             # A link that is itself an input would dangle in /work: what it leads to is packed.
             _add(tar, path.resolve() if name in tops and path.is_symlink() else path, name)

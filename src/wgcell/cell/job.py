@@ -265,7 +265,11 @@ class _Reading:
 
     def command(self, words: tuple[str, ...]) -> tuple[str, ...]:
         if not words or not words[0]:
-            self.fail("command", "is empty", 'give one: command = ["python3", "train.py"], or -- ')
+            self.fail(
+                "command",
+                "is empty",
+                'give one: command = ["python3", "train.py"], or after -- on the command line',
+            )
         if any("\0" in word for word in words):
             self.fail("command", "holds a NUL character")
         return words

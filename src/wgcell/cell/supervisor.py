@@ -42,7 +42,7 @@ from wgcell.machine.argv import Accelerator, Drive, MachineSpec, kernel_command_
 from wgcell.machine.process import Machine, find_qemu
 from wgcell.relay import evidence, link
 
-__all__ = ["EMBEDDED_GATEWAY", "Surroundings", "Supervisor"]
+__all__ = ["EMBEDDED_GATEWAY", "Supervisor", "Surroundings"]
 
 VERIFY_TIMEOUT = {Accelerator.KVM: 30.0, Accelerator.TCG: 120.0}
 """Seconds from QEMU's start to a verified tunnel, or the cell ends."""
@@ -273,9 +273,7 @@ class Supervisor:
         for name in ("stdout", "stderr"):
             self._drain(self._output_to_sink(name, ours[name]))
         if job.outputs:
-            self._unpacking = asyncio.ensure_future(
-                asyncio.to_thread(self._unpack, ours["files"])
-            )
+            self._unpacking = asyncio.ensure_future(asyncio.to_thread(self._unpack, ours["files"]))
         else:
             ours["files"].close()
         self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
@@ -492,9 +490,7 @@ class Supervisor:
             if self._state is not State.RUNNING:
                 continue
             if now - self._seen.last_valid > TUNNEL_TIMEOUT:
-                self._cause(
-                    Cause.TUNNEL_SILENT, f"no valid message for {TUNNEL_TIMEOUT:.0f} s"
-                )
+                self._cause(Cause.TUNNEL_SILENT, f"no valid message for {TUNNEL_TIMEOUT:.0f} s")
             if now - self._seen.last_heartbeat > patience:
                 self._cause(Cause.HEARTBEAT_SILENT, f"the agent was silent for {patience:.0f} s")
 
@@ -538,7 +534,7 @@ class Supervisor:
                 stream,
                 self._around.folder.path / "outputs",
                 limit_bytes=self._job.disk,
-                outputs=self._job.outputs,
+                allowed=self._job.outputs,
             )
 
     # The end: the machine first, whatever else fails.
@@ -558,7 +554,9 @@ class Supervisor:
                 outputs = {
                     "files": unpacked.files,
                     "bytes": unpacked.bytes,
-                    "refused": [f"{r.name}: {r.reason}" for r in unpacked.refusals],
+                    "refused": [f"{r.member}: {r.reason}" for r in unpacked.refusals],
+                    "refused_count": unpacked.refused,
+                    "complete": unpacked.complete,
                 }
         if self._gateway is not None:
             await self._gateway.quit()

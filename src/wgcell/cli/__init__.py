@@ -1,1 +1,1 @@
-"""The command line: one file a verb, ``main`` puts them together, ``terminal`` says what happens."""
+"""The command line: one file a verb, ``main`` puts them together, ``terminal`` tells."""

@@ -21,7 +21,8 @@ from wgcell.errors import StateError
 __all__ = ["events", "inspect", "logs", "ps", "rm", "stop"]
 
 StateDir = Annotated[
-    Path | None, typer.Option("--state-dir", help="Where the cells' folders are.", show_default=False)
+    Path | None,
+    typer.Option("--state-dir", help="Where the cells' folders are.", show_default=False),
 ]
 Name = Annotated[str, typer.Argument(metavar="CELL", help="A cell's name, id, or how it begins.")]
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on until the cell ends.")]

@@ -116,5 +116,3 @@ def doctor(
                 console.print(f"        {'':<20} {finding.mend}")
     if any(not finding.good and finding.needed for finding in findings):
         raise typer.Exit(1)
-
-

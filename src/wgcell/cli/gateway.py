@@ -48,12 +48,14 @@ def _load(file: Path) -> dict[str, Any]:
             raise PolicyError(
                 f"{file}: {key} is missing", mend="wgcell gateway keys makes a pair of keys"
             )
-    for place, key in [("private_key", given["private_key"])] + [("peers", k) for k in given["peers"]]:
+    for place, key in [("private_key", given["private_key"])] + [
+        ("peers", k) for k in given["peers"]
+    ]:
         try:
             decode_key(str(key))
         except PolicyError as error:
             raise PolicyError(f"{file}: {place}: {error.message}") from None
-    host, _, port = str(given.get("listen", "0.0.0.0:51820")).rpartition(":")  # noqa: S104
+    host, _, port = str(given.get("listen", "0.0.0.0:51820")).rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise PolicyError(f"{file}: listen: expected ADDRESS:PORT, found {given['listen']!r}")
     return {

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from wgcell.cli.terminal import console
+from wgcell.guest import scripts
 from wgcell.image import build as builder
 from wgcell.image import store
 
@@ -27,7 +28,7 @@ def build_with_progress(name: str) -> store.Image:
             elapsed = time.monotonic() - started
             console.print(f"[dim]wgcell: {elapsed:5.1f} s[/] {words}")
 
-        return builder.build(name, progress)
+        return builder.build(name, progress, scripts())
 
 
 @app.command()

@@ -15,10 +15,9 @@ from rich.markup import escape
 
 from wgcell.cell import endpoint
 from wgcell.cell.folder import create, state_folder
-from wgcell.cell.inputs import inspect as inspect_inputs
 from wgcell.cell.job import HostLimits, Job, JobOptions, job_from_options, load_job
-from wgcell.cell.provider import Provider, load_provider
-from wgcell.cell.supervisor import Surroundings, Supervisor
+from wgcell.cell.provider import Provider, apply_ceilings, load_provider
+from wgcell.cell.supervisor import Supervisor, Surroundings
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.terminal import Narrator, console, sink, warn
@@ -85,9 +84,7 @@ def _show_what_opens(job: Job, vpn: VpnConfig | None, address: str, port: int) -
 
 def run(
     context: typer.Context,
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[JOB.toml]", show_default=False)
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="[JOB.toml]", show_default=False)] = None,
     name: Annotated[str | None, typer.Option(help="What the cell is called.")] = None,
     vpn: Annotated[
         Path | None, typer.Option(help="A wg-quick file: the requester's tunnel.")
@@ -167,8 +164,7 @@ def run(
     )
     provider = load_provider()
     job = _job(file, options, cells)
-    provider.check(job)
-    inspect_inputs(job.inputs)
+    apply_ceilings(job, provider)
     tunnel, address, port = _endpoint(job, provider, allow_endpoint or [])
     qemu = find_qemu()
     guest_image = _image(job.image)
@@ -181,13 +177,10 @@ def run(
             )
         if not as_json:
             warn(f"emulated, which is no security boundary in QEMU's own terms ({reason})")
-    missing = set(provider.require_walls) - {"relay"} - (
-        {"guest_firewall", "guest_namespace"} if job.guest_walls else set()
-    )
-    if missing:
+    if provider.require_walls:
         raise HostError(
-            f"this provider requires walls that are not up: {', '.join(sorted(missing))}",
-            mend="wgcell doctor says what is missing; require_walls in config.toml asks for them",
+            "this provider requires every wall, and the relay's seal and QEMU's jail are not built",
+            mend="wgcell doctor lists the walls; require_walls in config.toml asks for them",
         )
     folder = create(cells, job.name)
     lock = folder.hold()

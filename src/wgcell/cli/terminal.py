@@ -24,9 +24,11 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def printable(data: bytes) -> bytes:
     r"""``data`` with control characters spelled out (``\x1b``); tab and newline stay."""
-    plain = _CONTROL.sub(
-        lambda match: b"\r" if match[0] == b"\r" else b"\\x%02x" % match[0][0], data
-    ).replace(b"\r\n", b"\n").replace(b"\r", b"\\x0d")
+    plain = (
+        _CONTROL.sub(lambda match: b"\r" if match[0] == b"\r" else b"\\x%02x" % match[0][0], data)
+        .replace(b"\r\n", b"\n")
+        .replace(b"\r", b"\\x0d")
+    )
     text = plain.decode("utf-8", "backslashreplace")
     return _C1.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
 
@@ -35,7 +37,7 @@ def raw_sink(fd: int) -> Callable[[bytes], None]:
     """Write to ``fd`` as it comes."""
 
     def write(data: bytes) -> None:
-        with open(fd, "wb", buffering=0, closefd=False) as file:  # noqa: PTH123
+        with open(fd, "wb", buffering=0, closefd=False) as file:
             view = memoryview(data)
             while view:
                 view = view[file.write(view) or 0 :]
@@ -125,5 +127,3 @@ class Narrator:
         """Take the spinner off the screen."""
         if self._status is not None:
             self._status.stop()
-
-

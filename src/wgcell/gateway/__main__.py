@@ -26,8 +26,9 @@ def _die_with_parent() -> bool:
     """Ask the kernel to end this process with its parent; False if the parent is gone already."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # The parent may have died before prctl took hold: then init, or a subreaper, is it now.
-    return os.getppid() == parent and parent != 1
+    # The parent may have died before prctl took hold: then init, or a subreaper, is it now. One
+    # that died before the first question has closed our stdin, which ends us as well.
+    return os.getppid() == parent
 
 
 def _say(event: dict[str, object]) -> None:
@@ -47,11 +48,10 @@ async def _serve() -> int:
     try:
         line = await reader.readline()
         engine = Engine(parse_config(json.loads(line)), _say)
-        host, port = await engine.start()
+        await engine.start()
     except (WgcellError, ValueError, OSError) as error:
         _say({"event": "fault", "detail": str(error)})
         return 125
-    _say({"event": "ready", "host": host, "port": port})
     while await reader.read(4096):
         pass
     with contextlib.suppress(TimeoutError):

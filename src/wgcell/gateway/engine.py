@@ -87,17 +87,19 @@ def parse_config(raw: object) -> GatewayConfig:
 async def resolve_names(policy: Policy) -> tuple[Policy, tuple[str, ...]]:
     """``policy`` with its names resolved, and the names that did not resolve."""
     loop = asyncio.get_running_loop()
-    names: dict[str, tuple[Address, ...]] = {}
-    lost: list[str] = []
-    for name in sorted(policy.allowed_names()):
+
+    async def one(name: str) -> tuple[Address, ...]:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError, TimeoutError):
-            lost.append(name)
-            continue
-        names[name] = tuple(dict.fromkeys(ipaddress.ip_address(item[4][0]) for item in found))
-    return replace(policy, names=names), tuple(lost)
+            return ()
+        return tuple(dict.fromkeys(ipaddress.ip_address(item[4][0]) for item in found))
+
+    asked = sorted(policy.allowed_names())
+    answers = await asyncio.gather(*map(one, asked))
+    names = {name: found for name, found in zip(asked, answers, strict=True) if found}
+    return replace(policy, names=names), tuple(name for name in asked if name not in names)
 
 
 def answer_query(raw: bytes, names: Mapping[str, tuple[Address, ...]]) -> tuple[bytes, str, bool]:
@@ -149,10 +151,12 @@ class Engine:
         self._server: Any = None
 
     async def start(self) -> tuple[str, int]:
-        """Resolve names, listen, and return where. Raises OSError if it can't listen."""
+        """Resolve names, listen, report ``ready`` and return where we listen.
+
+        A name that does not resolve is reported and stays refused. Raises OSError if it can't
+        listen.
+        """
         self._policy, lost = await resolve_names(self._config.policy)
-        for name in lost:
-            self._report({"event": "unresolved", "time": time.time(), "name": name})
         config = self._config
         self._server = await mitmproxy_rs.wireguard.start_wireguard_server(
             *config.listen,
@@ -162,6 +166,9 @@ class Engine:
             self._udp,
         )
         host, port = self._server.getsockname()[:2]
+        self._report({"event": "ready", "host": str(host), "port": int(port)})
+        for name in lost:
+            self._report({"event": "unresolved", "time": time.time(), "name": name})
         return str(host), int(port)
 
     async def stop(self) -> None:

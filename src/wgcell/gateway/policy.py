@@ -7,8 +7,8 @@ never waits and never leaves the process.
 
 The requester's own machine and LAN lie on this side of the tunnel's end, so a rule meant for the
 Internet must not open them by accident: private, loopback, link-local (cloud metadata), multicast
-and reserved addresses, and those given as ``protected``, are refused unless a rule lists them by
-address. ``0.0.0.0/0:*`` does not list 192.168.1.1; ``192.168.1.0/24:80`` does. Loopback and
+and reserved addresses, and the networks given as ``protected``, are refused unless a rule lists
+them by address. ``0.0.0.0/0:*`` does not list 192.168.1.1; ``192.168.1.0/24:80`` does. Loopback and
 link-local addresses must be listed one by one. A name never lists: what it resolves to is not in
 the hand of who wrote the rule.
 """
@@ -245,7 +245,7 @@ class Policy:
             what = self._kept_from(plain, rule.network)
             if not what:
                 return Decision(Verdict.ALLOW, rule.text, "a rule allows it")
-            refusal = f"{what} address, and no rule lists it by address"
+            refusal = f"{_article(what)} address, and no rule lists it"
         return Decision(Verdict.REFUSE, "", refusal)
 
     def _kept_from(self, address: Address, network: Network | None) -> str:
@@ -256,7 +256,12 @@ class Policy:
         for protected, what, by_network in _PROTECTED:
             if address in protected and not (by_network and _inside(network, protected)):
                 return what
-        return "protected" if any(address in own for own in self.protected) else ""
+        own = any(address in near and not _inside(network, near) for near in self.protected)
+        return "protected" if own else ""
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def _inside(network: Network | None, outer: Network) -> bool:

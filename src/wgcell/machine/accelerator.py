@@ -29,11 +29,11 @@ def host_tsc_khz(cpuinfo: str) -> int | None:
 
     Linux prints BogoMIPS as twice the TSC's MHz once it trusts the TSC.
     """
-    fields = dict(
-        (key.strip(), value.strip())
+    fields = {
+        key.strip(): value.strip()
         for key, found, value in (line.partition(":") for line in cpuinfo.splitlines())
         if found
-    )
+    }
     if "constant_tsc" not in fields.get("flags", "").split():
         return None
     try:

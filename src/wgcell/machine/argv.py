@@ -14,7 +14,14 @@ from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 
-__all__ = ["NIC_OFFLOADS", "Accelerator", "Drive", "MachineSpec", "kernel_command_line", "qemu_argv"]
+__all__ = [
+    "NIC_OFFLOADS",
+    "Accelerator",
+    "Drive",
+    "MachineSpec",
+    "kernel_command_line",
+    "qemu_argv",
+]
 
 # The relay verifies checksums and lengths as they would stand on a wire, so QEMU and the guest
 # must not agree between themselves to leave any of it unfilled.

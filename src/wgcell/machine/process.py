@@ -44,7 +44,7 @@ def find_qemu() -> str:
     if path is None:
         raise LaunchError(
             "qemu-system-x86_64 is not installed",
-            mend="install it: apt-get install qemu-system-x86 (wgcell doctor lists what is missing)",
+            mend="apt-get install qemu-system-x86 (wgcell doctor lists what is missing)",
         )
     return path
 
@@ -85,7 +85,7 @@ class Machine:
         Raises LaunchError if QEMU has any other network backend.
         """
         try:
-            await asyncio.wait_for(self._qmp.open_with_socket(self._qmp_socket), 20)
+            await asyncio.wait_for(self._qmp.connect(self._qmp_socket), 20)
             seen = await self._qmp.execute(
                 "human-monitor-command", {"command-line": "info network"}
             )

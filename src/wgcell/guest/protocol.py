@@ -1,0 +1,250 @@
+"""What host and guest say to each other on the port ``wgcell.control``: ASCII lines, a word and its
+arguments.
+
+The guest is hostile: a line that is not exactly one of these raises GuestError, and what a report says is
+only ever compared, never acted upon.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from wgcell.errors import GuestError
+from wgcell.guest.firewall import ENDPOINT, PORT, comparable, ruleset
+
+__all__ = [
+    "REPORTS",
+    "Changed",
+    "Done",
+    "Exited",
+    "Fault",
+    "GuestConfig",
+    "Heartbeat",
+    "Hello",
+    "Message",
+    "Outputs",
+    "Ready",
+    "Report",
+    "encode_config",
+    "expected",
+    "mismatch",
+    "parse",
+]
+
+LONGEST_LINE = 32 * 1024
+REPORTS = ("firewall", "links", "routes", "wireguard")
+CHANGES = (*REPORTS, "network")
+
+
+@dataclass(frozen=True, slots=True)
+class GuestConfig:
+    """Everything the guest is told. Keys are 32 raw bytes; ``time`` is Unix seconds."""
+
+    time: int
+    hostname: str
+    walls: bool
+    private_key: bytes = field(repr=False)
+    peer_public_key: bytes
+    preshared_key: bytes | None = field(repr=False)
+    addresses: tuple[str, ...]
+    allowed_ips: tuple[str, ...]
+    mtu: int
+    keepalive: int
+    dns: tuple[str, ...]
+    inputs: bool
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = field(repr=False)
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The guest's init is up."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What stands in the guest, by its own word."""
+
+    what: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All reports are in; the guest waits for release."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The agent lives; ``drops`` packets were dropped by the guest's firewall so far."""
+
+    number: int
+    drops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Something changed that should not."""
+
+    what: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The guest could not be set up."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The workload's exit code, 0-255; its output has been drained."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The tar has been written; ``status`` is tar's exit code."""
+
+    size: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Nothing more is to come."""
+
+
+Message = Hello | Report | Ready | Heartbeat | Changed | Fault | Exited | Outputs | Done
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def encode_config(config: GuestConfig) -> bytes:
+    """The configuration as lines, ended by ``end``."""
+    lines = [
+        f"time {config.time}",
+        f"hostname {config.hostname}",
+        f"walls {'on' if config.walls else 'off'}",
+        f"wg_private_key {_b64(config.private_key)}",
+        f"wg_peer_public_key {_b64(config.peer_public_key)}",
+        f"wg_allowed_ips {','.join(config.allowed_ips)}",
+        f"wg_mtu {config.mtu}",
+        f"wg_keepalive {config.keepalive}",
+        f"inputs {'yes' if config.inputs else 'no'}",
+    ]
+    if config.preshared_key is not None:
+        lines.append(f"wg_preshared_key {_b64(config.preshared_key)}")
+    lines += [f"wg_address {address}" for address in config.addresses]
+    lines += [f"dns {server}" for server in config.dns]
+    lines += [f"arg {_b64(word.encode('utf-8', 'surrogateescape'))}" for word in config.command]
+    for name, value in config.environment:
+        lines.append(f"env {_b64(f'{name}={value}'.encode('utf-8', 'surrogateescape'))}")
+    lines += [f"output {_b64(path.encode('utf-8', 'surrogateescape'))}" for path in config.outputs]
+    return "".join(f"{line}\n" for line in [*lines, "end"]).encode("ascii")
+
+
+def _number(text: str, most: int) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > most:
+        raise GuestError(f"the guest sent {text[:40]!r} where a number up to {most} belongs")
+    return int(text)
+
+
+def _text(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded, validate=True).decode("utf-8", "backslashreplace")
+    except (binascii.Error, ValueError):
+        raise GuestError("the guest sent a text that is not base64") from None
+
+
+def _subject(word: str, allowed: tuple[str, ...]) -> str:
+    if word not in allowed:
+        raise GuestError(f"the guest reported on {word[:40]!r}, which is nothing we know")
+    return word
+
+
+def parse(line: bytes) -> Message:
+    """One line of the guest's. Raises GuestError for anything but a message."""
+    if len(line) > LONGEST_LINE:
+        raise GuestError("the guest sent a line that is too long")
+    try:
+        words = line.decode("ascii").split()
+    except UnicodeDecodeError:
+        raise GuestError("the guest sent a line that is not ASCII") from None
+    match words:
+        case ["hello", version]:
+            return Hello(_number(version, 1000))
+        case ["report", what]:
+            return Report(_subject(what, REPORTS), "")
+        case ["report", what, text]:
+            return Report(_subject(what, REPORTS), _text(text))
+        case ["ready"]:
+            return Ready()
+        case ["heartbeat", number, drops]:
+            return Heartbeat(_number(number, 2**53), _number(drops, 2**63))
+        case ["changed", what, text]:
+            return Changed(_subject(what, CHANGES), _text(text))
+        case ["changed", what]:
+            return Changed(_subject(what, CHANGES), "")
+        case ["fault", text]:
+            return Fault(_text(text))
+        case ["exit", code]:
+            return Exited(_number(code, 255))
+        case ["outputs", size, status]:
+            return Outputs(_number(size, 2**53), _number(status, 255))
+        case ["done"]:
+            return Done()
+        case _:
+            shown = line[:60].decode("ascii", "backslashreplace").strip()
+            raise GuestError(f"the guest sent a line that is no message: {shown!r}")
+
+
+def expected(config: GuestConfig) -> Mapping[str, str]:
+    """The reports of a guest that is set up as asked; routes are held to a rule instead."""
+    workload = "first eth0\nfirst lo\nworkload lo\nworkload wg0"
+    return {
+        "firewall": comparable(ruleset()) if config.walls else "",
+        "links": workload if config.walls else "first eth0\nfirst lo\nfirst wg0",
+        "wireguard": f"{_b64(config.peer_public_key)} {ENDPOINT}:{PORT} "
+        f"{','.join(config.allowed_ips)} {config.keepalive}",
+    }
+
+
+def mismatch(config: GuestConfig, reports: Mapping[str, str]) -> str | None:
+    """What differs from what was asked, in one sentence; None if nothing does."""
+    for what in REPORTS:
+        if what not in reports:
+            return f"the guest did not report its {what}"
+    for what, asked in expected(config).items():
+        seen = comparable(reports[what])
+        if what == "links":
+            seen = "\n".join(sorted(set(seen.splitlines())))
+        if seen != asked:
+            return f"the guest's {what} is not what was asked: {_difference(asked, seen)}"
+    for route in reports["routes"].splitlines():
+        words = route.split()
+        device = words[words.index("dev") + 1] if "dev" in words[:-1] else ""
+        if device == "eth0" and words[0] != "192.168.64.0/30":
+            return f"the guest has a route over eth0: {route[:80]!r}"
+        if device not in ("", "eth0", "wg0", "lo"):
+            return f"the guest has a route over {device[:20]!r}"
+    return None
+
+
+def _difference(asked: str, seen: str) -> str:
+    theirs = seen.splitlines()
+    for line in asked.splitlines():
+        if line not in theirs:
+            return f"{line.strip()[:80]!r} is missing"
+    extra = [line for line in theirs if line not in asked.splitlines()]
+    return f"{extra[0].strip()[:80]!r} is too much" if extra else "the order differs"

@@ -1,0 +1,124 @@
+"""Images on this machine: where they are, and whether they are whole.
+
+An image is a folder ``$XDG_CACHE_HOME/wgcell/images/<name>`` with ``kernel``, ``initramfs``, ``rootfs`` and
+``manifest.json``, which holds the SHA-256 of each: a byte that changed is found before anything boots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wgcell.errors import ImageError
+
+__all__ = ["FILES", "Image", "cache_folder", "digest", "exists", "list_images", "load", "remove"]
+
+FILES = ("kernel", "initramfs", "rootfs")
+_REBUILD = "wgcell image build"
+
+
+def cache_folder() -> Path:
+    """The folder of all images: below WGCELL_CACHE_DIR or the XDG cache folder."""
+    if named := os.environ.get("WGCELL_CACHE_DIR"):
+        return Path(named).absolute() / "images"
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    return Path(base).absolute() / "wgcell" / "images"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image's files, and what its manifest says of them."""
+
+    name: str
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def kernel(self) -> Path:
+        """An uncompressed vmlinux, or a bzImage where none could be taken out."""
+        return self.folder / "kernel"
+
+    @property
+    def initramfs(self) -> Path:
+        """A cpio archive."""
+        return self.folder / "initramfs"
+
+    @property
+    def rootfs(self) -> Path:
+        """An erofs file system."""
+        return self.folder / "rootfs"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def exists(name: str) -> bool:
+    """Whether there is an image of that name, whole or not."""
+    return (cache_folder() / name / "manifest.json").exists()
+
+
+def _open(name: str) -> Image:
+    folder = cache_folder() / name
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        digests = manifest["sha256"]
+        if not all(isinstance(digests[file], str) for file in FILES):
+            raise ValueError("no digests")
+    except FileNotFoundError:
+        raise ImageError(
+            f"there is no image {name!r} in {folder.parent}", mend=f"{_REBUILD} {name}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ImageError(
+            f"{folder}/manifest.json can't be read: {error}", mend=f"{_REBUILD} {name}"
+        ) from None
+    return Image(name, folder, manifest)
+
+
+def load(name: str) -> Image:
+    """The image, each file compared with its digest. Raises ImageError naming the mend."""
+    image = _open(name)
+    for file in FILES:
+        try:
+            found = digest(image.folder / file)
+        except OSError as error:
+            raise ImageError(
+                f"{image.folder / file}: {error.strerror}", mend=f"{_REBUILD} {name}"
+            ) from None
+        if found != image.manifest["sha256"][file]:
+            raise ImageError(
+                f"{image.folder / file}: its digest differs from the manifest's: it was changed",
+                mend=f"wgcell image rm {name}; {_REBUILD} {name}",
+            )
+    return image
+
+
+def list_images() -> list[Image]:
+    """Every image that has a readable manifest, by name."""
+    try:
+        names = sorted(entry.name for entry in cache_folder().iterdir() if entry.is_dir())
+    except OSError:
+        return []
+    found = []
+    for name in names:
+        try:
+            found.append(_open(name))
+        except ImageError:
+            continue
+    return found
+
+
+def remove(name: str) -> None:
+    """Delete an image. Raises ImageError if there is none."""
+    if "/" in name or name in ("", ".", "..") or not (cache_folder() / name).is_dir():
+        raise ImageError(f"there is no image {name!r} in {cache_folder()}")
+    shutil.rmtree(cache_folder() / name)

@@ -1,0 +1,122 @@
+"""Which addresses a stranger may name as an endpoint: a table, in every IPv6 dress."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import pytest
+
+from wgcell.cell.endpoint import connect, host_networks, networks_of, parse_networks, resolve, vet
+from wgcell.errors import EndpointError
+
+# Plain addresses of the Internet that nobody is sent anything at here: vet is pure.
+PLAIN_4, PLAIN_6 = "9.9.9.9", "2620:fe::fe"
+HOST = tuple(ipaddress.ip_network(text) for text in ("45.0.0.7/32", "45.0.0.0/24"))
+
+
+@pytest.mark.parametrize(
+    "address", [PLAIN_4, PLAIN_6, f"::ffff:{PLAIN_4}", "2002:909:909::1", "64:ff9b::909:909"]
+)
+def test_out_on_the_internet(address: str) -> None:
+    vet(ipaddress.ip_address(address), 51820, (), HOST)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("10.1.2.3", "private"),
+        ("172.31.255.255", "private"),
+        ("192.168.1.1", "private"),
+        ("127.0.0.1", "loopback"),
+        ("127.255.0.1", "loopback"),
+        ("169.254.169.254", "link-local"),
+        ("100.64.0.1", "CGNAT"),
+        ("100.127.255.255", "CGNAT"),
+        ("224.0.0.1", "multicast"),
+        ("239.255.255.255", "multicast"),
+        ("0.0.0.0", "unspecified"),
+        ("0.1.2.3", "reserved"),
+        ("240.0.0.1", "reserved"),
+        ("255.255.255.255", "broadcast"),
+        ("192.0.2.1", "documentation"),
+        ("198.18.0.1", "benchmarking"),
+        ("45.0.0.7", "this host's own"),
+        ("45.0.0.8", "this host's LAN"),
+        ("::", "unspecified"),
+        ("::1", "loopback"),
+        ("fe80::1", "link-local"),
+        ("fd00::1", "private"),
+        ("fec0::1", "private"),
+        ("ff02::1", "multicast"),
+        ("2001:db8::1", "documentation"),
+        ("2001:0:1::1", "Teredo"),
+        ("100::1", "discard"),
+        ("64:ff9b:1::1", "private"),
+        ("::10.0.0.1", "reserved"),
+        ("::ffff:10.0.0.1", "carries 10.0.0.1) is private"),
+        ("::ffff:127.0.0.1", "carries 127.0.0.1) is loopback"),
+        ("::ffff:45.0.0.7", "this host's own"),
+        ("2002:c0a8:101::1", "carries 192.168.1.1) is private"),
+        ("64:ff9b::7f00:1", "carries 127.0.0.1) is loopback"),
+        ("64:ff9b::a9fe:a9fe", "link-local"),
+    ],
+)
+def test_refused_with_its_reason_and_a_mend(address: str, reason: str) -> None:
+    with pytest.raises(EndpointError) as caught:
+        vet(ipaddress.ip_address(address), 51820, (), HOST)
+    assert reason in caught.value.message
+    assert "--allow-endpoint" in caught.value.mend
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_ports(port: int) -> None:
+    everything = parse_networks(["0.0.0.0/0"], "test")
+    with pytest.raises(EndpointError, match="port"):
+        vet(ipaddress.ip_address(PLAIN_4), port, everything)
+
+
+def test_the_providers_list_widens_by_exactly_what_it_names() -> None:
+    allow = parse_networks(["192.168.1.0/24"], "test")
+    vet(ipaddress.ip_address("192.168.1.9"), 1, allow)
+    for address in ("192.168.2.9", "::ffff:192.168.1.9"):
+        with pytest.raises(EndpointError):
+            vet(ipaddress.ip_address(address), 1, allow)
+
+
+@pytest.mark.parametrize("text", ["lan", "10.0.0.1/8", ""])
+def test_a_bad_list_is_named(text: str) -> None:
+    with pytest.raises(EndpointError, match="--allow-endpoint: "):
+        parse_networks([text], "--allow-endpoint")
+
+
+def test_networks_of_what_ip_prints() -> None:
+    links = [
+        {"addr_info": [{"local": "198.51.100.7", "prefixlen": 24}, {}]},
+        {"addr_info": [{"local": "10.8.0.2", "address": "10.8.0.1", "prefixlen": 32}]},
+        {"ifname": "bare"},
+    ]
+    assert [str(network) for network in networks_of(links)] == [
+        "198.51.100.7/32",
+        "10.8.0.2/32",
+        "198.51.100.0/24",
+        "10.8.0.1/32",
+    ]
+
+
+def test_this_host_is_in_its_own_list() -> None:
+    assert any(ipaddress.ip_address("127.0.0.1") in network for network in host_networks())
+
+
+def test_addresses_resolve_to_themselves_and_nonsense_does_not() -> None:
+    assert resolve("192.0.2.1", 1) == (ipaddress.ip_address("192.0.2.1"),)
+    for name in ("no such name", "a" * 70 + ".invalid", "\udc80"):
+        with pytest.raises(EndpointError, match="does not resolve"):
+            resolve(name, 1)
+
+
+def test_connect_is_udp_connected_and_does_not_block() -> None:
+    with connect(ipaddress.ip_address("127.0.0.1"), 9) as sock:
+        assert sock.getpeername() == ("127.0.0.1", 9)
+        assert sock.type & socket.SOCK_DGRAM
+        assert not sock.getblocking()

@@ -1,0 +1,210 @@
+"""Job files and command lines: what is read, and a table of bad input with its words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wgcell.cell.job import (
+    GatewayAsked,
+    HostLimits,
+    Job,
+    JobOptions,
+    OnRogue,
+    job_from_options,
+    load_job,
+    parse_duration,
+    parse_size,
+)
+from wgcell.errors import JobError
+
+HOST = HostLimits(cpus=4, memory=8 * 2**30, disk=100 * 2**30)
+FULL = """
+name = "train"
+command = ["python3", "train.py"]
+image = "debian"
+inputs = ["train.py", "data/"]
+outputs = ["results/", "logs/./last.txt"]
+timeout = "2h"
+[env]
+TOKEN = "hush"
+[resources]
+cpus = 2
+memory = "2GiB"
+disk = "4GiB"
+[vpn]
+config = "requester.conf"
+[policy]
+on_rogue = "freeze"
+"""
+
+
+def load(folder: Path, text: str, options: JobOptions | None = None) -> Job:
+    path = folder / "job.toml"
+    path.write_text(text)
+    return load_job(path, HOST, options)
+
+
+def test_a_full_file(tmp_path: Path) -> None:
+    job = load(tmp_path, FULL)
+    assert job == Job(
+        name="train",
+        command=("python3", "train.py"),
+        image="debian",
+        inputs=(tmp_path / "train.py", tmp_path / "data"),
+        outputs=("results", "logs/last.txt"),
+        timeout=7200.0,
+        env=(("TOKEN", "hush"),),
+        cpus=2,
+        memory=2 * 2**30,
+        disk=4 * 2**30,
+        vpn=tmp_path / "requester.conf",
+        gateway=None,
+        on_rogue=OnRogue.FREEZE,
+        guest_walls=True,
+    )
+
+
+def test_public_is_json_and_holds_no_secret(tmp_path: Path) -> None:
+    job = load(tmp_path, FULL)
+    text = json.dumps(job.public())
+    assert "TOKEN" in text
+    assert "hush" not in text
+    assert "hush" not in repr(job)
+
+
+def test_no_tunnel_at_all_is_the_gateway_with_nothing_open(tmp_path: Path) -> None:
+    job = load(tmp_path, 'command = ["true"]')
+    assert (job.vpn, job.gateway) == (None, GatewayAsked())
+    assert job.name == "job"
+
+
+def test_the_command_line_alone(tmp_path: Path) -> None:
+    options = JobOptions(
+        command=("/usr/bin/Python3.11", "-c", "pass"),
+        inputs=(Path("/elsewhere/data.csv"),),
+        allow=("api.example.com:443",),
+        services=(("10.99.0.5:80", "127.0.0.1:8000"),),
+        timeout="90",
+    )
+    job = job_from_options(options, HOST, tmp_path)
+    assert job.name == "python3-11"
+    assert job.inputs == (Path("/elsewhere/data.csv"),)
+    assert job.timeout == 90.0
+    assert job.gateway == GatewayAsked(
+        ("api.example.com:443",), (("10.99.0.5:80", "127.0.0.1:8000"),)
+    )
+
+
+def test_options_win_over_the_file_and_lists_add_up(tmp_path: Path) -> None:
+    options = JobOptions(
+        command=("true",), cpus=1, memory="1GiB", outputs=("more",), vpn=Path("/other.conf")
+    )
+    job = load(tmp_path, FULL, options)
+    assert (job.command, job.cpus, job.memory) == (("true",), 1, 2**30)
+    assert job.outputs == ("results", "logs/last.txt", "more")
+    assert job.vpn == Path("/other.conf")
+
+
+C = 'command = ["true"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name =\n", "line 1"),
+        ('command = ["true"\n', "line"),
+        ("a = 1\nb = = 2\n", "line 2"),
+        (C + "colour = 1", "unknown key 'colour'"),
+        (C + "[resources]\ncpu = 1", "unknown key 'resources.cpu'; allowed here: cpus, disk"),
+        (C + "[resources]\ncpus = '2'", "resources.cpus: found '2'"),
+        (C + "[resources]\ncpus = 0", "allowed: 1-4"),
+        (C + "[resources]\ncpus = 5", "allowed: 1-4"),
+        (C + "[resources]\nmemory = 2048", "resources.memory: found 2048"),
+        (C + "[resources]\nmemory = '2'", "allowed: a number and KiB"),
+        (C + "[resources]\nmemory = '1MiB'", "at least 128MiB"),
+        (C + "[resources]\nmemory = '9GiB'", "this machine has 8192MiB"),
+        (C + "[resources]\ndisk = '1TiB'", "this machine has 102400MiB"),
+        ("name = 'x'", "command: is empty"),
+        ("command = []", "command: is empty"),
+        ("command = 'true'", "command: found 'true'"),
+        ('command = ["a\\u0000"]', "NUL"),
+        (C + "name = 'Train'", "name: found 'Train'"),
+        (C + "name = '-x'", "name: found '-x'"),
+        (C + f"name = '{'x' * 33}'", "name: found"),
+        (C + "name = '../x'", "name: found"),
+        (C + "image = '../x'", "image: found"),
+        (C + "outputs = ['../x']", "outputs: found '../x'"),
+        (C + "outputs = ['a/../../x']", "outputs: found"),
+        (C + "outputs = ['/etc']", "outputs: found '/etc'"),
+        (C + "outputs = ['']", "outputs: found"),
+        (C + "outputs = ['.']", "outputs: found"),
+        (C + 'outputs = ["a\\nb"]', "outputs: found"),
+        (C + "inputs = ['/etc/shadow']", "inputs: found '/etc/shadow'"),
+        (C + "inputs = ['../x']", "inputs: found '../x'"),
+        (C + "inputs = ['a/x', 'b/x']", "would both be /work/x"),
+        (C + "timeout = '2 hours'", "timeout: found '2 hours'"),
+        (C + "timeout = 0", "timeout: found 0"),
+        (C + "timeout = -1", "timeout: found -1"),
+        (C + "timeout = nan", "timeout: found nan"),
+        (C + "timeout = true", "timeout: found True"),
+        (C + "[env]\n'A=B' = 'x'", "env: found the name 'A=B'"),
+        (C + "[vpn]\nconfig = '/etc/wg0.conf'", "vpn.config: found '/etc/wg0.conf'"),
+        (C + "[vpn]\n", "vpn.config"),
+        (C + "[vpn]\nconfig = 'a'\n[gateway]\n", "exactly one tunnel"),
+        (C + "[gateway]\nallow = ['example.com']", "gateway: rule 'example.com' has no port"),
+        (C + "[gateway.services]\nx = 'y'", "gateway: service"),
+        (C + "[policy]\non_rogue = 'ignore'", "allowed: terminate, freeze"),
+        (C + "[policy]\nguest_walls = 'maybe'", "allowed: on, off"),
+    ],
+)
+def test_bad_input_names_the_file_the_key_and_what_is_allowed(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        load(tmp_path, text)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "job.toml"))
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a = " + b"[" * 5000, b"#" * (2 << 20)])
+def test_files_that_are_no_job(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "job.toml").write_bytes(content)
+    with pytest.raises(JobError):
+        load_job(tmp_path / "job.toml", HOST)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="No such file"):
+        load_job(tmp_path / "job.toml", HOST)
+
+
+def test_vpn_and_allow_exclude_each_other() -> None:
+    options = JobOptions(command=("true",), vpn=Path("a.conf"), allow=("192.0.2.1:80",))
+    with pytest.raises(JobError, match="one tunnel"):
+        job_from_options(options, HOST)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2**31), ("1.5GiB", 3 * 2**29), ("1GB", 10**9), ("512 MiB", 2**29)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("2h", 7200), ("90s", 90), ("1h30m", 5400), ("1d", 86400), ("45", 45), (45, 45), (0.5, 0.5)],
+)
+def test_durations(value: str | float, seconds: float) -> None:
+    assert parse_duration(value) == seconds
+
+
+def test_this_host_has_something(tmp_path: Path) -> None:
+    host = HostLimits.of_this_host(tmp_path / "not" / "yet")
+    assert host.cpus >= 1
+    assert host.memory > 2**20
+    assert host.disk > 0

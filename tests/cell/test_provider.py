@@ -1,0 +1,103 @@
+"""The provider's configuration: read, refused, and never widened by a job."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+from wgcell.cell.job import HostLimits, Job, JobOptions, job_from_options
+from wgcell.cell.provider import (
+    Ceilings,
+    Provider,
+    apply_ceilings,
+    config_path,
+    load_provider,
+)
+from wgcell.errors import JobError
+
+HOST = HostLimits(cpus=64, memory=2**40, disk=2**40)
+
+
+def job(timeout: str | None = "1h", cpus: int = 2, memory: str = "2GiB", disk: str = "4GiB") -> Job:
+    options = JobOptions(command=("true",), timeout=timeout, cpus=cpus, memory=memory, disk=disk)
+    return job_from_options(options, HOST)
+
+
+def test_no_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load_provider(tmp_path / "config.toml") == Provider()
+
+
+def test_where_the_file_is() -> None:
+    path = config_path({"XDG_CONFIG_HOME": "/home/me/conf"})
+    assert path == Path("/home/me/conf/wgcell/config.toml")
+    assert (
+        config_path({"XDG_CONFIG_HOME": "relative"}) == Path.home() / ".config/wgcell/config.toml"
+    )
+
+
+def test_a_full_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(
+        "allow_endpoints = ['192.0.2.0/24']\nallow_emulation = false\nrequire_walls = true\n"
+        "allow_embedded_gateway = false\n"
+        "[ceilings]\ncpus = 2\nmemory = '1GiB'\ndisk = '2GiB'\ntimeout = '1h'\n"
+    )
+    assert load_provider(path) == Provider(
+        allow_endpoints=(ipaddress.ip_network("192.0.2.0/24"),),
+        allow_emulation=False,
+        require_walls=True,
+        allow_embedded_gateway=False,
+        ceilings=Ceilings(2, 2**30, 2**31, 3600.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("allow_endpoint = []", "allow_endpoint: "),
+        ("allow_endpoints = ['lan']", "allow_endpoints: 'lan'"),
+        ("allow_emulation = 'no'", "allow_emulation: "),
+        ("[ceilings]\nmemory = '1'", "ceilings: found '1'"),
+        ("[ceilings]\ntimeout = 'soon'", "ceilings: found 'soon'"),
+        ("[ceilings]\ncpus = 0", "ceilings.cpus"),
+        ("=", "not TOML"),
+    ],
+)
+def test_a_file_that_is_not_understood_is_no_licence(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(JobError) as caught:
+        load_provider(path)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ceilings", "key"),
+    [
+        (Ceilings(cpus=1), "resources.cpus"),
+        (Ceilings(memory=2**30), "resources.memory"),
+        (Ceilings(disk=2**30), "resources.disk"),
+        (Ceilings(timeout=60), "timeout"),
+    ],
+)
+def test_over_a_ceiling(ceilings: Ceilings, key: str) -> None:
+    with pytest.raises(JobError, match=key):
+        apply_ceilings(job(), Provider(ceilings=ceilings))
+
+
+def test_at_the_ceilings() -> None:
+    apply_ceilings(job(), Provider(ceilings=Ceilings(2, 2**31, 2**32, 3600.0)))
+
+
+def test_a_job_without_a_timeout_must_say_how_long() -> None:
+    apply_ceilings(job(timeout=None), Provider())
+    with pytest.raises(JobError, match="timeout: found none"):
+        apply_ceilings(job(timeout=None), Provider(ceilings=Ceilings(timeout=60)))
+
+
+def test_the_embedded_gateway_can_be_forbidden() -> None:
+    with pytest.raises(JobError, match="embedded gateway"):
+        apply_ceilings(job(), Provider(allow_embedded_gateway=False))

@@ -1,0 +1,113 @@
+"""wg-quick files: what is read, what is refused and on which line, and that keys stay hidden."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wgcell.cell.wgquick import load_vpn_config, parse_vpn_config
+from wgcell.errors import VpnConfigError
+
+PRIVATE = base64.b64encode(bytes(range(32))).decode()
+PUBLIC = base64.b64encode(bytes(range(32, 64))).decode()
+SHARED = base64.b64encode(bytes(range(64, 96))).decode()
+GOOD = f"""[Interface]
+PrivateKey = {PRIVATE}
+Address = 10.0.0.2/32, 2001:db8::2/128  # both
+[Peer]
+PublicKey = {PUBLIC}
+AllowedIPs = 0.0.0.0/0, ::/0
+Endpoint = vpn.example.com:51820
+"""
+
+
+def test_a_plain_file_gets_the_defaults() -> None:
+    config = parse_vpn_config(GOOD)
+    assert config.private_key == bytes(range(32))
+    assert config.peer_public_key == bytes(range(32, 64))
+    assert (config.endpoint_host, config.endpoint_port) == ("vpn.example.com", 51820)
+    assert [str(address) for address in config.addresses] == ["10.0.0.2/32", "2001:db8::2/128"]
+    assert (config.mtu, config.keepalive, config.dns) == (1420, 25, ())
+    assert config.preshared_key is None
+
+
+def test_everything_given_is_read() -> None:
+    text = GOOD.replace("[Peer]", "DNS=192.0.2.53\nMTU=1280\nListenPort=1\n[PEER]")
+    text += f"PresharedKey={SHARED}\npersistentkeepalive = 7\n"
+    config = parse_vpn_config(text.replace("vpn.example.com", "[2001:db8::9]"))
+    assert [str(address) for address in config.dns] == ["192.0.2.53"]
+    assert (config.mtu, config.keepalive) == (1280, 7)
+    assert config.preshared_key == bytes(range(64, 96))
+    assert config.endpoint_host == "2001:db8::9"
+
+
+def test_no_secret_in_repr() -> None:
+    shown = repr(parse_vpn_config(GOOD + f"PresharedKey={SHARED}\n"))
+    assert repr(bytes(range(32))) not in shown
+    assert repr(bytes(range(64, 96))) not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        *[
+            (GOOD.replace("[Peer]", f"{key} = true\n[Peer]"), 4, key)
+            for key in ("PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table", "FwMark")
+        ],
+        (GOOD + "[Peer]\n", 8, "second [Peer]"),
+        (GOOD + "[Interface]\n", 8, "second [Interface]"),
+        (GOOD + "[Other]\n", 8, "unknown section"),
+        (GOOD + "Colour = blue\n", 8, "Colour"),
+        (GOOD + "nonsense\n", 8, "KEY = VALUE"),
+        (GOOD + "PublicKey =\n", 8, "no value"),
+        (GOOD + f"PublicKey = {PUBLIC}\n", 8, "twice"),
+        ("PrivateKey = x\n" + GOOD, 1, "before any"),
+        (GOOD.replace("Endpoint", "#Endpoint"), 8, "no Endpoint"),
+        (GOOD.replace(PUBLIC, PUBLIC[:-2] + "=="), 5, "PublicKey is not a WireGuard key"),
+        (GOOD.replace(PRIVATE, "secret"), 2, "PrivateKey is not a WireGuard key"),
+        (GOOD.replace(":51820", ""), 7, "Endpoint"),
+        (GOOD.replace(":51820", ":65536"), 7, "Endpoint"),
+        (GOOD.replace("vpn.example.com", "2001:db8::9"), 7, "Endpoint"),
+        (GOOD.replace("vpn.example.com", "[vpn.example.com]"), 7, "Endpoint"),
+        (GOOD.replace("10.0.0.2/32", "10.0.0.2/33"), 3, "Address"),
+        (GOOD.replace("::/0", "all"), 6, "AllowedIPs"),
+        (GOOD.replace("[Peer]", "MTU = 575\n[Peer]"), 4, "576-1420"),
+        (GOOD.replace("[Peer]", "MTU = 1421\n[Peer]"), 4, "576-1420"),
+        (GOOD.replace("[Peer]", "DNS = corp\n[Peer]"), 4, "DNS"),
+        ("", 1, "no PrivateKey"),
+    ],
+)
+def test_refused_with_its_line(text: str, line: int, words: str) -> None:
+    with pytest.raises(VpnConfigError) as caught:
+        parse_vpn_config(text, "wg0.conf")
+    assert str(caught.value).startswith(f"wg0.conf:{line}: ")
+    assert words in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "wg0.conf"
+    for content, words in ((b"[Interface]\n\xff", ":2: not UTF-8"), (b"#" * 70000, "64 KiB")):
+        path.write_bytes(content)
+        with pytest.raises(VpnConfigError, match=words):
+            load_vpn_config(path)
+    with pytest.raises(VpnConfigError, match="No such file"):
+        load_vpn_config(tmp_path / "missing.conf")
+
+
+_LINES = st.sampled_from([*GOOD.splitlines(), "MTU = ٣", "DNS =", "=", "[", "]", "Endpoint=:"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text(), st.lists(_LINES | st.text(max_size=20)).map("\n".join)))
+def test_the_parser_raises_nothing_but_its_error(text: str) -> None:
+    try:
+        config = parse_vpn_config(text)
+    except VpnConfigError:
+        return
+    assert 576 <= config.mtu <= 1420
+    assert 1 <= config.keepalive <= 65535
