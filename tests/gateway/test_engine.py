@@ -136,7 +136,9 @@ class Peer:
         self.send(17, "10.99.0.1", struct.pack(">HHHH", 5353, 53, 8 + len(query), 0) + query)
         return dns.message.from_wire(self.receive(17)[8:])
 
-    def tcp(self, address: str, port: int, data: bytes = b"") -> tuple[bytes, int]:
+    def tcp(
+        self, address: str, port: int, data: bytes = b"", slow: float = 0
+    ) -> tuple[bytes, int]:
         """Connect, send ``data``, and return what came until the other side ended, and how."""
         seq, ack, got = 1000, 0, b""
 
@@ -154,6 +156,7 @@ class Peer:
                 return got, RST
             if flags & SYN:
                 ack = number + 1
+                time.sleep(slow)
                 segment(ACK)
                 if data:
                     segment(PSH | ACK, data)
@@ -186,10 +189,12 @@ def test_it_consents_to_its_peer_and_to_no_other_key() -> None:
                 asyncio.run(consent.obtain(sock, mine, wrong, timeout=0.4))
 
 
-def test_refused_tcp_ends_at_once_and_is_logged() -> None:
+@pytest.mark.parametrize("slow", [0, 0.3])
+def test_refused_tcp_ends_soon_and_is_logged(slow: float) -> None:
+    """Neither side sends a byte, and the workload's ACK may come late: it must not hang."""
     with running(allow=["192.0.2.7:80"]) as gateway, peer_of(gateway) as peer:
         begun = time.monotonic()
-        got, how = peer.tcp("192.0.2.7", 443)
+        got, how = peer.tcp("192.0.2.7", 443, slow=slow)
         assert (got, how in (FIN, RST)) == (b"", True)
         assert time.monotonic() - begun < 2
         flow = gateway.event()

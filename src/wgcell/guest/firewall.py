@@ -31,7 +31,7 @@ def ruleset(endpoint: str = ENDPOINT, port: int = PORT) -> str:
 		oifname "lo" accept
 		oifname "eth0" ip daddr {endpoint} udp sport {port} udp dport {port} accept
 		counter packets 0 bytes 0
-		limit rate 10/second burst 5 packets log prefix "{LOG_PREFIX}" level warn
+		limit rate 10/second log prefix "{LOG_PREFIX}"
 	}}
 
 	chain forward {{

@@ -38,6 +38,12 @@ NIC_OFFLOADS = (
     "host_ecn",
     "host_ufo",
     "mrg_rxbuf",
+    "ctrl_rx",
+    "ctrl_rx_extra",
+    "ctrl_vlan",
+    "ctrl_mac_addr",
+    "ctrl_guest_offloads",
+    "guest_announce",
     "ctrl_vq",
     "mq",
 )
@@ -58,9 +64,9 @@ class Accelerator(Enum):
 CPU: Mapping[Accelerator, str] = MappingProxyType(
     {
         Accelerator.KVM: "host",
-        # rdrand and rdseed let the guest's kernel seed its generator at once; under TCG wider
+        # rdrand lets the guest's kernel seed its generator at once; under TCG wider
         # vectors would only be slower.
-        Accelerator.TCG: "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand,+rdseed",
+        Accelerator.TCG: "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand",
     }
 )
 
