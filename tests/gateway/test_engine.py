@@ -136,9 +136,7 @@ class Peer:
         self.send(17, "10.99.0.1", struct.pack(">HHHH", 5353, 53, 8 + len(query), 0) + query)
         return dns.message.from_wire(self.receive(17)[8:])
 
-    def tcp(
-        self, address: str, port: int, data: bytes = b"", slow: float = 0
-    ) -> tuple[bytes, int]:
+    def tcp(self, address: str, port: int, data: bytes = b"", slow: float = 0) -> tuple[bytes, int]:
         """Connect, send ``data``, and return what came until the other side ended, and how."""
         seq, ack, got = 1000, 0, b""
 

@@ -243,6 +243,7 @@ class Engine:
         except (OSError, TimeoutError) as error:
             self._open -= 1
             self._ended(flow, f"target not reached: {error or 'timed out'}")
+            await _wait_for_handshake(stream)
             return
         try:
             out = asyncio.create_task(_outward(stream, writer, flow))
@@ -345,6 +346,10 @@ async def _inward(reader: asyncio.StreamReader, stream: mitmproxy_rs.Stream, flo
         flow.bytes_in += len(raw)
         stream.write(raw)
         await stream.drain()
+    early = flow.started + _SILENT_REFUSAL - time.monotonic()
+    if early > 0 and not flow.bytes_out:
+        # A target that ends at once: see _wait_for_handshake; the reading is another task's here.
+        await asyncio.sleep(early)
     stream.write_eof()  # type: ignore[no-untyped-call]
 
 
