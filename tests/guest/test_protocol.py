@@ -1,0 +1,62 @@
+"""What the guest may say, and what the host holds its reports to."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from wgcell.errors import GuestError
+from wgcell.guest import protocol, scripts
+
+CONFIG = protocol.GuestConfig(
+    time=1, hostname="cell", walls=True, private_key=b"k" * 32, peer_public_key=b"p" * 32,
+    preshared_key=None, addresses=("10.99.0.2/32",), allowed_ips=("0.0.0.0/0",), mtu=1420,
+    keepalive=25, dns=(), inputs=False, command=("true",), environment=(), outputs=(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"hello",
+        b"hello -1",
+        b"exit 256",
+        b"report keys eA==",
+        b"fault !",
+        b"\xff",
+        b"x" * 40000,
+    ],
+)
+def test_anything_else_is_refused(line: bytes) -> None:
+    with pytest.raises(GuestError):
+        protocol.parse(line)
+
+
+def test_messages_are_read() -> None:
+    assert protocol.parse(b"heartbeat 3 7") == protocol.Heartbeat(3, 7)
+    text = base64.b64encode(b"no card").decode()
+    assert protocol.parse(f"fault {text}".encode()) == protocol.Fault("no card")
+
+
+def test_reports_as_asked_match_and_a_change_is_named() -> None:
+    reports = {**protocol.expected(CONFIG), "routes": "default dev wg0"}
+    assert protocol.mismatch(CONFIG, reports) is None
+    assert "eth0" in (protocol.mismatch(CONFIG, {**reports, "routes": "default dev eth0"}) or "")
+    assert "firewall" in (protocol.mismatch(CONFIG, {**reports, "firewall": ""}) or "")
+
+
+def test_scripts_pass_shellcheck() -> None:
+    folder = Path(protocol.__file__).parent
+    shellcheck = shutil.which("shellcheck")
+    assert shellcheck, "shellcheck is a required development tool"
+    assert {"init", "bin/agent", "bin/workload"} <= set(scripts())
+    files = [str(folder / name) for name in ("init", "agent", "workload")]
+    done = subprocess.run(
+        [shellcheck, "-s", "sh", *files], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout

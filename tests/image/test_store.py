@@ -1,0 +1,55 @@
+"""A missing or changed image is found before anything boots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wgcell.errors import ImageError
+from wgcell.image import build, store
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WGCELL_CACHE_DIR", str(tmp_path))
+    folder = tmp_path / "images" / "debian"
+    folder.mkdir(parents=True)
+    for name in store.FILES:
+        (folder / name).write_text(name)
+    digests = {name: store.digest(folder / name) for name in store.FILES}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digests}))
+    return folder
+
+
+def test_a_whole_image_loads(image: Path) -> None:
+    assert store.load("debian").kernel == image / "kernel"
+
+
+def test_a_changed_byte_is_found(image: Path) -> None:
+    (image / "rootfs").write_text("other")
+    with pytest.raises(ImageError, match="digest differs"):
+        store.load("debian")
+
+
+def test_a_missing_image_names_the_mend(image: Path) -> None:
+    with pytest.raises(ImageError) as caught:
+        store.load("none")
+    assert "wgcell image build" in caught.value.mend
+
+
+def test_an_interrupted_build_leaves_nothing(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.remove("debian")
+
+    def broken(*_: object) -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "_base", broken)
+    with pytest.raises(KeyboardInterrupt):
+        build.build("debian", lambda _: None, {"init": b""})
+    assert [path.name for path in image.parent.iterdir()] == [".lock"]
+
+
+def test_modules_come_after_what_they_need() -> None:
+    assert build.modules_in_order("k/a.ko: k/b.ko\nk/b.ko:\n", ["a"]) == ["k/b.ko", "k/a.ko"]
