@@ -20,7 +20,15 @@ import subprocess
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv6Address,
+    IPv6Interface,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -296,6 +304,7 @@ class Supervisor:
                 "allow": list(asked.allow),
                 "services": dict(asked.services),
                 "address": EMBEDDED_GATEWAY,
+                "protected": [str(network) for network in endpoint.host_networks()],
             }
         )
         self._gateway = gateway
@@ -359,6 +368,7 @@ class Supervisor:
             mtu=vpn.mtu,
             keepalive=vpn.keepalive,
             dns=tuple(map(str, vpn.dns)),
+            probe=str(vpn.dns[0] if vpn.dns else _first_host(vpn.addresses[0])),
             inputs=bool(job.inputs),
             command=job.command,
             environment=job.env,
@@ -609,6 +619,13 @@ class Supervisor:
                 "gateway": self._around.vpn is None,
             },
         }
+
+
+def _first_host(own: IPv4Interface | IPv6Interface) -> IPv4Address | IPv6Address:
+    """The usual place of a tunnel's far end: the first address of our own network."""
+    wide = 24 if own.version == 4 else 64
+    network = own.network if own.network.prefixlen <= wide else ip_network((own.ip, wide), False)
+    return network.network_address + 1
 
 
 def _socketpairs(*names: str) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:

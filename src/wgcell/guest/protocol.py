@@ -54,6 +54,8 @@ class GuestConfig:
     mtu: int
     keepalive: int
     dns: tuple[str, ...]
+    probe: str
+    """An address in the tunnel to send an echo to, so that the endpoint has something to answer."""
     inputs: bool
     command: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = field(repr=False)
@@ -141,6 +143,7 @@ def encode_config(config: GuestConfig) -> bytes:
         f"wg_allowed_ips {','.join(config.allowed_ips)}",
         f"wg_mtu {config.mtu}",
         f"wg_keepalive {config.keepalive}",
+        f"probe {config.probe}",
         f"inputs {'yes' if config.inputs else 'no'}",
     ]
     if config.preshared_key is not None:
