@@ -1,5 +1,6 @@
 """Scenario 3, in the guest, as uid 0: everything root would try first. Prints one line a try."""
 
+import ctypes
 import os
 import socket
 import subprocess
@@ -13,9 +14,7 @@ def attempt(what, act):
         act()
     except (OSError, subprocess.SubprocessError) as error:
         detail = str(getattr(error, "stderr", "") or error).strip().splitlines()
-        print(
-            f"failed inside  {what}: {detail[-1] if detail else type(error).__name__}", flush=True
-        )
+        print(f"failed inside  {what}: {detail[0] if detail else type(error).__name__}", flush=True)
     else:
         SUCCEEDED.append(what)
         print(f"SUCCEEDED      {what}", flush=True)
@@ -39,6 +38,12 @@ def raw_frame():
         packet.send(b"\xff" * 12 + b"\x08\x00" + bytes(46))
 
 
+def init_module():
+    image = ctypes.create_string_buffer(64)
+    if ctypes.CDLL(None, use_errno=True).syscall(175, image, 64, b""):  # init_module, x86-64
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def run(*argv):
     def act():
         subprocess.run(argv, check=True, capture_output=True, text=True, timeout=10)
@@ -59,5 +64,5 @@ attempt("ip link set wg0 down", run("ip", "link", "set", "wg0", "down"))
 attempt("nft flush ruleset", run("nft", "flush", "ruleset"))
 attempt("move the default route", run("ip", "route", "replace", "default", "dev", "lo"))
 attempt("enter the first namespace", run("nsenter", "-t", "1", "-n", "true"))
-attempt("load a kernel module", run("insmod", "/dev/null"))
+attempt("load a kernel module", init_module)
 sys.exit(len(SUCCEEDED))

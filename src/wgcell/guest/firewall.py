@@ -1,7 +1,7 @@
 """The guest's firewall: nftables rules that let one flow out and back, and nothing else.
 
-It is loaded before there is a network card. Its text is also what the host compares the guest's report
-with, so it is written as ``nft list ruleset`` prints it, counters aside.
+It is loaded before there is a network card. Its text is also what the host compares the guest's
+report with, so it is written as ``nft list ruleset`` prints it, counters aside.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What host and guest say to each other on the port ``wgcell.control``: ASCII lines, a word and its
 arguments.
 
-The guest is hostile: a line that is not exactly one of these raises GuestError, and what a report says is
-only ever compared, never acted upon.
+The guest is hostile: a line that is not exactly one of these raises GuestError, and what a report
+says is only ever compared, never acted upon.
 """
 
 from __future__ import annotations

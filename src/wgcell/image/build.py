@@ -1,12 +1,12 @@
 """Builds the guest's image from Debian packages, as root or as an ordinary user.
 
-Two stages, each skipped when its inputs have not changed. The *base*, half a minute: a root file system
-by mmdebstrap, made an erofs; the kernel of Debian's cloud package; the tools and modules that the
-initramfs needs, as one cpio archive. The *scripts*, at once: our init, agent and firewall as a second
-cpio archive behind the first (the kernel unpacks one after the other).
+Two stages, each skipped when its inputs have not changed. The *base*, half a minute: a root file
+system by mmdebstrap, made an erofs; the kernel of Debian's cloud package; the tools and modules
+that the initramfs needs, as one cpio archive. The *scripts*, at once: our init, agent and
+firewall as a second cpio archive behind the first (the kernel unpacks one after the other).
 
-Everything is made in a folder beside the image and renamed into place, so an interrupted build leaves the
-old image or none, never half of one.
+Everything is made in a folder beside the image and renamed into place, so an interrupted build
+leaves the old image or none, never half of one.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def build(
 ) -> Image:
     """Build the image ``name``, or return it if nothing has changed.
 
-    ``scripts`` are our own files, by their path in the initramfs. Raises ImageError with the output of
-    what failed.
+    ``scripts`` are our own files, by their path in the initramfs. Raises ImageError with the
+    output of what failed.
     """
     folder = cache or cache_folder()
     try:
@@ -84,7 +84,11 @@ def build(
                 progress("reusing the root file system, the kernel and the tools")
                 for file in ("kernel", "rootfs", "base.cpio"):
                     os.link(base / file, made / file)
-                about = {key: old.manifest[key] for key in ("kernel_version", "packages")} if old else {}
+                about = (
+                    {key: old.manifest[key] for key in ("kernel_version", "packages")}
+                    if old
+                    else {}
+                )
             progress("the initramfs: our own scripts")
             own = Path(temporary) / "own"
             for path, data in scripts.items():
@@ -162,7 +166,10 @@ def _base(made: Path, temporary: Path, progress: Progress) -> dict[str, object]:
     for place in (temporary, packed.parent):
         place.chmod(0o755)
     argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-    argv += ['--dpkgopt=path-exclude=/usr/share/doc/*', '--dpkgopt=path-exclude=/usr/share/locale/*']
+    argv += [
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+    ]
     argv += ["--dpkgopt=path-exclude=/usr/share/man/*", SUITE, str(packed)]
     _run(argv, mend="an ordinary user needs user namespaces and the package uidmap")
     _run(["tar", "-x", "-f", str(packed), "-C", str(root), "--no-same-owner", "--exclude=./dev/*"])
@@ -174,7 +181,8 @@ def _base(made: Path, temporary: Path, progress: Progress) -> dict[str, object]:
     progress(f"the kernel: {KERNEL_PACKAGE}")
     depends = _run(["apt-cache", "depends", "--important", KERNEL_PACKAGE])
     package = next(
-        (line.split()[1] for line in depends.splitlines() if line.strip().startswith("Depends:")), ""
+        (line.split()[1] for line in depends.splitlines() if line.strip().startswith("Depends:")),
+        "",
     )
     if not package:
         raise ImageError(f"apt does not know {KERNEL_PACKAGE}", mend="apt-get update")
@@ -199,7 +207,9 @@ def _versions(root: Path) -> dict[str, str]:
     versions: dict[str, str] = {}
     for paragraph in (root / "var/lib/dpkg/status").read_text(encoding="utf-8").split("\n\n"):
         fields = dict(
-            line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] != " "
+            line.split(": ", 1)
+            for line in paragraph.splitlines()
+            if ": " in line and line[0] != " "
         )
         if "Package" in fields:
             versions[fields["Package"]] = fields.get("Version", "?")
@@ -248,7 +258,9 @@ def modules_in_order(dependencies: str, wanted: Sequence[str]) -> list[str]:
 def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
     for folder in ("bin", "modules", "lib/x86_64-linux-gnu", "lib64"):
         (base / folder).mkdir(parents=True)
-    busybox = next(path for path in (root / "usr/bin/busybox", root / "bin/busybox") if path.exists())
+    busybox = next(
+        path for path in (root / "usr/bin/busybox", root / "bin/busybox") if path.exists()
+    )
     shutil.copy(busybox, base / "bin/busybox")
     for applet in _run([str(base / "bin/busybox"), "--list"]).split():
         (base / "bin" / applet).unlink(missing_ok=True) if applet != "busybox" else None
@@ -281,7 +293,7 @@ def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
 
 def _inside(root: Path, link: Path) -> Path:
     """What a symbolic link means inside ``root``."""
-    target = os.readlink(link)
+    target = str(link.readlink())
     return root / target.lstrip("/") if target.startswith("/") else link.parent / target
 
 
@@ -299,5 +311,3 @@ def _cpio(folder: Path, target: Path) -> None:
         )
     if done.returncode != 0:
         raise ImageError(f"cpio failed: {done.stderr.decode('utf-8', 'replace')}")
-
-

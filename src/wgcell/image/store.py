@@ -1,7 +1,8 @@
 """Images on this machine: where they are, and whether they are whole.
 
-An image is a folder ``$XDG_CACHE_HOME/wgcell/images/<name>`` with ``kernel``, ``initramfs``, ``rootfs`` and
-``manifest.json``, which holds the SHA-256 of each: a byte that changed is found before anything boots.
+An image is a folder ``$XDG_CACHE_HOME/wgcell/images/<name>`` with ``kernel``, ``initramfs``,
+``rootfs`` and ``manifest.json``, which holds the SHA-256 of each: a byte that changed is found
+before anything boots.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The relay's only sockets and its only clock.
 
-Three descriptors: the NIC's stream, the connected UDP socket, the supervisor's control socket. ``send`` on
-the connected socket is the one way out; no address is ever given here.
+Three descriptors: the NIC's stream, the connected UDP socket, the supervisor's control socket.
+``send`` on the connected socket is the one way out; no address is ever given here.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Keyless session tracking: WireGuard in step, seen from outside.
 
-The relay holds no private key, so it can neither read nor forge. What it can demand is that each message is
-WireGuard and follows from the messages before it: a response answers an initiation that has passed, a
-transport message carries an index that the other side announced in a handshake that was completed, a
-counter moves as counters do, and a session dies of age. mac1 needs only the receiver's *public* key.
+The relay holds no private key, so it can neither read nor forge. What it can demand is that each
+message is WireGuard and follows from the messages before it: a response answers an initiation
+that has passed, a transport message carries an index that the other side announced in a handshake
+that was completed, a counter moves as counters do, and a session dies of age. mac1 needs only the
+receiver's *public* key.
 
-Outbound (the guest's) a refusal may be rogue. Inbound nothing is ever rogue: anyone who can send a packet
-could kill a cell with it. It is dropped and counted.
+Outbound (the guest's) a refusal may be rogue. Inbound nothing is ever rogue: anyone who can send
+a packet could kill a cell with it. It is dropped and counted.
 
 Time is an argument, in seconds of CLOCK_BOOTTIME: a suspended host ages its sessions too.
 """
@@ -135,7 +136,7 @@ class SessionTable:
         self._stumbles: deque[float] = deque(maxlen=OUT_OF_STEP_MOST + 1)
         self._answered = False
         self._completed: list[Handshake] = []
-        self.valid = {side: 0 for side in Side}
+        self.valid = dict.fromkeys(Side, 0)
         """Transport messages accepted in sessions the guest initiated, by sender."""
 
     def handshakes(self) -> list[Handshake]:
@@ -191,10 +192,10 @@ class SessionTable:
         initiations = self._initiations[sender]
         # Until the endpoint has answered once, a cell must not be able to flood whoever it is.
         passed = initiations.passed
-        if sender is Side.GUEST and not self._answered and len(passed) == INITIATION_BURST:
-            # Two at once, then one per REKEY_TIMEOUT; a tenth is left for the guest's jitter.
-            if now - passed[-1] < wireguard.REKEY_TIMEOUT * 0.9:
-                return Refusal(Reason.INITIATION_RATE, "before the endpoint has answered")
+        held = sender is Side.GUEST and not self._answered and len(passed) == INITIATION_BURST
+        # Two at once, then one per REKEY_TIMEOUT; a tenth is left for the guest's jitter.
+        if held and now - passed[-1] < wireguard.REKEY_TIMEOUT * 0.9:
+            return Refusal(Reason.INITIATION_RATE, "before the endpoint has answered")
         passed.append(now)
         initiations.note(message.sender, now)
         return None
@@ -212,8 +213,8 @@ class SessionTable:
             del outstanding[index]
             if index == message.receiver:
                 break
-        index = {sender: message.sender, initiator: message.receiver}
-        self._sessions.append(_Session(initiator, index, now))
+        indices = {sender: message.sender, initiator: message.receiver}
+        self._sessions.append(_Session(initiator, indices, now))
         del self._sessions[:-SESSIONS_KEPT]
         if sender is Side.ENDPOINT:
             self._answered = True
