@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP
 from scapy.utils import PcapNgReader
 
 from wgcell.cell.events import broken_link
@@ -107,7 +108,7 @@ def test_first_rogue_frame_of_a_compromised_guest_kills_it(cell: Cell) -> None:
     assert "STILL ALIVE" not in ended.stdout
     with PcapNgReader(str(ended.folder / "rogue.pcapng")) as frames:
         packet = next(iter(frames))
-    assert packet["IP"].dst == "192.168.1.1"
+    assert packet[IP].dst == "192.168.1.1"
 
 
 def test_a_workload_that_runs_too_long(cell: Cell) -> None:

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.packet import Packet, Raw
+
+from wgcell.relay.classify import classify
+from wgcell.relay.verdict import Reason, Refusal
+
+PAYLOAD = b"\x04\0\0\0" + bytes(60)
+MAC = {"src": "02:77:67:00:00:02", "dst": "02:77:67:00:00:01"}
+ADDRESSES = {"src": "192.168.64.2", "dst": "192.168.64.1"}
+PORTS = {"sport": 51820, "dport": 51820}
+
+
+def frame(
+    *,
+    eth: dict[str, object] | None = None,
+    ip: dict[str, object] | None = None,
+    udp: dict[str, object] | None = None,
+    payload: bytes = PAYLOAD,
+) -> bytes:
+    """An honest frame but for what is given."""
+    return bytes(
+        Ether(**{**MAC, **(eth or {})})
+        / IP(**{**ADDRESSES, "flags": "DF", **(ip or {})})
+        / UDP(**{**PORTS, **(udp or {})})
+        / Raw(payload)
+    )
+
+
+def other(layer: Packet) -> bytes:
+    return bytes(Ether(**MAC) / layer)
+
+
+def test_an_honest_frame_passes_as_its_payload() -> None:
+    assert classify(frame()) == PAYLOAD
+    assert classify(frame(ip={"tos": 0x88, "id": 77, "ttl": 1})) == PAYLOAD
+    assert classify(frame(udp={"chksum": 0})) == PAYLOAD
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"", Reason.LENGTH),
+        (frame()[:13], Reason.LENGTH),
+        (frame()[:30], Reason.LENGTH),
+        (frame(payload=bytes(1473)), Reason.LENGTH),
+        (frame(eth={"dst": "ff:ff:ff:ff:ff:ff"}), Reason.DESTINATION_MAC),
+        (frame(eth={"dst": "01:80:c2:00:00:00"}), Reason.DESTINATION_MAC),
+        (frame(eth={"src": "02:77:67:00:00:03"}), Reason.SOURCE_MAC),
+        (other(ARP(pdst="192.168.64.1")), Reason.ETHERTYPE),
+        (other(IPv6(dst="ff02::1")), Reason.ETHERTYPE),
+        (other(Dot1Q(vlan=1) / IP(**ADDRESSES) / UDP(**PORTS)), Reason.ETHERTYPE),
+        (frame(ip={"options": [IPOption_NOP()] * 4}), Reason.IP_VERSION),
+        (frame(ip={"version": 6}), Reason.IP_VERSION),
+        (frame() + b"\0", Reason.IP_LENGTH),
+        (frame(ip={"len": 40}), Reason.IP_LENGTH),
+        (frame(ip={"flags": "MF"}), Reason.FRAGMENT),
+        (frame(ip={"frag": 3}), Reason.FRAGMENT),
+        (frame(ip={"flags": "evil"}), Reason.FRAGMENT),
+        (frame(ip={"ttl": 0}), Reason.TIME_TO_LIVE),
+        (frame(ip={"dst": "192.168.1.1"}), Reason.DESTINATION_ADDRESS),
+        (frame(ip={"dst": "127.0.0.1"}), Reason.DESTINATION_ADDRESS),
+        (frame(ip={"dst": "169.254.169.254"}), Reason.DESTINATION_ADDRESS),
+        (frame(ip={"src": "192.168.64.1"}), Reason.SOURCE_ADDRESS),
+        (other(IP(**ADDRESSES) / TCP(dport=51820)), Reason.PROTOCOL),
+        (other(IP(**ADDRESSES) / ICMP()), Reason.PROTOCOL),
+        (other(IP(**ADDRESSES, proto=47) / Raw(PAYLOAD)), Reason.PROTOCOL),
+        (frame(ip={"chksum": 1}), Reason.IP_CHECKSUM),
+        (other(IP(**ADDRESSES, proto=17) / Raw(bytes(7))), Reason.UDP_LENGTH),
+        (frame(udp={"len": 20}), Reason.UDP_LENGTH),
+        (frame(udp={"dport": 53}), Reason.DESTINATION_PORT),
+        (frame(udp={"sport": 51821}), Reason.SOURCE_PORT),
+        (frame(udp={"chksum": 1}), Reason.UDP_CHECKSUM),
+    ],
+)
+def test_a_frame_outside_the_link_is_rogue(bad: bytes, reason: Reason) -> None:
+    refusal = classify(bad)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is reason
+    assert refusal.rogue
+
+
+@given(data=st.binary(max_size=1600))
+def test_no_frame_raises_and_noise_never_passes(data: bytes) -> None:
+    assert isinstance(classify(data), Refusal)
+
+
+@given(at=st.integers(0, 41), value=st.integers(0, 255))
+def test_one_changed_header_byte_is_refused_unless_it_is_one_of_the_free_ones(
+    at: int, value: int
+) -> None:
+    honest = frame()
+    changed = honest[:at] + bytes([value]) + honest[at + 1 :]
+    if changed == honest:
+        return
+    assert isinstance(classify(changed), Refusal)
+
+
+def test_the_table_above_names_every_reason_of_the_link() -> None:
+    marks = test_a_frame_outside_the_link_is_rogue.pytestmark
+    tried = {reason for _, reason in marks[0].args[1]}
+    before_wireguard = list(Reason)[1 : list(Reason).index(Reason.NOT_WIREGUARD)]
+    assert tried == set(before_wireguard)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+from scapy.utils import PcapNgReader
+
+from wgcell.relay import link
+from wgcell.relay.evidence import CapturedFrame, pcapng
+from wgcell.relay.framing import LONGEST_FRAME, Framer, prefixed
+from wgcell.relay.relay import Cut, Phase, Relay, Report, SendDatagram
+from wgcell.relay.session import SessionTable
+from wgcell.relay.verdict import Reason
+from wgcell.wire import wireguard
+
+GUEST, ENDPOINT = bytes([1]) * 32, bytes([2]) * 32
+
+
+def frame(payload: bytes, dst: str = "192.168.64.1") -> bytes:
+    packet = Ether(src=link.GUEST_MAC_TEXT, dst=link.GATEWAY_MAC_TEXT)
+    packet /= IP(src="192.168.64.2", dst=dst) / UDP(sport=51820, dport=51820) / Raw(payload)
+    return bytes(packet)
+
+
+def initiation(sender: int) -> bytes:
+    covered = b"\x01\0\0\0" + sender.to_bytes(4, "little") + bytes(108)
+    return covered + wireguard.mac1(ENDPOINT, covered) + bytes(16)
+
+
+GOOD = prefixed(frame(initiation(1)))
+ROGUE = prefixed(frame(initiation(2), dst="192.168.1.1"))
+
+
+def relay() -> Relay:
+    made = Relay(SessionTable(GUEST, ENDPOINT, 1420))
+    made.phase = Phase.RUNNING
+    return made
+
+
+def test_the_payload_alone_goes_out() -> None:
+    assert relay().outbound(GOOD, 0) == [SendDatagram(initiation(1))]
+
+
+def test_nothing_behind_a_rogue_frame_passes() -> None:
+    made = relay()
+    commands = made.outbound(ROGUE + GOOD, 0)
+    assert [type(command) for command in commands] == [Report, Cut]
+    assert made.outbound(GOOD, 1) == []
+    assert made.inbound([b"\x04\0\0\0" + bytes(28)], 1) == []
+
+
+def test_in_stopping_a_rogue_frame_is_dropped_and_counted() -> None:
+    made = relay()
+    made.phase = Phase.STOPPING
+    assert made.outbound(ROGUE + GOOD, 0) == [SendDatagram(initiation(1))]
+    assert made.refused == {"destination_address": 1}
+
+
+@pytest.mark.parametrize("length", [0, LONGEST_FRAME + 1, 0xFFFFFFFF])
+def test_a_length_that_lies_cuts_the_link(length: int) -> None:
+    made = relay()
+    commands = made.outbound(GOOD + length.to_bytes(4, "big") + GOOD, 0)
+    assert [type(command) for command in commands] == [SendDatagram, Report, Cut]
+    assert made.refused == {Reason.STREAM.value: 1}
+
+
+def test_inbound_never_cuts() -> None:
+    made = relay()
+    assert made.inbound([os.urandom(n) for n in range(200)], 0) == []
+    assert not made.cut
+    assert sum(made.dropped_in.values()) == 200
+
+
+pieces = st.lists(
+    st.one_of(st.just(GOOD), st.just(ROGUE), st.binary(max_size=80).map(prefixed)), max_size=8
+)
+
+
+@given(pieces=pieces, cuts=st.lists(st.integers(1, 300), max_size=12))
+def test_whole_or_in_pieces_the_verdicts_are_the_same(pieces: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(pieces)
+    whole, parts = relay(), relay()
+    at, found = 0, []
+    for size in [*cuts, len(data) or 1]:
+        found += parts.outbound(data[at : at + size], 0)
+        at += size
+    expected = [c for c in whole.outbound(data, 0) if not isinstance(c, Report)]
+    assert [c for c in found if not isinstance(c, Report)] == expected
+    assert whole.refused == parts.refused
+
+
+@given(data=st.binary(max_size=300))
+def test_no_stream_raises(data: bytes) -> None:
+    Framer().feed(data)
+    relay().outbound(data, 0)
+
+
+def test_evidence_opens_with_its_time_and_reason(tmp_path: Path) -> None:
+    file = tmp_path / "rogue.pcapng"
+    frames = [CapturedFrame(frame(b"x" * n), 1_700_000_000.25 + n, f"why {n}") for n in range(3)]
+    file.write_bytes(pcapng(frames))
+    with PcapNgReader(str(file)) as reader:
+        read = list(reader)
+    assert [bytes(packet) for packet in read] == [captured.data for captured in frames]
+    assert float(read[1].time) == pytest.approx(1_700_000_001.25)
+    assert read[2].comments == [b"why 2"]
+
+
+class Process:
+    """The relay as its own process, between sockets of the test's."""
+
+    def __init__(self) -> None:
+        self.nic, nic = socket.socketpair()
+        self.control, control = socket.socketpair()
+        self.endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.endpoint.bind(("127.0.0.1", 0))
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.connect(self.endpoint.getsockname())
+        self.guest_port = udp.getsockname()
+        fds = [nic.fileno(), udp.fileno(), control.fileno()]
+        argv = [sys.executable, "-P", "-m", "wgcell.relay", "--nic-fd", str(fds[0])]
+        argv += ["--udp-fd", str(fds[1]), "--control-fd", str(fds[2])]
+        self.process = subprocess.Popen(argv, pass_fds=fds)
+        for sock in (nic, udp, control):
+            sock.close()
+        for sock in (self.nic, self.control, self.endpoint):
+            sock.settimeout(10)
+        self.lines = self.control.makefile("r")
+        self.tell(
+            "configure",
+            guest_public_key=base64.b64encode(GUEST).decode(),
+            endpoint_public_key=base64.b64encode(ENDPOINT).decode(),
+            mtu=1420,
+        )
+        assert self.event()["event"] == "ready"
+        self.tell("phase", phase="running")
+
+    def tell(self, command: str, **fields: Any) -> None:
+        self.control.sendall(json.dumps({"command": command, **fields}).encode() + b"\n")
+
+    def event(self, *names: str) -> dict[str, Any]:
+        while True:
+            event: dict[str, Any] = json.loads(self.lines.readline())
+            if not names or event["event"] in names:
+                return event
+
+    def close(self) -> None:
+        self.lines.close()
+        for sock in (self.nic, self.control, self.endpoint):
+            sock.close()
+        assert self.process.wait(10) is not None
+
+
+def test_a_frame_through_the_real_process_and_back() -> None:
+    running = Process()
+    running.nic.sendall(GOOD)
+    assert running.endpoint.recv(2000) == initiation(1)
+    covered = b"\x02\0\0\0" + (5).to_bytes(4, "little") + (1).to_bytes(4, "little") + bytes(48)
+    answer = covered + wireguard.mac1(GUEST, covered) + bytes(16)
+    running.endpoint.sendto(answer, running.guest_port)
+    assert running.event("handshake")["initiator"] == "guest"
+    assert running.nic.recv(2000) == prefixed(link.wrap(answer))
+    running.tell("quit")
+    assert running.event("stats")["messages_out"] == 1
+    running.close()
+
+
+def test_the_first_rogue_frame_is_reported_with_its_bytes_and_nothing_is_forwarded() -> None:
+    running = Process()
+    running.nic.sendall(ROGUE + GOOD)
+    event = running.event("rogue")
+    assert event["reason"] == "destination_address"
+    assert base64.b64decode(event["frame"]) == ROGUE[4:]
+    assert running.nic.recv(100) == b""  # cut
+    running.endpoint.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        running.endpoint.recv(2000)
+    running.close()
+
+
+def test_the_relay_ends_when_the_supervisor_is_gone() -> None:
+    running = Process()
+    running.lines.close()
+    running.control.close()
+    assert running.process.wait(5) == 0
+    running.nic.close()
+    running.endpoint.close()
+
+
+def test_strangers_can_not_reach_the_guest_nor_kill_the_cell() -> None:
+    running = Process()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(b"\x01\0\0\0" + bytes(144), running.guest_port)
+    running.endpoint.sendto(b"nonsense", running.guest_port)
+    time.sleep(0.2)
+    running.nic.sendall(GOOD)
+    assert running.endpoint.recv(2000) == initiation(1)
+    running.close()
