@@ -15,7 +15,7 @@ from wgcell.guest import protocol, scripts
 CONFIG = protocol.GuestConfig(
     time=1, hostname="cell", walls=True, private_key=b"k" * 32, peer_public_key=b"p" * 32,
     preshared_key=None, addresses=("10.99.0.2/32",), allowed_ips=("0.0.0.0/0",), mtu=1420,
-    keepalive=25, dns=(), inputs=False, command=("true",), environment=(), outputs=(),
+    keepalive=25, dns=(), probe="10.99.0.1", inputs=False, command=("true",), environment=(), outputs=(),
 )  # fmt: skip
 
 
@@ -46,7 +46,9 @@ def test_messages_are_read() -> None:
 def test_reports_as_asked_match_and_a_change_is_named() -> None:
     reports = {**protocol.expected(CONFIG), "routes": "default dev wg0"}
     assert protocol.mismatch(CONFIG, reports) is None
-    assert "eth0" in (protocol.mismatch(CONFIG, {**reports, "routes": "default dev eth0"}) or "")
+    moved = {**reports, "routes": "10.0.0.0/8 dev wg0\ndefault dev eth0"}
+    assert "eth0" in (protocol.mismatch(CONFIG, moved) or "")
+    assert "tunnel" in (protocol.mismatch(CONFIG, {**reports, "routes": ""}) or "")
     assert "firewall" in (protocol.mismatch(CONFIG, {**reports, "firewall": ""}) or "")
 
 

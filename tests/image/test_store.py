@@ -53,3 +53,21 @@ def test_an_interrupted_build_leaves_nothing(image: Path, monkeypatch: pytest.Mo
 
 def test_modules_come_after_what_they_need() -> None:
     assert build.modules_in_order("k/a.ko: k/b.ko\nk/b.ko:\n", ["a"]) == ["k/b.ko", "k/a.ko"]
+
+
+def test_a_changed_base_is_never_packed_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def base(folder: Path, *_: object) -> dict[str, object]:
+        made.append("base")
+        for name in ("kernel", "rootfs", "base.cpio"):
+            (folder / name).write_text(name)
+        return {"kernel_version": "6.1", "packages": {}}
+
+    monkeypatch.setattr(build, "_base", base)
+    for script in (b"1", b"1", b"2"):
+        build.build("debian", lambda _: None, {"init": script})
+    assert made == ["base"]
+    (image / "base.cpio").write_text("changed")
+    build.build("debian", lambda _: None, {"init": b"3"})
+    assert made == ["base", "base"]

@@ -234,6 +234,8 @@ def mismatch(config: GuestConfig, reports: Mapping[str, str]) -> str | None:
             seen = "\n".join(sorted(set(seen.splitlines())))
         if seen != asked:
             return f"the guest's {what} is not what was asked: {_difference(asked, seen)}"
+    if "dev wg0" not in reports["routes"]:
+        return "the guest has no route into the tunnel"
     for route in reports["routes"].splitlines():
         words = route.split()
         device = words[words.index("dev") + 1] if "dev" in words[:-1] else ""

@@ -48,18 +48,17 @@ TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip", "usr/bin/setpriv")
 EARLY = ("nf_tables", "nft_log", "nf_log_syslog", "nft_limit", "virtio_pci", "virtio_console")
 LATE = ("virtio_blk", "erofs", "overlay", "wireguard", "virtio_net")
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
+BASE_CPIO = "base.cpio"
 _FORMAT = 1
 
 
-def build(
-    name: str, progress: Progress, scripts: Mapping[str, bytes], *, cache: Path | None = None
-) -> Image:
+def build(name: str, progress: Progress, scripts: Mapping[str, bytes]) -> Image:
     """Build the image ``name``, or return it if nothing has changed.
 
     ``scripts`` are our own files, by their path in the initramfs. Raises ImageError with the
     output of what failed.
     """
-    folder = cache or cache_folder()
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -68,7 +67,7 @@ def build(
     scripts_key = _key(*(f"{path}\0{digest_of(data)}" for path, data in sorted(scripts.items())))
     with _alone(folder):
         old = _whole(name)
-        if old is not None and old.manifest.get("base") == base_key:
+        if old is not None and _base_is_whole(old, base_key):
             if old.manifest.get("scripts") == scripts_key:
                 progress("nothing has changed")
                 return old
@@ -82,7 +81,7 @@ def build(
                 about = _base(made, Path(temporary), progress)
             else:
                 progress("reusing the root file system, the kernel and the tools")
-                for file in ("kernel", "rootfs", "base.cpio"):
+                for file in ("kernel", "rootfs", BASE_CPIO):
                     os.link(base / file, made / file)
                 about = (
                     {key: old.manifest[key] for key in ("kernel_version", "packages")}
@@ -98,14 +97,14 @@ def build(
                 target.chmod(0o755)
             _cpio(own, Path(temporary) / "own.cpio")
             with (made / "initramfs").open("wb") as whole:
-                whole.write((made / "base.cpio").read_bytes())
+                whole.write((made / BASE_CPIO).read_bytes())
                 whole.write((Path(temporary) / "own.cpio").read_bytes())
             manifest = {
                 "format": _FORMAT,
                 **about,
                 "base": base_key,
                 "scripts": scripts_key,
-                "sha256": {file: digest(made / file) for file in FILES},
+                "sha256": {file: digest(made / file) for file in (*FILES, BASE_CPIO)},
             }
             (made / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
             target = folder / name
@@ -130,6 +129,13 @@ def _whole(name: str) -> Image | None:
         return load(name)
     except ImageError:
         return None
+
+
+def _base_is_whole(image: Image, key: str) -> bool:
+    """Whether the image's base may be used again: same inputs, and not a byte changed since."""
+    base = image.folder / BASE_CPIO
+    known = image.manifest["sha256"].get(BASE_CPIO)
+    return image.manifest.get("base") == key and base.exists() and digest(base) == known
 
 
 @contextmanager
@@ -198,7 +204,7 @@ def _base(made: Path, temporary: Path, progress: Progress) -> dict[str, object]:
     _run([depmod or "depmod", "-b", str(kernel), version], mend="apt-get install kmod")
 
     progress("the initramfs: tools and modules")
-    _base_cpio(made / "base.cpio", temporary / "base", root, kernel / "lib/modules" / version)
+    _base_cpio(made / BASE_CPIO, temporary / "base", root, kernel / "lib/modules" / version)
     return {"kernel_version": version, "packages": _versions(root) | {package: deb.name}}
 
 
