@@ -20,7 +20,7 @@ from typing import Any
 
 from wgcell.errors import StateError
 
-__all__ = ["CappedLog", "Folder", "all_cells", "create", "find", "state_folder"]
+__all__ = ["CappedLog", "Folder", "all_cells", "check_writable", "create", "find", "state_folder"]
 
 LOG_CAP = 16 * 1024 * 1024
 """Bytes kept of each log: what a guest prints must not fill the provider's disk."""
@@ -122,10 +122,21 @@ class Folder:
         shutil.rmtree(self.path)
 
 
+def check_writable(cells: Path) -> None:
+    """Make sure that cells can be kept in ``cells``. Raises StateError naming the mend."""
+    mend = "make the folder writable, or choose another with --state-dir"
+    try:
+        cells.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = cells / f".probe-{os.getpid()}"
+        probe.write_bytes(b"wgcell")
+        probe.unlink()
+    except OSError as error:
+        raise StateError(f"{error.filename or cells}: {error.strerror}", mend=mend) from error
+
+
 def create(cells: Path, name: str) -> Folder:
     """A new folder for a cell called ``name``. Raises StateError if none can be made."""
     try:
-        cells.mkdir(parents=True, exist_ok=True, mode=0o700)
         while True:
             path = cells / f"{name}-{secrets.token_hex(3)}"
             try:

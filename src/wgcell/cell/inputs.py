@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from wgcell.errors import InputFileError, StateError
 
-__all__ = ["MOST_BYTES", "MOST_MEMBERS", "pack"]
+__all__ = ["MOST_BYTES", "MOST_MEMBERS", "check", "pack"]
 
 MOST_BYTES = 16 * 2**30
 """Bytes all inputs may have together."""
@@ -29,6 +29,12 @@ _KINDS = (
     (stat.S_ISCHR, "a character device"),
     (stat.S_ISBLK, "a block device"),
 )
+
+
+def check(inputs: Sequence[Path], most_bytes: int = MOST_BYTES) -> None:
+    """Look at every input before anything starts. Raises `InputFileError` as `pack` does."""
+    for _ in _walk_all(inputs, most_bytes):
+        pass
 
 
 def pack(inputs: Sequence[Path], destination: Path, most_bytes: int = MOST_BYTES) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import click
 import typer
 from rich.markup import escape
 
@@ -31,6 +31,10 @@ app.add_typer(image.app, name="image")
 app.add_typer(gateway.app, name="gateway")
 
 
+# typer carries a click of its own and exports only some of its errors.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point. What stands behind ``--`` is the workload's command, untouched."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -44,12 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except WgcellError as error:
         console.print(f"[red]wgcell:[/] {escape(str(error))}")
         code = failed
-    except click.exceptions.Exit as done:
-        code = done.exit_code
-    except click.ClickException as error:
-        error.show()
+    except _UsageError as error:
+        console.print(f"[red]wgcell:[/] {escape(error.format_message())}")
+        console.print("  wgcell --help lists the verbs, wgcell VERB --help their options")
         code = failed
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         code = EXIT_CODES[Outcome.CANCELLED]
     except BrokenPipeError:
         sys.stderr.close()  # whoever read us has gone: nothing to say, nobody to say it to

@@ -14,7 +14,8 @@ import typer
 from rich.markup import escape
 
 from wgcell.cell import endpoint
-from wgcell.cell.folder import create, state_folder
+from wgcell.cell.folder import check_writable, create, state_folder
+from wgcell.cell.inputs import check as check_inputs
 from wgcell.cell.job import HostLimits, Job, JobOptions, job_from_options, load_job
 from wgcell.cell.provider import Provider, apply_ceilings, load_provider
 from wgcell.cell.supervisor import Supervisor, Surroundings
@@ -145,6 +146,7 @@ def run(
     lost, 123 guest fault, 124 timeout, 125 bad input or host fault, 130 cancelled.
     """
     cells = state_folder(state_dir)
+    check_writable(cells)
     options = JobOptions(
         name=name,
         command=tuple(context.obj or ()),
@@ -165,6 +167,7 @@ def run(
     provider = load_provider()
     job = _job(file, options, cells)
     apply_ceilings(job, provider)
+    check_inputs(job.inputs)
     tunnel, address, port = _endpoint(job, provider, allow_endpoint or [])
     qemu = find_qemu()
     guest_image = _image(job.image)
@@ -176,7 +179,7 @@ def run(
                 mend="mend KVM, or set allow_emulation = true in config.toml",
             )
         if not as_json:
-            warn(f"emulated, which is no security boundary in QEMU's own terms ({reason})")
+            warn(f"emulated, no security boundary in QEMU's own terms (KVM: {reason})")
     if provider.require_walls:
         raise HostError(
             "this provider requires every wall, and the relay's seal and QEMU's jail are not built",

@@ -1,0 +1,5 @@
+"""``python -m wgcell`` is ``wgcell``."""
+
+from wgcell.cli.main import main
+
+main()

@@ -1,0 +1,130 @@
+"""What a user may get wrong: each says what, where and the mend, exits 125, and starts nothing."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KEY = base64.b64encode(bytes(range(32))).decode()
+VPN = f"""[Interface]
+PrivateKey = {KEY}
+Address = 10.9.0.2/32
+[Peer]
+PublicKey = {KEY}
+AllowedIPs = 0.0.0.0/0
+"""
+
+
+def run(where: Path, *words: str, **environment: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "wgcell", *words],
+        cwd=where,
+        env={**os.environ, "WGCELL_STATE_DIR": str(where / "cells"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    cells = where / "cells"
+    assert not cells.exists() or not list(cells.iterdir())
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("command = [\n", ["job.toml", "line 2"]),
+        ('command = ["true"]\ncolour = 1\n', ["job.toml", "'colour'", "allowed here"]),
+        ('command = ["true"]\ntimeout = "soon"\n', ["job.toml", "timeout", "soon"]),
+        ('command = ["true"]\noutputs = ["../x"]\n', ["outputs", "../x"]),
+        ('command = ["true"]\noutputs = ["/etc"]\n', ["outputs", "/etc"]),
+        ('command = ["true"]\n[resources]\nmemory = "900TiB"\n', ["memory", "this machine has"]),
+        ('command = ["true"]\n[resources]\ndisk = "900TiB"\n', ["disk", "this machine has"]),
+        ('command = ["true"]\ninputs = ["absent"]\n', ["absent", "No such file"]),
+        ('command = ["true"]\ninputs = ["out"]\n', ["out", "link"]),
+        ('command = ["true"]\ninputs = ["pipe"]\n', ["pipe", "named pipe"]),
+        ('command = ["true"]\nimage = "nope"\n', ["nope", "wgcell image build"]),
+        ('command = ["true"]\n[gateway]\nallow = ["nowhere"]\n', ["gateway", "nowhere"]),
+    ],
+)
+def test_a_job_file(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "job.toml").write_text(text)
+    (tmp_path / "out").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "pipe")
+    code, said = run(tmp_path, "run", "job.toml")
+    assert code == 125, said
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (VPN, ["no Endpoint"]),
+        (VPN + "Endpoint = 192.168.1.9:51820\n", ["private", "--allow-endpoint"]),
+        (VPN + "Endpoint = 127.0.0.1:51820\n", ["loopback"]),
+        (VPN + "Endpoint = 224.0.0.1:51820\n", ["multicast"]),
+        (VPN + "Endpoint = 203.0.113.5:0\n", ["port 0"]),
+        (VPN + "Endpoint = nowhere.invalid:51820\n", ["does not resolve"]),
+        (VPN + "Endpoint = 203.0.113.5:1\n[Peer]\n", ["v.conf:8"]),
+        (VPN.replace("[Peer]", "PostUp = reboot\n[Peer]"), ["v.conf:4", "PostUp"]),
+        (VPN.replace(KEY, "short", 1), ["v.conf:2", "PrivateKey"]),
+    ],
+)
+def test_a_wg_quick_file(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "v.conf").write_text(text)
+    code, said = run(tmp_path, "run", "--vpn", "v.conf", "--", "true")
+    assert code == 125, said
+    for word in words:
+        assert word in said
+    assert KEY not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said_words"),
+    [
+        (["run"], ["command", "is empty"]),
+        (["run", "ls"], ["no such job file", "wgcell run -- ls"]),
+        (["run", "--memory", "lots", "--", "true"], ["lots", "2GiB"]),
+        (["run", "--env", "A", "--", "true"], ["--env", "LEFT=RIGHT"]),
+        (["run", "--state-dir", "/proc/none", "--", "true"], ["/proc/none", "--state-dir"]),
+        (["run", "--no-such-option"], ["--no-such-option", "--help"]),
+        (["frobnicate"], ["frobnicate", "wgcell --help"]),
+        (["stop", "nothing"], ["nothing", "wgcell ps --all"]),
+        (["gateway", "run", "absent.toml"], ["absent.toml", "No such file"]),
+    ],
+)
+def test_the_command_line(tmp_path: Path, words: list[str], said_words: list[str]) -> None:
+    code, said = run(tmp_path, *words)
+    assert code == 125, said
+    for word in said_words:
+        assert word in said
+
+
+def test_qemu_is_not_installed(tmp_path: Path) -> None:
+    code, said = run(tmp_path, "run", "--", "true", PATH="/nonexistent")
+    assert code == 125
+    assert "apt-get install qemu-system-x86" in said
+
+
+def test_a_provider_who_requires_every_wall_is_refused_a_cell(tmp_path: Path) -> None:
+    (tmp_path / "wgcell").mkdir()
+    (tmp_path / "wgcell/config.toml").write_text("require_walls = true\n")
+    code, said = run(tmp_path, "run", "--", "true", XDG_CONFIG_HOME=str(tmp_path))
+    assert code == 125
+    assert "requires every wall" in said
+
+
+def test_help_teaches(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "wgcell", "run", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for word in ("--allow", "--vpn", "--input", "python3 agent.py"):
+        assert word in done.stdout
