@@ -36,7 +36,7 @@ __all__ = [
 
 LONGEST_LINE = 32 * 1024
 REPORTS = ("firewall", "links", "routes", "wireguard")
-CHANGES = (*REPORTS, "network")
+CHANGES = ("firewall", "network", "standing")
 
 
 @dataclass(frozen=True, slots=True)
