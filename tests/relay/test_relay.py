@@ -40,6 +40,10 @@ def initiation(sender: int) -> bytes:
     return covered + wireguard.mac1(ENDPOINT, covered) + bytes(16)
 
 
+def transport(receiver: int) -> bytes:
+    return b"\x04\0\0\0" + receiver.to_bytes(4, "little") + bytes(24)
+
+
 GOOD = prefixed(frame(initiation(1)))
 ROGUE = prefixed(frame(initiation(2), dst="192.168.1.1"))
 
@@ -171,10 +175,14 @@ def test_a_frame_through_the_real_process_and_back() -> None:
     covered = b"\x02\0\0\0" + (5).to_bytes(4, "little") + (1).to_bytes(4, "little") + bytes(48)
     answer = covered + wireguard.mac1(GUEST, covered) + bytes(16)
     running.endpoint.sendto(answer, running.guest_port)
-    assert running.event("handshake")["initiator"] == "guest"
     assert running.nic.recv(2000) == prefixed(link.wrap(answer))
+    running.nic.sendall(prefixed(frame(transport(5))))
+    assert running.endpoint.recv(2000) == transport(5)
+    running.endpoint.sendto(transport(1), running.guest_port)
+    assert running.event("handshake")["initiator"] == "guest"
+    assert running.event()["event"] == "verified"
     running.tell("quit")
-    assert running.event("stats")["messages_out"] == 1
+    assert running.event("stats")["messages_out"] == 2
     running.close()
 
 

@@ -57,7 +57,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A handshake of the guest's, and transport both ways in a session of its making."""
+    """The first handshake of the guest's asking is complete: transport has passed both ways."""
 
 
 Command = SendDatagram | WriteNic | Report | Cut | Handshake | Verified
@@ -137,7 +137,7 @@ class Relay:
         """What the last message completed."""
         done: list[Command] = list(self._sessions.handshakes())
         self.handshakes += len(done)
-        if not self._verified and all(self._sessions.valid[side] for side in Side):
+        if not self._verified and Handshake(Side.GUEST) in done:
             self._verified = True
             done.append(Verified())
         return done
