@@ -1,4 +1,4 @@
-"""Record a real tunnel, as its relay sees it, through a rekey: ``record.py boringtun|wireguard-go``.
+"""Record a real tunnel through a rekey, as its relay sees it: ``record.py boringtun|wireguard-go``.
 
 ::
 

@@ -21,8 +21,8 @@ A WireGuard responder sends no transport before it has received some under the n
 section 5.4.3; Linux, wireguard-go and boringtun all keep to it), so the relay lets none pass.
 A handshake is *complete* when transport has passed both ways under it.
 
-What stands in ``asked`` and ``offered`` is bounded by what the guest sends; inbound messages are let
-through only as fast as they can be remembered for as long as an honest guest may need to answer
+What stands in ``asked`` and ``offered`` is bounded by what the guest sends; inbound messages are
+let through only as fast as they can be remembered for as long as an honest guest may need to answer
 them. So a flood costs an honest guest handshakes at worst, never a live session nor its good name.
 
 Outbound (the guest's) a refusal may be rogue. Inbound nothing is ever rogue: anyone who can send
