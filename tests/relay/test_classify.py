@@ -75,7 +75,7 @@ def test_an_honest_frame_passes_as_its_payload() -> None:
         (other(IP(**ADDRESSES) / ICMP()), Reason.PROTOCOL),
         (other(IP(**ADDRESSES, proto=47) / Raw(PAYLOAD)), Reason.PROTOCOL),
         (frame(ip={"chksum": 1}), Reason.IP_CHECKSUM),
-        (other(IP(**ADDRESSES, proto=17) / Raw(bytes(7))), Reason.UDP_LENGTH),
+        (other(IP(**ADDRESSES, proto=17) / Raw(b"\xcal\xcal" + bytes(3))), Reason.LENGTH),
         (frame(udp={"len": 20}), Reason.UDP_LENGTH),
         (frame(udp={"dport": 53}), Reason.DESTINATION_PORT),
         (frame(udp={"sport": 51821}), Reason.SOURCE_PORT),

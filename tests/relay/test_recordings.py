@@ -21,7 +21,7 @@ from scapy.utils import PcapNgReader
 
 from wgcell.relay import link
 from wgcell.relay.framing import prefixed
-from wgcell.relay.relay import Phase, Relay, Report, Verified
+from wgcell.relay.relay import Arrived, Phase, Relay, Report, Verified
 from wgcell.relay.session import Handshake, SessionTable, Side
 from wgcell.relay.verdict import Refusal
 from wgcell.wire import wireguard
@@ -90,9 +90,11 @@ def test_the_whole_relay_refuses_nothing(name: str) -> None:
     commands = []
     for one in recording(name):
         if one.sender is Side.GUEST:
-            commands += relay.outbound(prefixed(frame(one.message)), one.time)
+            data = prefixed(frame(one.message))
+            relay.room()[: len(data)] = data
+            commands += relay.outbound(len(data), one.time)
         else:
-            commands += relay.inbound([one.message], one.time)
+            commands += relay.inbound([Arrived(one.message, (one.message,))], one.time)
     assert not any(isinstance(command, Report) for command in commands)
     assert relay.refused == {} and relay.dropped_in == {}
     assert relay.messages_out + relay.messages_in == len(recording(name))

@@ -45,7 +45,7 @@ from typing import Any
 
 from wgcell.relay.verdict import Reason, Refusal
 from wgcell.wire import wireguard
-from wgcell.wire.wireguard import CookieReply, Initiation, Response, Transport
+from wgcell.wire.wireguard import CookieReply, Initiation, MessageType, Response, Transport
 
 __all__ = ["Handshake", "SessionTable", "Side"]
 
@@ -216,12 +216,45 @@ class SessionTable:
 
     def handshakes(self) -> list[Handshake]:
         """The handshakes completed since this was last asked."""
+        if not self._completed:
+            return []
         done, self._completed = self._completed, []
         return done
 
-    def outbound(self, message: bytes, now: float) -> Refusal | None:
+    def sends(self, receiver: int, first: int, count: int, length: int, now: float) -> bool:
+        """Whether transport of the guest's passes: ``count`` messages of ``length`` bytes each,
+        counters from ``first`` on, the very next of a session. They are noted then.
+
+        False refuses nothing: ask `outbound`, one by one.
+        """
+        for session in reversed(self._sessions):
+            if session.endpoint == receiver:
+                break
+        else:
+            return False
+        if session.counters.highest + 1 != first or length > self._fullest or session.dead(now):
+            return False
+        session.counters.note(first, count)
+        return True
+
+    def receives(self, receiver: int, longest: int, now: float) -> bool:
+        """Whether transport of the endpoint's passes, in any number, up to ``longest`` bytes each.
+
+        False refuses nothing: ask `inbound`, one by one.
+        """
+        for session in reversed(self._sessions):
+            if session.guest == receiver:
+                return session.complete and longest <= LINK_MTU and not session.dead(now)
+        return False
+
+    def outbound(self, message: bytes | memoryview, now: float) -> Refusal | None:
         """A message of the guest's: None if it may pass."""
-        refusal = self._check(Side.GUEST, message, now)
+        length = len(message)
+        if length >= wireguard.SHORTEST_TRANSPORT:
+            kind, receiver, counter = wireguard.TRANSPORT_HEAD.unpack_from(message)
+            if kind == MessageType.TRANSPORT and self.sends(receiver, counter, 1, length, now):
+                return None
+        refusal = self._check(Side.GUEST, bytes(message), now)
         if refusal is None or refusal.rogue or refusal.reason in UNCOUNTED:
             return refusal
         self._stumbles.append(now)
@@ -231,9 +264,9 @@ class SessionTable:
             return Refusal(Reason.RATE, f"{detail}the last: {refusal.reason.value}")
         return refusal
 
-    def inbound(self, message: bytes, now: float) -> Refusal | None:
+    def inbound(self, message: bytes | memoryview, now: float) -> Refusal | None:
         """A datagram of the endpoint's: None if it may pass. Whoever asks only ever drops it."""
-        return self._check(Side.ENDPOINT, message, now)
+        return self._check(Side.ENDPOINT, bytes(message), now)
 
     def _check(self, sender: Side, message: bytes, now: float) -> Refusal | None:
         try:
