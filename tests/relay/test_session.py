@@ -47,6 +47,9 @@ def established(now: float = 0.0, guest: int = 10, endpoint: int = 20) -> Sessio
     made = table()
     assert made.outbound(initiation(guest), now) is None
     assert made.inbound(response(endpoint, guest), now) is None
+    assert made.outbound(transport(endpoint, 0), now) is None
+    assert made.inbound(transport(guest, 0), now) is None
+    assert made.handshakes() == [Handshake(Side.GUEST)]
     return made
 
 
@@ -54,33 +57,252 @@ def reason(refusal: Refusal | None) -> Reason | None:
     return None if refusal is None else refusal.reason
 
 
-def test_handshake_and_transport_both_ways() -> None:
-    made = established()
-    assert made.handshakes() == [Handshake(Side.GUEST)]
-    assert made.handshakes() == []
+# Handshakes.
+
+
+def test_a_handshake_is_complete_when_transport_has_passed_both_ways() -> None:
+    made = table()
+    assert made.outbound(initiation(10), 0) is None
+    assert made.inbound(response(20, 10), 0) is None
     assert made.outbound(transport(20, 0), 1) is None
+    assert made.handshakes() == []
     assert made.inbound(transport(10, 0), 1) is None
-    assert made.valid == {Side.GUEST: 1, Side.ENDPOINT: 1}
+    assert made.handshakes() == [Handshake(Side.GUEST)]
+    assert made.inbound(transport(10, 1), 1) is None
+    assert made.handshakes() == []
 
 
-def test_the_endpoint_may_initiate_but_that_verifies_nothing() -> None:
+def test_the_endpoint_may_initiate_and_it_is_the_first_to_send() -> None:
     made = established()
     assert made.inbound(initiation(21, to=GUEST), 1) is None
     assert made.outbound(response(11, 21, to=ENDPOINT), 1) is None
-    assert made.outbound(transport(21, 0), 1) is None
+    assert reason(made.outbound(transport(21, 0), 1)) is Reason.UNCONFIRMED
     assert made.inbound(transport(11, 0), 1) is None
-    assert made.valid == {Side.GUEST: 0, Side.ENDPOINT: 0}
+    assert made.handshakes() == []
+    assert made.outbound(transport(21, 0), 1) is None
+    assert made.inbound(transport(11, 1), 1) is None
+    assert made.handshakes() == [Handshake(Side.ENDPOINT)]
+
+
+def test_a_responder_sends_nothing_before_the_guest_has_chosen_its_response() -> None:
+    made = table()
+    made.outbound(initiation(10), 0)
+    made.inbound(response(20, 10), 0)
+    assert reason(made.inbound(transport(10, 0), 0)) is Reason.UNCONFIRMED
+    assert made.outbound(transport(20, 0), 0) is None
+    assert made.inbound(transport(10, 0), 0) is None
+
+
+def test_a_forged_response_replaces_nothing() -> None:
+    """It may come before or after the true one: the guest's kernel knows which it takes."""
+    made = established()
+    made.outbound(initiation(11), 120)
+    for forged in (66, 67):
+        assert made.inbound(response(forged, 11), 120) is None
+    assert made.inbound(response(21, 11), 120.1) is None
+    assert made.inbound(response(68, 11), 120.2) is None
+    assert made.outbound(transport(20, 1), 120.3) is None
+    assert made.outbound(transport(21, 0), 120.3) is None
+    for forged in (66, 67, 68):
+        assert reason(made.outbound(transport(forged, 0), 121)) is Reason.UNKNOWN_INDEX
+
+
+def test_a_flood_of_forged_responses_is_bounded_and_evicts_nothing() -> None:
+    made = established()
+    made.outbound(initiation(11), 120)
+    assert made.inbound(response(21, 11), 120) is None
+    found = [made.inbound(response(1000 + n, 11), 120) for n in range(1000)]
+    assert found.count(None) == session.CANDIDATES_KEPT - 1
+    assert reason(found[-1]) is Reason.FLOOD
+    assert made.inbound(response(21, 11), 120) is None  # the true one again
+    assert made.outbound(transport(21, 0), 121) is None
+    assert made.outbound(transport(20, 1), 121) is None
+
+
+def test_a_flood_of_forged_initiations_is_bounded_and_what_passes_can_be_answered() -> None:
+    made = established()
+    passed = []
+    for n in range(20_000):
+        now = 1 + n / 1000
+        if made.inbound(initiation(1000 + n, to=GUEST), now) is None:
+            passed.append((1000 + n, now))
+    expected = session.FLOOD_BURST + session.FLOOD_RATE * 20
+    assert expected - 2 <= len(passed) <= expected + 2
+    recent = [index for index, at in passed if at > 21 - 10]
+    for n, index in enumerate(recent):
+        assert made.outbound(response(5000 + n, index, to=ENDPOINT), 21) is None
+    assert made.outbound(transport(20, 1), 21) is None
+    assert made.inbound(transport(10, 1), 21) is None
+
+
+def test_forged_initiations_do_not_evict_the_guests_own() -> None:
+    made = established()
+    made.outbound(initiation(11), 120)
+    for n in range(session.HEARD_KEPT * 2):
+        made.inbound(initiation(11 + n, to=GUEST), 120 + n)
+    assert made.inbound(response(21, 11), 700) is None
+    assert made.outbound(transport(21, 0), 700) is None
+
+
+def test_forged_transport_confirms_an_offer_and_evicts_nothing() -> None:
+    """Whoever sees the guest answer the endpoint's retries can forge what looks like transport."""
+    made = established()
+    for n in range(6):
+        assert made.inbound(initiation(30 + n, to=GUEST), 5.0 * n) is None
+        assert made.outbound(response(40 + n, 30 + n, to=ENDPOINT), 5.0 * n) is None
+        assert made.inbound(transport(40 + n, 7), 5.0 * n) is None
+    assert made.handshakes() == []
+    assert made.outbound(transport(20, 1), 31) is None
+    assert made.outbound(transport(35, 0), 31) is None
+
+
+def test_a_forged_response_under_a_live_index_chooses_nothing() -> None:
+    made = established()
+    made.outbound(initiation(11), 120)
+    assert made.inbound(response(20, 11), 120) is None  # the live session's own index
+    assert made.inbound(response(21, 11), 120) is None
+    assert made.outbound(transport(20, 1), 120) is None
+    assert made.outbound(transport(21, 0), 120) is None
+    assert made.inbound(transport(11, 0), 120) is None
+
+
+def test_a_restarted_endpoint_may_use_an_index_again() -> None:
+    made = established()
+    made.outbound(transport(20, 1), 1)
+    made.outbound(initiation(11), 30)
+    assert made.inbound(response(20, 11), 30) is None
+    assert made.outbound(transport(20, 0), 30) is None
+    assert made.inbound(transport(11, 0), 30) is None
+    assert made.handshakes() == [Handshake(Side.GUEST)]
+
+
+def test_both_sides_may_initiate_at_once() -> None:
+    made = established()
+    assert made.outbound(initiation(11), 120) is None
+    assert made.inbound(initiation(21, to=GUEST), 120) is None
+    assert made.outbound(response(12, 21, to=ENDPOINT), 120) is None
+    assert made.inbound(response(22, 11), 120) is None
+    assert made.inbound(transport(12, 0), 120) is None
+    assert made.outbound(transport(21, 0), 120) is None
+    assert made.outbound(transport(22, 0), 120) is None
+    assert made.inbound(transport(11, 0), 120) is None
+
+
+def test_a_retransmitted_initiation_may_be_answered_late_but_once_chosen_all_is_over() -> None:
+    made = table()
+    made.outbound(initiation(1), 0)
+    made.outbound(initiation(2), 5)
+    assert made.inbound(response(50, 2), 5.1) is None
+    assert made.inbound(response(49, 1), 5.2) is None
+    assert made.outbound(transport(50, 0), 5.3) is None
+    assert reason(made.inbound(response(50, 2), 5.4)) is Reason.UNSOLICITED
+    assert reason(made.inbound(response(49, 1), 5.4)) is Reason.UNSOLICITED
+
+
+def test_the_guests_latest_initiations_are_remembered_and_no_more() -> None:
+    made = established()
+    for n in range(session.ASKED_KEPT + 1):
+        assert made.outbound(initiation(100 + n), 5.0 * n) is None
+    assert reason(made.inbound(response(21, 100), 30)) is Reason.UNSOLICITED
+    assert made.inbound(response(21, 101), 30) is None
+
+
+def test_an_index_the_guest_uses_again_starts_anew() -> None:
+    made = established()
+    made.outbound(initiation(11), 1)
+    made.inbound(response(66, 11), 1)
+    made.outbound(initiation(11), 6)
+    assert reason(made.outbound(transport(66, 0), 6)) is Reason.UNKNOWN_INDEX
+
+
+def test_an_initiation_of_the_endpoints_is_answered_once() -> None:
+    made = established()
+    made.inbound(initiation(21, to=GUEST), 1)
+    assert made.outbound(response(11, 21, to=ENDPOINT), 1) is None
+    assert reason(made.outbound(response(12, 21, to=ENDPOINT), 1)) is Reason.UNSOLICITED
+
+
+def test_the_guests_latest_offers_are_remembered_and_no_more() -> None:
+    made = established()
+    for n in range(session.OFFERED_KEPT + 1):
+        made.inbound(initiation(30 + n, to=GUEST), n)
+        made.outbound(response(50 + n, 30 + n, to=ENDPOINT), n)
+    assert reason(made.inbound(transport(50, 0), 20)) is Reason.UNKNOWN_INDEX
+    assert made.inbound(transport(51, 0), 20) is None
+
+
+def test_what_is_chosen_forgets_what_was_offered_before_but_not_behind() -> None:
+    made = established()
+    for n in range(3):
+        made.inbound(initiation(30 + n, to=GUEST), n)
+        made.outbound(response(50 + n, 30 + n, to=ENDPOINT), n)
+    assert made.inbound(transport(51, 0), 5) is None
+    assert made.outbound(transport(31, 0), 5) is None
+    assert reason(made.inbound(transport(50, 0), 6)) is Reason.UNKNOWN_INDEX
+    assert made.inbound(transport(52, 0), 6) is None
+
+
+def test_previous_current_and_next_are_live_in_a_rekey_and_no_more() -> None:
+    made = established()
+    for n in range(1, 4):
+        assert made.outbound(initiation(10 + n), 120.0 + n) is None
+        assert made.inbound(response(20 + n, 10 + n), 120.0 + n) is None
+        assert made.outbound(transport(20 + n, 0), 120.0 + n) is None
+    assert reason(made.outbound(transport(20, 1), 124)) is Reason.UNKNOWN_INDEX
+    assert reason(made.inbound(transport(10, 1), 124)) is Reason.UNKNOWN_INDEX
+    for n in range(1, 4):
+        assert made.outbound(transport(20 + n, 1), 124) is None
+        assert made.inbound(transport(10 + n, 1), 124) is None
+
+
+# Age.
+
+
+def test_a_session_dies_of_age_whoever_sends() -> None:
+    made = established()
+    last = session.SESSION_LIFETIME
+    assert made.outbound(transport(20, 1), last) is None
+    assert made.inbound(transport(10, 1), last) is None
+    assert reason(made.outbound(transport(20, 2), last + 0.1)) is Reason.SESSION_DEAD
+    assert reason(made.inbound(transport(10, 2), last + 0.1)) is Reason.SESSION_DEAD
+
+
+def test_a_session_is_as_old_as_the_response_it_began_with() -> None:
+    made = established()
+    made.outbound(initiation(11), 0)
+    made.inbound(response(21, 11), 5)
+    late = 5 + session.SESSION_LIFETIME
+    assert reason(made.outbound(transport(21, 0), late + 0.1)) is Reason.SESSION_DEAD
+    assert made.outbound(transport(21, 0), late) is None
+    made.inbound(initiation(31, to=GUEST), 0)
+    made.outbound(response(12, 31, to=ENDPOINT), 5)
+    assert reason(made.inbound(transport(12, 0), late + 0.1)) is Reason.SESSION_DEAD
+    assert made.inbound(transport(12, 0), late) is None
+    assert reason(made.outbound(transport(31, 0), late + 0.1)) is Reason.SESSION_DEAD
+
+
+def test_a_guest_behind_a_suspended_hosts_clock_is_no_rogue() -> None:
+    """It fills a session that it takes for live until its own handshake timer runs out."""
+    made = established()
+    for n in range(1, 5000):
+        refusal = made.outbound(transport(20, n), 3600 + n / 1000)
+        assert reason(refusal) is Reason.SESSION_DEAD
+    assert made.outbound(initiation(11), 3620) is None
+    assert made.inbound(response(21, 11), 3620) is None
+    assert made.outbound(transport(21, 0), 3620) is None
+
+
+# What the guest may not do.
 
 
 @pytest.mark.parametrize(
     ("message", "found"),
     [
         (b"GET / HTTP/1.0\r\n\r\n" + bytes(40), Reason.NOT_WIREGUARD),
-        (transport(20, 0, 33), Reason.TRANSPORT_LENGTH),
-        (transport(20, 0, MTU + 36), Reason.TRANSPORT_LENGTH),
+        (transport(20, 0, MTU + 33), Reason.TRANSPORT_LENGTH),
         (initiation(11, to=GUEST), Reason.MAC1),
         (initiation(11, mac2=b"m" * 16), Reason.MAC2),
-        (transport(20, 1 << 40), Reason.COUNTER_ABSURD),
+        (transport(20, 1 + (1 << 32)), Reason.COUNTER_ABSURD),
     ],
 )
 def test_what_no_honest_guest_sends_is_rogue(message: bytes, found: Reason) -> None:
@@ -90,16 +312,34 @@ def test_what_no_honest_guest_sends_is_rogue(message: bytes, found: Reason) -> N
 
 
 def test_transport_before_any_handshake_is_rogue() -> None:
-    refusal = table().outbound(transport(20, 0), 0)
-    assert reason(refusal) is Reason.BEFORE_HANDSHAKE and refusal is not None and refusal.rogue
+    made = table()
+    for _ in range(2):
+        refusal = made.outbound(transport(20, 0), 0)
+        assert reason(refusal) is Reason.BEFORE_HANDSHAKE
+        assert refusal is not None and refusal.rogue
+        made.outbound(initiation(10), 0)
+        made.inbound(response(21, 10), 0)
+
+
+def test_an_absurd_counter_begins_no_session() -> None:
+    made = established()
+    made.outbound(initiation(11), 1)
+    made.inbound(response(21, 11), 1)
+    assert reason(made.outbound(transport(21, 1 << 32), 1)) is Reason.COUNTER_ABSURD
+    assert made.outbound(transport(21, (1 << 32) - 1), 1) is None
 
 
 def test_until_the_endpoint_answers_initiations_come_at_wireguards_own_rate() -> None:
     made = table()
-    found = [reason(made.outbound(initiation(n), float(n))) for n in range(11)]
-    passed = [n for n, refused in enumerate(found) if refused is None]
-    assert passed == [0, 1, 6]
+    found = [reason(made.outbound(initiation(n), n / 2)) for n in range(22)]
+    passed = [n / 2 for n, refused in enumerate(found) if refused is None]
+    assert passed == [0, 0.5, 5, 9.5]
     assert found[2] is Reason.INITIATION_RATE
+    # An answer is one the guest's kernel has taken.
+    made.inbound(response(20, 19), 11)
+    assert reason(made.outbound(initiation(30), 11)) is Reason.INITIATION_RATE
+    made.outbound(transport(20, 0), 11)
+    assert made.outbound(initiation(31), 11) is None
 
 
 @pytest.mark.parametrize(
@@ -129,6 +369,13 @@ def test_out_of_step_past_its_rate_is_rogue() -> None:
     slow = established()
     late = [slow.outbound(transport(99, n), 1.0 + n / 10) for n in range(1000)]
     assert not any(refusal is not None and refusal.rogue for refusal in late)
+    edge = established()
+    span = session.OUT_OF_STEP_SPAN / session.OUT_OF_STEP_MOST
+    exact = [edge.outbound(transport(99, n), n * span) for n in range(300)]
+    assert not any(refusal is not None and refusal.rogue for refusal in exact)
+
+
+# Counters and lengths.
 
 
 def test_the_counters_window() -> None:
@@ -140,40 +387,79 @@ def test_the_counters_window() -> None:
     assert reason(made.outbound(transport(20, 9_999), 1)) is Reason.COUNTER_REPEATED
 
 
-def test_a_full_packet_is_not_padded_and_boringtun_pads_nothing() -> None:
+@given(st.lists(st.one_of(st.integers(0, 40), st.integers(0, 30_000)), max_size=60))
+def test_a_counter_passes_once_within_the_window(counters: list[int]) -> None:
+    made, seen = established(), {0}
+    for counter in counters:
+        fits = counter not in seen and counter > max(seen) - session.WINDOW
+        assert (made.outbound(transport(20, counter), 1) is None) == fits
+        if fits:
+            seen.add(counter)
+
+
+def test_inbound_counters_shut_nobody_out() -> None:
+    """Anyone can forge one; the guest's kernel, which can tell, keeps its own window."""
     made = established()
-    assert made.outbound(transport(20, 0, MTU + 32), 1) is None
-    assert made.inbound(transport(10, 0, 116), 1) is None
+    assert made.inbound(transport(10, (1 << 64) - 1), 1) is None
+    assert made.inbound(transport(10, 1), 1) is None
+
+
+def test_a_transport_message_fits_its_mtu_and_that_is_all() -> None:
+    """Neither padded if it fills the path's MTU, which may be any, nor if boringtun sends it."""
+    made = established()
+    assert made.outbound(transport(20, 1, MTU + 32), 1) is None
+    assert made.outbound(transport(20, 2, 1390 + 32), 1) is None
     assert made.inbound(transport(10, 1, 117), 1) is None
-    assert reason(made.inbound(transport(10, 2, 1473), 1)) is Reason.TRANSPORT_LENGTH
+    assert made.inbound(transport(10, 2, 1472), 1) is None
+    assert reason(made.inbound(transport(10, 3, 1473), 1)) is Reason.TRANSPORT_LENGTH
 
 
-def test_previous_current_and_next_are_live_in_a_rekey_and_no_more() -> None:
-    made = established()
-    for n in range(1, 4):
-        assert made.outbound(initiation(10 + n), 120.0 + n) is None
-        assert made.inbound(response(20 + n, 10 + n), 120.0 + n) is None
-    assert reason(made.outbound(transport(20, 0), 124)) is Reason.UNKNOWN_INDEX
-    for n in range(1, 4):
-        assert made.outbound(transport(20 + n, 0), 124) is None
-        assert made.inbound(transport(10 + n, 0), 124) is None
+# Cookies.
 
 
-def test_a_retransmitted_initiation_may_be_answered_late_but_once() -> None:
-    made = table()
-    made.outbound(initiation(1), 0)
-    made.outbound(initiation(2), 5)
-    assert made.inbound(response(50, 2), 5.1) is None
-    assert reason(made.inbound(response(51, 2), 5.2)) is Reason.UNSOLICITED
-    assert reason(made.inbound(response(52, 1), 5.2)) is Reason.UNSOLICITED
-
-
-def test_a_cookie_explains_a_mac2_for_two_minutes() -> None:
+def test_a_cookie_explains_a_mac2_for_two_minutes_and_then_a_stopped_clock_may() -> None:
     made = established()
     assert made.outbound(initiation(11), 1) is None
     assert made.inbound(cookie_reply(11), 1) is None
-    assert made.outbound(initiation(12, mac2=b"m" * 16), 6) is None
-    assert reason(made.outbound(initiation(13, mac2=b"m" * 16), 122)) is Reason.MAC2
+    assert made.outbound(initiation(12, mac2=b"m" * 16), 121) is None
+    refusal = made.outbound(initiation(13, mac2=b"m" * 16), 121.1)
+    assert reason(refusal) is Reason.COOKIE_AGED
+    assert refusal is not None and not refusal.rogue
+
+
+def test_a_cookie_reply_explains_the_mac2_of_who_received_it_alone() -> None:
+    made = established()
+    made.inbound(initiation(21, to=GUEST), 1)
+    assert made.outbound(cookie_reply(21), 1) is None
+    assert made.inbound(initiation(22, to=GUEST, mac2=b"m" * 16), 2) is None
+    assert reason(made.outbound(initiation(11, mac2=b"m" * 16), 2)) is Reason.MAC2
+
+
+def test_what_a_cookie_reply_may_answer() -> None:
+    made = established()
+    made.outbound(initiation(11), 1)
+    made.inbound(response(21, 11), 1)
+    made.inbound(initiation(31, to=GUEST), 1)
+    made.outbound(response(12, 31, to=ENDPOINT), 1)
+    made.inbound(initiation(32, to=GUEST), 1)
+    for index in (10, 11, 12):  # a live session's, an initiation's, a response's
+        assert made.inbound(cookie_reply(index), 1) is None
+    for index in (20, 21, 32):
+        assert made.outbound(cookie_reply(index), 1) is None
+    for index in (9, 20, 31, 32):
+        assert reason(made.inbound(cookie_reply(index), 1)) is Reason.UNSOLICITED
+        assert reason(made.outbound(cookie_reply(index + 100), 1)) is Reason.UNSOLICITED
+
+
+def test_a_flood_of_cookie_replies_is_bounded() -> None:
+    made = established()
+    found = [made.inbound(cookie_reply(10), 1) for _ in range(1000)]
+    assert found.count(None) == session.FLOOD_BURST
+    assert reason(found[-1]) is Reason.FLOOD
+    assert made.inbound(initiation(21, to=GUEST), 1) is None  # which has a measure of its own
+
+
+# Anything.
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20))
@@ -182,6 +468,37 @@ def test_no_bytes_raise_and_nothing_inbound_but_wireguard_passes(messages: list[
     for now, message in enumerate(messages):
         for refusal in (made.outbound(message, now), made.inbound(message, now)):
             assert refusal is None or isinstance(refusal, Refusal)
+
+
+INDICES = st.integers(0, 12)
+forgeries = st.one_of(
+    st.builds(initiation, INDICES, st.just(GUEST), st.sampled_from([bytes(16), b"m" * 16])),
+    st.builds(response, INDICES, INDICES),
+    st.builds(cookie_reply, INDICES),
+    st.builds(transport, INDICES, st.integers(0, (1 << 64) - 1), st.just(48)),
+    st.binary(max_size=160),
+)
+
+
+@given(st.lists(st.lists(forgeries, max_size=6), min_size=9, max_size=9))
+def test_whatever_is_forged_an_honest_guest_is_never_refused(forged: list[list[bytes]]) -> None:
+    """The forger knows the keys, sees every index, and speaks between any two true messages."""
+    made = table()
+    script = [
+        (made.outbound, initiation(1)),
+        (made.inbound, response(2, 1)),
+        (made.outbound, transport(2, 0)),
+        (made.outbound, initiation(3)),
+        (made.inbound, response(4, 3)),
+        (made.outbound, transport(2, 1)),
+        (made.outbound, transport(4, 0)),
+        (made.inbound, transport(3, 0)),
+        (made.outbound, transport(4, 1)),
+    ]
+    for (way, message), noise in zip(script, forged, strict=True):
+        assert way(message, 1.0) is None
+        for forgery in noise:
+            made.inbound(forgery, 1.0)
 
 
 def test_every_reason_of_a_message_is_exercised_here() -> None:

@@ -29,10 +29,21 @@ def test_an_independent_parser_reads_what_we_build(payload: bytes) -> None:
     assert frame[IP].flags == "DF" and frame[IP].id == 0
     assert (frame[UDP].sport, frame[UDP].dport) == (51820, 51820)
     assert bytes(frame[UDP].payload) == payload
-    sums = (frame[IP].chksum, frame[UDP].chksum)
-    del frame[IP].chksum, frame[UDP].chksum
-    again = Ether(bytes(frame))
-    assert (again[IP].chksum, again[UDP].chksum) == sums
+    found = frame[IP].chksum
+    del frame[IP].chksum
+    assert Ether(bytes(frame))[IP].chksum == found
+    assert frame[UDP].len == 8 + len(payload) and frame[UDP].chksum == 0  # none
+
+
+@given(payload=st.binary(max_size=1472))
+def test_an_independent_parser_agrees_on_udps_checksum(payload: bytes) -> None:
+    addresses = socket.inet_aton("192.0.2.1"), socket.inet_aton("192.0.2.2")
+    carried = udp.datagram(*addresses, 7, 9, payload)
+    packet = IP(src="192.0.2.1", dst="192.0.2.2") / UDP(carried)
+    found = packet[UDP].chksum
+    del packet[UDP].chksum
+    assert IP(bytes(packet))[UDP].chksum == found
+    assert udp.checksum(*addresses, carried) == 0
 
 
 @given(data=st.binary(max_size=64))

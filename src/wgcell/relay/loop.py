@@ -1,26 +1,31 @@
 """The relay's only sockets and its only clock.
 
 Three descriptors: the NIC's stream, the connected UDP socket, the supervisor's control socket.
-``send`` on the connected socket is the one way out; no address is ever given here.
+Sending on the connected socket is the one way out; no address is ever given here.
+
+Nothing is queued: when QEMU reads slower than the endpoint sends, the rest of what was received
+waits where it was received, the UDP socket is not read meanwhile, and its buffer in the kernel
+loses what does not fit, as a network card does.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
+import os
 import select
 import socket
 import time
 from typing import Any
 
+from wgcell.relay.datagrams import Datagrams
 from wgcell.relay.relay import (
     Command,
     Cut,
     Phase,
     Relay,
     Report,
-    SendDatagram,
+    Send,
     Verified,
     WriteNic,
 )
@@ -28,10 +33,8 @@ from wgcell.relay.session import Handshake, SessionTable
 
 __all__ = ["Loop"]
 
-READ_SIZE = 1 << 18
-DATAGRAMS_A_TURN = 64
-PENDING_MOST = 1 << 22
-"""Bytes kept for a NIC that does not read; beyond, datagrams are dropped as a full queue would."""
+BUFFERS_A_WRITE = 1024
+"""IOV_MAX."""
 EVIDENCE_BYTES = 2048
 
 
@@ -46,13 +49,14 @@ class Loop:
     def __init__(self, nic: socket.socket, udp: socket.socket, control: socket.socket) -> None:
         self._nic: socket.socket | None = nic
         self._udp = udp
+        self._datagrams = Datagrams(udp)
         self._control = control
         self._told = b""
-        self._pending = bytearray()
-        self._overflow = 0
+        self._pending: list[bytes | memoryview] = []
         self._relay: Relay | None = None
         self._stats_sent: dict[str, Any] = {}
         self._stats_due = 0.0
+        self._untold = True
         self._alive_told = 0.0
         self._stumble_told: dict[str, float] = {}
         self._done = False
@@ -63,20 +67,24 @@ class Loop:
         self._poll = select.poll()
         for sock in (self._nic, self._udp, self._control):
             if sock is not None:
-                sock.setblocking(False)
                 self._poll.register(sock, select.POLLIN)
-        self._control.setblocking(True)
+        if self._nic is not None:
+            self._nic.setblocking(False)
+        control, udp = self._control.fileno(), self._udp.fileno()
         self._tell("ready")
         while not self._done:
-            for fd, events in self._poll.poll(1000):
-                if fd == self._control.fileno():
+            # Nothing new to tell: nothing to wake for.
+            for fd, events in self._poll.poll(1000 if self._untold else None):
+                if fd == control:
                     self._obey()
-                elif fd == self._udp.fileno():
+                    continue
+                self._untold = True
+                if fd == udp:
                     self._read_udp()
-                elif self._nic is not None and fd == self._nic.fileno():
+                elif self._nic is not None:
                     if events & select.POLLOUT:
-                        self._flush()
-                    if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                        self._write(self._pending)
+                    if events & ~select.POLLOUT:
                         self._read_nic()
             self._stats()
         self._stats(now=True)
@@ -90,7 +98,10 @@ class Loop:
             self._done = True
 
     def _lines(self) -> list[dict[str, Any]]:
-        data = self._control.recv(65536)
+        try:
+            data = self._control.recv(65536)
+        except ConnectionResetError:
+            data = b""  # gone with something of ours unread
         if not data:
             self._done = True
             return []
@@ -132,43 +143,37 @@ class Loop:
         if self._nic is None or self._relay is None:
             return
         try:
-            data = self._nic.recv(READ_SIZE)
+            count = self._nic.recv_into(self._relay.room())
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             self._cut()
             self._tell("closed", which="nic")
             return
-        self._do(self._relay.outbound(data, boottime()))
+        self._do(self._relay.outbound(count, boottime()))
 
     def _read_udp(self) -> None:
         if self._relay is None:
             return
-        datagrams: list[bytes] = []
-        for _ in range(DATAGRAMS_A_TURN):
-            try:
-                datagrams.append(self._udp.recv(65536))
-            except BlockingIOError:
-                break
-            except OSError:
-                continue  # an ICMP error of the path, delivered once; the tunnel's clock decides
+        arrived = self._datagrams.receive()
+        if not arrived:
+            return
         before = self._relay.messages_in
-        self._do(self._relay.inbound(datagrams, boottime()))
-        if self._relay.messages_in > before and boottime() - self._alive_told >= 1:
-            self._alive_told = boottime()
+        now = boottime()
+        self._do(self._relay.inbound(arrived, now))
+        if self._relay.messages_in > before and now - self._alive_told >= 1:
+            self._alive_told = now
             self._tell("alive")
 
     def _do(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
-                case SendDatagram(payload):
-                    # A full socket buffer or an unreachable path loses a datagram, as UDP does.
-                    with contextlib.suppress(OSError):
-                        self._udp.send(payload)
-                case WriteNic(data):
-                    self._write(data)
+                case Send(payloads):
+                    self._datagrams.send(payloads)
+                case WriteNic(buffers):
+                    self._write(buffers)
                 case Handshake(initiator):
                     self._tell("handshake", initiator=initiator.value)
                 case Verified():
@@ -187,27 +192,30 @@ class Loop:
             self._stumble_told[reason] = boottime()
             self._tell("out_of_step", reason=reason, detail=detail)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, buffers: list[bytes | memoryview]) -> None:
+        """All of it to the NIC's socket; what it does not take waits, and the endpoint with it."""
         if self._nic is None:
             return
-        if len(self._pending) + len(data) > PENDING_MOST:
-            self._overflow += 1
-            return
-        self._pending += data
-        self._flush()
-
-    def _flush(self) -> None:
-        if self._nic is None:
-            return
+        waited = bool(self._pending)
         try:
-            while self._pending:
-                del self._pending[: self._nic.send(self._pending)]
+            while buffers:
+                written = os.writev(self._nic.fileno(), buffers[:BUFFERS_A_WRITE])
+                buffers = _behind(buffers, written)
         except BlockingIOError:
-            self._poll.modify(self._nic, select.POLLIN | select.POLLOUT)
-            return
+            pass
         except OSError:
-            return  # the read will say that it is closed
-        self._poll.modify(self._nic, select.POLLIN)
+            buffers = []  # the read will say that it is closed
+        self._pending = buffers
+        if waited != bool(buffers):
+            self._poll.modify(self._nic, select.POLLIN | (select.POLLOUT if buffers else 0))
+            self._listen(not buffers)
+
+    def _listen(self, wanted: bool) -> None:
+        """To the endpoint, or not: merely masked, an error of the path would still wake us."""
+        if wanted:
+            self._poll.register(self._udp, select.POLLIN)
+        else:
+            self._poll.unregister(self._udp)
 
     def _cut(self) -> None:
         if self._relay is not None:
@@ -216,12 +224,15 @@ class Loop:
             self._poll.unregister(self._nic)
             self._nic.close()
             self._nic = None
+            self._pending = []
+            self._listen(True)
 
     def _stats(self, *, now: bool = False) -> None:
         relay = self._relay
         if relay is None or (boottime() < self._stats_due and not now):
             return
         self._stats_due = boottime() + 1
+        self._untold = False
         stats = {
             "messages_out": relay.messages_out,
             "messages_in": relay.messages_in,
@@ -230,8 +241,19 @@ class Loop:
             "handshakes": relay.handshakes,
             "refused": dict(relay.refused),
             "dropped_in": dict(relay.dropped_in),
-            "overflow": self._overflow,
+            "lost": self._datagrams.lost,
         }
         if stats != self._stats_sent or now:
             self._stats_sent = stats
             self._tell("stats", **stats)
+
+
+def _behind(buffers: list[bytes | memoryview], written: int) -> list[bytes | memoryview]:
+    """What is left when so many bytes are written."""
+    if written == sum(map(len, buffers)):
+        return []
+    for n, buffer in enumerate(buffers):
+        if written < len(buffer):
+            return [buffer[written:], *buffers[n + 1 :]]
+        written -= len(buffer)
+    return []

@@ -1,22 +1,47 @@
 """The relay without its sockets: bytes in, commands out, in order.
 
 A rogue frame cuts the link for good: of what stands behind it in the same read, nothing passes.
+
+Out, ``room`` says where the next bytes of QEMU's stream go, and ``outbound`` that they are there;
+what leaves are views of that buffer, to be sent before ``room`` is asked again. Messages of one
+size, and one shorter at their end, leave as one command: the host's UDP sends them as segments.
+In, the endpoint's datagrams come as the host's UDP has coalesced them.
 """
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
+from wgcell.relay import link
 from wgcell.relay.classify import classify
-from wgcell.relay.framing import Framer, prefixed
-from wgcell.relay.link import wrap
+from wgcell.relay.framing import LONGEST_FRAME, PREFIX, Stream
+from wgcell.relay.runs import LEAST, Runs
 from wgcell.relay.session import Handshake, SessionTable, Side
-from wgcell.relay.verdict import Refusal
+from wgcell.relay.verdict import Reason, Refusal
+from wgcell.wire.wireguard import SHORTEST_TRANSPORT, MessageType
 
-__all__ = ["Command", "Cut", "Phase", "Relay", "Report", "SendDatagram", "Verified", "WriteNic"]
+__all__ = [
+    "Arrived",
+    "Command",
+    "Cut",
+    "Phase",
+    "Relay",
+    "Report",
+    "Send",
+    "Verified",
+    "WriteNic",
+]
+
+Bytes = bytes | memoryview
+
+SEGMENTS_MOST = 64
+SEGMENTS_BYTES = 65_000
+"""Of one send with segments (Linux: UDP_MAX_SEGMENTS, and IPv4's longest datagram)."""
 
 
 class Phase(Enum):
@@ -28,18 +53,30 @@ class Phase(Enum):
     STOPPING = "stopping"
 
 
-@dataclass(frozen=True, slots=True)
-class SendDatagram:
-    """Send ``payload`` on the connected UDP socket."""
+@dataclass(slots=True)
+class Send:
+    """Send each of ``payloads`` on the connected UDP socket, in order.
 
-    payload: bytes
+    All are as long as the first, but the last, which may be shorter.
+    """
+
+    payloads: list[Bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WriteNic:
-    """Write ``data`` to the NIC's socket."""
+    """Write ``buffers``, one after the other, to the NIC's socket."""
 
-    data: bytes
+    buffers: list[Bytes]
+
+
+@dataclass(slots=True)
+class Arrived:
+    """Datagrams that came together: ``whole`` is all of them side by side, each as long as the
+    first of ``payloads``, but the last, which may be shorter."""
+
+    whole: Bytes
+    payloads: Sequence[Bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +94,23 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A handshake of the guest's, and transport both ways in a session of its making."""
+    """The first handshake of the guest's asking is complete: transport has passed both ways."""
 
 
-Command = SendDatagram | WriteNic | Report | Cut | Handshake | Verified
+Command = Send | WriteNic | Report | Cut | Handshake | Verified
+
+_KIND_RECEIVER = struct.Struct("<II")
+
+
+@lru_cache(maxsize=64)
+def _heads(size: int, count: int) -> struct.Struct:
+    return struct.Struct(f"{_KIND_RECEIVER.size}s{size - _KIND_RECEIVER.size}x" * count)
+
+
+@lru_cache(maxsize=2048)
+def _header(size: int) -> bytes:
+    """What stands before a payload of that size on its way to QEMU."""
+    return (link.HEADERS + size).to_bytes(PREFIX, "big") + link.headers(size)
 
 
 class Relay:
@@ -68,7 +118,8 @@ class Relay:
 
     def __init__(self, sessions: SessionTable) -> None:
         self._sessions = sessions
-        self._framer = Framer()
+        self._stream = Stream()
+        self._runs = Runs(sessions)
         self._verified = False
         self.phase = Phase.BOOTING
         self.cut = False
@@ -80,64 +131,128 @@ class Relay:
         self.refused: Counter[str] = Counter()
         self.dropped_in: Counter[str] = Counter()
 
-    def outbound(self, data: bytes, now: float) -> list[Command]:
-        """Bytes of QEMU's stream, any number of frames or a part of one."""
+    def room(self) -> memoryview:
+        """Where the next bytes of QEMU's stream go; voids what was to be sent."""
+        return self._stream.room()
+
+    def outbound(self, received: int, now: float) -> list[Command]:
+        """So many bytes have come to ``room``: any number of frames, or a part of one."""
         commands: list[Command] = []
         if self.cut:
             return commands
-        frames, lie = self._framer.feed(data)
-        for frame in frames:
-            payload = classify(frame)
-            if isinstance(payload, Refusal):
-                refusal: Refusal | None = payload
+        stream, runs = self._stream, self._runs
+        stream.end += received
+        while (length := stream.length()) is not None:
+            if not 0 < length <= LONGEST_FRAME:
+                return commands + self._lie(length)
+            many = stream.alike(length, LEAST)
+            count = runs.take(stream, length, now) if many else 0
+            if count:
+                payloads: list[Bytes] = [*stream.cut(PREFIX + length, PREFIX + link.HEADERS, count)]
+                self._send(commands, payloads)
             else:
-                refusal = self._sessions.outbound(payload, now)
-                if refusal is None:
-                    self.messages_out += 1
-                    self.bytes_out += len(payload)
-                    commands.append(SendDatagram(payload))
-                    commands += self._progress()
-                    continue
-            commands += self._refuse(refusal, frame)
-            if self.cut:
-                return commands
-        if lie is not None:
-            # The stream can't be followed any further, whatever the phase.
-            self.refused[lie.reason.value] += 1
-            self.cut = True
-            commands += [Report(lie, data[:64]), Cut()]
-        return commands
+                count = 1
+                start = stream.at + PREFIX
+                frame = stream.view[start : start + length]
+                payload = classify(frame)
+                refusal = (
+                    payload
+                    if isinstance(payload, Refusal)
+                    else self._sessions.outbound(payload, now)
+                )
+                if refusal is not None:
+                    commands += self._refuse(refusal, bytes(frame))
+                    if self.cut:
+                        return commands
+                elif not isinstance(payload, Refusal):
+                    self._send(commands, [payload])
+                    if many and payload[0] == MessageType.TRANSPORT:
+                        runs.learn(stream, length)
+            stream.at += count * (PREFIX + length)
+        return commands + self._progress()
 
-    def _refuse(self, refusal: Refusal | None, frame: bytes) -> list[Command]:
-        if refusal is None:
-            return []
+    def _send(self, commands: list[Command], payloads: list[Bytes]) -> None:
+        """All of one size; join the last command if they fit there."""
+        size = len(payloads[0])
+        self.messages_out += len(payloads)
+        self.bytes_out += size * len(payloads)
+        most = max(1, min(SEGMENTS_MOST, SEGMENTS_BYTES // max(1, size)))
+        last = commands[-1] if commands else None
+        if isinstance(last, Send):
+            first = len(last.payloads[0])
+            room = min(SEGMENTS_MOST, SEGMENTS_BYTES // first) - len(last.payloads)
+            if room > 0 and size <= first == len(last.payloads[-1]):
+                joining = room if size == first else 1
+                last.payloads += payloads[:joining]
+                payloads = payloads[joining:]
+        for at in range(0, len(payloads), most):
+            commands.append(Send(payloads[at : at + most]))
+
+    def _lie(self, length: int) -> list[Command]:
+        """The stream can't be followed any further, whatever the phase."""
+        refusal = Refusal(Reason.STREAM, f"a frame's length of {length}")
         self.refused[refusal.reason.value] += 1
-        if not refusal.rogue or self.phase is Phase.STOPPING:
-            return [Report(refusal, frame)] if not refusal.rogue else []
+        self.cut = True
+        at = self._stream.at
+        return [Report(refusal, bytes(self._stream.view[at : at + 64])), Cut()]
+
+    def _refuse(self, refusal: Refusal, frame: bytes) -> list[Command]:
+        self.refused[refusal.reason.value] += 1
+        if not refusal.rogue:
+            return [Report(refusal, frame)]
+        if self.phase is Phase.STOPPING:
+            return []
         self.cut = True
         return [Report(refusal, frame), Cut()]
 
-    def inbound(self, datagrams: Iterable[bytes], now: float) -> list[Command]:
+    def inbound(self, arrived: Iterable[Arrived], now: float) -> list[Command]:
         """Datagrams of the endpoint's."""
-        commands: list[Command] = []
-        for datagram in datagrams:
-            if self.cut:
-                break
-            refusal = self._sessions.inbound(datagram, now)
-            if refusal is not None:
-                self.dropped_in[refusal.reason.value] += 1
-                continue
-            self.messages_in += 1
-            self.bytes_in += len(datagram)
-            commands.append(WriteNic(prefixed(wrap(datagram))))
-            commands += self._progress()
-        return commands
+        if self.cut:
+            return []
+        buffers: list[Bytes] = []
+        for group in arrived:
+            payloads = group.payloads
+            count = self._in_step(group, now)
+            if count:
+                size = len(payloads[0])
+                pairs: list[Bytes] = [_header(size)] * (2 * count)
+                pairs[1::2] = payloads[:count]
+                buffers += pairs
+                self.messages_in += count
+                self.bytes_in += count * size
+            for payload in payloads[count:]:
+                refusal = self._sessions.inbound(payload, now)
+                if refusal is None:
+                    buffers += (_header(len(payload)), payload)
+                    self.messages_in += 1
+                    self.bytes_in += len(payload)
+                else:
+                    self.dropped_in[refusal.reason.value] += 1
+        commands: list[Command] = [WriteNic(buffers)] if buffers else []
+        return commands + self._progress()
+
+    def _in_step(self, group: Arrived, now: float) -> int:
+        """How many of the first are transport of one live session, all of one size."""
+        size = len(group.payloads[0])
+        if size < SHORTEST_TRANSPORT:
+            return 0
+        count = len(group.payloads)
+        if len(group.payloads[-1]) != size:
+            count -= 1
+        kind, receiver = _KIND_RECEIVER.unpack_from(group.whole)
+        if kind != MessageType.TRANSPORT or not self._sessions.receives(receiver, size, now):
+            return 0
+        if count > 1:
+            heads = b"".join(_heads(size, count).unpack_from(group.whole))
+            if heads != heads[: _KIND_RECEIVER.size] * count:
+                return 0
+        return count
 
     def _progress(self) -> list[Command]:
-        """What the last message completed."""
+        """What the last messages completed."""
         done: list[Command] = list(self._sessions.handshakes())
         self.handshakes += len(done)
-        if not self._verified and all(self._sessions.valid[side] for side in Side):
+        if not self._verified and Handshake(Side.GUEST) in done:
             self._verified = True
             done.append(Verified())
         return done

@@ -1,13 +1,35 @@
 """Keyless session tracking: WireGuard in step, seen from outside.
 
 The relay holds no private key, so it can neither read nor forge. What it can demand is that each
-message is WireGuard and follows from the messages before it: a response answers an initiation
-that has passed, a transport message carries an index that the other side announced in a handshake
-that was completed, a counter moves as counters do, and a session dies of age. mac1 needs only the
-receiver's *public* key.
+message is WireGuard and follows from the messages before it. But whoever is on the path, and knows
+a public key, can forge a handshake message or a transport header as well as the endpoint can: a
+valid mac1 authenticates nobody. So **nothing inbound ever replaces anything**. It adds something
+the guest may choose, up to a bound; what the *guest* then sends is the choice, for its kernel holds
+the keys and has authenticated what it acts on.
+
+::
+
+    initiation, guest's      asked     its index, and below it every response that claims to answer
+    response, endpoint's               it: *candidates*. The guest's first transport under one of
+                                       them makes it a session, and forgets its rivals.
+    initiation, endpoint's   heard     its index, for the guest to answer.
+    response, guest's        offered   the two indices. Transport of the endpoint's confirms the
+                                       offer; the guest's first transport then makes it a session.
+    transport, guest's       sessions  previous, current and next: the third oldest is forgotten.
+
+A WireGuard responder sends no transport before it has received some under the new session (paper,
+section 5.4.3; Linux, wireguard-go and boringtun all keep to it), so the relay lets none pass.
+A handshake is *complete* when transport has passed both ways under it.
+
+What stands in ``asked`` and ``offered`` is bounded by what the guest sends; inbound messages are
+let through only as fast as they can be remembered for as long as an honest guest may need to answer
+them. So a flood costs an honest guest handshakes at worst, never a live session nor its good name.
 
 Outbound (the guest's) a refusal may be rogue. Inbound nothing is ever rogue: anyone who can send
 a packet could kill a cell with it. It is dropped and counted.
+
+Only the guest's counters are followed: a window that an unauthenticated message moves is a lever
+to shut out the true ones behind it. The guest's kernel keeps the window of what it receives.
 
 Time is an argument, in seconds of CLOCK_BOOTTIME: a suspended host ages its sessions too.
 """
@@ -16,23 +38,34 @@ from __future__ import annotations
 
 import hmac
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from wgcell.relay.verdict import Reason, Refusal
 from wgcell.wire import wireguard
-from wgcell.wire.wireguard import CookieReply, Initiation, Response, Transport
+from wgcell.wire.wireguard import CookieReply, Initiation, MessageType, Response, Transport
 
 __all__ = ["Handshake", "SessionTable", "Side"]
 
 COOKIE_LIFETIME = 120.0
 """Seconds a cookie reply explains a mac2 (paper, section 5.4.7)."""
 
-MARGIN = 10.0
-"""Seconds beyond REJECT_AFTER_TIME: the two ends' clocks start at different messages."""
+SESSION_LIFETIME = wireguard.REJECT_AFTER_TIME + 10.0
+"""Seconds; the two ends' clocks start at different messages."""
 
 INITIATION_BURST = 2
-INITIATIONS_KEPT = 4
+ASKED_KEPT = 4
+"""The guest's initiations; Linux remembers its latest only."""
+CANDIDATES_KEPT = 64
+"""Responses to one initiation; the first to come are kept, and no more let through."""
+OFFERED_KEPT = 8
+HEARD_KEPT = 256
+FLOOD_BURST = 64
+FLOOD_RATE = 16.0
+"""Initiations, and cookie replies, of the endpoint's a second: one is remembered for at least
+(HEARD_KEPT - FLOOD_BURST) / FLOOD_RATE = 12 s. Linux is "under load" from 512 queued on."""
 SESSIONS_KEPT = 3
 """Previous, current and next."""
 
@@ -47,6 +80,8 @@ ABSURD_JUMP = 1 << 32
 OUT_OF_STEP_MOST = 200
 OUT_OF_STEP_SPAN = 10.0
 """More than so many out-of-step messages of the guest's in so many seconds are rogue."""
+UNCOUNTED = frozenset({Reason.SESSION_DEAD})
+"""But not these: behind a suspended host's clock a guest fills a dead session at full speed."""
 
 
 class Side(Enum):
@@ -63,91 +98,164 @@ class Side(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """A handshake was completed."""
+    """A handshake was completed: transport has passed both ways under it."""
 
     initiator: Side
 
 
 @dataclass(slots=True)
 class _Counters:
-    """One direction's counters: the highest, and a bitmap of the window below it."""
+    """The highest counter, and a bitmap of the window below it.
+
+    ``fresh`` are the topmost in unbroken order, not yet in the bitmap: the usual case is a sum.
+    """
 
     highest: int = -1
     seen: int = 0
+    fresh: int = 0
 
     def refuse(self, counter: int) -> Refusal | None:
+        if counter == self.highest + 1:
+            return None
         if counter > self.highest + ABSURD_JUMP:
             return Refusal(Reason.COUNTER_ABSURD, f"{counter} after {self.highest}")
         behind = self.highest - counter
         if behind >= WINDOW:
             return Refusal(Reason.COUNTER_OLD, f"{counter} after {self.highest}")
+        self._settle()
         if behind >= 0 and self.seen >> behind & 1:
             return Refusal(Reason.COUNTER_REPEATED, str(counter))
         return None
 
-    def note(self, counter: int) -> None:
+    def note(self, counter: int, count: int = 1) -> None:
+        """``count`` counters from ``counter`` on, none of them refused."""
         ahead = counter - self.highest
+        if ahead == 1:
+            self.highest += count
+            self.fresh += count
+            return
+        self._settle()
         if ahead > 0:
-            kept = self.seen << ahead if ahead < WINDOW else 0
-            self.seen = (kept | 1) & ((1 << WINDOW) - 1)
+            self._shift(ahead, 1)
             self.highest = counter
         else:
             self.seen |= 1 << -ahead
 
+    def _settle(self) -> None:
+        if self.fresh:
+            self._shift(self.fresh, (1 << min(self.fresh, WINDOW)) - 1)
+            self.fresh = 0
+
+    def _shift(self, by: int, new: int) -> None:
+        kept = self.seen << by if by < WINDOW else 0
+        self.seen = (kept | new) & ((1 << WINDOW) - 1)
+
 
 @dataclass(slots=True)
 class _Session:
-    """A completed handshake: each side's index, and the counters of what each side sends."""
+    """A handshake the guest has sent transport under. ``guest`` and ``endpoint`` are indices."""
 
     initiator: Side
-    index: dict[Side, int]
+    guest: int
+    endpoint: int
     born: float
-    counters: dict[Side, _Counters] = field(
-        default_factory=lambda: {side: _Counters() for side in Side}
-    )
+    complete: bool
+    counters: _Counters = field(default_factory=_Counters)
+
+    def dead(self, now: float) -> bool:
+        return now - self.born > SESSION_LIFETIME
+
+    def refuse(self, counter: int, now: float) -> Refusal | None:
+        """Transport of the guest's under this session."""
+        if self.dead(now):
+            return Refusal(Reason.SESSION_DEAD, f"{now - self.born:.0f} s old")
+        return self.counters.refuse(counter)
 
 
 @dataclass(slots=True)
-class _Initiations:
-    """One side's initiations that no response has answered: sender index -> when it passed."""
+class _Offer:
+    """The guest's answer to an initiation of the endpoint's."""
 
-    outstanding: dict[int, float] = field(default_factory=dict)
-    passed: deque[float] = field(default_factory=lambda: deque(maxlen=INITIATION_BURST))
+    endpoint: int
+    born: float
+    confirmed: bool = False
 
-    def note(self, index: int, now: float) -> None:
-        self.outstanding.pop(index, None)
-        self.outstanding[index] = now
-        while len(self.outstanding) > INITIATIONS_KEPT:
-            del self.outstanding[next(iter(self.outstanding))]
+
+@dataclass(slots=True)
+class _Bucket:
+    """Lets FLOOD_BURST through at once, then FLOOD_RATE a second."""
+
+    tokens: float = FLOOD_BURST
+    filled: float = 0.0
+
+    def take(self, now: float) -> bool:
+        self.tokens = min(FLOOD_BURST, self.tokens + (now - self.filled) * FLOOD_RATE)
+        self.filled = now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
 
 
 class SessionTable:
-    """Every session between one guest and one endpoint.
-
-    ``mtu`` is wg0's: a full-size packet is not padded, so its length need not be a multiple of 16.
-    """
+    """Every session between one guest and one endpoint. ``mtu`` is wg0's, in bytes."""
 
     def __init__(self, guest_public_key: bytes, endpoint_public_key: bytes, mtu: int) -> None:
-        self._public = {Side.GUEST: guest_public_key, Side.ENDPOINT: endpoint_public_key}
+        self._receiver_key = {Side.GUEST: endpoint_public_key, Side.ENDPOINT: guest_public_key}
         self._fullest = mtu + wireguard.SHORTEST_TRANSPORT
-        self._initiations = {side: _Initiations() for side in Side}
+        self._asked: dict[int, dict[int, float]] = {}
+        self._heard: dict[int, None] = {}
+        self._offered: dict[int, _Offer] = {}
         self._sessions: list[_Session] = []
+        self._initiated: deque[float] = deque(maxlen=INITIATION_BURST)
         self._cookie: dict[Side, float] = {}
+        self._initiations_in = _Bucket()
+        self._cookies_in = _Bucket()
         self._stumbles: deque[float] = deque(maxlen=OUT_OF_STEP_MOST + 1)
-        self._answered = False
         self._completed: list[Handshake] = []
-        self.valid = dict.fromkeys(Side, 0)
-        """Transport messages accepted in sessions the guest initiated, by sender."""
 
     def handshakes(self) -> list[Handshake]:
         """The handshakes completed since this was last asked."""
+        if not self._completed:
+            return []
         done, self._completed = self._completed, []
         return done
 
-    def outbound(self, message: bytes, now: float) -> Refusal | None:
+    def sends(self, receiver: int, first: int, count: int, length: int, now: float) -> bool:
+        """Whether transport of the guest's passes: ``count`` messages of ``length`` bytes each,
+        counters from ``first`` on, the very next of a session. They are noted then.
+
+        False refuses nothing: ask `outbound`, one by one.
+        """
+        for session in reversed(self._sessions):
+            if session.endpoint == receiver:
+                break
+        else:
+            return False
+        if session.counters.highest + 1 != first or length > self._fullest or session.dead(now):
+            return False
+        session.counters.note(first, count)
+        return True
+
+    def receives(self, receiver: int, longest: int, now: float) -> bool:
+        """Whether transport of the endpoint's passes, in any number, up to ``longest`` bytes each.
+
+        False refuses nothing: ask `inbound`, one by one.
+        """
+        for session in reversed(self._sessions):
+            if session.guest == receiver:
+                return session.complete and longest <= LINK_MTU and not session.dead(now)
+        return False
+
+    def outbound(self, message: bytes | memoryview, now: float) -> Refusal | None:
         """A message of the guest's: None if it may pass."""
-        refusal = self._check(Side.GUEST, message, now)
-        if refusal is None or refusal.rogue:
+        length = len(message)
+        if length >= wireguard.SHORTEST_TRANSPORT:
+            kind, receiver, counter = wireguard.TRANSPORT_HEAD.unpack_from(message)
+            if kind == MessageType.TRANSPORT and self.sends(receiver, counter, 1, length, now):
+                return None
+        refusal = self._check(Side.GUEST, bytes(message), now)
+        if refusal is None or refusal.rogue or refusal.reason in UNCOUNTED:
             return refusal
         self._stumbles.append(now)
         many = len(self._stumbles) > OUT_OF_STEP_MOST
@@ -156,101 +264,183 @@ class SessionTable:
             return Refusal(Reason.RATE, f"{detail}the last: {refusal.reason.value}")
         return refusal
 
-    def inbound(self, message: bytes, now: float) -> Refusal | None:
+    def inbound(self, message: bytes | memoryview, now: float) -> Refusal | None:
         """A datagram of the endpoint's: None if it may pass. Whoever asks only ever drops it."""
-        return self._check(Side.ENDPOINT, message, now)
+        return self._check(Side.ENDPOINT, bytes(message), now)
 
     def _check(self, sender: Side, message: bytes, now: float) -> Refusal | None:
         try:
             parsed = wireguard.parse(message)
         except wireguard.MalformedMessageError as error:
             return Refusal(Reason.NOT_WIREGUARD, str(error))
-        match parsed:
-            case Transport():
-                return self._transport(sender, parsed, now)
-            case Initiation():
-                return self._initiation(sender, parsed, now)
-            case Response():
-                return self._response(sender, parsed, now)
-            case CookieReply():
-                return self._cookie_reply(sender, parsed, now)
+        if isinstance(parsed, (Initiation, Response)):
+            refusal = self._macs(sender, parsed, now)
+            if refusal is not None:
+                return refusal
+        return _RULES[sender, type(parsed)](self, parsed, now)
 
     def _macs(self, sender: Side, message: Initiation | Response, now: float) -> Refusal | None:
-        right = wireguard.mac1(self._public[sender.other], message.covered)
+        right = wireguard.mac1(self._receiver_key[sender], message.covered)
         if not hmac.compare_digest(right, message.mac1):
             return Refusal(Reason.MAC1, "not under its receiver's public key")
         if message.mac2 != wireguard.NO_MAC:
-            given = self._cookie.get(sender)
-            if given is None or now - given > COOKIE_LIFETIME:
+            if sender not in self._cookie:
                 return Refusal(Reason.MAC2, "no cookie reply explains it")
+            age = now - self._cookie[sender]
+            if age > COOKIE_LIFETIME:
+                # A guest whose clock stood still with the host's may think it fresh.
+                return Refusal(Reason.COOKIE_AGED, f"{age:.0f} s after the cookie reply")
         return None
 
-    def _initiation(self, sender: Side, message: Initiation, now: float) -> Refusal | None:
-        refusal = self._macs(sender, message, now)
-        if refusal is not None:
-            return refusal
-        initiations = self._initiations[sender]
-        # Until the endpoint has answered once, a cell must not be able to flood whoever it is.
-        passed = initiations.passed
-        held = sender is Side.GUEST and not self._answered and len(passed) == INITIATION_BURST
-        # Two at once, then one per REKEY_TIMEOUT; a tenth is left for the guest's jitter.
-        if held and now - passed[-1] < wireguard.REKEY_TIMEOUT * 0.9:
+    # Handshakes.
+
+    def _guest_asks(self, message: Initiation, now: float) -> Refusal | None:
+        # Until the endpoint has answered once, a cell must not be able to flood whoever it is:
+        # two at once, then one per REKEY_TIMEOUT; a tenth is left for the guest's jitter.
+        held = not self._sessions and len(self._initiated) == INITIATION_BURST
+        if held and now - self._initiated[-1] < wireguard.REKEY_TIMEOUT * 0.9:
             return Refusal(Reason.INITIATION_RATE, "before the endpoint has answered")
-        passed.append(now)
-        initiations.note(message.sender, now)
+        self._initiated.append(now)
+        _remember(self._asked, message.sender, {}, ASKED_KEPT)
         return None
 
-    def _response(self, sender: Side, message: Response, now: float) -> Refusal | None:
-        refusal = self._macs(sender, message, now)
-        if refusal is not None:
-            return refusal
-        initiator = sender.other
-        outstanding = self._initiations[initiator].outstanding
-        if message.receiver not in outstanding:
+    def _endpoint_answers(self, message: Response, now: float) -> Refusal | None:
+        candidates = self._asked.get(message.receiver)
+        if candidates is None:
             return Refusal(Reason.UNSOLICITED, "a response that answers no initiation")
-        # An initiator takes the first response to its latest initiation; earlier ones are void.
-        for index in list(outstanding):
-            del outstanding[index]
-            if index == message.receiver:
-                break
-        indices = {sender: message.sender, initiator: message.receiver}
-        self._sessions.append(_Session(initiator, indices, now))
-        del self._sessions[:-SESSIONS_KEPT]
-        if sender is Side.ENDPOINT:
-            self._answered = True
-        self._completed.append(Handshake(initiator))
+        if len(candidates) == CANDIDATES_KEPT and message.sender not in candidates:
+            return Refusal(Reason.FLOOD, "too many responses to one initiation")
+        candidates[message.sender] = now
         return None
 
-    def _cookie_reply(self, sender: Side, message: CookieReply, now: float) -> Refusal | None:
-        awaiting = self._initiations[sender.other].outstanding
-        announced = any(s.index[sender.other] == message.receiver for s in self._sessions)
-        if message.receiver not in awaiting and not announced:
+    def _endpoint_asks(self, message: Initiation, now: float) -> Refusal | None:
+        if not self._initiations_in.take(now):
+            return Refusal(Reason.FLOOD, "too many initiations")
+        _remember(self._heard, message.sender, None, HEARD_KEPT)
+        return None
+
+    def _guest_answers(self, message: Response, now: float) -> Refusal | None:
+        if message.receiver not in self._heard:
+            return Refusal(Reason.UNSOLICITED, "a response that answers no initiation")
+        # A responder answers an initiation once: the next has a later timestamp.
+        del self._heard[message.receiver]
+        _remember(self._offered, message.sender, _Offer(message.receiver, now), OFFERED_KEPT)
+        return None
+
+    def _guest_cookies(self, message: CookieReply, now: float) -> Refusal | None:
+        known = (
+            message.receiver in self._heard
+            or any(message.receiver in candidates for candidates in self._asked.values())
+            or any(session.endpoint == message.receiver for session in self._sessions)
+        )
+        if not known:
             return Refusal(Reason.UNSOLICITED, "a cookie reply to no message")
-        self._cookie[sender.other] = now
+        self._cookie[Side.ENDPOINT] = now
         return None
 
-    def _transport(self, sender: Side, message: Transport, now: float) -> Refusal | None:
-        if message.length > (self._fullest if sender is Side.GUEST else LINK_MTU):
+    def _endpoint_cookies(self, message: CookieReply, now: float) -> Refusal | None:
+        known = (
+            message.receiver in self._asked
+            or message.receiver in self._offered
+            or any(session.guest == message.receiver for session in self._sessions)
+        )
+        if not known:
+            return Refusal(Reason.UNSOLICITED, "a cookie reply to no message")
+        if not self._cookies_in.take(now):
+            return Refusal(Reason.FLOOD, "too many cookie replies")
+        self._cookie[Side.GUEST] = now
+        return None
+
+    # Transport.
+
+    def _guest_sends(self, message: Transport, now: float) -> Refusal | None:
+        if message.length > self._fullest:
             return Refusal(Reason.TRANSPORT_LENGTH, f"{message.length} bytes, over the MTU")
-        # The guest's WireGuard is Linux's, which pads; boringtun, as an endpoint, does not.
-        padded = message.length % 16 == 0 or message.length == self._fullest
-        if sender is Side.GUEST and not padded:
-            return Refusal(Reason.TRANSPORT_LENGTH, f"{message.length} bytes are not padded")
+        session = self._session(message.receiver)
+        refusal = None if session is None else session.refuse(message.counter, now)
+        if session is None or refusal is not None:
+            # An endpoint that restarted may have begun its indices anew: look further.
+            chosen = self._choose(message, now)
+            if isinstance(chosen, Refusal):
+                return refusal or chosen
+            session = chosen
+        session.counters.note(message.counter)
+        return None
+
+    def _session(self, endpoint: int) -> _Session | None:
+        return next((s for s in reversed(self._sessions) if s.endpoint == endpoint), None)
+
+    def _choose(self, message: Transport, now: float) -> _Session | Refusal:
+        """The candidate or the confirmed offer that this transport has made a session."""
+        for asked, candidates in reversed(self._asked.items()):
+            if message.receiver in candidates:
+                born = candidates[message.receiver]
+                made = _Session(Side.GUEST, asked, message.receiver, born, complete=False)
+                return self._begin(made, self._asked, message.counter, now)
+        for offered, offer in reversed(self._offered.items()):
+            if offer.endpoint == message.receiver:
+                if not offer.confirmed:
+                    return Refusal(Reason.UNCONFIRMED, f"0x{message.receiver:08x}")
+                made = _Session(Side.ENDPOINT, offered, offer.endpoint, offer.born, complete=True)
+                return self._begin(made, self._offered, message.counter, now)
         if not self._sessions:
             return Refusal(Reason.BEFORE_HANDSHAKE, "no handshake was completed yet")
-        session = next(
-            (s for s in reversed(self._sessions) if s.index[sender.other] == message.receiver), None
-        )
-        if session is None:
-            return Refusal(Reason.UNKNOWN_INDEX, f"0x{message.receiver:08x}")
-        age = now - session.born
-        if age > wireguard.REJECT_AFTER_TIME + MARGIN:
-            return Refusal(Reason.SESSION_DEAD, f"{age:.0f} s old")
-        counters = session.counters[sender]
-        refusal = counters.refuse(message.counter)
+        return Refusal(Reason.UNKNOWN_INDEX, f"0x{message.receiver:08x}")
+
+    def _begin(
+        self, made: _Session, waiting: dict[int, Any], counter: int, now: float
+    ) -> _Session | Refusal:
+        refusal = made.refuse(counter, now)
         if refusal is not None:
             return refusal
-        counters.note(message.counter)
-        if session.initiator is Side.GUEST:
-            self.valid[sender] += 1
-        return None
+        for index in list(waiting):  # the rivals, and what was asked or offered before
+            del waiting[index]
+            if index == made.guest:
+                break
+        self._sessions.append(made)
+        del self._sessions[:-SESSIONS_KEPT]
+        if made.complete:
+            self._completed.append(Handshake(made.initiator))
+        return made
+
+    def _endpoint_sends(self, message: Transport, now: float) -> Refusal | None:
+        if message.length > LINK_MTU:
+            return Refusal(Reason.TRANSPORT_LENGTH, f"{message.length} bytes, over the link's MTU")
+        index = message.receiver
+        session = next((s for s in reversed(self._sessions) if s.guest == index), None)
+        if session is not None:
+            if session.dead(now):
+                return Refusal(Reason.SESSION_DEAD, f"{now - session.born:.0f} s old")
+            if not session.complete:
+                session.complete = True
+                self._completed.append(Handshake(session.initiator))
+            return None
+        if index in self._offered:
+            offer = self._offered[index]
+            if now - offer.born > SESSION_LIFETIME:
+                return Refusal(Reason.SESSION_DEAD, f"{now - offer.born:.0f} s old")
+            offer.confirmed = True
+            return None
+        if index in self._asked:
+            return Refusal(Reason.UNCONFIRMED, "before the guest has chosen a response")
+        return Refusal(Reason.UNKNOWN_INDEX, f"0x{index:08x}")
+
+
+_RULES: dict[tuple[Side, type], Callable[[SessionTable, Any, float], Refusal | None]] = {
+    (Side.GUEST, Initiation): SessionTable._guest_asks,
+    (Side.GUEST, Response): SessionTable._guest_answers,
+    (Side.GUEST, CookieReply): SessionTable._guest_cookies,
+    (Side.GUEST, Transport): SessionTable._guest_sends,
+    (Side.ENDPOINT, Initiation): SessionTable._endpoint_asks,
+    (Side.ENDPOINT, Response): SessionTable._endpoint_answers,
+    (Side.ENDPOINT, CookieReply): SessionTable._endpoint_cookies,
+    (Side.ENDPOINT, Transport): SessionTable._endpoint_sends,
+}
+
+
+def _remember(table: dict[int, Any], index: int, value: object, most: int) -> None:
+    """As the newest of at most ``most``."""
+    table.pop(index, None)
+    table[index] = value
+    if len(table) > most:
+        del table[next(iter(table))]

@@ -33,7 +33,6 @@ class Reason(Enum):
     SOURCE_PORT = "source_port"
     DESTINATION_PORT = "destination_port"
     UDP_LENGTH = "udp_length"
-    UDP_CHECKSUM = "udp_checksum"
     # WireGuard.
     NOT_WIREGUARD = "not_wireguard"
     TRANSPORT_LENGTH = "transport_length"
@@ -45,20 +44,27 @@ class Reason(Enum):
     # What an honest guest may do by bad luck.
     INITIATION_RATE = "initiation_rate"
     UNSOLICITED = "unsolicited"
+    UNCONFIRMED = "unconfirmed"
     UNKNOWN_INDEX = "unknown_index"
     SESSION_DEAD = "session_dead"
     COUNTER_REPEATED = "counter_repeated"
     COUNTER_OLD = "counter_old"
+    COOKIE_AGED = "cookie_aged"
+    # Of the endpoint's only.
+    FLOOD = "flood"
 
 
 OUT_OF_STEP = frozenset(
     {
         Reason.INITIATION_RATE,
         Reason.UNSOLICITED,
+        Reason.UNCONFIRMED,
         Reason.UNKNOWN_INDEX,
         Reason.SESSION_DEAD,
         Reason.COUNTER_REPEATED,
         Reason.COUNTER_OLD,
+        Reason.COOKIE_AGED,
+        Reason.FLOOD,
     }
 )
 """The second tier; every other reason is rogue at once."""

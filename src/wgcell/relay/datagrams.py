@@ -1,0 +1,170 @@
+"""The connected UDP socket in bulk: many datagrams a system call, both ways.
+
+In, Linux coalesces equal datagrams that follow each other (UDP_GRO), and recvmmsg(2) fetches
+several such groups at once. Python has no recvmmsg, so ctypes calls it, on arrays laid out once.
+Out, UDP_SEGMENT makes one writev(2) as many datagrams of one size (and a shorter last one); the
+buffers are handed over where they lie. writev can carry no address and no control message: the size
+is set on the socket before.
+
+Not every path can segment: a size beyond the path's MTU, or a card that can't fill in checksums,
+makes the send fail with EMSGSIZE, EINVAL or EIO. Then, and from then on, every datagram is sent on
+its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Sequence
+
+from wgcell.relay.relay import Arrived
+
+__all__ = ["Datagrams"]
+
+# linux/udp.h; Python's socket names neither.
+UDP_SEGMENT = 103
+UDP_GRO = 104
+
+GROUPS = 16
+"""Messages of one recvmmsg."""
+GROUP_BYTES = 1 << 16
+CUTS_KEPT = 8
+RECEIVE_BUFFER = 4 << 20
+"""Asked of the kernel in bytes; it gives what net.core.rmem_max allows."""
+PATIENCE = struct.pack("ll", 1, 0)
+"""A second (struct timeval) that a send waits for room; then its datagrams are lost."""
+
+_NO_SEGMENTS = frozenset({errno.EMSGSIZE, errno.EINVAL, errno.EIO})
+
+_CONTROL = 24  # CMSG_SPACE(sizeof(int))
+_HEADER = 64  # struct mmsghdr
+_IOVEC = 16
+
+
+class Datagrams:
+    """Receives and sends on ``udp``, which is connected. Sends may wait; receiving never does."""
+
+    def __init__(self, udp: socket.socket) -> None:
+        self._udp = udp
+        self._fd = udp.fileno()
+        self._segment = 0
+        self._may_segment = True
+        self.lost = 0
+        """Datagrams the kernel did not take."""
+        udp.setblocking(True)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, PATIENCE)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        with contextlib.suppress(OSError):
+            udp.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        self._recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
+        pointer, integer = ctypes.c_void_p, ctypes.c_int
+        self._recvmmsg.argtypes = (integer, pointer, integer, integer, pointer)
+        self._buffer = bytearray(GROUPS * GROUP_BYTES)
+        self._iovecs = bytearray(GROUPS * _IOVEC)
+        self._control = bytearray(GROUPS * _CONTROL)
+        self._headers = bytearray(GROUPS * _HEADER)
+        whole = memoryview(self._buffer)
+        self._groups = [whole[n * GROUP_BYTES : (n + 1) * GROUP_BYTES] for n in range(GROUPS)]
+        self._cuts: list[dict[int, list[memoryview]]] = [{} for _ in range(GROUPS)]
+        self._lay_out()
+        self._fresh = bytes(self._headers)
+        self._lengths = memoryview(self._headers).cast("I")[14 :: _HEADER // 4]
+        self._control_lengths = memoryview(self._headers).cast("Q")[5 :: _HEADER // 8]
+        self._sizes = memoryview(self._control).cast("I")[4 :: _CONTROL // 4]
+        self._arguments = (self._fd, _address(self._headers), GROUPS, socket.MSG_DONTWAIT, None)
+
+    def _lay_out(self) -> None:
+        """Headers that point at vectors that point at the buffer, a control buffer each."""
+        buffer, iovecs, control = (
+            _address(array) for array in (self._buffer, self._iovecs, self._control)
+        )
+        for n in range(GROUPS):
+            struct.pack_into("QQ", self._iovecs, n * _IOVEC, buffer + n * GROUP_BYTES, GROUP_BYTES)
+            header = (0, 0, iovecs + n * _IOVEC, 1, control + n * _CONTROL, _CONTROL, 0, 0)
+            struct.pack_into("QI4xQQQQI4xI4x", self._headers, n * _HEADER, *header)
+
+    def receive(self) -> list[Arrived]:
+        """What is there, at most so many groups; their views are good until the next call.
+
+        An error of the path (ICMP) is delivered once, in place of datagrams: nothing then.
+        """
+        count = self._recvmmsg(*self._arguments)
+        if count <= 0:
+            return []
+        arrived = []
+        for n in range(count):
+            length = self._lengths[n]
+            if not length:
+                continue
+            size = self._sizes[n] if self._control_lengths[n] else length
+            whole = self._groups[n][:length]
+            if size >= length:
+                arrived.append(Arrived(whole, (whole,)))
+            else:
+                arrived.append(Arrived(whole, self._cut(n, size, length)))
+        self._headers[: count * _HEADER] = self._fresh[: count * _HEADER]
+        return arrived
+
+    def _cut(self, n: int, size: int, length: int) -> list[memoryview]:
+        cuts, group = self._cuts[n], self._groups[n]
+        kept = cuts.get(size)
+        if kept is None:
+            if len(cuts) >= CUTS_KEPT:
+                cuts.clear()
+            kept = cuts[size] = []
+        full, tail = divmod(length, size)
+        for at in range(len(kept) * size, full * size, size):
+            kept.append(group[at : at + size])
+        payloads = kept[:full]
+        if tail:
+            payloads.append(group[full * size : length])
+        return payloads
+
+    def send(self, payloads: Sequence[bytes | memoryview]) -> None:
+        """Datagrams in order, all as long as the first but the last, which may be shorter.
+
+        What the path does not take is lost, as UDP loses datagrams.
+        """
+        size = len(payloads[0])
+        if len(payloads) == 1:
+            # A segment size cuts only what is longer than it.
+            if size > self._segment and self._segment:
+                self._segments_of(0)
+        elif not (self._may_segment and self._segments_of(size)):
+            for payload in payloads:
+                self._send_one(payload)
+            return
+        try:
+            os.writev(self._fd, payloads)
+        except OSError as error:
+            if error.errno in _NO_SEGMENTS and self._segment:
+                self._may_segment = False
+                self._segments_of(0)
+                for payload in payloads:
+                    self._send_one(payload)
+            else:
+                self.lost += len(payloads)
+
+    def _send_one(self, payload: bytes | memoryview) -> None:
+        try:
+            self._udp.send(payload)
+        except OSError:
+            self.lost += 1
+
+    def _segments_of(self, size: int) -> bool:
+        if size != self._segment:
+            try:
+                self._udp.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+            except OSError:
+                self._may_segment = False
+                return False
+            self._segment = size
+        return True
+
+
+def _address(array: bytearray) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(array))

@@ -1,0 +1,286 @@
+"""The fast path against the plain one: whatever comes, the same verdicts, payloads and state."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wgcell.relay import link, runs
+from wgcell.relay.framing import BUFFER, LONGEST_FRAME, PREFIX, Stream, prefixed
+from wgcell.relay.relay import (
+    SEGMENTS_BYTES,
+    SEGMENTS_MOST,
+    Arrived,
+    Phase,
+    Relay,
+    Report,
+    Send,
+    WriteNic,
+)
+from wgcell.relay.runs import HEAD, LEAST, MOST, Runs
+from wgcell.relay.session import SessionTable
+from wgcell.wire import ethernet, ipv4, wireguard
+
+GUEST, ENDPOINT = bytes([1]) * 32, bytes([2]) * 32
+MTU = 1420
+COUNTER = HEAD - PREFIX - 8
+FULL = MTU + wireguard.SHORTEST_TRANSPORT
+
+
+def initiation(sender: int) -> bytes:
+    covered = struct.pack("<BxxxI", 1, sender) + bytes(108)
+    return covered + wireguard.mac1(ENDPOINT, covered) + bytes(16)
+
+
+def response(sender: int, receiver: int) -> bytes:
+    covered = struct.pack("<BxxxII", 2, sender, receiver) + bytes(48)
+    return covered + wireguard.mac1(GUEST, covered) + bytes(16)
+
+
+def transport(receiver: int, counter: int, size: int = FULL) -> bytes:
+    body = struct.pack("<Q", counter * 0x9E3779B97F4A7C15 % (1 << 64)) * (size // 8 + 1)
+    return struct.pack("<BxxxIQ", 4, receiver, counter) + body[: size - 16]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A transport message of the guest's as Linux sends it, but for what is given."""
+
+    size: int = FULL
+    counter: int = 0
+    receiver: int = 20
+    identification: int = 0
+    tos: int = 0
+    ttl: int = 64
+    changed: tuple[int, int] | None = None
+
+    def record(self) -> bytes:
+        length = 28 + self.size
+        head = struct.pack(">BBHHHBB", 0x45, self.tos, length, self.identification, 0, self.ttl, 17)
+        head += b"\0\0" + link.GUEST_ADDRESS + link.GATEWAY_ADDRESS
+        head = head[:10] + struct.pack(">H", ipv4.checksum(head)) + head[12:]
+        udp = struct.pack(">HHHH", 51820, 51820, 8 + self.size, self.counter * 7 % 0x10000)
+        payload = transport(self.receiver, self.counter, self.size)
+        raw = bytearray(ethernet.header(link.GATEWAY_MAC, link.GUEST_MAC) + head + udp + payload)
+        if self.changed is not None:
+            raw[self.changed[0]] ^= self.changed[1]
+        return prefixed(bytes(raw))
+
+
+def established() -> Relay:
+    """Sessions 10/20 and 11/21, in *stopping*: a rogue frame is dropped and the rest goes on."""
+    sessions = SessionTable(GUEST, ENDPOINT, MTU)
+    for guest, endpoint in ((10, 20), (11, 21)):
+        assert sessions.outbound(initiation(guest), 0) is None
+        assert sessions.inbound(response(endpoint, guest), 0) is None
+        assert sessions.outbound(transport(endpoint, 0), 0) is None
+        assert sessions.inbound(transport(guest, 0), 0) is None
+    sessions.handshakes()
+    relay = Relay(sessions)
+    relay.phase = Phase.STOPPING
+    return relay
+
+
+@dataclass
+class Seen:
+    """What a relay did with a stream."""
+
+    sent: list[bytes]
+    reports: list[Report]
+    refused: dict[str, int]
+    messages: int
+    sizes: int
+
+
+def fed(relay: Relay, pieces: list[bytes], now: float = 1) -> Seen:
+    sent: list[bytes] = []
+    reports: list[Report] = []
+    for piece in pieces:
+        relay.room()[: len(piece)] = piece
+        for command in relay.outbound(len(piece), now):
+            if isinstance(command, Report):
+                reports.append(command)
+            elif isinstance(command, Send):
+                sizes = [len(payload) for payload in command.payloads]
+                assert len(sizes) <= SEGMENTS_MOST
+                assert len(sizes) == 1 or sum(sizes) <= SEGMENTS_BYTES
+                assert set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
+                sent += map(bytes, command.payloads)
+    return Seen(sent, reports, dict(relay.refused), relay.messages_out, relay.bytes_out)
+
+
+def run(count: int, first: int = 1, **fields: int) -> list[Frame]:
+    return [
+        Frame(counter=first + n, identification=65530 + n & 0xFFFF, **fields) for n in range(count)
+    ]
+
+
+def test_a_run_is_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    take = Runs.take
+    monkeypatch.setattr(Runs, "take", lambda *a: taken.append(take(*a)) or taken[-1])
+    frames = run(150)
+    seen = fed(established(), [b"".join(frame.record() for frame in frames)])
+    assert seen.sent == [transport(20, n + 1) for n in range(150)]
+    assert taken == [0, 64, 64, 21]  # the first is the pattern
+
+
+def test_a_run_leaves_as_segments_and_a_shorter_last_joins() -> None:
+    records = [frame.record() for frame in (*run(44), *run(3, 45, size=96))]
+    relay = established()
+    data = b"".join(records)
+    relay.room()[: len(data)] = data
+    commands = relay.outbound(len(data), 1)
+    assert [[len(p) for p in c.payloads] for c in commands if isinstance(c, Send)] == [
+        [FULL] * 44,
+        [96] * 3,
+    ]
+    relay = established()
+    data = b"".join(frame.record() for frame in (*run(3), *run(1, 4, size=96), *run(1, 5)))
+    relay.room()[: len(data)] = data
+    commands = relay.outbound(len(data), 1)
+    assert [[len(p) for p in c.payloads] for c in commands if isinstance(c, Send)] == [
+        [FULL, FULL, FULL, 96],
+        [FULL],
+    ]
+
+
+@pytest.mark.parametrize("at", range(1, 10))
+@pytest.mark.parametrize("offset", range(HEAD - PREFIX))
+def test_one_changed_byte_in_a_run_is_seen_wherever_it_is(offset: int, at: int) -> None:
+    """Every byte of the head in turn: the two of UDP's checksum alone mean nothing."""
+    frames = run(10)
+    frames[at] = replace(frames[at], changed=(offset, 0x41))
+    records = [frame.record() for frame in frames]
+    whole, one_by_one = fed(established(), [b"".join(records)]), fed(established(), records)
+    assert whole == one_by_one
+    if offset < COUNTER:
+        assert (whole.messages == 10) == (offset in (40, 41))
+
+
+changes = st.one_of(
+    st.none(),
+    st.none(),
+    st.tuples(st.integers(0, HEAD), st.integers(1, 255)),
+    st.tuples(st.integers(0, 60), st.sampled_from([1, 0x80])),
+)
+steps = st.sampled_from([1, 1, 1, 1, 1, 1, 0, 2, 9000, 1 << 33, -1])
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[bytes]:
+    """Runs of a few sizes, broken now and then by what may break one."""
+    records: list[bytes] = []
+    counters = {20: 0, 21: 0, 99: 0}
+    for _ in range(draw(st.integers(1, 6))):
+        frame = Frame(
+            size=draw(st.sampled_from([FULL, FULL, 96, 32, FULL + 1, 40])),
+            receiver=draw(st.sampled_from([20, 20, 21, 99])),
+            identification=draw(st.integers(0, 0xFFFF)),
+            tos=draw(st.sampled_from([0, 0x88])),
+            ttl=draw(st.sampled_from([64, 1])),
+        )
+        for _ in range(draw(st.sampled_from([1, 2, 4, 5, 9, 30, 70]))):
+            step = draw(steps) if draw(st.integers(0, 9)) == 0 else 1
+            counter = max(0, counters[frame.receiver] + step) % (1 << 64)
+            counters[frame.receiver] = counter
+            frame = replace(
+                frame, counter=counter, identification=(frame.identification + 1) % 65536
+            )
+            odd = replace(frame, changed=draw(changes)) if draw(st.integers(0, 9)) == 0 else frame
+            records.append(odd.record())
+    return records
+
+
+@settings(max_examples=150, deadline=None)
+@given(records=streams(), now=st.sampled_from([1.0, 1.0, 200.0]))
+def test_the_fast_path_decides_as_the_plain_one(records: list[bytes], now: float) -> None:
+    data = b"".join(records)
+    if len(data) > BUFFER:
+        return
+    fast, plain = established(), established()
+    assert fed(fast, [data], now) == fed(plain, records, now)
+    # And left the same state behind.
+    again = [Frame(counter=counter, receiver=20).record() for counter in (0, 1, 2, 40, 9001, 9100)]
+    assert fed(fast, again, now) == fed(plain, again, now)
+
+
+@settings(deadline=None)
+@given(cuts=st.lists(st.integers(1, 9000), max_size=20), size=st.sampled_from([FULL, 96]))
+def test_a_run_in_pieces_is_the_same_run(cuts: list[int], size: int) -> None:
+    data = b"".join(frame.record() for frame in run(100, size=size))
+    pieces, at = [], 0
+    for cut in (*cuts, len(data)):
+        pieces.append(data[at : at + cut])
+        at += cut
+    seen = fed(established(), [piece for piece in pieces if piece])
+    assert seen.sent == [transport(20, n + 1, size) for n in range(100)]
+    assert seen.reports == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF)), min_size=1, max_size=MOST)
+)
+def test_sums_modulo_65535(pairs: list[tuple[int, int]]) -> None:
+    left, right = (struct.pack(f"<{len(pairs)}H", *column) for column in zip(*pairs, strict=True))
+    for wanted in {sum(pair) % 0xFFFF for pair in pairs}:
+        right_ones = all(sum(pair) % 0xFFFF == wanted for pair in pairs)
+        assert runs._sum_to(wanted, left, right, len(pairs)) == right_ones
+
+
+def test_the_longest_frame_fits_the_buffer_behind_a_part() -> None:
+    assert BUFFER >= 2 * (PREFIX + LONGEST_FRAME)
+    stream = Stream()
+    stream.room()[:PREFIX] = LONGEST_FRAME.to_bytes(PREFIX, "big")
+    stream.end = BUFFER
+    assert stream.length() == LONGEST_FRAME
+    assert LEAST <= MOST
+
+
+# And in.
+
+
+def groups(messages: list[bytes]) -> list[Arrived]:
+    """As Linux coalesces them: neighbours of one size, and a shorter last."""
+    made: list[list[bytes]] = []
+    for message in messages:
+        last = made[-1] if made else None
+        if last and len(last[0]) == len(last[-1]) >= len(message):
+            last.append(message)
+        else:
+            made.append([message])
+    return [Arrived(b"".join(group), group) for group in made]
+
+
+inbound = st.builds(
+    transport,
+    st.sampled_from([10, 10, 10, 11, 99]),
+    st.integers(0, 99),
+    st.sampled_from([FULL, FULL, 96, 117, 32, 1472, 1473, 1480]),
+)
+
+
+@settings(deadline=None)
+@given(
+    messages=st.lists(st.one_of(inbound, inbound, st.binary(min_size=1, max_size=99)), max_size=40),
+    now=st.sampled_from([1.0, 200.0]),
+)
+def test_datagrams_together_are_judged_as_one_by_one(messages: list[bytes], now: float) -> None:
+    together, alone = established(), established()
+    written = [b"".join(c.buffers) for c in together.inbound(groups(messages), now)]
+    single = [c.buffers for m in messages for c in alone.inbound([Arrived(m, (m,))], now)]
+    assert b"".join(written) == b"".join(b"".join(buffers) for buffers in single)
+    assert together.dropped_in == alone.dropped_in
+    assert (together.messages_in, together.bytes_in) == (alone.messages_in, alone.bytes_in)
+
+
+def test_a_group_goes_to_the_nic_frame_by_frame() -> None:
+    messages = [transport(10, n) for n in range(20)] + [transport(10, 20, 96)]
+    commands = established().inbound(groups(messages), 1)
+    assert len(commands) == 1 and isinstance(commands[0], WriteNic)
+    written = b"".join(commands[0].buffers)
+    assert written == b"".join(prefixed(link.wrap(message)) for message in messages)
