@@ -43,20 +43,29 @@ class RelayProcess:
     """The relay of one cell: it alone holds the way out."""
 
     process: asyncio.subprocess.Process
+    missing: Mapping[str, str]
+    """Stages of the seal that could not be built here, and why; empty: the seal is whole."""
+    sealed: bool
+    _control: socket.socket
     _reader: asyncio.StreamReader
     _writer: asyncio.StreamWriter
 
     @classmethod
     async def start(
-        cls, nic: socket.socket, udp: socket.socket, configuration: Mapping[str, Any]
+        cls,
+        nic: socket.socket,
+        udp: socket.socket,
+        configuration: Mapping[str, Any],
+        cell: str = "",
     ) -> RelayProcess:
-        """Start the relay between ``nic`` and ``udp``; both are closed here once it has them.
+        """Start the relay of ``cell`` between ``nic`` and ``udp``; both are closed here then.
 
         Raises LaunchError if it does not say that it is ready.
         """
         ours, theirs = socket.socketpair()
         argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", "--nic-fd", str(nic.fileno()))
         argv += ("--udp-fd", str(udp.fileno()), "--control-fd", str(theirs.fileno()))
+        argv += ("--cell", cell)
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
@@ -69,20 +78,28 @@ class RelayProcess:
         for handed_over in (theirs, nic, udp):
             handed_over.close()
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
-        relay = cls(process, reader, writer)
+        relay = cls(process, {}, False, ours, reader, writer)
         relay.tell("configure", **configuration)
         line = await asyncio.wait_for(reader.readline(), 20)
-        if not line or json.loads(line).get("event") != "ready":
+        ready = json.loads(line) if line else {}
+        if ready.get("event") != "ready":
             code = await _end(process, 1)
             stderr = await process.stderr.read(4096) if process.stderr else b""
             output = (line + stderr).decode("utf-8", "replace")
             raise LaunchError("the relay did not start", argv=argv, exit_code=code, output=output)
+        relay.missing, relay.sealed = ready["missing"], bool(ready["seal"])
         return relay
 
     def tell(self, command: str, **fields: Any) -> None:
         """Send one command; nothing if the relay is gone: its end is a cause by itself."""
         with contextlib.suppress(OSError, RuntimeError):
             self._writer.write(json.dumps({"command": command, **fields}).encode() + b"\n")
+
+    def replace_udp(self, fresh: socket.socket) -> None:
+        """Hand over a fresh socket to the endpoint; closed here then. Nothing if the relay is gone."""
+        fresh.setblocking(True)
+        with fresh, contextlib.suppress(OSError):
+            socket.send_fds(self._control, [b'{"command":"renewed"}\n'], [fresh.fileno()])
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """What the relay reports, until it is gone."""

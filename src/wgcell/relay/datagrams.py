@@ -51,15 +51,10 @@ class Datagrams:
     def __init__(self, udp: socket.socket) -> None:
         self._udp = udp
         self._fd = udp.fileno()
-        self._segment = 0
-        self._may_segment = True
         self.lost = 0
         """Datagrams the kernel did not take."""
         udp.setblocking(True)
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, PATIENCE)
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        with contextlib.suppress(OSError):
-            udp.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        self.renew()
         self._recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
         pointer, integer = ctypes.c_void_p, ctypes.c_int
         self._recvmmsg.argtypes = (integer, pointer, integer, integer, pointer)
@@ -76,6 +71,16 @@ class Datagrams:
         self._control_lengths = memoryview(self._headers).cast("Q")[5 :: _HEADER // 8]
         self._sizes = memoryview(self._control).cast("I")[4 :: _CONTROL // 4]
         self._arguments = (self._fd, _address(self._headers), GROUPS, socket.MSG_DONTWAIT, None)
+
+    def renew(self) -> None:
+        """Another socket stands behind the descriptor: give it its options. It must block."""
+        udp = self._udp
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, PATIENCE)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        with contextlib.suppress(OSError):
+            udp.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        self._segment = 0
+        self._may_segment = True
 
     def _lay_out(self) -> None:
         """Headers that point at vectors that point at the buffer, a control buffer each."""

@@ -1,0 +1,288 @@
+"""The seal: after it, this process can read and write three descriptors, and nothing else.
+
+The supervisor has resolved, vetted and connected the UDP socket, and all code is loaded and warm.
+Then, in this order, because each stage needs a right that a later one takes away:
+
+1. *user*        started by root, it becomes an unprivileged user that owns no file;
+2. *namespaces*  own user, mount, pid, ipc, uts and network namespace. The network is empty: an
+                 inherited socket keeps the namespace it was born in, a new one reaches nothing.
+                 A pid namespace begins with a child, so the process splits: the *keeper* outside
+                 holds no descriptor and waits; the relay goes on inside, and dies with the keeper;
+3. *root*        an empty, read-only tmpfs is the whole file system;
+4. *limits*      no core, no file, no process, no more descriptors, memory bounded;
+5. *rights*      no capability, no_new_privs, not dumpable (no ptrace, no pidfd_getfd by a sibling);
+6. *landlock*    no file and no TCP, where the kernel has it: on top, never the wall;
+7. *seccomp*     the list of system calls below, arguments pinned; anything else kills.
+
+A connected UDP socket alone seals nothing: ``sendto`` and ``sendmsg`` with an address override the
+peer. So ``sendmsg`` is not on the list, and ``sendto`` passes with a null address only.
+
+What could not be built here is said in ``Seal.missing`` and never passed over in silence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import select
+import signal
+import socket
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["RULES", "STAGES", "Descriptors", "Seal", "seal", "unprivileged_id"]
+
+STAGES = ("user", "namespaces", "root", "limits", "rights", "landlock", "seccomp")
+
+# linux/sched.h
+_CLONE_NEWNS = 0x00020000
+_CLONE_NEWUTS = 0x04000000
+_CLONE_NEWIPC = 0x08000000
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWPID = 0x20000000
+_CLONE_NEWNET = 0x40000000
+_NAMESPACES = (
+    _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWNET
+)
+# sys/mount.h
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MS_REMOUNT, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 32, 16384, 1 << 18, 2
+# sys/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
+_CAPABILITY_VERSION_3 = 0x20080522
+
+_SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
+_PROT_EXEC = 4
+_MEMORY_ABOVE = 128 << 20
+"""Bytes of address space beyond what is mapped when the seal closes."""
+
+_NOBODY = 65534
+_FIRST_ID = 0x70000000
+"""Where the ids begin that nobody is given: each cell of root's has one of its own."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """The three descriptors a relay owns, by number."""
+
+    nic: int
+    udp: int
+    control: int
+
+
+@dataclass(slots=True)
+class Seal:
+    """Which stages stand, and why the others don't."""
+
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the wall stands; Landlock is an extra that an older kernel lacks."""
+        return not set(self.missing) - {"landlock"}
+
+
+# A system call, and which argument must equal what: a number, or the name of a descriptor. Of one
+# call each line allows a case of its own. Python's loop needs no more than this.
+RULES: tuple[tuple[str, dict[int, int | str]], ...] = (
+    ("recvfrom", {0: "nic"}),
+    ("recvfrom", {0: "control"}),
+    ("recvmsg", {0: "control"}),  # a fresh socket for a changed network comes here, and only here
+    ("recvmmsg", {0: "udp"}),
+    ("sendto", {0: "udp", 4: 0}),
+    ("sendto", {0: "control", 4: 0}),
+    ("writev", {0: "udp"}),
+    ("writev", {0: "nic"}),
+    ("setsockopt", {0: "udp", 1: _SOL_UDP, 2: _UDP_SEGMENT}),
+    ("setsockopt", {0: "udp", 1: _SOL_UDP, 2: _UDP_GRO}),
+    ("setsockopt", {0: "udp", 1: socket.SOL_SOCKET, 2: socket.SO_SNDTIMEO}),
+    ("setsockopt", {0: "udp", 1: socket.SOL_SOCKET, 2: socket.SO_RCVBUF}),
+    ("dup3", {1: "udp"}),  # the fresh socket takes the old one's number
+    *(
+        (name, {})
+        for name in (
+            *("poll", "close", "clock_gettime", "gettimeofday"),
+            *("brk", "munmap", "mremap", "madvise", "futex", "sched_yield"),
+            *("exit", "exit_group", "rt_sigreturn", "restart_syscall"),
+        )
+    ),
+)
+_NEVER_EXECUTABLE = ("mmap", "mprotect")
+
+
+def unprivileged_id(tag: str) -> int:
+    """A user and group id that owns nothing here, from a cell's six hexadecimal digits."""
+    try:
+        wanted = _FIRST_ID + int(tag[-6:], 16)
+    except ValueError:
+        return _NOBODY
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        inside, _, count = map(int, line.split())
+        if inside <= wanted < inside + count:
+            return wanted
+    return _NOBODY
+
+
+def seal(owned: Descriptors, tag: str = "") -> Seal:
+    """Seal this process around ``owned``; returns in the relay, inside, never in the keeper.
+
+    ``tag`` is the cell's id. Raises nothing for a stage that can't be built here: it is in the
+    result's ``missing``, and the stages after it are built all the same.
+    """
+    done = Seal()
+    for stage, build in (
+        ("user", lambda: _become_nobody(tag)),
+        ("namespaces", lambda: _enter_namespaces(owned)),
+        ("root", _empty_root),
+        ("limits", lambda: _limit(owned)),
+        ("rights", _give_up_rights),
+        ("landlock", _landlock),
+        ("seccomp", lambda: _filter(owned)),
+    ):
+        if stage == "root" and "namespaces" in done.missing:
+            done.missing[stage] = "needs a namespace of its own"
+            continue
+        try:
+            build()
+        except (OSError, ImportError, RuntimeError) as error:
+            done.missing[stage] = str(error) or type(error).__name__
+    return done
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return result
+
+
+def _prctl(option: int, value: int) -> None:
+    _check(_libc.prctl(option, value, 0, 0, 0), f"prctl {option}")
+
+
+def _become_nobody(tag: str) -> None:
+    if os.geteuid() != 0:
+        return
+    chosen = unprivileged_id(tag)
+    os.setgroups([])
+    os.setresgid(chosen, chosen, chosen)
+    os.setresuid(chosen, chosen, chosen)
+    # Changing the user has made us undumpable, and /proc/self root's; the maps are still to come.
+    _prctl(_PR_SET_DUMPABLE, 1)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # which the change has cleared
+
+
+def _enter_namespaces(owned: Descriptors) -> None:
+    user, group = os.geteuid(), os.getegid()
+    _check(_libc.unshare(_NAMESPACES), "unshare")
+    for file, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{_NOBODY} {user} 1"),
+        ("gid_map", f"{_NOBODY} {group} 1"),
+    ):
+        Path("/proc/self", file).write_text(text)
+    kept, watched = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(kept)
+        _keep(child, watched)
+    os.close(watched)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The keeper may have died before that took hold: then its end of the pipe is closed.
+    poll = select.poll()
+    poll.register(kept, select.POLLIN)
+    if poll.poll(0):
+        os._exit(1)
+    os.close(kept)
+
+
+def _keep(child: int, watched: int) -> None:
+    """The keeper: no descriptor but the pipe that shows it lives; waits, and passes the end on."""
+    os.closerange(0, watched)
+    os.closerange(watched + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _empty_root() -> None:
+    number = _PIVOT_ROOT.get(platform.machine())
+    if number is None:
+        raise OSError(f"pivot_root has no number here for {platform.machine()}")
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    place, nothing = b"/proc", ctypes.c_void_p()
+    _check(_libc.mount(b"none", b"/", nothing, _MS_REC | _MS_PRIVATE, nothing), "mount /")
+    _check(_libc.mount(b"tmpfs", place, b"tmpfs", flags, b"size=4k,mode=555"), "mount tmpfs")
+    os.chdir(place)
+    _check(_libc.syscall(number, b".", b"."), "pivot_root")
+    _check(_libc.umount2(b".", _MNT_DETACH), "umount the old root")
+    os.chdir("/")
+    remount = _MS_REMOUNT | _MS_RDONLY | flags
+    _check(_libc.mount(b"tmpfs", b"/", nothing, remount, nothing), "remount")
+
+
+def _limit(owned: Descriptors) -> None:
+    # One descriptor more than the highest: a fresh socket has to arrive somewhere.
+    descriptors = max(owned.nic, owned.udp, owned.control) + 2
+    for limit, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_NOFILE, descriptors),
+        (resource.RLIMIT_AS, _MAPPED + _MEMORY_ABOVE),
+    ):
+        resource.setrlimit(limit, (value, value))
+
+
+def _mapped() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+_MAPPED = _mapped()
+
+
+def _give_up_rights() -> None:
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, bytes(24)), "capset")
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def _landlock() -> None:
+    """Handle every right that this kernel's Landlock knows, and allow none."""
+    abi = _check(
+        _libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1), "landlock is not in this kernel"
+    )
+    rights = 13 + (abi >= 2) + (abi >= 3) + (abi >= 5)
+    attributes = struct.pack("QQ", (1 << rights) - 1, 3 if abi >= 4 else 0)
+    size = 16 if abi >= 4 else 8
+    ruleset = _check(_libc.syscall(_LANDLOCK_CREATE_RULESET, attributes, size, 0), "landlock")
+    try:
+        _check(_libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock")
+    finally:
+        os.close(ruleset)
+
+
+def _filter(owned: Descriptors) -> None:
+    # Imported by whoever starts us, before there is no file left to import.
+    from pyseccomp import ALLOW, EQ, KILL_PROCESS, MASKED_EQ, Arg, Attr, SyscallFilter
+
+    made = SyscallFilter(KILL_PROCESS)
+    made.set_attr(Attr.ACT_BADARCH, KILL_PROCESS)
+    for name, pinned in RULES:
+        arguments = (
+            Arg(at, EQ, getattr(owned, value) if isinstance(value, str) else value)
+            for at, value in pinned.items()
+        )
+        made.add_rule(ALLOW, name, *arguments)
+    for name in _NEVER_EXECUTABLE:
+        made.add_rule(ALLOW, name, Arg(2, MASKED_EQ, _PROT_EXEC, 0))
+    made.load()
