@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
-PACKAGES := qemu-system-x86 mmdebstrap erofs-utils e2fsprogs uidmap cpio kmod lz4 xz-utils zstd shellcheck python3-venv
+PACKAGES := qemu-system-x86 bubblewrap libseccomp2 mmdebstrap erofs-utils e2fsprogs uidmap cpio kmod lz4 xz-utils zstd shellcheck python3-venv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: demo test lint bench unit image system clean

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 from wgcell.machine.argv import (
     NIC_OFFLOADS,
     Accelerator,
@@ -14,12 +12,12 @@ from wgcell.machine.argv import (
 SPEC = MachineSpec(
     qemu="qemu-system-x86_64",
     accelerator=Accelerator.TCG,
-    kernel=Path("/images/vmlinux"),
-    initramfs=Path("/images/initramfs"),
+    kernel_fd=20,
+    initramfs_fd=21,
     command_line="quiet",
     cpus=2,
     memory=512,
-    drives=(Drive(Path("/images/root,fs"), True), Drive(Path("/cells/scratch"), False)),
+    drives=(Drive(22), Drive(23, 24)),
     mac="02:77:67:00:00:02",
     nic_fd=5,
     qmp_fd=6,
@@ -49,7 +47,7 @@ def test_no_channel_needs_a_socket_of_qemus_own() -> None:
     for chardev in after(argv, "-chardev"):
         assert chardev.startswith("socket,id=") and ",fd=" in chardev
         assert "path=" not in chardev and "host=" not in chardev
-    assert SPEC.fds == (5, 6, 7, 8, 9)
+    assert SPEC.fds == (20, 21, 22, 23, 24, 5, 6, 7, 8, 9)
 
 
 def test_everything_is_denied_to_qemu_that_its_sandbox_can_deny() -> None:
@@ -58,10 +56,14 @@ def test_everything_is_denied_to_qemu_that_its_sandbox_can_deny() -> None:
     ]
 
 
-def test_a_comma_in_a_path_is_not_an_option() -> None:
-    first, second = after(qemu_argv(SPEC), "-drive")
-    assert "file=/images/root,,fs,read-only=on" in first
-    assert "read-only=off" in second
+def test_every_file_is_an_inherited_descriptor() -> None:
+    argv = qemu_argv(SPEC)
+    assert after(argv, "-kernel") == ["/proc/self/fd/20"]
+    assert after(argv, "-initrd") == ["/proc/self/fd/21"]
+    assert after(argv, "-add-fd") == ["fd=22,set=0", "fd=23,set=1", "fd=24,set=1"]
+    first, second = after(argv, "-drive")
+    assert "file=/dev/fdset/0,read-only=on" in first
+    assert "file=/dev/fdset/1,read-only=off" in second
 
 
 def test_kernel_command_line() -> None:

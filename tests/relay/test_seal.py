@@ -2,7 +2,7 @@
 
 ::
 
-    this process ──socket pairs──> relay (nic, control)          decoy 127.0.0.1 ── must hear nothing
+    this process ──socket pairs──> relay (nic, control)        decoy 127.0.0.1 ── must hear nothing
                  ──connected UDP─> endpoint 127.0.0.1
 
 The positive control is the same act in a relay left open: it succeeds there. What this can't show:

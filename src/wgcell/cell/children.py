@@ -96,7 +96,7 @@ class RelayProcess:
             self._writer.write(json.dumps({"command": command, **fields}).encode() + b"\n")
 
     def replace_udp(self, fresh: socket.socket) -> None:
-        """Hand over a fresh socket to the endpoint; closed here then. Nothing if the relay is gone."""
+        """Hand over a fresh socket to the endpoint; closed here then."""
         fresh.setblocking(True)
         with fresh, contextlib.suppress(OSError):
             socket.send_fds(self._control, [b'{"command":"renewed"}\n'], [fresh.fileno()])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -41,14 +42,16 @@ from wgcell.cell.inputs import pack
 from wgcell.cell.job import GatewayAsked, Job, OnRogue
 from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State, step
 from wgcell.cell.wgquick import VpnConfig
-from wgcell.errors import ConsentError, GuestError, LaunchError, WgcellError
+from wgcell.errors import ConsentError, GuestError, HostError, LaunchError, WgcellError
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.guest import protocol
 from wgcell.image.store import Image
 from wgcell.machine.accelerator import host_tsc_khz
 from wgcell.machine.argv import Accelerator, Drive, MachineSpec, kernel_command_line
-from wgcell.machine.process import Machine, find_qemu
+from wgcell.machine.jail import Jail, find_jail
+from wgcell.machine.process import KVM_DEVICE, Machine, find_qemu
 from wgcell.relay import evidence, link
+from wgcell.relay.seal import unprivileged_id
 
 __all__ = ["EMBEDDED_GATEWAY", "Supervisor", "Surroundings"]
 
@@ -87,6 +90,7 @@ class Surroundings:
     vpn: VpnConfig | None
     address: str
     port: int
+    require_walls: bool = False
 
 
 @dataclass(slots=True)
@@ -133,6 +137,7 @@ class Supervisor:
         self._cancelled = asyncio.Event()
         self._machine: Machine | None = None
         self._relay: RelayProcess | None = None
+        self._jail: Jail | None = None
         self._gateway: GatewayProcess | None = None
         self._control: asyncio.StreamWriter | None = None
         self._unpacking: asyncio.Future[archive.Unpacked] | None = None
@@ -242,14 +247,25 @@ class Supervisor:
                 "endpoint_public_key": b64(vpn.peer_public_key),
                 "mtu": vpn.mtu,
             },
+            around.folder.id,
         )
         self._relay.tell("phase", phase="booting")
         self._spawn(self._follow_relay(self._relay), "the relay's reports")
+        device = KVM_DEVICE if around.accelerator is Accelerator.KVM else None
+        user = unprivileged_id(around.folder.id)
+        jail = self._jail = await asyncio.to_thread(find_jail, user, device)
+        self._log.append("walls", **self._host_walls())
+        if around.require_walls and not (self._relay.sealed and jail.bwrap):
+            raise HostError(
+                f"this provider requires every wall: {self._host_walls()['missing']}",
+                mend="wgcell doctor names what mends each",
+            )
+        kernel, initramfs = _opened(around.image.kernel), _opened(around.image.initramfs)
         spec = MachineSpec(
             qemu=find_qemu(),
             accelerator=around.accelerator,
-            kernel=around.image.kernel,
-            initramfs=around.image.initramfs,
+            kernel_fd=kernel,
+            initramfs_fd=initramfs,
             command_line=kernel_command_line(
                 around.accelerator, host_tsc_khz(Path("/proc/cpuinfo").read_text())
             ),
@@ -264,11 +280,13 @@ class Supervisor:
         )
         self._config = self._guest_config(vpn)
         self._console = CappedLog(around.folder.path / "console.log")
-        machine = await Machine.start(spec, ours.pop("qmp"))
+        machine = await Machine.start(spec, ours.pop("qmp"), jail, job.disk)
         self._machine = machine
         for handed_over in theirs.values():
             handed_over.close()
-        self._log.append("booting", accelerator=around.accelerator.value, pid=machine.process.pid)
+        for fd in (kernel, initramfs, *(fd for drive in drives for fd in drive.fds)):
+            os.close(fd)
+        self._log.append("booting", accelerator=around.accelerator.value, pid=machine.pid)
         asyncio.get_running_loop().call_later(
             VERIFY_TIMEOUT[around.accelerator],
             self._cause,
@@ -344,12 +362,15 @@ class Supervisor:
                 exit_code=done.returncode,
                 output=done.stderr,
             )
-        drives = [Drive(self._around.image.rootfs, True), Drive(scratch, False)]
+        drives = [
+            Drive(_opened(self._around.image.rootfs)),
+            Drive(_opened(scratch), _opened(scratch, os.O_RDWR)),
+        ]
         if self._job.inputs:
             packed = folder / "inputs.tar"
             size = pack(self._job.inputs, packed)
             self._log.append("inputs", files=len(self._job.inputs), bytes=size)
-            drives.append(Drive(packed, True))
+            drives.append(Drive(_opened(packed)))
         return tuple(drives)
 
     def _guest_config(self, vpn: VpnConfig) -> protocol.GuestConfig:
@@ -592,6 +613,18 @@ class Supervisor:
         if self._relay is not None:
             self._relay.close()
 
+    def _host_walls(self) -> dict[str, Any]:
+        """Which walls of the host's stand, and why the others don't."""
+        relay, jail = self._relay, self._jail
+        missing = {f"seal: {stage}": why for stage, why in (relay.missing if relay else {}).items()}
+        if jail is not None and jail.missing:
+            missing["jail"] = jail.missing
+        return {
+            "seal": relay is not None and relay.sealed,
+            "jail": jail is not None and jail.bwrap is not None,
+            "missing": missing,
+        }
+
     def _result(self) -> dict[str, Any]:
         outcome = self._outcome or Outcome.ERROR
         code = EXIT_CODES.get(outcome)
@@ -612,13 +645,20 @@ class Supervisor:
             "image": self._around.image.name,
             "walls": {
                 "relay": True,
-                "seal": False,
-                "jail": False,
+                **self._host_walls(),
                 "guest_firewall": walls,
                 "guest_namespace": walls,
                 "gateway": self._around.vpn is None,
             },
         }
+
+
+def _opened(path: Path, mode: int = os.O_RDONLY) -> int:
+    """A descriptor to hand to QEMU, which is given no path. Raises HostError."""
+    try:
+        return os.open(path, mode | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}") from error
 
 
 def _first_host(own: IPv4Interface | IPv6Interface) -> IPv4Address | IPv6Address:

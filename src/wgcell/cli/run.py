@@ -180,15 +180,13 @@ def run(
             )
         if not as_json:
             warn(f"emulated, no security boundary in QEMU's own terms (KVM: {reason})")
-    if provider.require_walls:
-        raise HostError(
-            "this provider requires every wall, and the relay's seal and QEMU's jail are not built",
-            mend="wgcell doctor lists the walls; require_walls in config.toml asks for them",
-        )
     folder = create(cells, job.name)
     lock = folder.hold()
     folder.write("job.json", job.public())
-    around = Surroundings(folder, guest_image, accelerator, reason, tunnel, address, port)
+    around = Surroundings(
+        *(folder, guest_image, accelerator, reason, tunnel, address, port),
+        require_walls=provider.require_walls,
+    )
     if not as_json:
         console.print(f"[dim]wgcell:[/] cell {folder.id}")
         _show_what_opens(job, tunnel, address, port)

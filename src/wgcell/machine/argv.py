@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from types import MappingProxyType
 
 __all__ = [
@@ -73,23 +72,33 @@ CPU: Mapping[Accelerator, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """A raw image, seen by the guest as the next of /dev/vda, /dev/vdb, …"""
+    """A raw image, seen as the next of /dev/vda, /dev/vdb, …
 
-    path: Path
-    read_only: bool
+    One inherited descriptor to read, and where it may be written, another to read and write: QEMU
+    begins with the first and changes over.
+    """
+
+    fd: int
+    writable_fd: int | None = None
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Its descriptors."""
+        return (self.fd,) if self.writable_fd is None else (self.fd, self.writable_fd)
 
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """All that QEMU is told. File descriptors are numbers in QEMU's own process.
+    """All that QEMU is told. File descriptors are numbers in QEMU's own process: it is given no
+    path of the cell's, and so needs no right to any.
 
     ``memory`` is in MiB, ``ports`` maps a virtio-serial port's name to the socket behind it.
     """
 
     qemu: str
     accelerator: Accelerator
-    kernel: Path
-    initramfs: Path
+    kernel_fd: int
+    initramfs_fd: int
     command_line: str
     cpus: int
     memory: int
@@ -101,9 +110,16 @@ class MachineSpec:
     ports: Mapping[str, int]
 
     @property
+    def _drive_fds(self) -> tuple[int, ...]:
+        return tuple(fd for drive in self.drives for fd in drive.fds)
+
+    @property
     def fds(self) -> tuple[int, ...]:
         """Every descriptor that QEMU must inherit."""
-        return (self.nic_fd, self.qmp_fd, self.console_fd, *self.ports.values())
+        return (
+            *(self.kernel_fd, self.initramfs_fd, *self._drive_fds),
+            *(self.nic_fd, self.qmp_fd, self.console_fd, *self.ports.values()),
+        )
 
 
 def kernel_command_line(accelerator: Accelerator, tsc_khz: int | None) -> str:
@@ -129,11 +145,6 @@ def kernel_command_line(accelerator: Accelerator, tsc_khz: int | None) -> str:
     return " ".join(words)
 
 
-def _escaped(path: Path) -> str:
-    """A path inside an option list: QEMU reads a doubled comma as one."""
-    return str(path).replace(",", ",,")
-
-
 def qemu_argv(spec: MachineSpec) -> list[str]:
     """QEMU's command line for ``spec``."""
     offloads = ",".join(f"{name}=off" for name in NIC_OFFLOADS)
@@ -157,9 +168,9 @@ def qemu_argv(spec: MachineSpec) -> list[str]:
         "-rtc",
         "base=utc,clock=host",
         "-kernel",
-        str(spec.kernel),
+        f"/proc/self/fd/{spec.kernel_fd}",
         "-initrd",
-        str(spec.initramfs),
+        f"/proc/self/fd/{spec.initramfs_fd}",
         "-append",
         spec.command_line,
         "-chardev",
@@ -176,10 +187,12 @@ def qemu_argv(spec: MachineSpec) -> list[str]:
         f"virtio-net-pci,netdev=link,mac={spec.mac},romfile=,{offloads}",
     ]
     for index, drive in enumerate(spec.drives):
-        mode = "on" if drive.read_only else "off"
+        mode = "on" if drive.writable_fd is None else "off"
+        for fd in drive.fds:
+            argv += ["-add-fd", f"fd={fd},set={index}"]
         argv += [
             "-drive",
-            f"if=none,id=drive{index},format=raw,file={_escaped(drive.path)},read-only={mode}"
+            f"if=none,id=drive{index},format=raw,file=/dev/fdset/{index},read-only={mode}"
             ",cache=unsafe",
             "-device",
             f"virtio-blk-pci,drive=drive{index}",

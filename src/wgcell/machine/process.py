@@ -9,21 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
+import resource
+import select
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 from qemu.qmp import QMPClient
 from qemu.qmp.error import QMPError
 
 from wgcell.errors import LaunchError
-from wgcell.machine.argv import MachineSpec, qemu_argv
+from wgcell.machine.argv import Accelerator, MachineSpec, qemu_argv
+from wgcell.machine.jail import Jail, bwrap_argv, closed_filter, limits
 
 __all__ = ["Machine", "die_with_parent", "find_qemu"]
 
 _PR_SET_PDEATHSIG = 1
+KVM_DEVICE = Path("/dev/kvm")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,35 +56,85 @@ def find_qemu() -> str:
     return path
 
 
+def _before_qemu(jail: Jail, memory: int, disk: int, parent: int) -> Callable[[], None]:
+    """What QEMU's process does before exec: bounds, an unprivileged user, death with us."""
+    bounds = limits(memory, disk)
+    armed = die_with_parent(parent)
+
+    def arm() -> None:
+        for limit, value in bounds:
+            hard = resource.getrlimit(limit)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(limit, (value, value))
+        if jail.user is not None:
+            os.setgroups(jail.groups)
+            os.setresgid(jail.user, jail.user, jail.user)
+            os.setresuid(jail.user, jail.user, jail.user)
+        armed()
+
+    return arm
+
+
 class Machine:
     """One QEMU process. ``stderr`` is a pipe for the caller to drain."""
 
-    def __init__(self, process: asyncio.subprocess.Process, qmp_socket: socket.socket) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, inner: int, qmp_socket: socket.socket
+    ) -> None:
         self.process = process
-        self._pidfd = os.pidfd_open(process.pid)
+        self.pid = inner
+        """QEMU's own, seen from here; ``process`` may be the jail's first process."""
+        self._pidfds = [os.pidfd_open(pid) for pid in dict.fromkeys((inner, process.pid))]
         self._qmp_socket = qmp_socket
         self._qmp = QMPClient("wgcell")
 
     @classmethod
-    async def start(cls, spec: MachineSpec, qmp_socket: socket.socket) -> Machine:
+    async def start(
+        cls, spec: MachineSpec, qmp_socket: socket.socket, jail: Jail, disk: int
+    ) -> Machine:
         """Start QEMU for ``spec``; ``qmp_socket`` is our end of its monitor.
 
-        Raises LaunchError, with QEMU's own words, if it can't be started.
+        ``disk`` is the most bytes any file it writes may have. Raises LaunchError, with QEMU's own
+        words, if it can't be started.
         """
         argv = qemu_argv(spec)
+        inherited = list(spec.fds)
+        info, told = os.pipe()
+        ours = [told]
         try:
+            if jail.bwrap is not None:
+                device = KVM_DEVICE if spec.accelerator is Accelerator.KVM else None
+                ours.append(closed_filter())
+                inherited += ours
+                argv = bwrap_argv(jail, argv, filter_fd=ours[1], info_fd=told, device=device)
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=spec.fds,
+                pass_fds=inherited,
+                cwd="/",
                 start_new_session=True,
-                preexec_fn=die_with_parent(os.getpid()),
+                preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid()),
             )
-        except OSError as error:
+        except (OSError, subprocess.SubprocessError) as error:
+            os.close(info)
             raise LaunchError(f"QEMU did not start: {error}", argv=argv) from error
-        return cls(process, qmp_socket)
+        finally:
+            for fd in ours:
+                os.close(fd)
+        with os.fdopen(info, "rb") as file:
+            said = await asyncio.to_thread(file.read)
+        if jail.bwrap is None:
+            return cls(process, process.pid, qmp_socket)
+        try:
+            return cls(process, int(json.loads(said)["child-pid"]), qmp_socket)
+        except (ValueError, KeyError, TypeError):
+            code = await process.wait()
+            output = (await process.stderr.read(4096)).decode() if process.stderr else ""
+            raise LaunchError(
+                "the jail did not start", argv=argv, exit_code=code, output=output
+            ) from None
 
     async def connect_monitor(self) -> None:
         """Speak QMP, and make sure that the machine has the one network card we gave it.
@@ -105,14 +162,18 @@ class Machine:
 
     def kill(self) -> None:
         """SIGKILL, at once; harmless if it is dead already."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        for pidfd in self._pidfds:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     async def reap(self) -> int:
         """Wait for the process's end, close what we hold; the exit code (negative: a signal)."""
         code = await self.process.wait()
         with contextlib.suppress(QMPError, OSError, EOFError, asyncio.CancelledError):
             await self._qmp.disconnect()
-        with contextlib.suppress(OSError):
-            os.close(self._pidfd)
+        for pidfd in self._pidfds:
+            # Readable when its process is dead: the jail's first process may go before QEMU has.
+            await asyncio.to_thread(select.select, [pidfd], [], [], 5)
+            os.close(pidfd)
+        self._pidfds.clear()
         return code

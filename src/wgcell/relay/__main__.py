@@ -36,9 +36,7 @@ def main() -> int:
     # Ctrl-C is for the supervisor, which then ends everyone in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     owned = Descriptors(asked.nic_fd, asked.udp_fd, asked.control_fd)
-    nic, udp, control = (
-        socket.socket(fileno=fd) for fd in (owned.nic, owned.udp, owned.control)
-    )
+    nic, udp, control = (socket.socket(fileno=fd) for fd in (owned.nic, owned.udp, owned.control))
     loop = Loop(nic, udp, control)
     loop.warm()
     if asked.open:

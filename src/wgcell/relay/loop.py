@@ -19,8 +19,8 @@ import socket
 import time
 from typing import Any
 
-from wgcell.relay.datagrams import Datagrams
 from wgcell.relay import link
+from wgcell.relay.datagrams import Datagrams
 from wgcell.relay.relay import (
     Arrived,
     Command,

@@ -30,6 +30,7 @@ import select
 import signal
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,15 +138,16 @@ def seal(owned: Descriptors, tag: str = "") -> Seal:
     result's ``missing``, and the stages after it are built all the same.
     """
     done = Seal()
-    for stage, build in (
+    stages: tuple[tuple[str, Callable[[], None]], ...] = (
         ("user", lambda: _become_nobody(tag)),
-        ("namespaces", lambda: _enter_namespaces(owned)),
+        ("namespaces", _enter_namespaces),
         ("root", _empty_root),
         ("limits", lambda: _limit(owned)),
         ("rights", _give_up_rights),
         ("landlock", _landlock),
         ("seccomp", lambda: _filter(owned)),
-    ):
+    )
+    for stage, build in stages:
         if stage == "root" and "namespaces" in done.missing:
             done.missing[stage] = "needs a namespace of its own"
             continue
@@ -179,7 +181,7 @@ def _become_nobody(tag: str) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # which the change has cleared
 
 
-def _enter_namespaces(owned: Descriptors) -> None:
+def _enter_namespaces() -> None:
     user, group = os.geteuid(), os.getegid()
     _check(_libc.unshare(_NAMESPACES), "unshare")
     for file, text in (

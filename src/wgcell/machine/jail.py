@@ -1,0 +1,168 @@
+"""QEMU's jail: bubblewrap around it, so that whoever breaks out of the guest has nowhere to go.
+
+Own user, mount, pid, ipc, uts and *empty network* namespace; of the host's files QEMU's own
+program, libraries and firmware, read-only; every disk, socket and channel an inherited descriptor,
+so no path of the cell's need exist inside. A seccomp filter kills on what opens a network or
+reaches into another process; QEMU's own ``-sandbox`` denies the rest, spawning included. Started
+by root, it is an unprivileged user before bubblewrap begins.
+
+What can't be built is said, with its mend; whether a cell may run so is the provider's word.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Jail", "bwrap_argv", "closed_filter", "find_jail", "limits"]
+
+_SHARE = ("/usr/share/qemu", "/usr/share/seabios")
+_LIBRARIES = ("/usr/lib", "/usr/lib64")
+_LINKED = ("/lib", "/lib64")
+
+KILLED = (
+    *("socket", "connect", "bind", "listen", "accept", "accept4", "sendmmsg"),
+    *("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "pidfd_open", "kcmp"),
+    *("mount", "umount2", "pivot_root", "chroot", "setns", "unshare", "move_mount", "fsopen"),
+    *("open_by_handle_at", "name_to_handle_at", "bpf", "userfaultfd", "perf_event_open"),
+    *("add_key", "request_key", "keyctl", "init_module", "finit_module", "kexec_load"),
+)
+"""System calls that QEMU, with every socket inherited, has no use for."""
+ABSENT = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3")
+"""Answered as an older kernel would: QEMU and glibc then do without."""
+_CLONE_NEWUSER = 0x10000000
+_ENOSYS = 38
+
+_ADDRESS_SPACE = 4 << 30
+"""Bytes beyond the guest's memory: TCG's translation buffer is a gigabyte, thread stacks 8 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jail:
+    """How to close QEMU in.
+
+    ``bwrap`` is None where no jail can be built, and ``missing`` says why. ``user`` is the id that
+    root becomes, None for whoever is no root; ``groups`` are those it keeps, for /dev/kvm.
+    """
+
+    bwrap: str | None
+    user: int | None
+    groups: tuple[int, ...] = ()
+    missing: str = ""
+
+
+def find_jail(user: int, device: Path | None) -> Jail:
+    """The jail that can be built here. Tries it: some systems forbid bubblewrap its namespaces.
+
+    ``user`` is the id to become if we are root; ``device`` is /dev/kvm where it is used.
+    """
+    root = os.geteuid() == 0
+    groups = (device.stat().st_gid,) if device is not None and root else ()
+    jail = Jail(shutil.which("bwrap"), user if root else None, groups)
+    missing = _why_not(jail)
+    return replace(jail, bwrap=None, missing=missing) if missing else jail
+
+
+def _why_not(jail: Jail) -> str:
+    if jail.bwrap is None:
+        return "bubblewrap is not installed: apt-get install bubblewrap"
+    try:
+        import pyseccomp  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:
+        return f"libseccomp can't be used ({error}): apt-get install libseccomp2"
+    argv = [jail.bwrap, "--unshare-all", "--ro-bind", "/usr", "/usr", *_links()]
+    become: dict[str, Any] = {}
+    if jail.user is not None:
+        become = {"user": jail.user, "group": jail.user, "extra_groups": jail.groups}
+    try:
+        done = subprocess.run(
+            [*argv, "--", "/usr/bin/true"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+            cwd="/",
+            **become,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"bubblewrap can't be started: {error}"
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no word why"])[-1]
+        return f"{said} (wgcell doctor names the mend)"
+    return ""
+
+
+def _links() -> list[str]:
+    """/lib and its kin as the host has them: links into /usr, or folders of their own."""
+    argv: list[str] = []
+    for place in _LINKED:
+        if Path(place).is_symlink():
+            argv += ["--symlink", str(Path(place).readlink()), place]
+        elif Path(place).is_dir():
+            argv += ["--ro-bind", place, place]
+    return argv
+
+
+def bwrap_argv(
+    jail: Jail, command: Sequence[str], *, filter_fd: int, info_fd: int, device: Path | None
+) -> list[str]:
+    """``command``, whose first word is QEMU's path, inside the jail.
+
+    ``filter_fd`` holds the compiled filter, ``info_fd`` is told the inner process's id.
+    """
+    program = str(Path(command[0]).resolve())
+    argv = [
+        jail.bwrap or "bwrap",
+        *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
+        *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1"),
+        *("--cap-drop", "ALL", "--clearenv", "--hostname", "cell"),
+        *("--ro-bind", program, program),
+    ]
+    for folder in _LIBRARIES:
+        argv += ["--ro-bind-try", folder, folder]
+    argv += [*_links(), "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    own = Path(program).parent.parent
+    shares = _SHARE if own == Path("/usr") else (*_SHARE, str(own))
+    for folder in shares:
+        argv += ["--ro-bind-try", folder, folder]
+    argv += ["--proc", "/proc", "--dev", "/dev"]
+    if device is not None:
+        argv += ["--dev-bind", str(device), str(device)]
+    argv += ["--remount-ro", "/", "--chdir", "/"]
+    argv += ["--seccomp", str(filter_fd), "--info-fd", str(info_fd), "--", program, *command[1:]]
+    return argv
+
+
+def closed_filter() -> int:
+    """A descriptor with the compiled filter, to be inherited. Raises OSError."""
+    from pyseccomp import ALLOW, ERRNO, KILL_PROCESS, MASKED_EQ, Arg, Attr, SyscallFilter
+
+    made = SyscallFilter(ALLOW)
+    made.set_attr(Attr.ACT_BADARCH, KILL_PROCESS)
+    for name in KILLED:
+        made.add_rule(KILL_PROCESS, name)
+    for name in ABSENT:
+        made.add_rule(ERRNO(_ENOSYS), name)
+    made.add_rule(KILL_PROCESS, "clone", Arg(0, MASKED_EQ, _CLONE_NEWUSER, _CLONE_NEWUSER))
+    fd = os.memfd_create("filter")
+    with open(fd, "wb", closefd=False) as file:
+        made.export_bpf(file)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def limits(memory: int, disk: int) -> tuple[tuple[int, int], ...]:
+    """Resource limits of QEMU's process, for a guest of ``memory`` and ``disk`` bytes."""
+    return (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_NOFILE, 256),
+        (resource.RLIMIT_FSIZE, disk),
+        (resource.RLIMIT_AS, memory + _ADDRESS_SPACE),
+    )
