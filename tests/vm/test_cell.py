@@ -38,7 +38,7 @@ def test_true_completes_and_an_honest_guest_emits_nothing_but_wireguard(cell: Ce
     assert result["outcome"] == "completed"
     assert result["relay"]["refused"] == {}
     assert result["relay"]["handshakes"] >= 1
-    assert result["walls"]["seal"] is False and result["walls"]["jail"] is False
+    assert result["walls"]["seal"] is True and result["walls"]["jail"] is True, result["walls"]
     lines = (ended.folder / "events.jsonl").read_bytes().splitlines()
     assert broken_link(lines) is None
     states = [event["state"] for event in ended.events if event["event"] == "state"]

@@ -7,9 +7,12 @@ can't show that lines were cut off the end, nor stop one who rewrites the whole 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +24,12 @@ __all__ = ["GENESIS", "EventLog", "broken_link"]
 
 GENESIS = "0" * 64
 """``prev`` of the first line."""
+
+CHATTER_BURST = 200
+CHATTER_RATE = 5.0
+CHATTER_MOST = 50_000
+"""Events that the guest can cause at will: so many at once, then so many a second, so many in all.
+Each is a flush to disk, and a guest must neither fill the disk nor hold up who watches it."""
 
 
 def _digest(line: bytes) -> str:
@@ -39,6 +48,30 @@ class EventLog:
         self._tell = tell
         self._seq = 0
         self._prev = GENESIS
+        self._tokens = float(CHATTER_BURST)
+        self._filled = time.monotonic()
+        self._chatter = 0
+        self._unlogged: Counter[str] = Counter()
+
+    def chatter(self, event: str, **fields: Any) -> bool:
+        """`append` for what the guest can cause at will; False if it was only counted."""
+        now = time.monotonic()
+        self._tokens = min(CHATTER_BURST, self._tokens + (now - self._filled) * CHATTER_RATE)
+        self._filled = now
+        if self._tokens < 1 or self._chatter >= CHATTER_MOST:
+            self._unlogged[event] += 1
+            return False
+        self._tokens -= 1
+        self._chatter += 1
+        self._tell_unlogged()
+        self.append(event, **fields)
+        return True
+
+    def _tell_unlogged(self) -> None:
+        if self._unlogged:
+            counts = dict(self._unlogged)
+            self._unlogged.clear()
+            self.append("unlogged", counts=counts)
 
     def append(self, event: str, **fields: Any) -> None:
         """Write one event. Raises StateError when the disk is full or read-only."""
@@ -66,6 +99,8 @@ class EventLog:
 
     def close(self) -> None:
         """Close the file; nothing may be appended after."""
+        with contextlib.suppress(StateError):
+            self._tell_unlogged()
         os.close(self._fd)
 
 

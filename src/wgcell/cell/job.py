@@ -116,6 +116,11 @@ class Job:
     vpn: Path | None
     gateway: GatewayAsked | None
     on_rogue: OnRogue = OnRogue.TERMINATE
+    tunnel_timeout: float | None = None
+    """Seconds without a valid message of the endpoint; None is wgcell's own. An idle tunnel is
+    silent between rekeys, two minutes: only for a workload that never is may it be shorter."""
+    verify_timeout: float | None = None
+    """Seconds from QEMU's start to a verified tunnel; None is wgcell's own."""
     guest_walls: bool = True
     """False starts the workload as a compromised guest would run it: to test the host's walls."""
 
@@ -137,6 +142,8 @@ class Job:
             else {"allow": list(gateway.allow), "services": dict(gateway.services)},
             "policy": {
                 "on_rogue": self.on_rogue.value,
+                "tunnel_timeout": self.tunnel_timeout,
+                "verify_timeout": self.verify_timeout,
                 "guest_walls": "on" if self.guest_walls else "off",
             },
         }
@@ -188,6 +195,8 @@ class _Gateway(_Model):
 
 class _Policy(_Model):
     on_rogue: str = OnRogue.TERMINATE.value
+    tunnel_timeout: str | int | float | None = None
+    verify_timeout: str | int | float | None = None
     guest_walls: str = "on"
 
 
@@ -407,7 +416,7 @@ def _build(
         image=_image(reading, _first(chosen.image, default=file.image)),
         inputs=tuple(inputs),
         outputs=reading.outputs((*file.outputs, *chosen.outputs)),
-        timeout=_timeout(reading, chosen.timeout or file.timeout),
+        timeout=_timeout(reading, "timeout", chosen.timeout or file.timeout),
         env=reading.env({**file.env, **dict(chosen.env)}),
         cpus=cpus,
         memory=reading.size("resources.memory", memory, SMALLEST_MEMORY, host.memory),
@@ -417,6 +426,8 @@ def _build(
         on_rogue=OnRogue(
             reading.choice("policy.on_rogue", rogue, tuple(item.value for item in OnRogue))
         ),
+        tunnel_timeout=_timeout(reading, "policy.tunnel_timeout", policy.tunnel_timeout),
+        verify_timeout=_timeout(reading, "policy.verify_timeout", policy.verify_timeout),
         guest_walls=reading.choice("policy.guest_walls", walls, ("on", "off")) == "on",
     )
 
@@ -466,10 +477,10 @@ def _image(reading: _Reading, text: str) -> str:
     return text
 
 
-def _timeout(reading: _Reading, value: str | float | None) -> float | None:
+def _timeout(reading: _Reading, key: str, value: str | float | None) -> float | None:
     if value is None:
         return None
     try:
         return parse_duration(value)
     except ValueError as error:
-        reading.fail("timeout", f"found {error}")
+        reading.fail(key, f"found {error}")

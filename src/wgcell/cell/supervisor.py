@@ -42,7 +42,14 @@ from wgcell.cell.inputs import pack
 from wgcell.cell.job import GatewayAsked, Job, OnRogue
 from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State, step
 from wgcell.cell.wgquick import VpnConfig
-from wgcell.errors import ConsentError, GuestError, HostError, LaunchError, WgcellError
+from wgcell.errors import (
+    ConsentError,
+    EndpointError,
+    GuestError,
+    HostError,
+    LaunchError,
+    WgcellError,
+)
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.guest import protocol
 from wgcell.image.store import Image
@@ -63,6 +70,13 @@ TUNNEL_TIMEOUT = 180.0 + 20.0
 
 HEARTBEAT_TIMEOUT = {Accelerator.KVM: 20.0, Accelerator.TCG: 60.0}
 """Seconds without a word of the guest's agent, which speaks every 5 s."""
+
+STOPPED = 5.0
+"""Seconds between two looks, a second apart, that mean: the host was suspended, or we stopped."""
+
+RENEW_LOOK = 2.0
+RENEW_AGAIN = 30.0
+"""Seconds between looks at the way to the endpoint, and between sockets for the same way."""
 
 RESULTS_TIMEOUT = 300.0
 """Seconds from the workload's end until its files are home."""
@@ -91,6 +105,8 @@ class Surroundings:
     address: str
     port: int
     require_walls: bool = False
+    vet_again: Callable[[], str] | None = None
+    """Resolves the endpoint's name anew and vets the address. Raises EndpointError."""
 
 
 @dataclass(slots=True)
@@ -98,7 +114,10 @@ class _Seen:
     """What has been observed of this cell so far."""
 
     relay_verified: bool = False
+    configured: bool = False
     guest_ready: bool = False
+    tampered: bool = False
+    outputs_sent: bool = False
     reports: dict[str, str] = field(default_factory=dict)
     exit_code: int | None = None
     drops: int = 0
@@ -205,11 +224,21 @@ class Supervisor:
             freeze = cause is Cause.ROGUE_FRAME and self._job.on_rogue is OnRogue.FREEZE
             if freeze and await self._machine.freeze():
                 self._log.append("frozen", reason=reason)
-                await self._cancelled.wait()
+                await self._until_stopped_or_dead(self._machine)
             # First the machine, then the words about it.
             self._machine.kill()
         if taken.state is not self._state:
             self._enter_state(taken.state, reason)
+
+    async def _until_stopped_or_dead(self, machine: Machine) -> None:
+        """The frozen machine's wait: the link is cut, its relay and QEMU may still die."""
+        waits = [
+            asyncio.create_task(self._cancelled.wait()),
+            asyncio.create_task(machine.process.wait()),
+        ]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
 
     def _enter_state(self, state: State, reason: str = "") -> None:
         self._state = state
@@ -287,11 +316,12 @@ class Supervisor:
         for fd in (kernel, initramfs, *(fd for drive in drives for fd in drive.fds)):
             os.close(fd)
         self._log.append("booting", accelerator=around.accelerator.value, pid=machine.pid)
+        patience = job.verify_timeout or VERIFY_TIMEOUT[around.accelerator]
         asyncio.get_running_loop().call_later(
-            VERIFY_TIMEOUT[around.accelerator],
+            patience,
             self._cause,
             Cause.NOT_VERIFIED,
-            f"the tunnel was not verified within {VERIFY_TIMEOUT[around.accelerator]:.0f} s",
+            f"the tunnel was not verified within {patience:g} s",
         )
         if machine.process.stderr is not None:
             self._drain(self._copy(machine.process.stderr, self._diagnostics.write))
@@ -305,6 +335,7 @@ class Supervisor:
         self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
         self._spawn(self._follow_machine(machine), "QEMU's end")
         self._spawn(self._watch(), "the watch")
+        self._spawn(self._follow_network(self._relay, address, port), "the network's changes")
         await machine.connect_monitor()
 
     async def _tunnel(self) -> tuple[VpnConfig, str, int]:
@@ -447,6 +478,9 @@ class Supervisor:
         seen.last_heartbeat = time.monotonic()
         match message:
             case protocol.Hello():
+                if seen.configured:
+                    raise GuestError("the guest said hello twice")
+                seen.configured = True
                 if self._control is not None and self._config is not None:
                     self._control.write(protocol.encode_config(self._config))
                 self._cause(Cause.GUEST_READY)
@@ -457,10 +491,12 @@ class Supervisor:
                 self._check_verified()
             case protocol.Heartbeat():
                 if message.drops > seen.drops:
-                    self._log.append("guest_drops", count=message.drops)
+                    self._log.chatter("guest_drops", count=message.drops)
                 seen.drops = message.drops
             case protocol.Changed():
-                if self._job.guest_walls:
+                watched = self._state in (State.VERIFYING, State.RUNNING)
+                if self._job.guest_walls and watched and not seen.tampered:
+                    seen.tampered = True
                     self._log.append("changed", what=message.what, seen=message.text[:4096])
                     self._cause(Cause.TAMPERED, f"the guest's {message.what} changed")
             case protocol.Fault():
@@ -470,7 +506,9 @@ class Supervisor:
                     seen.exit_code = message.code
                     self._cause(Cause.WORKLOAD_EXITED, f"the workload exited with {message.code}")
             case protocol.Outputs():
-                self._log.append("outputs_sent", bytes=message.size)
+                if not seen.outputs_sent:
+                    seen.outputs_sent = True
+                    self._log.append("outputs_sent", bytes=message.size)
             case protocol.Done():
                 self._cause(Cause.RESULTS_HOME)
 
@@ -506,7 +544,8 @@ class Supervisor:
     async def _follow_gateway(self, gateway: GatewayProcess) -> None:
         async for flow in gateway.flows():
             kind = str(flow.pop("event", "flow"))
-            self._log.append(kind, **{k: v for k, v in flow.items() if k not in ("time", "seq")})
+            self._log.chatter(kind, **{k: v for k, v in flow.items() if k not in ("time", "seq")})
+            await asyncio.sleep(0)  # a flood of flows must not hold up what else there is to hear
             if kind == "flow":
                 verdict = str(flow.get("verdict"))
                 self._seen.flows[verdict] = self._seen.flows.get(verdict, 0) + 1
@@ -515,15 +554,48 @@ class Supervisor:
 
     async def _watch(self) -> None:
         patience = HEARTBEAT_TIMEOUT[self._around.accelerator]
+        tunnel = self._job.tunnel_timeout or TUNNEL_TIMEOUT
+        before = time.monotonic()
         while True:
             await asyncio.sleep(1)
             now = time.monotonic()
+            if now - before > STOPPED:
+                # The host, or we, stood still: the others' silence meanwhile says nothing.
+                self._seen.last_valid += now - before
+                self._seen.last_heartbeat += now - before
+            before = now
             if self._state is not State.RUNNING:
                 continue
-            if now - self._seen.last_valid > TUNNEL_TIMEOUT:
-                self._cause(Cause.TUNNEL_SILENT, f"no valid message for {TUNNEL_TIMEOUT:.0f} s")
+            if now - self._seen.last_valid > tunnel:
+                self._cause(Cause.TUNNEL_SILENT, f"no valid message for {tunnel:g} s")
             if now - self._seen.last_heartbeat > patience:
                 self._cause(Cause.HEARTBEAT_SILENT, f"the agent was silent for {patience:.0f} s")
+
+    async def _follow_network(self, relay: RelayProcess, address: str, port: int) -> None:
+        """Give the relay a fresh socket when this host's way to the endpoint has changed.
+
+        Asking the kernel which source it would use now shows a new address, a cable for a Wi-Fi,
+        a resume; initiations that nobody answers may mean that the endpoint's name leads elsewhere.
+        """
+        source, renewed = _source(address, port), time.monotonic()
+        while True:
+            await asyncio.sleep(RENEW_LOOK)
+            now = time.monotonic()
+            way = _source(address, port)
+            unheard = self._seen.stats.get("unanswered", 0) >= 2 and now - renewed > RENEW_AGAIN
+            if way is None or not (way != source or unheard):
+                continue
+            try:
+                if self._around.vet_again is not None:
+                    address = await asyncio.to_thread(self._around.vet_again)
+                fresh = endpoint.connect(ip_address(address), port)
+            except EndpointError as error:
+                self._log.chatter("endpoint_refused", reason=error.message)
+                renewed = now
+                continue
+            source, renewed = fresh.getsockname()[0], now
+            relay.replace_udp(fresh)
+            self._log.chatter("socket_renewed", endpoint=f"{address}:{port}", source=source)
 
     # Bytes that flow through: capped on disk, never able to hold up the loop.
 
@@ -651,6 +723,15 @@ class Supervisor:
                 "gateway": self._around.vpn is None,
             },
         }
+
+
+def _source(address: str, port: int) -> str | None:
+    """The address this host would send from now; None without a way."""
+    try:
+        with endpoint.connect(ip_address(address), port) as asked:
+            return str(asked.getsockname()[0])
+    except EndpointError:
+        return None
 
 
 def _opened(path: Path, mode: int = os.O_RDONLY) -> int:

@@ -186,6 +186,9 @@ def run(
     around = Surroundings(
         *(folder, guest_image, accelerator, reason, tunnel, address, port),
         require_walls=provider.require_walls,
+        vet_again=None
+        if tunnel is None
+        else lambda: _endpoint(job, provider, allow_endpoint or [])[1],
     )
     if not as_json:
         console.print(f"[dim]wgcell:[/] cell {folder.id}")

@@ -270,6 +270,7 @@ class Loop:
             "refused": dict(relay.refused),
             "dropped_in": dict(relay.dropped_in),
             "lost": self._datagrams.lost,
+            "unanswered": relay.unanswered,
         }
         if stats != self._stats_sent or now:
             self._stats_sent = stats

@@ -131,6 +131,11 @@ class Relay:
         self.refused: Counter[str] = Counter()
         self.dropped_in: Counter[str] = Counter()
 
+    @property
+    def unanswered(self) -> int:
+        """The guest's latest initiations that nobody has answered."""
+        return self._sessions.unanswered
+
     def room(self) -> memoryview:
         """Where the next bytes of QEMU's stream go; voids what was to be sent."""
         return self._stream.room()

@@ -221,6 +221,11 @@ class SessionTable:
         done, self._completed = self._completed, []
         return done
 
+    @property
+    def unanswered(self) -> int:
+        """The guest's latest initiations that nobody has answered."""
+        return sum(not candidates for candidates in self._asked.values())
+
     def sends(self, receiver: int, first: int, count: int, length: int, now: float) -> bool:
         """Whether transport of the guest's passes: ``count`` messages of ``length`` bytes each,
         counters from ``first`` on, the very next of a session. They are noted then.
