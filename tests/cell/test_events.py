@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from wgcell.cell import events
 from wgcell.cell.events import EventLog, broken_link
 from wgcell.errors import StateError
 
@@ -57,12 +59,23 @@ def test_an_existing_record_is_never_appended_to(tmp_path: Path) -> None:
         EventLog(path, lambda entry: None)
 
 
-def test_a_full_disk_is_an_error_that_names_the_file() -> None:
-    log = EventLog.__new__(EventLog)
-    import os
-
-    log._fd = os.open("/dev/full", os.O_WRONLY)
-    log._path, log._tell, log._seq, log._prev = Path("/dev/full"), lambda entry: None, 0, ""
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl", lambda entry: None)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, log._fd)
+    os.close(full)
     with pytest.raises(StateError, match="No space left"):
         log.append("state")
     log.close()
+
+
+def test_what_a_guest_causes_at_will_is_bounded_and_the_rest_counted(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl", lambda entry: None)
+    logged = sum(log.chatter("flow", n=n) for n in range(5000))
+    log.append("state", state="ended")
+    log.close()
+    lines = (tmp_path / "events.jsonl").read_bytes().splitlines()
+    assert events.CHATTER_BURST <= logged < events.CHATTER_BURST + 100
+    assert broken_link(lines) is None
+    unlogged = [json.loads(line) for line in lines if b'"unlogged"' in line]
+    assert sum(one["counts"]["flow"] for one in unlogged) == 5000 - logged

@@ -113,12 +113,27 @@ def test_qemu_is_not_installed(tmp_path: Path) -> None:
     assert "apt-get install qemu-system-x86" in said
 
 
-def test_a_provider_who_requires_every_wall_is_refused_a_cell(tmp_path: Path) -> None:
-    (tmp_path / "wgcell").mkdir()
-    (tmp_path / "wgcell/config.toml").write_text("require_walls = true\n")
-    code, said = run(tmp_path, "run", "--", "true", XDG_CONFIG_HOME=str(tmp_path))
-    assert code == 125
-    assert "requires every wall" in said
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [("size=64k", ["No space left", "--state-dir"]), ("ro", ["Read-only", "--state-dir"])],
+)
+def test_a_state_folder_that_is_full_or_read_only(
+    tmp_path: Path, size: str, words: list[str]
+) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    fill = f"dd if=/dev/zero of={place}/filler bs=1k 2>/dev/null; " if "size" in size else ""
+    wgcell = f"{sys.executable} -P -m wgcell run --state-dir {place}/cells -- true"
+    script = f"mount -t tmpfs -o {size} none {place} && {{ {fill} {wgcell}; }}"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 125, done.stderr
+    for word in words:
+        assert word in done.stderr
 
 
 def test_help_teaches(tmp_path: Path) -> None:

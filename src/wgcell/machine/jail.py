@@ -57,14 +57,13 @@ class Jail:
     missing: str = ""
 
 
-def find_jail(user: int, device: Path | None) -> Jail:
+def find_jail(user: int | None, device: Path | None) -> Jail:
     """The jail that can be built here. Tries it: some systems forbid bubblewrap its namespaces.
 
     ``user`` is the id to become if we are root; ``device`` is /dev/kvm where it is used.
     """
-    root = os.geteuid() == 0
-    groups = (device.stat().st_gid,) if device is not None and root else ()
-    jail = Jail(shutil.which("bwrap"), user if root else None, groups)
+    groups = () if device is None or user is None else (device.stat().st_gid,)
+    jail = Jail(shutil.which("bwrap"), user, groups)
     missing = _why_not(jail)
     return replace(jail, bwrap=None, missing=missing) if missing else jail
 

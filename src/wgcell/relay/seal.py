@@ -118,17 +118,28 @@ RULES: tuple[tuple[str, dict[int, int | str]], ...] = (
 _NEVER_EXECUTABLE = ("mmap", "mprotect")
 
 
-def unprivileged_id(tag: str) -> int:
-    """A user and group id that owns nothing here, from a cell's six hexadecimal digits."""
+def unprivileged_id(tag: str) -> int | None:
+    """Which user root becomes: one that owns nothing here, from a cell's six hexadecimal digits.
+
+    None where there is no other user to become: we are no root, or the root of a user namespace
+    that holds nobody else, and so already an ordinary user of the host's.
+    """
+    if os.geteuid() != 0:
+        return None
     try:
         wanted = _FIRST_ID + int(tag[-6:], 16)
     except ValueError:
-        return _NOBODY
-    for line in Path("/proc/self/uid_map").read_text().splitlines():
-        inside, _, count = map(int, line.split())
-        if inside <= wanted < inside + count:
-            return wanted
-    return _NOBODY
+        wanted = _NOBODY
+    mapped = [
+        (inside, inside + count)
+        for inside, _, count in (
+            map(int, line.split()) for line in Path("/proc/self/uid_map").read_text().splitlines()
+        )
+    ]
+    for candidate in (wanted, _NOBODY):
+        if any(first <= candidate < end for first, end in mapped):
+            return candidate
+    return None
 
 
 def seal(owned: Descriptors, tag: str = "") -> Seal:
@@ -170,9 +181,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _become_nobody(tag: str) -> None:
-    if os.geteuid() != 0:
-        return
     chosen = unprivileged_id(tag)
+    if chosen is None:
+        return
     os.setgroups([])
     os.setresgid(chosen, chosen, chosen)
     os.setresuid(chosen, chosen, chosen)

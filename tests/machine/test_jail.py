@@ -1,0 +1,146 @@
+"""A hostile program in the jail in QEMU's place: what it finds, and what kills it.
+
+The positive control is the same program outside: it succeeds there. What this can't show: an error
+of the kernel's own in a call that the filter allows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wgcell.machine.jail import ABSENT, KILLED, bwrap_argv, closed_filter, find_jail, limits
+from wgcell.relay.seal import unprivileged_id
+
+# Perl, since it is on every Debian, needs nothing but /usr, and can make any system call.
+PERL = shutil.which("perl") or "/usr/bin/perl"
+SYSCALLS = {"socket": 41, "ptrace": 101, "pidfd_getfd": 438, "process_vm_readv": 310, "bpf": 321}
+SYSCALLS |= {"unshare": 272, "mount": 165, "io_uring_setup": 425}
+
+
+def jailed(
+    program: str, *, user: int | None = unprivileged_id("x-0000aa")
+) -> subprocess.CompletedProcess[str]:
+    jail = find_jail(user, None)
+    assert jail.bwrap is not None, jail.missing
+    info, told = os.pipe()
+    filter_fd = closed_filter()
+    argv = bwrap_argv(jail, [PERL, "-e", program], filter_fd=filter_fd, info_fd=told, device=None)
+    become = {} if jail.user is None else {"user": jail.user, "group": jail.user}
+    try:
+        done = subprocess.run(
+            argv,
+            pass_fds=(filter_fd, told),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            cwd="/",
+            **become,
+        )
+        assert "child-pid" in json.loads(os.read(info, 4096))
+        return done
+    finally:
+        for fd in (info, told, filter_fd):
+            os.close(fd)
+
+
+def outside(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PERL, "-e", program], capture_output=True, text=True, timeout=20)
+
+
+def syscall(number: int, *arguments: int) -> str:
+    words = ", ".join(map(str, (number, *arguments)))
+    return f"my $r = syscall({words}); print $r < 0 ? 'errno ' . ($!+0) : 'succeeded';"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("socket", (2, 2, 0)),
+        ("ptrace", (0, 0, 0, 0)),
+        ("pidfd_getfd", (0, 0, 0)),
+        ("process_vm_readv", (1, 0, 0, 0, 0, 0)),
+        ("bpf", (0, 0, 0)),
+        ("unshare", (0x40000000,)),
+        ("mount", (0, 0, 0, 0, 0)),
+    ],
+)
+def test_what_opens_a_network_or_reaches_into_a_process_kills(
+    name: str, arguments: tuple[int, ...]
+) -> None:
+    assert name in KILLED
+    done = jailed(syscall(SYSCALLS[name], *arguments))
+    assert done.returncode == 128 + signal.SIGSYS and done.stdout == "", done
+    assert outside(syscall(SYSCALLS[name], *arguments)).stdout != ""  # it lives to tell
+
+
+def test_io_uring_is_answered_as_an_old_kernel_would() -> None:
+    assert "io_uring_setup" in ABSENT
+    assert jailed(syscall(SYSCALLS["io_uring_setup"], 1, 0)).stdout == "errno 38"
+
+
+def listing(folder: str) -> str:
+    return f"opendir(D, '{folder}') or die 'none'; print join(' ', sort grep !/^\\./, readdir D)"
+
+
+def test_it_finds_no_network_no_process_and_no_file_beyond_its_own() -> None:
+    devices = "open(F, '/proc/net/dev') or die; print grep /:/, <F>"
+    links = jailed(devices).stdout.split("\n")
+    assert [line.split(":")[0].strip() for line in links if line] == ["lo"]
+    assert [name for name in jailed(listing("/proc")).stdout.split() if name.isdigit()] == ["1"]
+    assert len([n for n in outside(listing("/proc")).stdout.split() if n.isdigit()]) > 1
+    assert set(jailed(listing("/")).stdout.split()) <= {"usr", "lib", "lib64", "etc", "proc", "dev"}
+    assert jailed(listing("/etc")).stdout in ("", "ld.so.cache")
+    for folder in ("/home", "/root", "/var", "/tmp", str(Path.cwd())):
+        assert jailed(listing(folder)).returncode != 0
+        assert outside(listing(folder)).returncode == 0
+
+
+@pytest.mark.parametrize("place", ["/x", "/usr/x", "/dev/x", "/proc/1/comm"])
+def test_it_writes_nowhere(place: str) -> None:
+    program = f"open(F, '>', '{place}') or die; print F 'x'; close F; print 'written'"
+    done = jailed(program)
+    kept = place in ("/dev/x", "/proc/1/comm")  # a tmpfs, and its own name: they die with it
+    assert kept or "written" not in done.stdout
+
+
+def test_it_is_nobody_and_holds_no_right() -> None:
+    done = jailed("open(F, '/proc/self/status'); print grep /^(Cap|NoNewPrivs|Seccomp:)/, <F>")
+    fields = dict(line.split(":\t") for line in done.stdout.splitlines())
+    assert {fields[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert fields["NoNewPrivs"] == "1" and fields["Seccomp"] == "2"
+
+
+def test_the_bounds_follow_the_guests_own() -> None:
+    bounds = dict(limits(512 << 20, 1 << 30))
+    import resource
+
+    assert bounds[resource.RLIMIT_CORE] == 0
+    assert bounds[resource.RLIMIT_FSIZE] == 1 << 30
+    assert 512 << 20 < bounds[resource.RLIMIT_AS] < 8 << 30
+
+
+def test_without_bubblewrap_the_jail_is_missing_and_the_mend_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    jail = find_jail(None, None)
+    assert jail.bwrap is None and "apt-get install bubblewrap" in jail.missing
+    refusing = tmp_path / "bwrap"
+    refusing.write_text(
+        "#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n"
+    )
+    refusing.chmod(0o755)
+    jail = find_jail(None, None)
+    assert jail.bwrap is None and "Permission denied (wgcell doctor" in jail.missing
+
+
+def test_python_can_not_be_run_in_qemus_place_by_the_guests_word() -> None:
+    assert jailed(f"exec '{sys.executable}', '-c', '1'; print 'refused'").stdout == "refused"
