@@ -58,7 +58,10 @@ def feed(made: Relay, data: bytes, now: float = 0) -> list[Command]:
     """``data`` as if read from QEMU; payloads copied, as the buffer is used again."""
     made.room()[: len(data)] = data
     commands = made.outbound(len(data), now)
-    return [Send([*map(bytes, c.payloads)]) if isinstance(c, Send) else c for c in commands]
+    return [
+        Send([memoryview(bytes(p)) for p in c.payloads]) if isinstance(c, Send) else c
+        for c in commands
+    ]
 
 
 def sent(commands: list[Command]) -> list[bytes]:
@@ -71,7 +74,7 @@ def arrived(*datagrams: bytes) -> list[Arrived]:
 
 
 def test_the_payload_alone_goes_out() -> None:
-    assert feed(relay(), GOOD) == [Send([initiation(1)])]
+    assert feed(relay(), GOOD) == [Send([memoryview(initiation(1))])]
 
 
 def test_nothing_behind_a_rogue_frame_passes() -> None:
@@ -85,7 +88,7 @@ def test_nothing_behind_a_rogue_frame_passes() -> None:
 def test_in_stopping_a_rogue_frame_is_dropped_and_counted() -> None:
     made = relay()
     made.phase = Phase.STOPPING
-    assert feed(made, ROGUE + GOOD) == [Send([initiation(1)])]
+    assert feed(made, ROGUE + GOOD) == [Send([memoryview(initiation(1))])]
     assert made.refused == {"destination_address": 1}
 
 
