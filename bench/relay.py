@@ -144,7 +144,8 @@ def wgcell(setup: Setup) -> None:
     setup.control.sendall(
         json.dumps({"command": "configure", **told, "mtu": 1420}).encode() + b"\n"
     )
-    assert b"ready" in setup.control.recv(1000)
+    if b"ready" not in setup.control.recv(1000):
+        raise RuntimeError("the relay did not start")
     covered = struct.pack("<II", 1, GUEST_INDEX) + bytes(108)
     setup.nic.sendall(guests(covered + wireguard.mac1(ENDPOINT, covered) + bytes(16)))
     setup.endpoint.recv(2000)
@@ -284,9 +285,8 @@ def show(case: Case, rounds: list[dict[str, dict[str, float]]]) -> dict[str, obj
         for key in ("p50", "p99") if case.way == "rtt" else ("rate",):
             low, middle, high = ratio(rounds, key, tool)
             result["ratios"][f"{tool} {key}"] = [low, middle, high]  # type: ignore[index]
-            print(
-                f"    {key} = {middle:.2f} x {tool} ({low:.2f} to {high:.2f}){verdict(case, tool, key, middle)}"
-            )
+            spread = f"({low:.2f} to {high:.2f})"
+            print(f"    {key} = {middle:.2f} x {tool} {spread}{verdict(case, tool, key, middle)}")
     return result
 
 

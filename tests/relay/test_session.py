@@ -261,6 +261,7 @@ def test_previous_current_and_next_are_live_in_a_rekey_and_no_more() -> None:
 def test_a_session_dies_of_age_whoever_sends() -> None:
     made = established()
     last = session.SESSION_LIFETIME
+    assert last >= wireguard.REJECT_AFTER_TIME
     assert made.outbound(transport(20, 1), last) is None
     assert made.inbound(transport(10, 1), last) is None
     assert reason(made.outbound(transport(20, 2), last + 0.1)) is Reason.SESSION_DEAD
