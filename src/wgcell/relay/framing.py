@@ -32,7 +32,8 @@ class Stream:
     """The buffer. ``at`` and ``end`` delimit what was read and not yet taken."""
 
     def __init__(self) -> None:
-        self.view = memoryview(bytearray(BUFFER))
+        self.raw = bytearray(BUFFER)
+        self.view = memoryview(self.raw)
         self.at = 0
         self.end = 0
         self._cuts: dict[tuple[int, int], list[memoryview]] = {}

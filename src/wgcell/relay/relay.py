@@ -99,12 +99,20 @@ class Verified:
 
 Command = Send | WriteNic | Report | Cut | Handshake | Verified
 
-_KIND_RECEIVER = struct.Struct("<II")
+_HEAD = struct.Struct("<Q")
+"""Type, reserved bytes and the receiver's index of a transport message."""
 
 
 @lru_cache(maxsize=64)
 def _heads(size: int, count: int) -> struct.Struct:
-    return struct.Struct(f"{_KIND_RECEIVER.size}s{size - _KIND_RECEIVER.size}x" * count)
+    return struct.Struct(f"{_HEAD.size}s{size - _HEAD.size}x" * count)
+
+
+def _alike(group: Arrived, size: int) -> int:
+    """How many of the first are of that size; 0 if they don't all begin as the first does."""
+    count = len(group.payloads) - (len(group.payloads[-1]) != size)
+    heads = b"".join(_heads(size, count).unpack_from(group.whole))
+    return count if heads == heads[: _HEAD.size] * count else 0
 
 
 @lru_cache(maxsize=2048)
@@ -179,9 +187,9 @@ class Relay:
         group = last.payloads if isinstance(last, Send) else []
         first = len(group[0]) if group else 0
         room = _room(first) - len(group) if group and len(group[-1]) == first else 0
+        self.bytes_out += sum(map(len, payloads))
         for payload in payloads:
             size = len(payload)
-            self.bytes_out += size
             if room > 0 and size <= first:
                 group.append(payload)
                 room = room - 1 if size == first else 0
@@ -225,17 +233,29 @@ class Relay:
         if self.cut:
             return []
         buffers: list[Bytes] = []
+        live, longest = -1, 0  # what the session has said of a head, until it may think otherwise
         for group in arrived:
             payloads = group.payloads
-            count = self._in_step(group, now)
+            size = len(payloads[0])
+            count = 0
+            if size >= SHORTEST_TRANSPORT:
+                (head,) = _HEAD.unpack_from(group.whole)
+                if head != live or size > longest:
+                    live, longest = (head, size) if self._live(head, size, now) else (-1, 0)
+                if head == live:
+                    count = 1 if len(payloads) == 1 else _alike(group, size)
             if count:
-                size = len(payloads[0])
-                pairs: list[Bytes] = [_header(size)] * (2 * count)
-                pairs[1::2] = payloads[:count]
-                buffers += pairs
+                header = _header(size)
+                if count == 1:
+                    buffers += (header, payloads[0])
+                else:
+                    pairs: list[Bytes] = [header] * (2 * count)
+                    pairs[1::2] = payloads[:count]
+                    buffers += pairs
                 self.messages_in += count
                 self.bytes_in += count * size
             for payload in payloads[count:]:
+                live = -1
                 refusal = self._sessions.inbound(payload, now)
                 if refusal is None:
                     buffers += (_header(len(payload)), payload)
@@ -246,22 +266,10 @@ class Relay:
         commands: list[Command] = [WriteNic(buffers)] if buffers else []
         return commands + self._progress()
 
-    def _in_step(self, group: Arrived, now: float) -> int:
-        """How many of the first are transport of one live session, all of one size."""
-        size = len(group.payloads[0])
-        if size < SHORTEST_TRANSPORT:
-            return 0
-        count = len(group.payloads)
-        if len(group.payloads[-1]) != size:
-            count -= 1
-        kind, receiver = _KIND_RECEIVER.unpack_from(group.whole)
-        if kind != MessageType.TRANSPORT or not self._sessions.receives(receiver, size, now):
-            return 0
-        if count > 1:
-            heads = b"".join(_heads(size, count).unpack_from(group.whole))
-            if heads != heads[: _KIND_RECEIVER.size] * count:
-                return 0
-        return count
+    def _live(self, head: int, size: int, now: float) -> bool:
+        """Whether what begins so is transport of a live session."""
+        kind, receiver = head & 0xFFFFFFFF, head >> 32
+        return kind == MessageType.TRANSPORT and self._sessions.receives(receiver, size, now)
 
     def _progress(self) -> list[Command]:
         """What the last messages completed."""

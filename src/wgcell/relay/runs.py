@@ -74,6 +74,11 @@ def _gathering(stride: int, count: int) -> struct.Struct:
     return struct.Struct(f"{HEAD}s{stride - HEAD}x" * count)
 
 
+@lru_cache(maxsize=MOST)
+def _words_of(count: int) -> struct.Struct:
+    return struct.Struct(f">{count}H")
+
+
 def _repeated(value: int, bits: int, count: int) -> int:
     return sum(value << bits * n for n in range(count))
 
@@ -133,12 +138,10 @@ class Runs:
         frame's.
         """
         pattern = self._pattern
-        if pattern is None or not SHORTEST <= length <= LONGEST:
+        if pattern is None or stream.alone(length) or not SHORTEST <= length <= LONGEST:
             return [], False
         if stream.alike(length, LEAST):
             return self._of_one_size(pattern, stream, length, now), True
-        if stream.alone(length):
-            return [], False
         return self._of_many_sizes(pattern, stream, now), False
 
     def _of_one_size(
@@ -157,12 +160,12 @@ class Runs:
         return payloads
 
     def _of_many_sizes(self, pattern: _Pattern, stream: Stream, now: float) -> list[memoryview]:
-        view = stream.view
+        view, raw = stream.view, stream.raw
         records = stream.records(self._hoped_mixed, SHORTEST, LONGEST)
         count = len(records)
         if count < LEAST:
             return []
-        heads = _BETWEEN_FRAMES.join([view[at + PREFIX : at + HEAD] for at, _ in records])
+        heads = _BETWEEN_FRAMES.join([raw[at + PREFIX : at + HEAD] for at, _ in records])
         columns = _Columns(heads, SKIPPED - PREFIX, count)
         ip_lengths, udp_lengths = columns.lift(_IP_LENGTHS), columns.lift(_UDP_LENGTHS)
         head = pattern.head[PREFIX:HEAD] + _BETWEEN_FRAMES
@@ -171,7 +174,7 @@ class Runs:
         if found < LEAST:
             return []
         del records[found:]
-        expected = struct.Struct(f">{found}H").pack
+        expected = _words_of(found).pack
         lengths = [length for _, length in records]
         if (
             expected(*[length - link.IP for length in lengths]) != ip_lengths[: 2 * found]
