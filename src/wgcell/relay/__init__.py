@@ -5,6 +5,6 @@ compares every header byte with the one ``link`` there is, and what remains is a
 ``session`` asks whether it is a WireGuard message in step with the handshakes it has watched;
 ``runs`` asks the same of many at once; ``relay`` turns the ``verdict`` into commands, and
 ``datagrams`` sends the *payload* on the connected UDP socket. No header byte of the guest's reaches
-the wire. A datagram of the endpoint's walks back: ``session``, then ``link`` puts headers of our own
-before it, then the NIC's socket. ``evidence`` writes what was refused as pcapng.
+the wire. A datagram of the endpoint's walks back: ``session``, then ``link`` puts headers of our
+own before it, then the NIC's socket. ``evidence`` writes what was refused as pcapng.
 """
