@@ -185,7 +185,11 @@ BUILT = Path(tempfile.gettempdir())
 def tools() -> tuple[dict[str, Start], dict[str, str]]:
     """What can be run here, and why the rest can't."""
     found: dict[str, Start] = {"wgcell": wgcell, "C": limit}
-    missing = {"slirp4netns, tap and bridge": "need a namespace and root; not driven here"}
+    missing = {
+        "slirp4netns, tap and bridge": "need a namespace and root; not driven here",
+        "the whole path through a real VM": "not driven here",
+        "50 relays at once": "not driven here",
+    }
     if shutil.which("passt"):
         found["passt"] = passt
     else:

@@ -207,6 +207,14 @@ def test_the_guests_latest_initiations_are_remembered_and_no_more() -> None:
     assert made.inbound(response(21, 101), 30) is None
 
 
+def test_an_index_the_guest_uses_again_is_its_newest() -> None:
+    made = established()
+    for n, index in enumerate((100, 101, 102, 103, 100, 104)):
+        assert made.outbound(initiation(index), 5.0 * n) is None
+    assert reason(made.inbound(response(21, 101), 30)) is Reason.UNSOLICITED
+    assert made.inbound(response(22, 100), 30) is None
+
+
 def test_an_index_the_guest_uses_again_starts_anew() -> None:
     made = established()
     made.outbound(initiation(11), 1)
