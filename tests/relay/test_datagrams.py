@@ -62,6 +62,15 @@ def test_coalesced_datagrams_are_told_apart(pair: Pair, sizes: list[int]) -> Non
         assert b"".join(bytes(group.whole) for group in arrived) == b"".join(payloads)
 
 
+def test_coalesced_ones_are_told_apart_after_a_single_one(pair: Pair) -> None:
+    ours, endpoint = pair
+    endpoint.send(b"alone")
+    assert [bytes(group.whole) for group in ours.receive()] == [b"alone"]
+    endpoint.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 100)
+    endpoint.send(bytes(400))
+    assert [len(p) for group in ours.receive() for p in group.payloads] == [100] * 4
+
+
 def test_more_than_one_call_fetches(pair: Pair) -> None:
     ours, endpoint = pair
     for n in range(GROUPS + 3):

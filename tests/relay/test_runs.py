@@ -175,6 +175,37 @@ def test_one_changed_byte_is_seen_wherever_it_is(offset: int, at: int, step: int
         assert (whole.messages == 10) == (offset in (40, 41))
 
 
+def relengthened(record: bytes, by: int) -> bytes:
+    """IPv4's length is wrong, its checksum right."""
+    raw = bytearray(record)
+    ip = raw[18:38]
+    ip[2:4] = (int.from_bytes(ip[2:4], "big") + by).to_bytes(2, "big")
+    ip[10:12] = b"\0\0"
+    ip[10:12] = ipv4.checksum(bytes(ip)).to_bytes(2, "big")
+    raw[18:38] = ip
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("step", [0, 16])
+def test_a_wrong_length_under_a_right_checksum_is_seen(step: int) -> None:
+    frames = [replace(frame, size=FULL - n * step) for n, frame in enumerate(run(10))]
+    records = [frame.record() for frame in frames]
+    records[6] = relengthened(records[6], 16)
+    whole = fed(established(), [b"".join(records)])
+    assert whole == fed(established(), records)
+    assert whole.refused == {"ip_length": 1}
+
+
+@pytest.mark.parametrize("size", [0, 8, 16, 31, FULL + 16])
+@pytest.mark.parametrize("many", [1, 6])
+def test_too_short_or_too_long_among_others_is_seen(size: int, many: int) -> None:
+    sizes = [FULL, 96, 48, 1008, *[size] * many, 96, 48, 1008, 64]
+    records = [Frame(counter=n + 1, identification=n, size=s).record() for n, s in enumerate(sizes)]
+    whole = fed(established(), [b"".join(records)])
+    assert whole == fed(established(), records)
+    assert whole.messages == len(sizes) - many
+
+
 changes = st.one_of(
     st.none(),
     st.none(),
@@ -300,3 +331,25 @@ def test_a_group_goes_to_the_nic_frame_by_frame() -> None:
     assert len(commands) == 1 and isinstance(commands[0], WriteNic)
     written = b"".join(commands[0].buffers)
     assert written == b"".join(prefixed(link.wrap(message)) for message in messages)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        transport(99, 3),
+        b"\x01" + transport(10, 3)[1:],
+        b"\x04\0\0\1" + transport(10, 3)[4:],
+        transport(10, 3)[:16],
+        transport(10, 3)[:31],
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_odd_datagram_among_good_ones_is_dropped(odd: bytes, alone: bool) -> None:
+    good = [transport(10, n) for n in range(3)]
+    for messages in ([odd, *good], [*good, odd], [good[0], odd, *good[1:]]):
+        relay = established()
+        made = [g for m in messages for g in groups([m])] if alone else groups(messages)
+        commands = relay.inbound(made, 1)
+        written = b"".join(b"".join(c.buffers) for c in commands if isinstance(c, WriteNic))
+        assert written == b"".join(prefixed(link.wrap(message)) for message in good)
+        assert sum(relay.dropped_in.values()) == 1

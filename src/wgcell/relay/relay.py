@@ -233,7 +233,7 @@ class Relay:
         if self.cut:
             return []
         buffers: list[Bytes] = []
-        live, longest = -1, 0  # what the session has said of a head, until it may think otherwise
+        live, longest = -1, 0  # what the session has said; nothing inbound ends a session
         for group in arrived:
             payloads = group.payloads
             size = len(payloads[0])
@@ -255,7 +255,6 @@ class Relay:
                 self.messages_in += count
                 self.bytes_in += count * size
             for payload in payloads[count:]:
-                live = -1
                 refusal = self._sessions.inbound(payload, now)
                 if refusal is None:
                     buffers += (_header(len(payload)), payload)
