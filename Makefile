@@ -39,6 +39,7 @@ lint: $(VENV)/.made
 	shellcheck -s sh src/wgcell/guest/init src/wgcell/guest/agent
 
 bench: image
+	$(PY) bench/relay.py
 	$(PY) bench/start.py
 
 clean:

@@ -51,7 +51,7 @@ static int next_size(uint64_t n)
 	if (kinds)
 		return sizes[n % kinds];
 	seed = seed * 1664525u + 1013904223u;
-	return 32 + (seed >> 8) % 90 * 16;
+	return 32 + (seed >> 8) % 89 * 16;
 }
 
 static void put16(uint8_t *at, unsigned value)
@@ -201,7 +201,8 @@ int main(int argc, char **argv)
 		sscanf(argv[4] + 2 * i, "%2hhx", &head[i]);
 	receiver = strtoul(argv[5], NULL, 0);
 	counter = strtoull(argv[6], NULL, 0);
-	uint64_t count = strtoull(argv[7], NULL, 0), sent = 0, window = atoi(argv[9]);
+	uint64_t count = strtoull(argv[7], NULL, 0), sent = 0;
+	int64_t window = atoi(argv[9]);
 	int burst = atoi(argv[8]);
 	if (strcmp(argv[10], "random"))
 		for (char *s = strtok(argv[10], ","); s && kinds < 64; s = strtok(NULL, ","))
@@ -221,7 +222,7 @@ int main(int argc, char **argv)
 	double started = now(), progress = started;
 	while (received < count) {
 		uint64_t before = received;
-		if (out && sent - received < window) {
+		if (out && (int64_t)(sent - received) < window) {
 			while (filled < burst && sent + filled < count) {
 				int size = record(slots[filled], counter + sent + filled, next_size(sent + filled));
 				vectors[filled] = (struct iovec){slots[filled], size};
@@ -241,7 +242,7 @@ int main(int argc, char **argv)
 				if (first == filled)
 					sent += filled, first = filled = 0;
 			}
-		} else if (!out && sent < count && sent - received + burst <= window) {
+		} else if (!out && sent < count && (int64_t)(sent - received) + burst <= window) {
 			int size = next_size(sent), many = 0;
 			while (many < burst && sent + many < count) {
 				message(slots[many], counter + sent + many);

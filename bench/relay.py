@@ -6,8 +6,8 @@
             and the endpoint's socket  <------- UDP on lo --->
 
 Every case runs on fresh processes, the tools taking turns within a round, so whatever the machine
-does meanwhile it does to all of them; a ratio is the median over rounds of one round's ratio. A tool
-that is not here is named as missing. Writes ``bench/results.json`` and ``bench/results.svg``.
+does meanwhile it does to all of them; a ratio is the median over rounds of one round's ratio. A
+tool that is not here is named as missing. Writes ``bench/results.json`` and ``bench/results.svg``.
 """
 
 from __future__ import annotations
@@ -141,8 +141,11 @@ def wgcell(setup: Setup) -> None:
     setup.start(argv, udp, control)
     keys = {"guest_public_key": GUEST, "endpoint_public_key": ENDPOINT}
     told = {name: base64.b64encode(key).decode() for name, key in keys.items()}
-    setup.control.sendall(json.dumps({"command": "configure", **told, "mtu": 1420}).encode() + b"\n")
-    assert b"ready" in setup.control.recv(1000)
+    setup.control.sendall(
+        json.dumps({"command": "configure", **told, "mtu": 1420}).encode() + b"\n"
+    )
+    if b"ready" not in setup.control.recv(1000):
+        raise RuntimeError("the relay did not start")
     covered = struct.pack("<II", 1, GUEST_INDEX) + bytes(108)
     setup.nic.sendall(guests(covered + wireguard.mac1(ENDPOINT, covered) + bytes(16)))
     setup.endpoint.recv(2000)
@@ -182,7 +185,11 @@ BUILT = Path(tempfile.gettempdir())
 def tools() -> tuple[dict[str, Start], dict[str, str]]:
     """What can be run here, and why the rest can't."""
     found: dict[str, Start] = {"wgcell": wgcell, "C": limit}
-    missing = {"slirp4netns, tap and bridge": "need a namespace and root; not driven here"}
+    missing = {
+        "slirp4netns, tap and bridge": "need a namespace and root; not driven here",
+        "the whole path through a real VM": "not driven here",
+        "50 relays at once": "not driven here",
+    }
     if shutil.which("passt"):
         found["passt"] = passt
     else:
@@ -211,7 +218,7 @@ def drive(setup: Setup, case: Case, count: int, counter: int) -> list[float]:
         argv, pass_fds=fds, capture_output=True, text=True, timeout=120, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{case.name}: {done.stderr}")
+        raise RuntimeError(f"{case.name}: exit code {done.returncode} {done.stderr}")
     return [float(word) for word in done.stdout.split()]
 
 
@@ -251,11 +258,13 @@ def measure(start: Start, case: Case) -> dict[str, float]:
 
 def mean_size(case: Case) -> float:
     if case.sizes == "random":
-        return 32 + 89 * 16 / 2
+        return 32 + 88 * 16 / 2
     return statistics.mean(map(int, case.sizes.split(",")))
 
 
-def ratio(rounds: list[dict[str, dict[str, float]]], key: str, tool: str) -> tuple[float, float, float]:
+def ratio(
+    rounds: list[dict[str, dict[str, float]]], key: str, tool: str
+) -> tuple[float, float, float]:
     """Lowest, median, highest of wgcell's over ``tool``'s, round by round."""
     found = sorted(one["wgcell"][key] / one[tool][key] for one in rounds)
     return found[0], statistics.median(found), found[-1]
@@ -280,14 +289,19 @@ def show(case: Case, rounds: list[dict[str, dict[str, float]]]) -> dict[str, obj
         for key in ("p50", "p99") if case.way == "rtt" else ("rate",):
             low, middle, high = ratio(rounds, key, tool)
             result["ratios"][f"{tool} {key}"] = [low, middle, high]  # type: ignore[index]
-            print(f"    {key} = {middle:.2f} x {tool} ({low:.2f} to {high:.2f}){verdict(case, tool, key, middle)}")
+            spread = f"({low:.2f} to {high:.2f})"
+            print(f"    {key} = {middle:.2f} x {tool} {spread}{verdict(case, tool, key, middle)}")
     return result
 
 
 def verdict(case: Case, tool: str, key: str, found: float) -> str:
     if case.way == "rtt":
         most = {"p50": 1.2, "p99": 1.3}[key]
-        return "" if tool != "passt" else f"   goal at most {most}: {'met' if found <= most else 'MISSED'}"
+        return (
+            ""
+            if tool != "passt"
+            else f"   goal at most {most}: {'met' if found <= most else 'MISSED'}"
+        )
     goal = case.goals.get(tool)
     return "" if goal is None else f"   goal {goal}: {'met' if found >= goal else 'MISSED'}"
 

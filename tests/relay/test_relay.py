@@ -58,7 +58,10 @@ def feed(made: Relay, data: bytes, now: float = 0) -> list[Command]:
     """``data`` as if read from QEMU; payloads copied, as the buffer is used again."""
     made.room()[: len(data)] = data
     commands = made.outbound(len(data), now)
-    return [Send([*map(bytes, c.payloads)]) if isinstance(c, Send) else c for c in commands]
+    return [
+        Send([memoryview(bytes(p)) for p in c.payloads]) if isinstance(c, Send) else c
+        for c in commands
+    ]
 
 
 def sent(commands: list[Command]) -> list[bytes]:
@@ -71,7 +74,7 @@ def arrived(*datagrams: bytes) -> list[Arrived]:
 
 
 def test_the_payload_alone_goes_out() -> None:
-    assert feed(relay(), GOOD) == [Send([initiation(1)])]
+    assert feed(relay(), GOOD) == [Send([memoryview(initiation(1))])]
 
 
 def test_nothing_behind_a_rogue_frame_passes() -> None:
@@ -85,7 +88,7 @@ def test_nothing_behind_a_rogue_frame_passes() -> None:
 def test_in_stopping_a_rogue_frame_is_dropped_and_counted() -> None:
     made = relay()
     made.phase = Phase.STOPPING
-    assert feed(made, ROGUE + GOOD) == [Send([initiation(1)])]
+    assert feed(made, ROGUE + GOOD) == [Send([memoryview(initiation(1))])]
     assert made.refused == {"destination_address": 1}
 
 
@@ -234,4 +237,39 @@ def test_strangers_can_not_reach_the_guest_nor_kill_the_cell() -> None:
     time.sleep(0.2)
     running.nic.sendall(GOOD)
     assert running.endpoint.recv(2000) == initiation(1)
+    running.close()
+
+
+def test_a_nic_that_does_not_read_holds_the_endpoint_back_and_gets_whole_frames() -> None:
+    running = Process()
+    running.nic.sendall(GOOD)
+    assert running.endpoint.recv(2000) == initiation(1)
+    covered = b"\x02\0\0\0" + (5).to_bytes(4, "little") + (1).to_bytes(4, "little") + bytes(48)
+    answer = covered + wireguard.mac1(GUEST, covered) + bytes(16)
+    running.endpoint.sendto(answer, running.guest_port)
+    running.nic.recv(2000)
+    running.nic.sendall(prefixed(frame(transport(5))))
+    running.endpoint.recv(2000)
+    message = transport(1)[:8] + bytes(1400)
+    for n in range(2000):
+        running.endpoint.sendto(
+            message[:8] + n.to_bytes(8, "little") + message[16:], running.guest_port
+        )
+    time.sleep(0.3)
+    last = transport(1)[:8] + b"\xff" * 24
+    data, numbers = b"", []
+    running.endpoint.sendto(last, running.guest_port)
+    while last not in data[-100:]:
+        data += running.nic.recv(1 << 16)
+        if len(data) > 1 << 17:
+            running.endpoint.sendto(last, running.guest_port)
+    while data:
+        length = int.from_bytes(data[:4], "big")
+        payload = data[4 + link.HEADERS : 4 + length]
+        assert data[: 4 + length] == prefixed(link.wrap(payload))
+        numbers.append(int.from_bytes(payload[8:16], "little"))
+        data = data[4 + length :]
+    true = [n for n in numbers if n < 2000]
+    assert true == sorted(set(true)) and len(true) > 100
+    running.tell("quit")
     running.close()

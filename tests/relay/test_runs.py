@@ -120,13 +120,24 @@ def run(count: int, first: int = 1, **fields: int) -> list[Frame]:
 
 
 def test_a_run_is_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
+    taken: list[tuple[list[memoryview], bool]] = []
     take = Runs.take
     monkeypatch.setattr(Runs, "take", lambda *a: taken.append(take(*a)) or taken[-1])
     frames = run(150)
     seen = fed(established(), [b"".join(frame.record() for frame in frames)])
     assert seen.sent == [transport(20, n + 1) for n in range(150)]
-    assert taken == [0, 64, 64, 21]  # the first is the pattern
+    assert [len(payloads) for payloads, _ in taken] == [0, 64, 64, 21]  # the first is the pattern
+
+
+def test_frames_of_many_sizes_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[list[memoryview], bool]] = []
+    take = Runs.take
+    monkeypatch.setattr(Runs, "take", lambda *a: taken.append(take(*a)) or taken[-1])
+    sizes = [FULL, FULL, 96, 32, 1008] * 8
+    frames = [Frame(counter=n + 1, identification=n, size=size) for n, size in enumerate(sizes)]
+    seen = fed(established(), [b"".join(frame.record() for frame in frames)])
+    assert seen.sent == [transport(20, n + 1, size) for n, size in enumerate(sizes)]
+    assert [len(payloads) for payloads, _ in taken] == [0, 39]
 
 
 def test_a_run_leaves_as_segments_and_a_shorter_last_joins() -> None:
@@ -151,15 +162,48 @@ def test_a_run_leaves_as_segments_and_a_shorter_last_joins() -> None:
 
 @pytest.mark.parametrize("at", range(1, 10))
 @pytest.mark.parametrize("offset", range(HEAD - PREFIX))
-def test_one_changed_byte_in_a_run_is_seen_wherever_it_is(offset: int, at: int) -> None:
-    """Every byte of the head in turn: the two of UDP's checksum alone mean nothing."""
-    frames = run(10)
+@pytest.mark.parametrize("step", [0, 16])
+def test_one_changed_byte_is_seen_wherever_it_is(offset: int, at: int, step: int) -> None:
+    """Every byte of the head in turn, in a run of one size and in one of many: the two of UDP's
+    checksum alone mean nothing."""
+    frames = [replace(frame, size=FULL - n * step) for n, frame in enumerate(run(10))]
     frames[at] = replace(frames[at], changed=(offset, 0x41))
     records = [frame.record() for frame in frames]
     whole, one_by_one = fed(established(), [b"".join(records)]), fed(established(), records)
     assert whole == one_by_one
     if offset < COUNTER:
         assert (whole.messages == 10) == (offset in (40, 41))
+
+
+def relengthened(record: bytes, by: int) -> bytes:
+    """IPv4's length is wrong, its checksum right."""
+    raw = bytearray(record)
+    ip = raw[18:38]
+    ip[2:4] = (int.from_bytes(ip[2:4], "big") + by).to_bytes(2, "big")
+    ip[10:12] = b"\0\0"
+    ip[10:12] = ipv4.checksum(bytes(ip)).to_bytes(2, "big")
+    raw[18:38] = ip
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("step", [0, 16])
+def test_a_wrong_length_under_a_right_checksum_is_seen(step: int) -> None:
+    frames = [replace(frame, size=FULL - n * step) for n, frame in enumerate(run(10))]
+    records = [frame.record() for frame in frames]
+    records[6] = relengthened(records[6], 16)
+    whole = fed(established(), [b"".join(records)])
+    assert whole == fed(established(), records)
+    assert whole.refused == {"ip_length": 1}
+
+
+@pytest.mark.parametrize("size", [0, 8, 16, 31, FULL + 16])
+@pytest.mark.parametrize("many", [1, 6])
+def test_too_short_or_too_long_among_others_is_seen(size: int, many: int) -> None:
+    sizes = [FULL, 96, 48, 1008, *[size] * many, 96, 48, 1008, 64]
+    records = [Frame(counter=n + 1, identification=n, size=s).record() for n, s in enumerate(sizes)]
+    whole = fed(established(), [b"".join(records)])
+    assert whole == fed(established(), records)
+    assert whole.messages == len(sizes) - many
 
 
 changes = st.one_of(
@@ -177,6 +221,7 @@ def streams(draw: st.DrawFn) -> list[bytes]:
     records: list[bytes] = []
     counters = {20: 0, 21: 0, 99: 0}
     for _ in range(draw(st.integers(1, 6))):
+        mixed = draw(st.booleans())
         frame = Frame(
             size=draw(st.sampled_from([FULL, FULL, 96, 32, FULL + 1, 40])),
             receiver=draw(st.sampled_from([20, 20, 21, 99])),
@@ -191,6 +236,8 @@ def streams(draw: st.DrawFn) -> list[bytes]:
             frame = replace(
                 frame, counter=counter, identification=(frame.identification + 1) % 65536
             )
+            if mixed:
+                frame = replace(frame, size=draw(st.sampled_from([FULL, FULL, FULL, 96, 48, 32])))
             odd = replace(frame, changed=draw(changes)) if draw(st.integers(0, 9)) == 0 else frame
             records.append(odd.record())
     return records
@@ -229,7 +276,7 @@ def test_sums_modulo_65535(pairs: list[tuple[int, int]]) -> None:
     left, right = (struct.pack(f"<{len(pairs)}H", *column) for column in zip(*pairs, strict=True))
     for wanted in {sum(pair) % 0xFFFF for pair in pairs}:
         right_ones = all(sum(pair) % 0xFFFF == wanted for pair in pairs)
-        assert runs._sum_to(wanted, left, right, len(pairs)) == right_ones
+        assert runs._sum_to(wanted, [left, right, bytes(len(left))], len(pairs)) == right_ones
 
 
 def test_the_longest_frame_fits_the_buffer_behind_a_part() -> None:
@@ -284,3 +331,25 @@ def test_a_group_goes_to_the_nic_frame_by_frame() -> None:
     assert len(commands) == 1 and isinstance(commands[0], WriteNic)
     written = b"".join(commands[0].buffers)
     assert written == b"".join(prefixed(link.wrap(message)) for message in messages)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        transport(99, 3),
+        b"\x01" + transport(10, 3)[1:],
+        b"\x04\0\0\1" + transport(10, 3)[4:],
+        transport(10, 3)[:16],
+        transport(10, 3)[:31],
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_odd_datagram_among_good_ones_is_dropped(odd: bytes, alone: bool) -> None:
+    good = [transport(10, n) for n in range(3)]
+    for messages in ([odd, *good], [*good, odd], [good[0], odd, *good[1:]]):
+        relay = established()
+        made = [g for m in messages for g in groups([m])] if alone else groups(messages)
+        commands = relay.inbound(made, 1)
+        written = b"".join(b"".join(c.buffers) for c in commands if isinstance(c, WriteNic))
+        assert written == b"".join(prefixed(link.wrap(message)) for message in good)
+        assert sum(relay.dropped_in.values()) == 1

@@ -16,6 +16,7 @@ from wgcell.wire import wireguard
 
 GUEST, ENDPOINT = bytes([1]) * 32, bytes([2]) * 32
 MTU = 1420
+FULLEST = MTU + wireguard.SHORTEST_TRANSPORT
 
 
 def handshake_message(head: bytes, size: int, key: bytes, mac2: bytes = bytes(16)) -> bytes:
@@ -207,6 +208,14 @@ def test_the_guests_latest_initiations_are_remembered_and_no_more() -> None:
     assert made.inbound(response(21, 101), 30) is None
 
 
+def test_an_index_the_guest_uses_again_is_its_newest() -> None:
+    made = established()
+    for n, index in enumerate((100, 101, 102, 103, 100, 104)):
+        assert made.outbound(initiation(index), 5.0 * n) is None
+    assert reason(made.inbound(response(21, 101), 30)) is Reason.UNSOLICITED
+    assert made.inbound(response(22, 100), 30) is None
+
+
 def test_an_index_the_guest_uses_again_starts_anew() -> None:
     made = established()
     made.outbound(initiation(11), 1)
@@ -261,6 +270,7 @@ def test_previous_current_and_next_are_live_in_a_rekey_and_no_more() -> None:
 def test_a_session_dies_of_age_whoever_sends() -> None:
     made = established()
     last = session.SESSION_LIFETIME
+    assert last >= wireguard.REJECT_AFTER_TIME
     assert made.outbound(transport(20, 1), last) is None
     assert made.inbound(transport(10, 1), last) is None
     assert reason(made.outbound(transport(20, 2), last + 0.1)) is Reason.SESSION_DEAD
@@ -412,6 +422,43 @@ def test_a_transport_message_fits_its_mtu_and_that_is_all() -> None:
     assert made.inbound(transport(10, 1, 117), 1) is None
     assert made.inbound(transport(10, 2, 1472), 1) is None
     assert reason(made.inbound(transport(10, 3, 1473), 1)) is Reason.TRANSPORT_LENGTH
+
+
+# Many at once.
+
+
+def test_the_next_counters_pass_at_once_and_are_noted() -> None:
+    made = established()
+    assert made.sends(20, 1, 3, FULLEST, 1)
+    assert reason(made.outbound(transport(20, 3), 1)) is Reason.COUNTER_REPEATED
+    assert made.outbound(transport(20, 4), 1) is None
+    assert reason(made.outbound(transport(20, 4), 1)) is Reason.COUNTER_REPEATED
+
+
+@pytest.mark.parametrize(
+    ("receiver", "first", "length", "now"),
+    [(21, 1, 48, 1), (20, 0, 48, 1), (20, 2, 48, 1), (20, 1, FULLEST + 1, 1), (20, 1, 48, 191)],
+)
+def test_what_is_not_next_is_asked_one_by_one(
+    receiver: int, first: int, length: int, now: float
+) -> None:
+    made = established()
+    assert not made.sends(receiver, first, 2, length, now)
+    assert made.outbound(transport(20, 1), 1) is None
+
+
+def test_what_the_endpoint_sends_passes_at_once_in_a_complete_live_session_alone() -> None:
+    made = established()
+    assert made.receives(10, session.LINK_MTU, session.SESSION_LIFETIME)
+    assert not made.receives(10, session.LINK_MTU + 1, 1)
+    assert not made.receives(10, 48, session.SESSION_LIFETIME + 0.1)
+    assert not made.receives(11, 48, 1)
+    made.outbound(initiation(11), 1)
+    made.inbound(response(21, 11), 1)
+    made.outbound(transport(21, 0), 1)
+    assert not made.receives(11, 48, 1)  # the first completes the handshake
+    assert made.inbound(transport(11, 0), 1) is None
+    assert made.receives(11, 48, 1)
 
 
 # Cookies.

@@ -81,6 +81,7 @@ def test_each_message_type() -> None:
     [
         b"",
         b"\x01\0\0",
+        b"\x04\0\0\0",
         b"\x01\0\0\x01" + bytes(144),
         initiation()[:-1],
         initiation() + b"\0",

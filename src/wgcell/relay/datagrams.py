@@ -32,7 +32,8 @@ UDP_GRO = 104
 GROUPS = 16
 """Messages of one recvmmsg."""
 GROUP_BYTES = 1 << 16
-CUTS_KEPT = 8
+KNOWN_MOST = 8
+"""Groups of one place whose views are kept: a view costs 200 bytes, and 0.1 µs to make."""
 RECEIVE_BUFFER = 4 << 20
 """Asked of the kernel in bytes; it gives what net.core.rmem_max allows."""
 PATIENCE = struct.pack("ll", 1, 0)
@@ -64,7 +65,7 @@ class Datagrams:
         self._headers = bytearray(GROUPS * _HEADER)
         whole = memoryview(self._buffer)
         self._groups = [whole[n * GROUP_BYTES : (n + 1) * GROUP_BYTES] for n in range(GROUPS)]
-        self._cuts: list[dict[int, list[memoryview]]] = [{} for _ in range(GROUPS)]
+        self._known: list[dict[tuple[int, int], Arrived]] = [{} for _ in range(GROUPS)]
         self._lay_out()
         self._fresh = bytes(self._headers)
         self._lengths = memoryview(self._headers).cast("I")[14 :: _HEADER // 4]
@@ -101,33 +102,24 @@ class Datagrams:
         if count <= 0:
             return []
         arrived = []
-        for n in range(count):
-            length = self._lengths[n]
-            if not length:
-                continue
-            size = self._sizes[n] if self._control_lengths[n] else length
-            whole = self._groups[n][:length]
-            if size >= length:
-                arrived.append(Arrived(whole, (whole,)))
-            else:
-                arrived.append(Arrived(whole, self._cut(n, size, length)))
+        lengths = self._lengths[:count].tolist()
+        sizes = self._sizes[:count].tolist()
+        for n, coalesced in enumerate(self._control_lengths[:count].tolist()):
+            length = lengths[n]
+            if length:
+                known = self._known[n].get((length, sizes[n] if coalesced else length))
+                arrived.append(known or self._cut(n, length, sizes[n] if coalesced else length))
         self._headers[: count * _HEADER] = self._fresh[: count * _HEADER]
         return arrived
 
-    def _cut(self, n: int, size: int, length: int) -> list[memoryview]:
-        cuts, group = self._cuts[n], self._groups[n]
-        kept = cuts.get(size)
-        if kept is None:
-            if len(cuts) >= CUTS_KEPT:
-                cuts.clear()
-            kept = cuts[size] = []
-        full, tail = divmod(length, size)
-        for at in range(len(kept) * size, full * size, size):
-            kept.append(group[at : at + size])
-        payloads = kept[:full]
-        if tail:
-            payloads.append(group[full * size : length])
-        return payloads
+    def _cut(self, n: int, length: int, size: int) -> Arrived:
+        """The n-th group, cut; the same lengths come again and again, in the same place."""
+        group, known = self._groups[n], self._known[n]
+        if len(known) >= KNOWN_MOST:
+            known.clear()
+        payloads = [group[at : min(at + size, length)] for at in range(0, length, size)]
+        made = known[length, size] = Arrived(group[:length], payloads)
+        return made
 
     def send(self, payloads: Sequence[bytes | memoryview]) -> None:
         """Datagrams in order, all as long as the first but the last, which may be shorter.

@@ -32,7 +32,8 @@ class Stream:
     """The buffer. ``at`` and ``end`` delimit what was read and not yet taken."""
 
     def __init__(self) -> None:
-        self.view = memoryview(bytearray(BUFFER))
+        self.raw = bytearray(BUFFER)
+        self.view = memoryview(self.raw)
         self.at = 0
         self.end = 0
         self._cuts: dict[tuple[int, int], list[memoryview]] = {}
@@ -68,6 +69,26 @@ class Stream:
         if last + PREFIX + length > self.end:
             return 0
         return most if _LENGTH.unpack_from(self.view, last)[0] == length else 0
+
+    def alone(self, length: int) -> bool:
+        """Whether not even the length of the record behind the next one is there."""
+        return self.at + PREFIX + length + PREFIX > self.end
+
+    def records(self, most: int, shortest: int, longest: int) -> list[tuple[int, int]]:
+        """Where the next whole records stand, and each one's frame's length.
+
+        At most so many, up to the first whose frame is shorter or longer than that.
+        """
+        found: list[tuple[int, int]] = []
+        view, at, end = self.view, self.at, self.end - PREFIX
+        unpack = _LENGTH.unpack_from
+        while at <= end and len(found) < most:
+            (length,) = unpack(view, at)
+            if not shortest <= length <= longest or at + length > end:
+                break
+            found.append((at, length))
+            at += PREFIX + length
+        return found
 
     def cut(self, stride: int, behind: int, count: int) -> list[memoryview]:
         """Of ``count`` records of ``stride`` bytes from here on, what is ``behind`` their start."""

@@ -196,10 +196,12 @@ class Loop:
             self._tell("alive")
 
     def _do(self, commands: list[Command]) -> None:
+        send = self._datagrams.send
         for command in commands:
+            if type(command) is Send:  # nearly all are
+                send(command.payloads)
+                continue
             match command:
-                case Send(payloads):
-                    self._datagrams.send(payloads)
                 case WriteNic(buffers):
                     self._write(buffers)
                 case Handshake(initiator):

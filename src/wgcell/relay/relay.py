@@ -20,7 +20,7 @@ from functools import lru_cache
 from wgcell.relay import link
 from wgcell.relay.classify import classify
 from wgcell.relay.framing import LONGEST_FRAME, PREFIX, Stream
-from wgcell.relay.runs import LEAST, Runs
+from wgcell.relay.runs import Runs
 from wgcell.relay.session import Handshake, SessionTable, Side
 from wgcell.relay.verdict import Reason, Refusal
 from wgcell.wire.wireguard import SHORTEST_TRANSPORT, MessageType
@@ -60,7 +60,7 @@ class Send:
     All are as long as the first, but the last, which may be shorter.
     """
 
-    payloads: list[Bytes]
+    payloads: list[memoryview]
 
 
 @dataclass(slots=True)
@@ -99,18 +99,31 @@ class Verified:
 
 Command = Send | WriteNic | Report | Cut | Handshake | Verified
 
-_KIND_RECEIVER = struct.Struct("<II")
+_HEAD = struct.Struct("<Q")
+"""Type, reserved bytes and the receiver's index of a transport message."""
 
 
 @lru_cache(maxsize=64)
 def _heads(size: int, count: int) -> struct.Struct:
-    return struct.Struct(f"{_KIND_RECEIVER.size}s{size - _KIND_RECEIVER.size}x" * count)
+    return struct.Struct(f"{_HEAD.size}s{size - _HEAD.size}x" * count)
+
+
+def _alike(group: Arrived, size: int) -> int:
+    """How many of the first are of that size; 0 if they don't all begin as the first does."""
+    count = len(group.payloads) - (len(group.payloads[-1]) != size)
+    heads = b"".join(_heads(size, count).unpack_from(group.whole))
+    return count if heads == heads[: _HEAD.size] * count else 0
 
 
 @lru_cache(maxsize=2048)
 def _header(size: int) -> bytes:
     """What stands before a payload of that size on its way to QEMU."""
     return (link.HEADERS + size).to_bytes(PREFIX, "big") + link.headers(size)
+
+
+def _room(size: int) -> int:
+    """How many datagrams of that size one send may have."""
+    return min(SEGMENTS_MOST, SEGMENTS_BYTES // max(size, 1))
 
 
 class Relay:
@@ -150,48 +163,58 @@ class Relay:
         while (length := stream.length()) is not None:
             if not 0 < length <= LONGEST_FRAME:
                 return commands + self._lie(length)
-            many = stream.alike(length, LEAST)
-            count = runs.take(stream, length, now) if many else 0
-            if count:
-                payloads: list[Bytes] = [*stream.cut(PREFIX + length, PREFIX + link.HEADERS, count)]
-                self._send(commands, payloads)
-            else:
-                count = 1
-                start = stream.at + PREFIX
-                frame = stream.view[start : start + length]
-                payload = classify(frame)
-                refusal = (
-                    payload
-                    if isinstance(payload, Refusal)
-                    else self._sessions.outbound(payload, now)
-                )
-                if refusal is not None:
-                    commands += self._refuse(refusal, bytes(frame))
-                    if self.cut:
-                        return commands
-                elif not isinstance(payload, Refusal):
-                    self._send(commands, [payload])
-                    if many and payload[0] == MessageType.TRANSPORT:
-                        runs.learn(stream, length)
-            stream.at += count * (PREFIX + length)
+            payloads, alike = runs.take(stream, length, now)
+            if payloads:
+                (self._send_alike if alike else self._send)(commands, payloads)
+                continue
+            start = stream.at + PREFIX
+            frame = stream.view[start : start + length]
+            payload = classify(frame)
+            refusal = (
+                payload if isinstance(payload, Refusal) else self._sessions.outbound(payload, now)
+            )
+            if refusal is not None:
+                commands += self._refuse(refusal, bytes(frame))
+                if self.cut:
+                    return commands
+            elif not isinstance(payload, Refusal):
+                self._send(commands, [payload])
+                if payload[0] == MessageType.TRANSPORT and not stream.alone(length):
+                    runs.learn(stream)
+            stream.at += PREFIX + length
         return commands + self._progress()
 
-    def _send(self, commands: list[Command], payloads: list[Bytes]) -> None:
-        """All of one size; join the last command if they fit there."""
+    def _send(self, commands: list[Command], payloads: list[memoryview]) -> None:
+        """As segments: a datagram joins the last send if it is no longer than the first of it, and
+        none of it was shorter."""
+        self.messages_out += len(payloads)
+        last = commands[-1] if commands else None
+        group = last.payloads if isinstance(last, Send) else []
+        first = len(group[0]) if group else 0
+        room = _room(first) - len(group) if group and len(group[-1]) == first else 0
+        self.bytes_out += sum(map(len, payloads))
+        for payload in payloads:
+            size = len(payload)
+            if room > 0 and size <= first:
+                group.append(payload)
+                room = room - 1 if size == first else 0
+            else:
+                group, first, room = [payload], size, _room(size) - 1
+                commands.append(Send(group))
+
+    def _send_alike(self, commands: list[Command], payloads: list[memoryview]) -> None:
+        """The same for payloads of one size."""
         size = len(payloads[0])
+        last = commands[-1] if commands else None
+        if isinstance(last, Send) and len(last.payloads[0]) == size == len(last.payloads[-1]):
+            joining = max(0, _room(size) - len(last.payloads))
+            last.payloads += payloads[:joining]
+        else:
+            joining = 0
+        for at in range(joining, len(payloads), _room(size)):
+            commands.append(Send(payloads[at : at + _room(size)]))
         self.messages_out += len(payloads)
         self.bytes_out += size * len(payloads)
-        most = max(1, min(SEGMENTS_MOST, SEGMENTS_BYTES // max(1, size)))
-        last = commands[-1] if commands else None
-        if isinstance(last, Send):
-            first = len(last.payloads[0])
-            room = min(SEGMENTS_MOST, SEGMENTS_BYTES // first) - len(last.payloads)
-            if room > 0 and size <= first == len(last.payloads[-1]):
-                joining = room if size == first else 1
-                last.payloads += payloads[:joining]
-                payloads = payloads[joining:]
-        for at in range(0, len(payloads), most):
-            commands.append(Send(payloads[at : at + most]))
 
     def _lie(self, length: int) -> list[Command]:
         """The stream can't be followed any further, whatever the phase."""
@@ -215,14 +238,25 @@ class Relay:
         if self.cut:
             return []
         buffers: list[Bytes] = []
+        live, longest = -1, 0  # what the session has said; nothing inbound ends a session
         for group in arrived:
             payloads = group.payloads
-            count = self._in_step(group, now)
+            size = len(payloads[0])
+            count = 0
+            if size >= SHORTEST_TRANSPORT:
+                (head,) = _HEAD.unpack_from(group.whole)
+                if head != live or size > longest:
+                    live, longest = (head, size) if self._live(head, size, now) else (-1, 0)
+                if head == live:
+                    count = 1 if len(payloads) == 1 else _alike(group, size)
             if count:
-                size = len(payloads[0])
-                pairs: list[Bytes] = [_header(size)] * (2 * count)
-                pairs[1::2] = payloads[:count]
-                buffers += pairs
+                header = _header(size)
+                if count == 1:
+                    buffers += (header, payloads[0])
+                else:
+                    pairs: list[Bytes] = [header] * (2 * count)
+                    pairs[1::2] = payloads[:count]
+                    buffers += pairs
                 self.messages_in += count
                 self.bytes_in += count * size
             for payload in payloads[count:]:
@@ -236,22 +270,10 @@ class Relay:
         commands: list[Command] = [WriteNic(buffers)] if buffers else []
         return commands + self._progress()
 
-    def _in_step(self, group: Arrived, now: float) -> int:
-        """How many of the first are transport of one live session, all of one size."""
-        size = len(group.payloads[0])
-        if size < SHORTEST_TRANSPORT:
-            return 0
-        count = len(group.payloads)
-        if len(group.payloads[-1]) != size:
-            count -= 1
-        kind, receiver = _KIND_RECEIVER.unpack_from(group.whole)
-        if kind != MessageType.TRANSPORT or not self._sessions.receives(receiver, size, now):
-            return 0
-        if count > 1:
-            heads = b"".join(_heads(size, count).unpack_from(group.whole))
-            if heads != heads[: _KIND_RECEIVER.size] * count:
-                return 0
-        return count
+    def _live(self, head: int, size: int, now: float) -> bool:
+        """Whether what begins so is transport of a live session."""
+        kind, receiver = head & 0xFFFFFFFF, head >> 32
+        return kind == MessageType.TRANSPORT and self._sessions.receives(receiver, size, now)
 
     def _progress(self) -> list[Command]:
         """What the last messages completed."""

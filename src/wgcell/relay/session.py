@@ -90,11 +90,6 @@ class Side(Enum):
     GUEST = "guest"
     ENDPOINT = "endpoint"
 
-    @property
-    def other(self) -> Side:
-        """Who receives."""
-        return Side.ENDPOINT if self is Side.GUEST else Side.GUEST
-
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
