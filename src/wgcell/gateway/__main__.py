@@ -1,8 +1,8 @@
 """``python -m wgcell.gateway``: one embedded gateway as a process.
 
-One line of JSON on stdin says what to be; JSON lines on stdout say what happens: ``ready`` first,
-then each flow. The end of stdin, a closed stdout or the parent's death end it: it never outlives
-who started it.
+A line of JSON on stdin says what to be, each further one what to be from then on; JSON lines on
+stdout say what happens: ``ready`` first, then each flow. The end of stdin, a closed stdout or the
+parent's death end it: it never outlives who started it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 
 from wgcell.errors import WgcellError
-from wgcell.gateway.engine import Engine, parse_config
+from wgcell.gateway.config import parse_config
+from wgcell.gateway.engine import Engine
 
 _PR_SET_PDEATHSIG = 1
 _LONGEST_LINE = 1 << 20
+_MOST_MEMORY = 2 << 30
+_FILES = 8192
 
 
 def _die_with_parent() -> bool:
@@ -41,6 +45,14 @@ def _say(event: dict[str, object]) -> None:
         os._exit(1)
 
 
+def _bound() -> None:
+    """A peer may make the WireGuard server keep half-open connections; this machine stays whole."""
+    for kind, most in ((resource.RLIMIT_DATA, _MOST_MEMORY), (resource.RLIMIT_NOFILE, _FILES)):
+        _, hard = resource.getrlimit(kind)
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (limit, limit))
+
+
 async def _serve() -> int:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=_LONGEST_LINE)
@@ -52,8 +64,12 @@ async def _serve() -> int:
     except (WgcellError, ValueError, OSError) as error:
         _say({"event": "fault", "detail": str(error)})
         return 125
-    while await reader.read(4096):
-        pass
+    while line := await reader.readline():
+        try:
+            await engine.apply(parse_config(json.loads(line)))
+            _say({"event": "applied"})
+        except (WgcellError, ValueError, OSError) as error:
+            _say({"event": "fault", "detail": str(error)})
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             await engine.stop()
@@ -66,6 +82,7 @@ def main() -> int:
         return 125
     # The terminal's Ctrl-C reaches every process of the group; the supervisor decides for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _bound()
     code = asyncio.run(_serve())
     sys.stdout.flush()
     # Threads of the WireGuard server's runtime must not hold up the exit.
