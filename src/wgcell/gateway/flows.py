@@ -144,7 +144,7 @@ class Tally:
         return f"{where}:{event.get('port')}" + ("/udp" if event.get("protocol") == "udp" else "")
 
     def refusals(self) -> list[str]:
-        """Each as "refused 3 \u00d7 cdn.example.com:443: --allow cdn.example.com:443", most first."""
+        """Each as "refused 3 \u00d7 a.example.com:443: --allow a.example.com:443"; most first."""
         lines = []
         for (what, rule), count in sorted(self._refused.items(), key=lambda item: -item[1]):
             lines.append(f"refused {count} \u00d7 {what}" + (f": --allow {rule}" if rule else ""))

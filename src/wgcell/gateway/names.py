@@ -159,16 +159,19 @@ class NameTable:
         """The names that lead to ``address`` now, the youngest answer last."""
         return tuple(name for name, end in self._leads.get(address, {}).items() if end > now)
 
-    def _shrink(self, now: float) -> None:
-        """Drop what has ended, and then what ends first, to half of the room."""
-        pairs = [
-            (end, address, name)
+    def living(self, now: float) -> list[tuple[str, Address, float]]:
+        """Each name and address that it leads to, and for how many seconds more."""
+        return [
+            (name, address, end - now)
             for address, names in self._leads.items()
             for name, end in names.items()
             if end > now
         ]
-        pairs.sort(key=lambda pair: pair[0], reverse=True)
+
+    def _shrink(self, now: float) -> None:
+        """Drop what has ended, and then what ends first, to half of the room."""
+        longest = sorted(self.living(now), key=lambda lead: lead[2], reverse=True)
         self._leads, self._count = {}, 0
-        for end, address, name in pairs[: MOST_LEADS // 2]:
-            self._leads.setdefault(address, {})[name] = end
+        for name, address, left in longest[: MOST_LEADS // 2]:
+            self._leads.setdefault(address, {})[name] = now + left
             self._count += 1

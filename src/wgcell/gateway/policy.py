@@ -23,7 +23,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from wgcell.errors import PolicyError
@@ -273,25 +273,25 @@ class Policy:
     ) -> Decision:
         """Whether a flow of ``protocol`` (``tcp`` or ``udp``) to ``address:port`` may go out.
 
-        ``names`` are those that lead to ``address`` now. One that may be reached is enough: names
-        share addresses, and a rule against one must not close another.
+        ``names`` are those that lead to ``address`` now; a rule with a name matches if one of them
+        does. So an address that a name denied on this port shares with another is closed to both
+        once both have been asked: an address is all that a packet shows.
         """
         for service in self.services:
             if (service.address, service.port, "tcp") == (address, port, protocol):
                 target = (service.target_host, service.target_port)
                 where = f"{service.target_host}:{service.target_port}"
                 return Decision(Verdict.ALLOW, f"service {where}", "a service", target)
-        literal = self._first(address, port, protocol, "")
-        if literal.verdict is Verdict.ALLOW and literal.rule != _LEARNED:
-            return literal
-        found = [(name, self._first(address, port, protocol, name)) for name in names]
-        granted = [pair for pair in found if pair[1].verdict is Verdict.ALLOW]
-        if granted:
-            first = granted[0][1]
-            return Decision(
-                Verdict.ALLOW, first.rule, first.reason, names=tuple(name for name, _ in granted)
-            )
-        return found[0][1] if found else literal
+        every = tuple(names)
+        decision, by_name = self._first(address, port, protocol, every)
+        if decision.verdict is Verdict.REFUSE or not by_name:
+            return decision
+        granted = tuple(
+            name
+            for name in every
+            if self._first(address, port, protocol, (name,))[0].verdict is Verdict.ALLOW
+        )
+        return replace(decision, names=granted)
 
     def rule_for_name(self, name: str) -> str:
         """The rule by which ``name`` may be asked of the resolver; empty if it may not."""
@@ -316,21 +316,26 @@ class Policy:
                 return what
         return "protected" if any(address in network for network in self.protected) else ""
 
-    def _first(self, address: Address, port: int, protocol: str, name: str) -> Decision:
+    def _first(
+        self, address: Address, port: int, protocol: str, names: tuple[str, ...]
+    ) -> tuple[Decision, bool]:
+        """The first rule's word, and whether it was about a name."""
         refusal = "no rule allows it"
         kept = self._protected(address)
         for rule in self.rules:
             by_address = rule.network is not None and address in rule.network
-            if not (rule.covers(port, protocol) and (by_address or rule.names(name))):
+            by_name = any(map(rule.names, names))
+            if not (rule.covers(port, protocol) and (by_address or by_name)):
                 continue
             if rule.verdict is Verdict.REFUSE:
-                return Decision(Verdict.REFUSE, rule.text, "a rule denies it")
+                return Decision(Verdict.REFUSE, rule.text, "a rule denies it"), by_name
             if not kept or rule.single:
-                return Decision(Verdict.ALLOW, rule.text, "a rule allows it")
+                return Decision(Verdict.ALLOW, rule.text, "a rule allows it"), by_name
             refusal = f"{_article(kept)} address, and no rule is that address"
         if self.learn and not kept:
-            return Decision(Verdict.ALLOW, _LEARNED, "learning: no rule refuses it")
-        return Decision(Verdict.REFUSE, "", refusal)
+            learned = Decision(Verdict.ALLOW, _LEARNED, "learning: no rule refuses it")
+            return learned, bool(names)
+        return Decision(Verdict.REFUSE, "", refusal), False
 
 
 _LEARNED = "learn"
