@@ -125,6 +125,8 @@ def digest(
     message.authority.extend(s for s in found.authority if s.rdtype == dns.rdatatype.SOA)
     if chain.answer is None:
         return Answer(message)
+    if chain.answer.rdtype != question.kind or not question.addresses:
+        return error(question, dns.rcode.SERVFAIL)
     every = [ipaddress.ip_address(item.address) for item in chain.answer]
     refused = tuple(address for address in every if kept(address))
     addresses = tuple(address for address in every if address not in refused)

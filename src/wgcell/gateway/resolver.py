@@ -54,24 +54,24 @@ class Upstream:
         self, name: dns.name.Name, kind: dns.rdatatype.RdataType
     ) -> dns.message.Message | None:
         """A resolver that leaves a chain of CNAMEs unfinished is asked for the rest."""
-        found = await self._once(name, kind)
-        whole = found
+        whole = found = await self._once(name, kind)
         for _ in range(_LONGEST_CHAIN):
-            if found is None or whole is None or not isinstance(found, dns.message.QueryMessage):
+            if found is None or not isinstance(whole, dns.message.QueryMessage):
                 return None
             try:
-                chain = found.resolve_chaining()
+                chain = whole.resolve_chaining()
             except dns.exception.DNSException:
                 return None
-            if chain.answer is not None or not chain.cnames or found.rcode() != dns.rcode.NOERROR:
+            ended = any(item.rdtype == dns.rdatatype.SOA for item in found.authority)
+            if chain.answer or not chain.cnames or found.rcode() != dns.rcode.NOERROR or ended:
                 return whole
-            if any(item.rdtype == dns.rdatatype.SOA for item in found.authority):
-                return whole  # the end of the chain exists, and has no such address
             found = await self._once(chain.canonical_name, kind)
-            if found is not None and found is not whole:
+            if found is not None:
                 whole.answer.extend(found.answer)
                 whole.authority.extend(found.authority)
                 whole.set_rcode(found.rcode())
+                # An appended set is not in the message's index; a message read again has it.
+                whole = dns.message.from_wire(whole.to_wire())
         return None
 
     async def _once(
