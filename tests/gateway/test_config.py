@@ -112,14 +112,15 @@ def test_no_config_raises_anything_but_policy_errors(key: str, value: object) ->
 
 def test_peers_are_added_and_taken_out_and_the_rest_stays(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
-    file.write_text(new_gateway())
+    file.write_text(new_gateway("embedded"))
     alice, _ = add_peer(file, "alice", endpoint="vpn.example.com", preshared=False)
     with_alice = file.read_text()
-    bob, conf = add_peer(file, "bob", endpoint="vpn.example.com", preshared=True)
+    with pytest.raises(PolicyError, match="preshared"):
+        add_peer(file, "bob", endpoint="vpn.example.com", preshared=True)
+    bob, conf = add_peer(file, "bob", endpoint="vpn.example.com", preshared=False)
     assert (str(alice.address), alice.port) == ("10.99.0.2", 51820)
     assert (str(bob.address), bob.port) == ("10.99.0.3", 51821)
-    assert bob.preshared_key in conf
-    assert "Endpoint = vpn.example.com:51820\n" in conf
+    assert "Endpoint = vpn.example.com:51821\n" in conf
     assert file.stat().st_mode & 0o777 == 0o600
     with pytest.raises(PolicyError, match="already"):
         add_peer(file, "bob", endpoint="vpn.example.com", preshared=False)
@@ -127,6 +128,17 @@ def test_peers_are_added_and_taken_out_and_the_rest_stays(tmp_path: Path) -> Non
     assert file.read_text().rstrip() == with_alice.rstrip()
     with pytest.raises(PolicyError, match="no peer"):
         remove_peer(file, "bob")
+
+
+def test_peers_of_the_kernel_engine_share_a_port_and_may_have_a_preshared_key(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(new_gateway("kernel"))
+    add_peer(file, "alice", endpoint="vpn.example.com", preshared=False)
+    bob, conf = add_peer(file, "bob", endpoint="vpn.example.com", preshared=True)
+    assert f"PresharedKey = {bob.preshared_key}\n" in conf
+    assert "Endpoint = vpn.example.com:51820\n" in conf
 
 
 def test_a_peers_subtables_go_with_it_and_no_one_elses(tmp_path: Path) -> None:
@@ -145,7 +157,7 @@ def test_a_peers_file_is_one_that_a_cell_takes(tmp_path: Path) -> None:
     from wgcell.cell.wgquick import parse_vpn_config
 
     file = tmp_path / "gateway.toml"
-    file.write_text(new_gateway())
+    file.write_text(new_gateway("embedded"))
     peer, text = add_peer(file, "alice", endpoint="192.0.2.9", preshared=False)
     vpn = parse_vpn_config(text)
     assert (vpn.endpoint_host, vpn.endpoint_port) == ("192.0.2.9", peer.port)

@@ -77,11 +77,11 @@ def test_a_hostile_tally_is_bounded() -> None:
 
 
 def test_a_bucket() -> None:
-    bucket = Bucket(10, 5)
-    assert [bucket.take(100.0) for _ in range(6)] == [True] * 5 + [False]
-    assert bucket.take(100.2)
+    bucket = Bucket(8, 4)
+    assert [bucket.take(100.0) for _ in range(5)] == [True] * 4 + [False]
+    assert bucket.take(100.125)
     assert not bucket.take(99.0)
-    assert bucket.wait(100.2, 21) == pytest.approx(2.0, abs=0.01)
+    assert bucket.wait(99.0, 16) == 2.0
 
 
 def test_the_watched_table_gathers_and_escapes() -> None:

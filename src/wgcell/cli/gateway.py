@@ -44,13 +44,6 @@ FileOption = Annotated[Path, typer.Option("--file", metavar="GATEWAY.toml")]
 Interface = Annotated[str, typer.Option(help="The kernel engine's interface.")]
 
 
-class Engine(Enum):
-    """Who carries the packets."""
-
-    EMBEDDED = "embedded"
-    KERNEL = "kernel"
-
-
 class Export(Enum):
     """What is printed."""
 
@@ -135,17 +128,19 @@ def learned_policy(tally: Tally) -> str:
 @app.command("run")
 def run(
     file: File,
-    engine: Annotated[Engine, typer.Option(help="embedded needs no root.")] = Engine.EMBEDDED,
     interface: Interface = INTERFACE,
     learn: Annotated[
         bool, typer.Option("--learn", help="Allow what no rule refuses; print what was needed.")
     ] = False,
     log: Annotated[Path | None, typer.Option(help="Where flows go, instead of stdout.")] = None,
 ) -> None:
-    """Run a gateway; each flow is one JSON line. A changed file is applied at once."""
-    load_config(file)
+    """Run a gateway; each flow is one JSON line. A changed file is applied at once.
+
+    The file's engine: "embedded" needs no root; "kernel" is WireGuard and nftables.
+    """
+    engine = load_config(file).engine
     _warn_of_readers(file)
-    arguments = (interface,) if engine is Engine.KERNEL else ()
+    arguments = (interface,) if engine == "kernel" else ()
     raise typer.Exit(asyncio.run(_serve(file, _Log(log), learn, arguments)))
 
 
@@ -161,7 +156,8 @@ def check(file: File) -> None:
     _warn_of_readers(file)
     for peer in config.peers:
         rules = ", ".join(rule.text for rule in peer.policy.rules) or "nothing"
-        where = f"{peer.address}, UDP port {peer.port}"
+        port = peer.port if config.engine == "embedded" else config.listen[1]
+        where = f"{peer.address}, UDP port {port}"
         console.print(f"{escape(peer.name)} ({where}): {escape(rules)}")
     console.print(f"[green]{escape(str(file))} is right[/], {len(config.peers)} peers")
 
@@ -215,6 +211,9 @@ def peer_add(
     preshared: Annotated[
         bool, typer.Option("--preshared", help="With a preshared key: kernel engine only.")
     ] = False,
+    kernel: Annotated[
+        bool, typer.Option("--kernel", help="If the file is not there: one for the kernel engine.")
+    ] = False,
 ) -> None:
     """Make a peer: keys, an address, and NAME.conf, ready for wgcell run --vpn.
 
@@ -222,7 +221,7 @@ def peer_add(
     """
     conf = file.with_name(f"{name}.conf")
     if not file.exists():
-        write_secret(file, new_gateway(), fresh=True)
+        write_secret(file, new_gateway("kernel" if kernel else "embedded"), fresh=True)
         console.print(f"made {escape(str(file))}: nothing is allowed yet")
     if conf.exists():
         raise PolicyError(f"{conf} exists already", mend="take it away first, or name another peer")

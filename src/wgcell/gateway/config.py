@@ -2,7 +2,8 @@
 
 ::
 
-    listen = "0.0.0.0:51820"          # where peers come to
+    engine = "embedded"               # or "kernel"
+    listen = "0.0.0.0:51820"          # where peers come to; embedded: the first peer, see below
     endpoint = "vpn.example.com"      # what their files say of it; the port is the peer's
     private_key = "…"
     address = "10.99.0.1"             # the gateway's own in the tunnel; its resolver answers there
@@ -16,6 +17,7 @@
     [peers.alice]
     public_key = "…"
     address = "10.99.0.2"
+    port = 51820                      # embedded: each peer comes to a UDP port of its own
     rules = ["allow [2001:db8::1]:22"]  # read before the gateway's own
     [peers.alice.limits]
     flows_per_second = 8
@@ -51,11 +53,13 @@ __all__ = ["GatewayConfig", "Peer", "load_config", "parse_config"]
 
 DEFAULT_LISTEN = "0.0.0.0:51820"
 DEFAULT_ADDRESS = "10.99.0.1"
+_ENGINES = ("embedded", "kernel")
 _LARGEST_FILE = 1 << 20
 _PEER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 _MOST_PEERS = 250
 
 _KEYS: dict[str, type] = {
+    "engine": str,
     "listen": str,
     "endpoint": str,
     "private_key": str,
@@ -108,6 +112,7 @@ class GatewayConfig:
     peers: tuple[Peer, ...]
     resolver: tuple[tuple[str, int], ...] = ()
     """Where names are asked; empty is this machine's own resolver."""
+    engine: str = "embedded"
 
 
 class _Reading:
@@ -253,6 +258,9 @@ def parse_config(
     reading = _Reading(source, text)
     table = reading.table("", raw, _KEYS)
     private_key = reading.key("", table, "private_key")
+    engine = table.get("engine", _ENGINES[0])
+    if engine not in _ENGINES:
+        reading.fail("engine", f"found {_short(engine)}; allowed: {' or '.join(_ENGINES)}")
     listen = reading.place("listen", table.get("listen", DEFAULT_LISTEN))
     protected = reading.networks("protected", table.get("protected", []))
     common = Policy(
@@ -264,6 +272,7 @@ def parse_config(
     )
     address = reading.address("address", table.get("address", DEFAULT_ADDRESS))
     return GatewayConfig(
+        engine=engine,
         listen=listen,
         endpoint=table.get("endpoint", ""),
         private_key=private_key,

@@ -297,7 +297,7 @@ def server_file(config: GatewayConfig) -> str:
     return "\n".join([*lines, ""])
 
 
-def peer_file(config: GatewayConfig, peer: Peer, private_key: str, port: int) -> str:
+def peer_file(config: GatewayConfig, peer: Peer, private_key: str) -> str:
     """A wg-quick file for ``peer``, ready for ``wgcell run --vpn``. Holds its private key."""
     host = config.endpoint or config.listen[0]
     host = f"[{host}]" if ":" in host else host
@@ -315,7 +315,7 @@ def peer_file(config: GatewayConfig, peer: Peer, private_key: str, port: int) ->
     if peer.preshared_key:
         lines.append(f"PresharedKey = {peer.preshared_key}")
     lines += [
-        f"Endpoint = {host}:{port}",
+        f"Endpoint = {host}:{peer.port}",
         f"AllowedIPs = {'0.0.0.0/0' if peer.address.version == 4 else '::/0'}",
         "PersistentKeepalive = 25",
     ]

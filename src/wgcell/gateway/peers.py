@@ -46,9 +46,10 @@ def write_secret(path: Path, text: str, *, fresh: bool = False) -> None:
         raise PolicyError(f"{path}: {error.strerror or error}") from None
 
 
-def new_gateway() -> str:
+def new_gateway(engine: str) -> str:
     """The text of a gateway's file with a key of its own, no peers, and nothing allowed."""
     return (
+        f'engine = "{engine}"\n'
         'listen = "0.0.0.0:51820"\n'
         f'private_key = "{generate_private_key()}"\n'
         'address = "10.99.0.1"\n'
@@ -59,8 +60,8 @@ def new_gateway() -> str:
 def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[Peer, str]:
     """A new peer in the gateway's file at ``path``; it, and the text of its wg-quick file.
 
-    ``endpoint`` is the host its file names, or empty for the gateway's own word. A peer with a
-    preshared key is one for the kernel engine. Raises `PolicyError`.
+    ``endpoint`` is the host its file names, or empty for the gateway's own word. Only the kernel
+    engine can use a preshared key. Raises `PolicyError`.
     """
     text = read_text(path)
     config = parse_config(parse_toml(path, text), str(path), text)
@@ -69,6 +70,11 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
     if any(peer.name == name for peer in config.peers):
         raise PolicyError(
             f"{path}: there is a peer {name} already", mend=f"wgcell gateway peer rm {name}"
+        )
+    kernel = config.engine == "kernel"
+    if preshared and not kernel:
+        raise PolicyError(
+            f"{path}: the embedded engine can't use a preshared key", mend='engine = "kernel" can'
         )
     if endpoint:
         config = replace(config, endpoint=endpoint)
@@ -82,19 +88,19 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
         name=name,
         public_key=public_key(private),
         address=_free_address(config),
-        port=_free_port(config),
+        port=config.listen[1] if kernel else _free_port(config),
         policy=Policy(),
         preshared_key=base64.b64encode(os.urandom(32)).decode() if preshared else "",
     )
     lines = [f"\n[peers.{name}]", f'public_key = "{peer.public_key}"']
     if preshared:
         lines.append(f'preshared_key = "{peer.preshared_key}"')
-    lines += [f'address = "{peer.address}"', f"port = {peer.port}", ""]
+    lines.append(f'address = "{peer.address}"')
+    lines += [""] if kernel else [f"port = {peer.port}", ""]
     new = text.rstrip("\n") + "\n" + "\n".join(lines)
     parse_config(parse_toml(path, new), str(path), new)
     write_secret(path, new)
-    # With a preshared key it is the kernel engine's, where all peers share one port.
-    return peer, peer_file(config, peer, private, config.listen[1] if preshared else peer.port)
+    return peer, peer_file(config, peer, private)
 
 
 def _free_address(config: GatewayConfig) -> Address:
