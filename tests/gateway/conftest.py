@@ -187,6 +187,7 @@ class Server:
         self._listener.settimeout(0.2)
         self._talk = talk
         self._ended = False
+        self._clients: list[socket.socket] = []
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -196,6 +197,7 @@ class Server:
             with contextlib.suppress(TimeoutError):
                 client, _ = self._listener.accept()
                 client.settimeout(8)
+                self._clients.append(client)
                 talking.append(threading.Thread(target=self._one, args=(client,)))
                 talking[-1].start()
         for thread in talking:
@@ -207,6 +209,9 @@ class Server:
 
     def close(self) -> None:
         self._ended = True
+        for client in self._clients:
+            with contextlib.suppress(OSError):  # it may be closed by now
+                client.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
 

@@ -124,15 +124,13 @@ def test_another_source_than_the_peers_is_refused(gateway: Start) -> None:
         assert started.event()["reason"] == "its source, 10.99.0.3, is not the peer's"
 
 
-def test_a_dead_upstream_is_servfail_and_not_silence(gateway: Start) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dead:
-        dead.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{dead.getsockname()[1]}"
+def test_a_dead_upstream_is_servfail(gateway: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # its UDP port is nobody's
+        place = f"127.0.0.1:{server.getsockname()[1]}"
         started = gateway(rules=["allow api.example.com:443"], resolver=[place])
         with peer_of(started) as peer:
-            begun = time.monotonic()
+            peer.sock.settimeout(5)
             assert peer.ask("api.example.com", "A").rcode() == dns.rcode.SERVFAIL
-            assert time.monotonic() - begun < 5
 
 
 def test_bytes_that_are_no_query_get_no_answer_and_the_next_query_does(gateway: Start) -> None:

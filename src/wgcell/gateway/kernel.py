@@ -417,9 +417,11 @@ class _Served:
 
     def inherit(self, old: _Served) -> None:
         """What ``old`` has answered leads on: the sets are new, and empty."""
-        for name, address, left in old.names.living(time.monotonic()):
-            if self.peer.policy.rule_for_name(name):
-                self._learned(name, (address,), left - GRACE)
+        now = time.monotonic()
+        every = [lead for lead in old.names.living(now) if self.peer.policy.rule_for_name(lead[0])]
+        for name, address, left in every:
+            self.names.learn(name, (address,), left - GRACE, now)
+        self._lead(every, now)
 
     def _refused(self, name: str, reason: str) -> None:
         flow = Flow(next(_NUMBERS), self.peer.name, "dns", self._own, _DNS_PORT, name)
@@ -430,27 +432,26 @@ class _Served:
         """Into the kernel's sets before the answer leaves: the workload connects at once."""
         now = time.monotonic()
         self.names.learn(name, addresses, ttl, now)
-        end = now + ttl + GRACE
-        self._ends = {key: other for key, other in self._ends.items() if other > now}
-        new = [
-            (place, address)
-            for address in addresses
+        self._lead([(name, address, ttl + GRACE) for address in addresses], now)
+
+    def _lead(self, leads: list[tuple[str, Address, float]], now: float) -> None:
+        """One transaction for all of them; an element that lives longer already stays."""
+        self._ends = {key: end for key, end in self._ends.items() if end > now}
+        new = {
+            (place, address): left
+            for name, address, left in leads
             for place in nftables.leads(self.peer, name, address)
-            if self._ends.get((place, address), 0.0) < end
-        ]
+            if self._ends.get((place, address), 0.0) < now + left
+        }
         if not new:
             return
+        text = nftables.remember(self._interface, [(*key, left) for key, left in new.items()])
         try:
-            _run(
-                "nft",
-                "-f",
-                "-",
-                text=nftables.remember(self._interface, [(*item, ttl + GRACE) for item in new]),
-            )
+            _run("nft", "-f", "-", text=text)
         except HostError as error:
             self._report({"event": "fault", "detail": f"names: {error.message}"})
             return
-        self._ends.update((item, end) for item in new)
+        self._ends.update((key, now + left) for key, left in new.items())
 
 
 class _Datagrams(asyncio.DatagramProtocol):
