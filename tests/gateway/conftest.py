@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import queue
 import signal
@@ -318,6 +319,9 @@ def topology() -> Iterator[Topology]:
     made.close()
 
 
+_TABLES = itertools.count(100)
+
+
 class Tunnel:
     """A peer: wireguard-go in the client's namespace, with routes of its own."""
 
@@ -337,15 +341,17 @@ class Tunnel:
         lines = [f"[Interface]\nPrivateKey = {private_key}\n[Peer]\nPublicKey = {server_key}"]
         lines += ["AllowedIPs = 0.0.0.0/0", f"Endpoint = 192.0.2.1:{port}"]
         net.run("wg", "setconf", name, "/dev/stdin", stdin="\n".join(lines) + "\n")
-        table = address.rpartition(".")[2]
+        table = str(next(_TABLES))
         net.run("ip", "addr", "add", f"{address}/32", "dev", name)
         net.run("ip", "link", "set", name, "mtu", "1420", "up")
         net.run("ip", "route", "add", "default", "dev", name, "table", table)
-        net.run("ip", "rule", "add", "from", address, "table", table)
-        self._name, self._table = name, table
+        # The latest tunnel of an address is the one that its packets take.
+        preference = str(1000 - int(table))
+        net.run("ip", "rule", "add", "pref", preference, "from", address, "table", table)
+        self.table = table
 
     def close(self) -> None:
-        self.net.run("ip", "rule", "del", "table", self._table)
+        self.net.run("ip", "rule", "del", "table", self.table)
         self._daemon.terminate()
         self._daemon.wait(5)
 

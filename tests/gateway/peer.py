@@ -28,11 +28,11 @@ def checksum(raw: bytes) -> int:
 class Peer:
     """10.99.0.2: one WireGuard session, IPv4, and just enough UDP and TCP."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, key: str = CLIENT) -> None:
         self.sock = sock
         self.source = "10.99.0.2"
         sock.settimeout(4)
-        keys = consent.HandshakeKeys(decode_key(CLIENT), decode_key(public_key(SERVER)))
+        keys = consent.HandshakeKeys(decode_key(key), decode_key(public_key(SERVER)))
         message, state = consent.build_initiation(keys, time.time_ns())
         sock.send(message)
         answer = sock.recv(2048)
@@ -72,8 +72,13 @@ class Peer:
         self.send(17, "10.99.0.1", struct.pack(">HHHH", 5353, 53, 8 + len(query), 0) + query)
         return dns.message.from_wire(self.receive(17)[8:])
 
-    def tcp(self, address: str, port: int, data: bytes = b"", slow: float = 0) -> tuple[bytes, int]:
-        """Connect, send ``data``, and return what came until the other side ended, and how."""
+    def tcp(
+        self, address: str, port: int, data: bytes = b"", slow: float = 0, until: int = 0
+    ) -> tuple[bytes, int]:
+        """Connect, send ``data``, and return what came until the other side ended, and how.
+
+        With ``until``, return after so many bytes.
+        """
         seq, ack, got = 1000, 0, b""
 
         def segment(flags: int, payload: bytes = b"") -> None:
@@ -102,5 +107,7 @@ class Peer:
                     ack += 1
                     segment(FIN | ACK)
                     return got, FIN
+                if until and len(got) >= until:
+                    return got, 0
                 if payload:
                     segment(ACK)

@@ -215,7 +215,7 @@ def test_a_source_that_is_not_the_peers_reaches_nothing(around: Around) -> None:
     """The positive control is every other test: the same flow from the peer's own address."""
     net = around.alice.net
     net.run("ip", "addr", "add", "10.99.0.77/32", "dev", "alice")
-    net.run("ip", "rule", "add", "from", "10.99.0.77", "table", "2")
+    net.run("ip", "rule", "add", "from", "10.99.0.77", "table", around.alice.table)
     try:
         with net.socket() as stream, pytest.raises((OSError, AssertionError)):
             stream.settimeout(1)
