@@ -3,6 +3,8 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 PACKAGES := qemu-system-x86 mmdebstrap erofs-utils e2fsprogs uidmap cpio kmod shellcheck python3-venv
+# What the gateway's tests and bench run in network namespaces of their own.
+PACKAGES += dnsmasq-base iproute2 nftables wireguard-go wireguard-tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: demo test lint bench unit image system clean
@@ -28,7 +30,7 @@ demo: image
 test: image lint
 	$(PY) -m pytest -q
 
-unit: $(VENV)/.made
+unit: system $(VENV)/.made
 	$(PY) -m pytest -q -m 'not vm'
 
 lint: $(VENV)/.made
@@ -40,6 +42,7 @@ lint: $(VENV)/.made
 
 bench: image
 	$(PY) bench/start.py
+	$(PY) bench/gateway.py
 
 clean:
 	rm -rf $(VENV)

@@ -59,8 +59,8 @@ class Around:
         }
         argv = ["wgcell0"] if engine == "kernel" else []
         for name in ("time_wait", "close", "last_ack", "fin_wait", "close_wait"):
-            setting = f"net.netfilter.nf_conntrack_tcp_timeout_{name}=1"
-            topology.gateway.run("/sbin/sysctl", "-q", setting)
+            setting = f"/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}"
+            topology.gateway.run("sh", "-c", f"echo 1 > {setting}")
         self.gateway = Gateway(self.config, topology.gateway.enter, argv)
         assert self.gateway.first["event"] == "ready", self.gateway.first
         ports = self.gateway.first["peers"]

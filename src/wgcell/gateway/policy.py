@@ -320,8 +320,10 @@ class Policy:
         self, address: Address, port: int, protocol: str, names: tuple[str, ...]
     ) -> tuple[Decision, bool]:
         """The first rule's word, and whether it was about a name."""
-        refusal = "no rule allows it"
         kept = self._protected(address)
+        refusal = "no rule allows it"
+        if kept:
+            refusal = f"{_article(kept)} address, and no rule is that address"
         for rule in self.rules:
             by_address = rule.network is not None and address in rule.network
             by_name = any(map(rule.names, names))
@@ -331,7 +333,6 @@ class Policy:
                 return Decision(Verdict.REFUSE, rule.text, "a rule denies it"), by_name
             if not kept or rule.single:
                 return Decision(Verdict.ALLOW, rule.text, "a rule allows it"), by_name
-            refusal = f"{_article(kept)} address, and no rule is that address"
         if self.learn and not kept:
             learned = Decision(Verdict.ALLOW, _LEARNED, "learning: no rule refuses it")
             return learned, bool(names)
