@@ -201,8 +201,8 @@ def test_a_name_that_was_asked_later_is_as_good(
 def test_what_is_learned_is_what_would_have_sufficed(
     topology: Topology, world: None, trust: Path
 ) -> None:
-    def use(tunnel: Tunnel) -> list[object]:
-        found = [tunnel.ask("api.example.com").rcode(), tunnel.talk("203.0.113.7", 25, b"x")]
+    def use(tunnel: Tunnel) -> list[Any]:
+        found = [tunnel.ask("api.example.com").rcode(), bool(tunnel.talk("203.0.113.7", 25))]
         found.append(over_tls(tunnel, trust, "api.example.com"))
         return [*found, tunnel.ask("rebind.example.com").rcode(), tunnel.talk(RESOLVER, 53)]
 

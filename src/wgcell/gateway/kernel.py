@@ -43,7 +43,7 @@ _APPEARS = 5.0
 _DNS_PORT = 53
 _MOST_OPEN = 4096
 _SERVICE_IDLE = 3600.0
-LOOK_EVERY = 4.0
+LOOK_EVERY = 2.0
 """Seconds between two looks for flows that are over, and summaries of what was not told."""
 _NUMBERS = itertools.count(1)
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
