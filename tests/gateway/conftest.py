@@ -134,6 +134,7 @@ _DNS = (
     "--host-record=brief.example.com,203.0.113.8,1",
     "--host-record=inside.example.com,198.51.100.2,3600",
     "--host-record=rebind.example.com,192.168.1.1,3600",
+    "--txt-record=api.example.com,hello",
     "--cname=www.example.com,api.example.com",
     "--cname=deep.example.com,www.example.com",
     *(f"--host-record=many.example.com,203.0.113.{n},3600" for n in range(10, 90)),

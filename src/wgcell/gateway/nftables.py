@@ -234,7 +234,8 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
             "ct state established,related accept",
             "ct state invalid drop",
             f'{inside} oifname "{interface}" goto refuse',
-            *(f"{inside} {line}" for line in (*_spoofed(config.peers), *_dispatch(config.peers))),
+            *(f"{inside} {line}" for line in _dispatch(config.peers)),
+            # A source that is no peer's comes here, whatever WireGuard let it be.
             f"{inside} goto refuse",
         ],
     )
