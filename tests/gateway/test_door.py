@@ -148,12 +148,25 @@ def test_a_flood_is_counted_and_not_told_one_by_one(gateway: Start) -> None:
     assert len(told) + sum(event["refuse"] for event in omitted) == flood
 
 
-def test_a_peer_that_breaks_its_server_gets_another_one(gateway: Start) -> None:
+def test_a_peer_that_breaks_its_server_gets_another_one_and_breaks_no_ones_else(
+    gateway: Start,
+) -> None:
     """A SYN to port 0 ends mitmproxy_rs's network task."""
-    started = gateway()
-    with peer_of(started) as peer:
+    other = generate_private_key()
+    peers = {
+        "cell": {"public_key": public_key(CLIENT), "address": "10.99.0.2"},
+        "other": {"public_key": public_key(other), "address": "10.99.0.3"},
+    }
+    started = gateway(peers=peers)
+    with (
+        peer_of(started) as peer,
+        connect(LOOPBACK, started.first["peers"]["other"]) as sock,
+    ):
+        neighbour = Peer(sock, other)
+        neighbour.source = "10.99.0.3"
         peer.send(6, "192.0.2.7", struct.pack(">HHIIBBHHH", 4000, 0, 1, 0, 0x50, SYN, 9, 0, 0))
         assert started.event()["event"] == "door_broken"
+        assert neighbour.ask("attacker.example", "A").rcode() == dns.rcode.REFUSED
     time.sleep(1.2)
     with peer_of(started) as peer:
         assert peer.ask("attacker.example", "A").rcode() == dns.rcode.REFUSED

@@ -18,7 +18,7 @@
     public_key = "…"
     address = "10.99.0.2"
     port = 51820                      # embedded: each peer comes to a UDP port of its own
-    rules = ["allow [2001:db8::1]:22"]  # read before the gateway's own
+    rules = ["allow 203.0.113.7:22"]  # read before the gateway's own
     [peers.alice.limits]
     flows_per_second = 8
 
