@@ -186,7 +186,7 @@ class Server:
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind((address, port))
         self._listener.listen(1024)
-        self._listener.settimeout(0.2)
+        self._listener.settimeout(None)
         self._talk = talk
         self._ended = False
         self._clients: list[socket.socket] = []
@@ -196,7 +196,7 @@ class Server:
     def _serve(self) -> None:
         talking = []
         while not self._ended:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(OSError):  # its shutdown, at the end
                 client, _ = self._listener.accept()
                 client.settimeout(8)
                 self._clients.append(client)
@@ -211,6 +211,7 @@ class Server:
 
     def close(self) -> None:
         self._ended = True
+        self._listener.shutdown(socket.SHUT_RDWR)
         for client in self._clients:
             with contextlib.suppress(OSError):  # it may be closed by now
                 client.shutdown(socket.SHUT_RDWR)

@@ -249,7 +249,6 @@ def test_a_peer_has_its_limit_of_open_flows(around: Around) -> None:
 
 
 def test_every_flow_is_told(around: Around) -> None:
-    time.sleep(1.5)
     around.flows()
     around.alice.ask("api.example.com")
     assert around.alice.talk("203.0.113.7", 8443, b"hello") == b"hello"
