@@ -310,3 +310,22 @@ def test_two_gateways_on_one_place_is_an_error_that_says_so(around: Around) -> N
     )
     assert second.close() == 125
     assert around.alice.talk("203.0.113.7", 8082, b"hello") == b"hello"
+
+
+def test_the_kernel_engine_leaves_nothing_behind_even_after_one_that_was_killed(
+    topology: Topology,
+) -> None:
+    net, config = topology.client, {"private_key": SERVER, "listen": "0.0.0.0:53000"}
+    assert net.run("cat", "/proc/sys/net/ipv4/ip_forward").strip() == "0"
+    killed = Gateway(config, net.enter, ["wgcell9"])
+    assert killed.first["event"] == "ready"
+    killed.kill()
+    # Killed, its table still stands: the policy outlives the gateway, not the other way round.
+    assert "wgcell_wgcell9" in net.run("nft", "list", "tables")
+    second = Gateway(config, net.enter, ["wgcell9"])
+    assert second.first["event"] == "ready", second.first
+    others = 'iifname != "wgcell9" oifname != "wgcell9" accept'
+    assert others not in net.run("nft", "list", "table", "inet", "wgcell_wgcell9")
+    assert second.close() == 0
+    assert "wgcell" not in net.run("nft", "list", "tables") + net.run("ip", "-br", "link")
+    assert net.run("cat", "/proc/sys/net/ipv4/ip_forward").strip() == "0"

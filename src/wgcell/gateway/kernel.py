@@ -63,12 +63,12 @@ def _quietly(*argv: str) -> None:
     subprocess.run(argv, capture_output=True, check=False)
 
 
-def _system(name: str, value: str) -> str:
-    """Set a kernel setting; what it was. Raises HostError."""
+def _system(name: str, value: str = "") -> str:
+    """A kernel setting as it is, and then set, if there is a ``value``. Raises HostError."""
     path = Path("/proc/sys") / name
     try:
         before = path.read_text().strip()
-        if before != value:
+        if value and before != value:
             path.write_text(value)
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}") from error
@@ -140,14 +140,24 @@ class KernelEngine:
             ) from None
 
     def _forward(self) -> None:
+        """Have this machine forward, and remember what it did before.
+
+        One that was killed has put nothing back: what it found is in the lock's file.
+        """
+        try:
+            found = json.loads(os.pread(self._lock, 4096, 0) or b"{}")
+        except ValueError:
+            found = {}
         versions = {peer.address.version for peer in self._config.peers} | {4}
-        for version in versions:
-            name = _FORWARDING[version]
-            self._settings[name] = _system(name, "1")
+        for name in [_FORWARDING[version] for version in sorted(versions)]:
+            self._settings[name] = str(found.get(name) or _system(name))
+        with contextlib.suppress(HostError):
+            self._settings[_ACCOUNTING] = str(found.get(_ACCOUNTING) or _system(_ACCOUNTING))
+        os.pwrite(self._lock, json.dumps(self._settings).encode(), 0)
+        for name in self._settings:
+            _system(name, "1")
         # Made a router by us, this machine forwards for the tunnel and for nobody else.
         self._router = self._settings[_FORWARDING[4]] == "1"
-        with contextlib.suppress(HostError):
-            self._settings[_ACCOUNTING] = _system(_ACCOUNTING, "1")
 
     def _make_interface(self) -> None:
         name = self._interface
@@ -396,6 +406,7 @@ class KernelEngine:
         _quietly("nft", "delete", "table", *nftables.table_name(self._interface).split())
         for served in self._peers.values():
             served.log.summarise()
+        os.ftruncate(self._lock, 0)
         os.close(self._lock)
         self._lock = -1
 
