@@ -2,7 +2,10 @@
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
-PACKAGES := qemu-system-x86 bubblewrap libseccomp2 mmdebstrap erofs-utils e2fsprogs uidmap cpio kmod lz4 xz-utils zstd shellcheck python3-venv
+PACKAGES := qemu-system-x86 bubblewrap libseccomp2 mmdebstrap erofs-utils e2fsprogs uidmap cpio kmod
+PACKAGES += lz4 xz-utils zstd shellcheck python3-venv
+# What the tests and the bench run in network namespaces of their own.
+PACKAGES += dnsmasq-base iproute2 nftables wireguard-go wireguard-tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: demo test lint bench unit image system clean
@@ -28,7 +31,7 @@ demo: image
 test: image lint
 	$(PY) -m pytest -q
 
-unit: $(VENV)/.made
+unit: system $(VENV)/.made
 	$(PY) -m pytest -q -m 'not vm'
 
 lint: $(VENV)/.made
@@ -41,6 +44,7 @@ lint: $(VENV)/.made
 bench: image
 	$(PY) bench/relay.py
 	$(PY) bench/start.py
+	$(PY) bench/gateway.py
 
 clean:
 	rm -rf $(VENV)

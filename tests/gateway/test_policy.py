@@ -1,74 +1,145 @@
-"""The policy as a table: rule, flow, verdict; and a parser that only ever raises PolicyError."""
+"""The policy as a table: rules, flow, verdict; and a parser that only ever raises PolicyError."""
 
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wgcell.errors import PolicyError
-from wgcell.gateway.policy import Policy, Verdict, parse_rule, parse_service
+from wgcell.gateway.policy import (
+    Address,
+    Policy,
+    Verdict,
+    parse_line,
+    parse_rule,
+    parse_service,
+)
 
-NAMES = {
-    "api.example.com": (ipaddress.ip_address("203.0.113.7"),),
-    "inside.example.com": (ipaddress.ip_address("192.168.1.5"),),
-}
 A, R = Verdict.ALLOW, Verdict.REFUSE
+LEADS = {
+    "203.0.113.7": ("api.example.com",),
+    "203.0.113.8": ("b.example.com", "shared.example.com"),
+    "192.168.1.5": ("inside.example.com",),
+}
+
+
+def policy_of(rules: list[str]) -> Policy:
+    own = (ipaddress.ip_network("198.51.100.0/24"),)
+    return Policy(rules=tuple(map(parse_line, rules)), protected=own)
 
 
 @pytest.mark.parametrize(
-    ("allow", "address", "port", "protocol", "verdict"),
+    ("rules", "address", "port", "protocol", "verdict"),
     [
         ([], "203.0.113.7", 443, "tcp", R),
-        (["203.0.113.7:443"], "203.0.113.7", 443, "tcp", A),
-        (["203.0.113.7:443"], "203.0.113.7", 443, "udp", A),
-        (["203.0.113.7:443/tcp"], "203.0.113.7", 443, "udp", R),
-        (["203.0.113.7:443/udp"], "203.0.113.7", 443, "udp", A),
-        (["203.0.113.7:443"], "203.0.113.7", 444, "tcp", R),
-        (["203.0.113.7:443"], "203.0.113.8", 443, "tcp", R),
-        (["203.0.113.0/24:8000-8010"], "203.0.113.9", 8010, "tcp", A),
-        (["203.0.113.0/24:8000-8010"], "203.0.113.9", 8011, "tcp", R),
-        (["203.0.113.0/24:*"], "203.0.113.9", 65535, "tcp", A),
-        (["[2001:db8::1]:443"], "2001:db8::1", 443, "tcp", A),
-        (["[2001:db8::/32]:443"], "2001:db8:1::1", 443, "tcp", A),
-        (["api.example.com:443"], "203.0.113.7", 443, "tcp", A),
-        (["API.Example.com.:443"], "203.0.113.7", 443, "tcp", A),
-        (["api.example.com:443"], "203.0.113.7", 80, "tcp", R),
-        # This side of the tunnel's end: only what is listed by address.
-        (["0.0.0.0/0:*"], "203.0.113.7", 80, "tcp", A),
-        (["0.0.0.0/0:*"], "192.168.1.1", 80, "tcp", R),
-        (["0.0.0.0/0:*"], "10.0.0.1", 80, "tcp", R),
-        (["0.0.0.0/0:*"], "127.0.0.1", 80, "tcp", R),
-        (["0.0.0.0/0:*"], "169.254.169.254", 80, "tcp", R),
-        (["0.0.0.0/0:*"], "224.0.0.1", 80, "udp", R),
-        (["0.0.0.0/0:*"], "198.51.100.4", 80, "tcp", R),
-        (["192.168.1.1:80"], "192.168.1.1", 80, "tcp", A),
-        (["192.168.1.0/24:80"], "192.168.1.1", 80, "tcp", A),
-        (["127.0.0.1:80"], "127.0.0.1", 80, "tcp", A),
-        (["127.0.0.0/8:80"], "127.0.0.1", 80, "tcp", R),
-        (["169.254.0.0/16:80"], "169.254.169.254", 80, "tcp", R),
-        (["169.254.169.254:80"], "169.254.169.254", 80, "tcp", A),
-        (["198.51.100.0/25:80"], "198.51.100.4", 80, "tcp", A),
-        (["198.51.0.0/16:80"], "198.51.100.4", 80, "tcp", R),
-        (["198.51.100.4:80"], "198.51.100.4", 80, "tcp", A),
-        (["inside.example.com:80"], "192.168.1.5", 80, "tcp", R),
-        (["[::/0]:*"], "fd00::1", 80, "tcp", R),
-        (["[::/0]:*"], "::1", 80, "tcp", R),
-        (["[::/0]:*"], "::ffff:192.168.1.1", 80, "tcp", R),
-        (["[::/0]:*"], "64:ff9b::c0a8:101", 80, "tcp", R),
-        (["[::/0]:*"], "2002:c0a8:101::", 80, "tcp", R),
-        # A later rule may allow what an earlier one does not list.
-        (["0.0.0.0/0:80", "192.168.1.1:80"], "192.168.1.1", 80, "tcp", A),
+        (["allow 203.0.113.7:443"], "203.0.113.7", 443, "tcp", A),
+        (["allow 203.0.113.7:443"], "203.0.113.7", 443, "udp", A),
+        (["allow 203.0.113.7:443/tcp"], "203.0.113.7", 443, "udp", R),
+        (["allow 203.0.113.7:443/udp"], "203.0.113.7", 443, "udp", A),
+        (["allow 203.0.113.7:443"], "203.0.113.7", 444, "tcp", R),
+        (["allow 203.0.113.7:443"], "203.0.113.8", 443, "tcp", R),
+        (["allow 203.0.113.0/24:8000-8010"], "203.0.113.9", 8010, "tcp", A),
+        (["allow 203.0.113.0/24:8000-8010"], "203.0.113.9", 8011, "tcp", R),
+        (["allow 203.0.113.0/24:*"], "203.0.113.9", 65535, "tcp", A),
+        (["allow [2001:db8::1]:443"], "2001:db8::1", 443, "tcp", A),
+        (["allow [2001:db8::/32]:443"], "2001:db8:1::1", 443, "tcp", A),
+        # The first that matches decides.
+        (["deny 203.0.113.7:443", "allow 203.0.113.0/24:*"], "203.0.113.7", 443, "tcp", R),
+        (["deny 203.0.113.7:443", "allow 203.0.113.0/24:*"], "203.0.113.7", 444, "tcp", A),
+        (["allow 203.0.113.0/24:*", "deny 203.0.113.7:443"], "203.0.113.7", 443, "tcp", A),
+        (["deny 203.0.113.7:443/udp", "allow 203.0.113.7:443"], "203.0.113.7", 443, "tcp", A),
+        # Names, of the addresses that LEADS has.
+        (["allow api.example.com:443"], "203.0.113.7", 443, "tcp", A),
+        (["allow API.Example.com.:443"], "203.0.113.7", 443, "tcp", A),
+        (["allow api.example.com:443"], "203.0.113.7", 80, "tcp", R),
+        (["allow api.example.com:443"], "203.0.113.9", 443, "tcp", R),
+        (["allow api.example.com:443"], "203.0.113.7", 443, "udp", R),
+        (["allow api.example.com:443/udp"], "203.0.113.7", 443, "udp", A),
+        (["allow *.example.com:443"], "203.0.113.7", 443, "tcp", A),
+        (["allow *.api.example.com:443"], "203.0.113.7", 443, "tcp", R),
+        (["allow *.ple.com:443"], "203.0.113.7", 443, "tcp", R),
+        (["deny api.example.com:443", "allow *.example.com:*"], "203.0.113.7", 443, "tcp", R),
+        (["deny api.example.com:443", "allow *.example.com:*"], "203.0.113.7", 80, "tcp", A),
+        (["allow shared.example.com:443"], "203.0.113.8", 443, "tcp", A),
+        # This side of the tunnel's end: only the very address.
+        (["allow 0.0.0.0/0:*"], "203.0.113.7", 80, "tcp", A),
+        (["allow 0.0.0.0/0:*"], "192.168.1.1", 80, "tcp", R),
+        (["allow 0.0.0.0/0:*"], "10.0.0.1", 80, "tcp", R),
+        (["allow 0.0.0.0/0:*"], "172.16.0.1", 80, "tcp", R),
+        (["allow 0.0.0.0/0:*"], "100.64.0.1", 80, "tcp", R),
+        (["allow 0.0.0.0/0:*"], "127.0.0.1", 80, "tcp", R),
+        (["allow 0.0.0.0/0:*"], "0.0.0.0", 80, "tcp", R),
+        (["allow 0.0.0.0/0:*"], "169.254.169.254", 80, "tcp", R),
+        (["allow 0.0.0.0/0:*"], "224.0.0.1", 80, "udp", R),
+        (["allow 0.0.0.0/0:*"], "255.255.255.255", 80, "udp", R),
+        (["allow 0.0.0.0/0:*"], "198.51.100.4", 80, "tcp", R),
+        (["allow 192.168.1.1:80"], "192.168.1.1", 80, "tcp", A),
+        (["allow 192.168.1.0/24:80"], "192.168.1.1", 80, "tcp", R),
+        (["allow 127.0.0.1:80"], "127.0.0.1", 80, "tcp", A),
+        (["allow 127.0.0.0/8:80"], "127.0.0.1", 80, "tcp", R),
+        (["allow 169.254.169.254:80"], "169.254.169.254", 80, "tcp", A),
+        (["allow 198.51.100.0/25:80"], "198.51.100.4", 80, "tcp", R),
+        (["allow 198.51.100.4:80"], "198.51.100.4", 80, "tcp", A),
+        (["allow inside.example.com:80"], "192.168.1.5", 80, "tcp", R),
+        (["allow [::/0]:*"], "fd00::1", 80, "tcp", R),
+        (["allow [::/0]:*"], "fe80::1", 80, "tcp", R),
+        (["allow [::/0]:*"], "::1", 80, "tcp", R),
+        (["allow [::/0]:*"], "::ffff:192.168.1.1", 80, "tcp", R),
+        (["allow [::/0]:*"], "::ffff:203.0.113.7", 80, "tcp", R),
+        (["allow [::/0]:*"], "64:ff9b::c0a8:101", 80, "tcp", R),
+        (["allow [::/0]:*"], "2002:c0a8:101::", 80, "tcp", R),
+        # A later rule may be the address that an earlier one only covers.
+        (["allow 0.0.0.0/0:80", "allow 192.168.1.1:80"], "192.168.1.1", 80, "tcp", A),
     ],
 )
-def test_table(allow: list[str], address: str, port: int, protocol: str, verdict: Verdict) -> None:
-    policy = Policy.parse(allow, {}, names=NAMES, protected=["198.51.100.0/24"])
-    decision = policy.evaluate(ipaddress.ip_address(address), port, protocol)
+def test_table(rules: list[str], address: str, port: int, protocol: str, verdict: Verdict) -> None:
+    policy = policy_of(rules)
+    names = LEADS.get(address, ())
+    decision = policy.evaluate(ipaddress.ip_address(address), port, protocol, names)
     assert decision.verdict is verdict
     assert decision.reason
-    assert bool(decision.rule) is (verdict is A)
+    if verdict is A:
+        assert decision.rule in {
+            f"allow {rule.text.removeprefix('allow ')}" for rule in policy.rules
+        }
+    # Learning changes only what no rule speaks of.
+    learned = replace(policy, learn=True)
+    again = learned.evaluate(ipaddress.ip_address(address), port, protocol, names)
+    if decision.rule or learned._protected(ipaddress.ip_address(address)):
+        assert again.verdict is verdict
+    else:
+        assert (again.verdict, again.rule) == (A, "learn")
+
+
+def test_a_flow_is_allowed_by_the_names_that_may_be_reached_and_by_no_other() -> None:
+    policy = policy_of(["allow b.example.com:443", "allow shared.example.com:80-443"])
+    address, names = ipaddress.ip_address("203.0.113.8"), ("b.example.com", "shared.example.com")
+    assert policy.evaluate(address, 443, "tcp", names).names == names
+    assert policy.evaluate(address, 80, "tcp", names).names == ("shared.example.com",)
+    # A rule about the address is about no name.
+    literal = policy_of(["allow 203.0.113.8:443", "allow b.example.com:443"])
+    assert literal.evaluate(address, 443, "tcp", names).names == ()
+
+
+@pytest.mark.parametrize(
+    ("rules", "name", "asked"),
+    [
+        ([], "api.example.com", False),
+        (["allow api.example.com:443"], "api.example.com", True),
+        (["allow api.example.com:443"], "a.api.example.com", False),
+        (["allow *.example.com:443"], "a.b.example.com", True),
+        (["allow *.example.com:443"], "example.com", False),
+        (["deny ads.example.com:*", "allow *.example.com:443"], "ads.example.com", False),
+        (["deny ads.example.com:80", "allow *.example.com:443"], "ads.example.com", True),
+        (["allow 0.0.0.0/0:*"], "api.example.com", False),
+    ],
+)
+def test_which_names_may_be_asked(rules: list[str], name: str, asked: bool) -> None:
+    assert bool(policy_of(rules).rule_for_name(name)) is asked
 
 
 def test_a_service_answers_on_its_port_only_and_goes_to_its_target() -> None:
@@ -98,7 +169,9 @@ def test_a_service_answers_on_its_port_only_and_goes_to_its_target() -> None:
         "10.1:80",
         "exa mple.com:80",
         "-x.example:80",
-        "*.example.com:80",
+        "*:80",
+        "a.*.example.com:80",
+        "*example.com:80",
         "10.0.0.0/33:80",
     ],
 )
@@ -106,6 +179,11 @@ def test_bad_rules_are_named(text: str) -> None:
     with pytest.raises(PolicyError) as caught:
         parse_rule(text)
     assert repr(text) in str(caught.value)
+
+
+def test_a_line_begins_with_its_verb() -> None:
+    with pytest.raises(PolicyError, match="allow or deny"):
+        parse_line("api.example.com:443")
 
 
 @pytest.mark.parametrize(
@@ -132,3 +210,21 @@ def test_the_parser_raises_nothing_but_policy_errors(text: str) -> None:
         return
     assert 1 <= rule.first_port <= rule.last_port <= 65535
     assert (rule.network is None) is bool(rule.name)
+
+
+def _address(version: int, value: int) -> Address:
+    return (ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address)(value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.builds(_address, st.just(4), st.integers(0, 2**32 - 1)),
+        st.builds(_address, st.just(6), st.integers(0, 2**128 - 1)),
+    )
+)
+def test_the_widest_rules_open_nothing_that_is_not_global(address: Address) -> None:
+    wide = policy_of(["allow 0.0.0.0/0:*", "allow [::/0]:*", "allow *.example.com:*"])
+    if wide.evaluate(address, 443, "tcp", ("a.example.com",)).verdict is A:
+        documentation = ("192.0.2.", "198.51.100.", "203.0.113.", "2001:", "3fff:", "5f00:", "100:")
+        assert address.is_global or str(address).startswith(documentation)

@@ -103,6 +103,15 @@ def _wait_for(reached: str, state: Path, process: subprocess.Popen[bytes]) -> No
         time.sleep(0.02)
 
 
+def _state(place: Path) -> str:
+    """The newest cell's, by its events."""
+    logs = sorted(place.glob("d-*/events.jsonl"), key=lambda path: path.parent.stat().st_mtime)
+    if not logs:
+        return "none"
+    events = (json.loads(line) for line in logs[-1].read_text().splitlines())
+    return [event["state"] for event in events if event["event"] == "state"][-1]
+
+
 def trial(chance: random.Random, state: Path, capture: socket.socket) -> dict[str, object]:
     victim, moment = chance.choice(VICTIMS), chance.uniform(0.0, 1.5)
     reached = chance.choice(("preparing", "booting", "verifying", "running"))
@@ -117,6 +126,7 @@ def trial(chance: random.Random, state: Path, capture: socket.socket) -> dict[st
     time.sleep(moment)
     members = family(process.pid)
     chosen = pick(victim, members, process.pid)
+    at = _state(state)
     with contextlib.suppress(ProcessLookupError):  # a rogue frame may have been faster
         os.kill(chosen, signal.SIGKILL)
     killed = time.monotonic()
@@ -150,8 +160,7 @@ def trial(chance: random.Random, state: Path, capture: socket.socket) -> dict[st
     ended = next((event["outcome"] for event in events if event["event"] == "ended"), None)
     if folder is not None and told not in ({ended} if ended else {"died"}):
         wrong.append(f"ps says {told!r}, the events {ended!r}")
-    state_reached = next((e["state"] for e in reversed(events) if e["event"] == "state"), "none")
-    return {"victim": victim, "moment": round(moment, 2), "state": state_reached, "wrong": wrong}
+    return {"victim": victim, "moment": round(moment, 2), "state": at, "wrong": wrong}
 
 
 def main() -> None:

@@ -124,16 +124,19 @@ class RelayProcess:
 
 @dataclass(slots=True)
 class GatewayProcess:
-    """The embedded gateway of one cell, on a UDP port of loopback."""
+    """A gateway: the embedded one of one cell on a UDP port of loopback, or one for many."""
 
     process: asyncio.subprocess.Process
     host: str
     port: int
 
     @classmethod
-    async def start(cls, configuration: Mapping[str, Any]) -> GatewayProcess:
-        """Start the gateway. Raises LaunchError with what it said if it does not get ready."""
-        argv = (*_PYTHON, "wgcell.gateway")
+    async def start(cls, configuration: Mapping[str, Any], *arguments: str) -> GatewayProcess:
+        """Start the gateway. Raises LaunchError with what it said if it does not get ready.
+
+        ``arguments``: the interface, for the kernel engine.
+        """
+        argv = (*_PYTHON, "wgcell.gateway", *arguments)
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.PIPE,
@@ -154,6 +157,11 @@ class GatewayProcess:
             output = str(ready.get("detail") or (await process.stderr.read(4096)).decode())
             raise LaunchError("the gateway did not start", argv=argv, exit_code=code, output=output)
         return cls(process, str(ready["host"]), int(ready["port"]))
+
+    def apply(self, configuration: Mapping[str, Any]) -> None:
+        """Make it another configuration; ``applied`` or ``fault`` is among the next flows."""
+        if self.process.stdin is not None:
+            self.process.stdin.write(json.dumps(configuration).encode() + b"\n")
 
     async def flows(self) -> AsyncIterator[dict[str, Any]]:
         """What the gateway decided, flow by flow, until it is gone."""

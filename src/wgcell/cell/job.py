@@ -92,6 +92,13 @@ class GatewayAsked:
     allow: tuple[str, ...] = ()
     services: tuple[tuple[str, str], ...] = ()
     """Pairs of ADDRESS:PORT in the tunnel and HOST:PORT on the gateway's side."""
+    resolver: tuple[str, ...] = ()
+    """Where names are asked, ADDRESS or ADDRESS:PORT; empty is this machine's own resolver.
+
+    Like ``learn``, never in a job file: it is the word of who runs wgcell.
+    """
+    learn: bool = False
+    """Allow what no rule refuses, and record it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@
     allow_emulation = true                 # QEMU's TCG where KVM does not work
     require_walls = false                  # refuse to run where a wall of the host's is missing
     allow_embedded_gateway = true          # whether a job may ask for the embedded gateway
+    allow_learn = true                     # whether --learn may open everything public
+    resolver = ["192.0.2.53"]              # where cells' names are asked, not this host's own
     [ceilings]
     cpus = 4
     memory = "8GiB"
@@ -51,6 +53,8 @@ class Provider:
     allow_emulation: bool = True
     require_walls: bool = False
     allow_embedded_gateway: bool = True
+    allow_learn: bool = True
+    resolver: tuple[str, ...] = ()
     ceilings: Ceilings = Ceilings()
 
 
@@ -70,6 +74,8 @@ class _File(_Model):
     allow_emulation: bool = True
     require_walls: bool = False
     allow_embedded_gateway: bool = True
+    allow_learn: bool = True
+    resolver: list[str] = Field(default_factory=list)
     ceilings: _Ceilings = Field(default_factory=_Ceilings)
 
 
@@ -109,6 +115,8 @@ def load_provider(path: Path | None = None) -> Provider:
         allow_emulation=file.allow_emulation,
         require_walls=file.require_walls,
         allow_embedded_gateway=file.allow_embedded_gateway,
+        allow_learn=file.allow_learn,
+        resolver=tuple(file.resolver),
         ceilings=_ceilings(file.ceilings, place),
     )
 
@@ -151,6 +159,11 @@ def apply_ceilings(job: Job, provider: Provider) -> None:
                 f"job {job.name}: {key}: found {found}; "
                 f"this provider allows at most {ceiling:g}{unit}"
             )
+    if job.gateway is not None and job.gateway.learn and not provider.allow_learn:
+        raise JobError(
+            f"job {job.name}: --learn: this provider does not allow it",
+            mend="it opens everything that is public; name what is needed with --allow",
+        )
     if job.gateway is not None and not provider.allow_embedded_gateway:
         raise JobError(
             f"job {job.name}: gateway: this provider does not allow the embedded gateway",

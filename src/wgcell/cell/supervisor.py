@@ -347,13 +347,20 @@ class Supervisor:
         gateway_key, guest_key = generate_private_key(), generate_private_key()
         gateway = await GatewayProcess.start(
             {
-                "listen": ["127.0.0.1", 0],
+                "listen": "127.0.0.1:0",
                 "private_key": gateway_key,
-                "peers": [public_key(guest_key)],
-                "allow": list(asked.allow),
+                "peers": {
+                    "cell": {
+                        "public_key": public_key(guest_key),
+                        "address": str(ip_interface(EMBEDDED_GUEST).ip),
+                    }
+                },
+                "rules": [f"allow {rule}" for rule in asked.allow],
                 "services": dict(asked.services),
                 "address": EMBEDDED_GATEWAY,
                 "protected": [str(network) for network in endpoint.host_networks()],
+                "resolver": list(asked.resolver),
+                "learn": asked.learn,
             }
         )
         self._gateway = gateway

@@ -3,98 +3,196 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
+import stat
 import sys
-import tomllib
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
+from wgcell.cell import endpoint
 from wgcell.cell.children import GatewayProcess
+from wgcell.cell.folder import state_folder
+from wgcell.cli import flows
+from wgcell.cli.terminal import console, warn
 from wgcell.errors import PolicyError
-from wgcell.gateway.keys import decode_key, generate_private_key, public_key
+from wgcell.gateway import nftables
+from wgcell.gateway.config import GatewayConfig, load_config, parse_config, parse_toml, read_text
+from wgcell.gateway.flows import Tally
+from wgcell.gateway.kernel import INTERFACE
+from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.gateway.peers import add_peer, new_gateway, remove_peer, write_secret
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Run the requester's side of the tunnel.")
+peer_app = typer.Typer(no_args_is_help=True, help="Add, list and cut off a gateway's peers.")
+app.add_typer(peer_app, name="peer")
 
-_KEYS: dict[str, type] = {
-    "listen": str,
-    "private_key": str,
-    "peers": list,
-    "allow": list,
-    "services": dict,
-    "address": str,
-}
+_LOOK_EVERY = 0.25
+"""Seconds between two looks at the file: a peer that is taken out is cut off within them."""
+_LARGEST_LOG = 64 << 20
+"""Bytes; then the log is turned over, and one older is kept."""
+
+File = Annotated[Path, typer.Argument(metavar="GATEWAY.toml")]
+FileOption = Annotated[Path, typer.Option("--file", metavar="GATEWAY.toml")]
+Interface = Annotated[str, typer.Option(help="The kernel engine's interface.")]
 
 
-def _load(file: Path) -> dict[str, Any]:
-    """A gateway file as the engine takes it. Raises PolicyError naming the key."""
-    try:
-        given = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PolicyError(f"{file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PolicyError(f"{file}: {error}") from error
-    for key, value in given.items():
-        if key not in _KEYS:
-            raise PolicyError(f"{file}: unknown key {key!r}", mend=f"known: {', '.join(_KEYS)}")
-        if not isinstance(value, _KEYS[key]):
-            raise PolicyError(f"{file}: {key}: expected a {_KEYS[key].__name__}, found {value!r}")
-    for key in ("private_key", "peers"):
-        if key not in given:
-            raise PolicyError(
-                f"{file}: {key} is missing", mend="wgcell gateway keys makes a pair of keys"
-            )
-    for place, key in [("private_key", given["private_key"])] + [
-        ("peers", k) for k in given["peers"]
-    ]:
-        try:
-            decode_key(str(key))
-        except PolicyError as error:
-            raise PolicyError(f"{file}: {place}: {error.message}") from None
-    host, _, port = str(given.get("listen", "0.0.0.0:51820")).rpartition(":")
-    if not port.isdigit() or not 0 < int(port) < 65536:
-        raise PolicyError(f"{file}: listen: expected ADDRESS:PORT, found {given['listen']!r}")
+class Export(Enum):
+    """What is printed."""
+
+    NFTABLES = "nftables"
+    WG_QUICK = "wg-quick"
+
+
+def _raw(file: Path, *, learn: bool) -> dict[str, Any]:
+    """A gateway file as its process takes it, with this machine's own networks protected."""
+    text = read_text(file)
+    raw = parse_toml(file, text)
+    own = [str(network) for network in endpoint.host_networks()]
+    parse_config(raw, str(file), text)
     return {
-        "allow": [],
-        "services": {},
-        "address": "10.99.0.1",
-        **given,
-        "listen": [host.strip("[]"), int(port)],
+        **raw,
+        "protected": [*raw.get("protected", []), *own],
+        "learn": learn or raw.get("learn", False),
     }
 
 
-async def _serve(configuration: dict[str, Any]) -> int:
-    gateway = await GatewayProcess.start(configuration)
-    loop = asyncio.get_running_loop()
+class _Log:
+    """Flows as lines, on standard output or in a file of bounded size."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file = path.open("a", encoding="utf-8") if path else sys.stdout
+
+    def write(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(event) + "\n")
+        self._file.flush()
+        if self._path is not None and self._file.tell() > _LARGEST_LOG:
+            self._file.close()
+            self._path.replace(self._path.with_name(self._path.name + ".1"))
+            self._file = self._path.open("a", encoding="utf-8")
+
+
+async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...]) -> int:
+    mark = file.stat()
+    gateway = await GatewayProcess.start(_raw(file, learn=learn), *arguments)
+    tally = Tally()
     asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked.set)
-    print(json.dumps({"event": "ready", "host": gateway.host, "port": gateway.port}), flush=True)
+    log.write({"event": "ready", "host": gateway.host, "port": gateway.port})
 
-    async def flows() -> None:
-        async for flow in gateway.flows():
-            print(json.dumps(flow), flush=True)
+    async def follow() -> None:
+        async for event in gateway.flows():
+            if event["event"] == "fault":
+                warn(str(event["detail"]))
+            tally.add(event)
+            log.write(event)
         asked.set()
 
-    following = asyncio.create_task(flows())
-    await asked.wait()
+    following = asyncio.create_task(follow())
+    while not asked.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asked.wait(), _LOOK_EVERY)
+        with contextlib.suppress(OSError):
+            now = file.stat()
+            if (now.st_mtime_ns, now.st_ino) != (mark.st_mtime_ns, mark.st_ino):
+                mark = now
+                try:
+                    gateway.apply(_raw(file, learn=learn))
+                except PolicyError as error:
+                    warn(f"the file is not applied: {error}")
     code = await gateway.quit()
     following.cancel()
+    for line in tally.refusals():
+        console.print(f"[dim]wgcell:[/] {escape(line)}")
+    if learn:
+        print(learned_policy(tally))
     return code
 
 
-@app.command("run")
-def run(file: Annotated[Path, typer.Argument(metavar="GATEWAY.toml")]) -> None:
-    """Run a gateway in user space; each flow is one JSON line on standard output.
+def learned_policy(tally: Tally) -> str:
+    """The rules that would have sufficed, as a gateway's file has them."""
+    lines = [f"  {json.dumps(f'allow {rule}')}," for rule in tally.learned()]
+    return "\n".join(["rules = [", *lines, "]"])
 
-    The file's keys: listen = "ADDRESS:PORT", private_key, peers = [public keys],
-    allow = ["HOST:PORT", …], services = {"10.99.0.5:80" = "127.0.0.1:8000"}.
+
+@app.command("run")
+def run(
+    file: File,
+    interface: Interface = INTERFACE,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Allow what no rule refuses; print what was needed.")
+    ] = False,
+    log: Annotated[Path | None, typer.Option(help="Where flows go, instead of stdout.")] = None,
+) -> None:
+    """Run a gateway; each flow is one JSON line. A changed file is applied at once.
+
+    The file's engine: "embedded" needs no root; "kernel" is WireGuard and nftables.
     """
-    raise typer.Exit(asyncio.run(_serve(_load(file))))
+    engine = load_config(file).engine
+    _warn_of_readers(file)
+    arguments = (interface,) if engine == "kernel" else ()
+    raise typer.Exit(asyncio.run(_serve(file, _Log(log), learn, arguments)))
+
+
+def _warn_of_readers(file: Path) -> None:
+    if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        warn(f"{file} holds a private key and others can read it: chmod 600 {file}")
+
+
+@app.command()
+def check(file: File) -> None:
+    """Say whether a gateway's file is right; where it is wrong, in which line, and how."""
+    config = load_config(file)
+    _warn_of_readers(file)
+    for peer in config.peers:
+        rules = ", ".join(rule.text for rule in peer.policy.rules) or "nothing"
+        port = peer.port if config.engine == "embedded" else config.listen[1]
+        where = f"{peer.address}, UDP port {port}"
+        console.print(f"{escape(peer.name)} ({where}): {escape(rules)}")
+    console.print(f"[green]{escape(str(file))} is right[/], {len(config.peers)} peers")
+
+
+@app.command()
+def export(
+    file: File,
+    engine: Annotated[Export, typer.Option()] = Export.NFTABLES,
+    interface: Interface = INTERFACE,
+) -> None:
+    """Print what the kernel engine would apply, to be run without wgcell.
+
+    The sets of names are filled by wgcell's resolver: without it, rules with names open nothing.
+    wg-quick's text holds the private key.
+    """
+    raw = _raw(file, learn=False)
+    config: GatewayConfig = parse_config(raw, str(file))
+    if engine is Export.WG_QUICK:
+        print(nftables.server_file(config), end="")
+    else:
+        print(nftables.ruleset(config, interface), end="")
+
+
+@app.command()
+def watch(
+    source: Annotated[str, typer.Argument(metavar="LOG|CELL")],
+    state_dir: Annotated[Path | None, typer.Option("--state-dir")] = None,
+) -> None:
+    """A live table of flows: of a gateway's --log file, or of a cell's events."""
+    path = Path(source)
+    if not path.exists():
+        cell = state_folder(state_dir) / source / "events.jsonl"
+        path = cell if "/" not in source and cell.exists() else path
+    with contextlib.suppress(KeyboardInterrupt):
+        flows.watch(path)
 
 
 @app.command()
@@ -103,3 +201,45 @@ def keys() -> None:
     private = generate_private_key()
     print(private)
     print(f"public: {public_key(private)}", file=sys.stderr)
+
+
+@peer_app.command("add")
+def peer_add(
+    name: str,
+    file: FileOption = Path("gateway.toml"),
+    endpoint_host: Annotated[str, typer.Option("--endpoint", help="The host peers come to.")] = "",
+    preshared: Annotated[
+        bool, typer.Option("--preshared", help="With a preshared key: kernel engine only.")
+    ] = False,
+    kernel: Annotated[
+        bool, typer.Option("--kernel", help="If the file is not there: one for the kernel engine.")
+    ] = False,
+) -> None:
+    """Make a peer: keys, an address, and NAME.conf, ready for wgcell run --vpn.
+
+    A gateway's file that is not there is made.
+    """
+    conf = file.with_name(f"{name}.conf")
+    if not file.exists():
+        write_secret(file, new_gateway("kernel" if kernel else "embedded"), fresh=True)
+        console.print(f"made {escape(str(file))}: nothing is allowed yet")
+    if conf.exists():
+        raise PolicyError(f"{conf} exists already", mend="take it away first, or name another peer")
+    peer, text = add_peer(file, name, endpoint=endpoint_host, preshared=preshared)
+    write_secret(conf, text, fresh=True)
+    console.print(f"peer {peer.name}, {peer.address}: wgcell run --vpn {escape(str(conf))} …")
+
+
+@peer_app.command("rm")
+def peer_rm(name: str, file: FileOption = Path("gateway.toml")) -> None:
+    """Take a peer out. A running gateway cuts it off at once."""
+    remove_peer(file, name)
+    console.print(f"peer {escape(name)} is out; a running gateway cuts it off at once")
+
+
+@peer_app.command("ls")
+def peer_ls(file: FileOption = Path("gateway.toml")) -> None:
+    """List the peers."""
+    for peer in load_config(file).peers:
+        psk = "  preshared" if peer.preshared_key else ""
+        print(f"{peer.name:<32}  {peer.address!s:<15}  {peer.port:>5}  {peer.public_key}{psk}")

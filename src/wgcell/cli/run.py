@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,9 @@ from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.terminal import Narrator, console, sink, warn
 from wgcell.errors import HostError, JobError
+from wgcell.guest import scripts
 from wgcell.image import store
+from wgcell.image.build import is_current
 from wgcell.machine.accelerator import choose
 from wgcell.machine.argv import Accelerator
 from wgcell.machine.process import find_qemu
@@ -51,6 +54,15 @@ def _job(file: Path | None, options: JobOptions, state: Path) -> Job:
     return load_job(file, limits, options)
 
 
+def _with_gateway(job: Job, learn: bool, provider: Provider) -> Job:
+    """The job with what no job file may say of the embedded gateway. Raises JobError."""
+    if job.gateway is None:
+        if learn:
+            raise JobError("command line: --learn is the embedded gateway's; this job has a vpn")
+        return job
+    return replace(job, gateway=replace(job.gateway, learn=learn, resolver=provider.resolver))
+
+
 def _endpoint(job: Job, provider: Provider, allow: list[str]) -> tuple[VpnConfig | None, str, int]:
     """The job's VPN and its vetted endpoint; nothing for the embedded gateway."""
     if job.vpn is None:
@@ -69,7 +81,11 @@ def _image(name: str) -> store.Image:
     if name == "debian" and not store.exists(name):
         console.print("[dim]wgcell:[/] the image debian is not built yet; this is done once")
         return build_with_progress(name)
-    return store.load(name)
+    image = store.load(name)
+    if name == "debian" and not is_current(image, scripts()):
+        console.print("[dim]wgcell:[/] the image debian is another version's; it is made anew")
+        return build_with_progress(name)
+    return image
 
 
 def _show_what_opens(job: Job, vpn: VpnConfig | None, address: str, port: int) -> None:
@@ -79,6 +95,8 @@ def _show_what_opens(job: Job, vpn: VpnConfig | None, address: str, port: int) -
     asked = job.gateway
     rules = [f"allow {rule}" for rule in asked.allow] if asked else []
     rules += [f"{inside} is {outside}" for inside, outside in asked.services] if asked else []
+    if asked and asked.learn:
+        rules.append("everything public, to learn")
     words = ", ".join(rules) or "nothing: no --allow, no service"
     console.print(f"[dim]wgcell:[/] opens by the embedded gateway: {escape(words)}")
 
@@ -101,6 +119,10 @@ def run(
             help="A service in the tunnel: 10.99.0.5:80=127.0.0.1:8000.",
         ),
     ] = None,
+    learn: Annotated[
+        bool,
+        typer.Option("--learn", help="Let all that is public through; print what was needed."),
+    ] = False,
     image: Annotated[str | None, typer.Option(help="The guest's image.")] = None,
     cpus: Annotated[int | None, typer.Option(help="Virtual CPUs.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory, as 2GiB.")] = None,
@@ -165,7 +187,7 @@ def run(
         guest_walls=guest_walls,
     )
     provider = load_provider()
-    job = _job(file, options, cells)
+    job = _with_gateway(_job(file, options, cells), learn, provider)
     apply_ceilings(job, provider)
     check_inputs(job.inputs)
     tunnel, address, port = _endpoint(job, provider, allow_endpoint or [])

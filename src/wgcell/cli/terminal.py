@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from wgcell.gateway.flows import Tally
+
 __all__ = ["Narrator", "printable", "raw_sink", "sink", "warn"]
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
@@ -74,13 +76,16 @@ STATES = {
 _COLOURS = {"completed": "green", "cancelled": "yellow", "timeout": "yellow"}
 
 
+_MOST_REFUSALS = 20
+
+
 class Narrator:
     """Tells a cell's events, one line each; a spinner stands while nothing else is said."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._status: Status | None = None
-        self._refused: dict[str, int] = {}
+        self._tally = Tally()
         if console.is_terminal and not quiet:
             self._status = console.status("preparing the cell")
             self._status.start()
@@ -100,13 +105,11 @@ class Narrator:
                     if event["state"] == "running":
                         self._status.stop()  # from here on the workload's output has the screen
                 self.line(words)
-            case "flow" if event.get("verdict") == "refuse":
-                where = event.get("name") or event.get("address")
-                key = f"{event.get('protocol')} {where}:{event.get('port')}"
-                self._refused[key] = self._refused.get(key, 0) + 1
-                if self._refused[key] == 1:
+            case "flow" | "flows_omitted":
+                if self._tally.add(event):
                     why = event.get("reason") or "no rule allows it"
-                    self.line(f"[yellow]refused by the gateway[/] {_clean(key)} ({_clean(why)})")
+                    what = _clean(self._tally.what(event))
+                    self.line(f"[yellow]refused by the gateway[/] {what} ({_clean(why)})")
             case "frozen":
                 self.line("the machine is frozen and kept; end it with [bold]wgcell stop[/]")
             case "changed":
@@ -117,6 +120,11 @@ class Narrator:
                 self.line(f"{event['files']} files home, {event['bytes']} bytes")
             case "ended":
                 self.stop()
+                for refusal in self._tally.refusals()[:_MOST_REFUSALS]:
+                    self.line(_clean(refusal))
+                if learned := self._tally.learned():
+                    self.line("learned; this would have sufficed:")
+                    self.line(_clean(" ".join(f"--allow {rule}" for rule in learned)))
                 colour = _COLOURS.get(event["outcome"], "red")
                 reason = f": {_clean(event['reason'])}" if event["reason"] else ""
                 self.line(

@@ -1,8 +1,10 @@
-"""``python -m wgcell.gateway``: one embedded gateway as a process.
+"""``python -m wgcell.gateway [INTERFACE]``: one gateway as a process.
 
-One line of JSON on stdin says what to be; JSON lines on stdout say what happens: ``ready`` first,
-then each flow. The end of stdin, a closed stdout or the parent's death end it: it never outlives
-who started it.
+With the name of an interface it is the kernel engine, else the embedded one.
+
+A line of JSON on stdin says what to be, each further one what to be from then on; JSON lines on
+stdout say what happens: ``ready`` first, then each flow. The end of stdin, a closed stdout or the
+parent's death end it: it never outlives who started it.
 """
 
 from __future__ import annotations
@@ -12,23 +14,32 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 
 from wgcell.errors import WgcellError
-from wgcell.gateway.engine import Engine, parse_config
+from wgcell.gateway.config import parse_config
+from wgcell.gateway.engine import Engine
+from wgcell.gateway.kernel import KernelEngine
 
 _PR_SET_PDEATHSIG = 1
 _LONGEST_LINE = 1 << 20
+_MOST_MEMORY = 2 << 30
+_FILES = 8192
 
 
-def _die_with_parent() -> bool:
-    """Ask the kernel to end this process with its parent; False if the parent is gone already."""
-    parent = os.getppid()
+def _die_with_parent(parent: int) -> bool:
+    """Ask the kernel to end this process with its parent; False if ``parent`` is gone already."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # The parent may have died before prctl took hold: then init, or a subreaper, is it now. One
     # that died before the first question has closed our stdin, which ends us as well.
     return os.getppid() == parent
+
+
+def _end_with(parent: int) -> None:
+    if not _die_with_parent(parent):
+        os._exit(125)
 
 
 def _say(event: dict[str, object]) -> None:
@@ -41,19 +52,37 @@ def _say(event: dict[str, object]) -> None:
         os._exit(1)
 
 
-async def _serve() -> int:
+def _bound() -> None:
+    """A peer may make the WireGuard server keep half-open connections; this machine stays whole."""
+    for kind, most in ((resource.RLIMIT_DATA, _MOST_MEMORY), (resource.RLIMIT_NOFILE, _FILES)):
+        _, hard = resource.getrlimit(kind)
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (limit, limit))
+
+
+async def _serve(interface: str) -> int:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=_LONGEST_LINE)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     try:
         line = await reader.readline()
-        engine = Engine(parse_config(json.loads(line)), _say)
+        config = parse_config(json.loads(line))
+        engine: Engine | KernelEngine = Engine(config, _say)
+        if interface:
+            parent = os.getpid()
+            engine = KernelEngine(
+                config, _say, interface=interface, preexec=lambda: _end_with(parent)
+            )
         await engine.start()
     except (WgcellError, ValueError, OSError) as error:
         _say({"event": "fault", "detail": str(error)})
         return 125
-    while await reader.read(4096):
-        pass
+    while line := await reader.readline():
+        try:
+            await engine.apply(parse_config(json.loads(line)))
+            _say({"event": "applied"})
+        except (WgcellError, ValueError, OSError) as error:
+            _say({"event": "fault", "detail": str(error)})
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             await engine.stop()
@@ -62,11 +91,12 @@ async def _serve() -> int:
 
 def main() -> int:
     """Run until stdin ends. 0, or 125 if it could not start."""
-    if not _die_with_parent():
+    if not _die_with_parent(os.getppid()):
         return 125
     # The terminal's Ctrl-C reaches every process of the group; the supervisor decides for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    code = asyncio.run(_serve())
+    _bound()
+    code = asyncio.run(_serve(sys.argv[1] if len(sys.argv) > 1 else ""))
     sys.stdout.flush()
     # Threads of the WireGuard server's runtime must not hold up the exit.
     os._exit(code)

@@ -1,16 +1,21 @@
-"""What a cell may reach beyond its tunnel: a pure decision, default deny.
+"""What a peer may reach beyond its tunnel: a pure decision, default deny.
 
-A rule is ``HOST:PORT``, ``CIDR:PORT`` or ``[V6]:PORT``. PORT is a number, a range ``8000-8010`` or
-``*``; ``/tcp`` or ``/udp`` at the end narrows a rule to one protocol. Host names are resolved by
-whoever owns a resolver (the engine, at its start) and given to `Policy` as a map, so evaluation
-never waits and never leaves the process.
+A rule is ``allow`` or ``deny`` and HOST:PORT. HOST is an address, a CIDR, ``[V6]``, a name or
+``*.suffix`` (every name below it, not itself); PORT is a number, a range ``8000-8010`` or ``*``;
+``/tcp`` or ``/udp`` at the end narrows a rule to one protocol. Rules are read in their order, the
+first that matches decides, and whatever none matches is refused.
 
-The requester's own machine and LAN lie on this side of the tunnel's end, so a rule meant for the
+A rule with a name matches an address because the name led to it, never by itself: whoever owns
+the resolver passes the names that lead to an address at this moment. An address that nobody asked
+for by name needs a rule of its own. An ``allow`` with a name means TCP unless it says ``/udp``:
+over UDP nothing shows, without decryption, whether the name is the one asked (QUIC hides it).
+
+The gateway's own machine and LAN lie on this side of the tunnel's end, so a rule meant for the
 Internet must not open them by accident: private, loopback, link-local (cloud metadata), multicast
-and reserved addresses, and the networks given as ``protected``, are refused unless a rule lists
-them by address. ``0.0.0.0/0:*`` does not list 192.168.1.1; ``192.168.1.0/24:80`` does. Loopback and
-link-local addresses must be listed one by one. A name never lists: what it resolves to is not in
-the hand of who wrote the rule.
+and reserved addresses, IPv6 forms that carry an IPv4 address, and the networks given as
+``protected`` are refused unless a rule is that very address. ``192.168.1.0/24:80`` does not open
+192.168.1.1; ``192.168.1.1:80`` does. A name never does: what it leads to is not in the hand of
+who wrote the rule.
 """
 
 from __future__ import annotations
@@ -18,45 +23,63 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from wgcell.errors import PolicyError
 
-__all__ = ["Decision", "Policy", "Rule", "Service", "Verdict", "parse_rule", "parse_service"]
+__all__ = [
+    "PROTECTED",
+    "Address",
+    "Decision",
+    "Limits",
+    "Network",
+    "Policy",
+    "Rule",
+    "Service",
+    "Verdict",
+    "parse_line",
+    "parse_rule",
+    "parse_service",
+]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
-_SHAPE = "HOST:PORT, CIDR:PORT or [V6]:PORT, with PORT a number, a range like 8000-8010 or *"
+_SHAPE = (
+    "HOST:PORT, *.NAME:PORT, CIDR:PORT or [V6]:PORT, with PORT a number, a range like 8000-8010 "
+    "or *, and /tcp or /udp behind it to narrow it"
+)
 
-# Ranges on this side of the tunnel's end. The flag says whether a rule may list a whole network
-# of the range, or only single addresses.
-_PROTECTED: tuple[tuple[Network, str, bool], ...] = tuple(
-    (ipaddress.ip_network(text), what, by_network)
-    for text, what, by_network in (
-        ("127.0.0.0/8", "loopback", False),
-        ("169.254.0.0/16", "link-local", False),
-        ("0.0.0.0/8", "unspecified", False),
-        ("10.0.0.0/8", "private", True),
-        ("172.16.0.0/12", "private", True),
-        ("192.168.0.0/16", "private", True),
-        ("100.64.0.0/10", "shared (CGNAT)", True),
-        ("192.0.0.0/24", "reserved", True),
-        ("198.18.0.0/15", "reserved", True),
-        ("224.0.0.0/4", "multicast", False),
-        ("240.0.0.0/4", "reserved", False),
-        ("::/128", "unspecified", False),
-        ("::1/128", "loopback", False),
-        ("fe80::/10", "link-local", False),
-        ("fc00::/7", "private", True),
-        ("fec0::/10", "site-local", True),
-        ("ff00::/8", "multicast", False),
+PROTECTED: tuple[tuple[Network, str], ...] = tuple(
+    (ipaddress.ip_network(text), what)
+    for text, what in (
+        ("127.0.0.0/8", "loopback"),
+        ("169.254.0.0/16", "link-local"),
+        ("0.0.0.0/8", "unspecified"),
+        ("10.0.0.0/8", "private"),
+        ("172.16.0.0/12", "private"),
+        ("192.168.0.0/16", "private"),
+        ("100.64.0.0/10", "shared (CGNAT)"),
+        ("192.0.0.0/24", "reserved"),
+        ("198.18.0.0/15", "reserved"),
+        ("224.0.0.0/4", "multicast"),
+        ("240.0.0.0/4", "reserved"),
+        ("::/96", "unspecified, loopback or IPv4-carrying"),
+        ("::ffff:0:0/96", "IPv4-carrying"),
+        ("64:ff9b::/96", "IPv4-carrying"),
+        ("64:ff9b:1::/48", "IPv4-carrying"),
+        ("2001::/32", "IPv4-carrying"),
+        ("2002::/16", "IPv4-carrying"),
+        ("fe80::/10", "link-local"),
+        ("fc00::/7", "private"),
+        ("fec0::/10", "site-local"),
+        ("ff00::/8", "multicast"),
     )
 )
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""Ranges on this side of the tunnel's end (RFC 6890, 6052, 4380, 3056), and what each is."""
 
 
 class Verdict(Enum):
@@ -68,11 +91,14 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One thing a cell may reach. Exactly one of ``network`` and ``name`` is set."""
+    """One line of a policy. Exactly one of ``network`` and ``name`` is set."""
 
     text: str
+    """As written, with ``allow`` or ``deny`` before it."""
+    verdict: Verdict
     network: Network | None
     name: str
+    """Lower case, or ``*.`` and a suffix."""
     first_port: int
     last_port: int
     protocol: str
@@ -81,6 +107,17 @@ class Rule:
     def covers(self, port: int, protocol: str) -> bool:
         """Whether this rule speaks of that port and protocol."""
         return self.first_port <= port <= self.last_port and self.protocol in ("", protocol)
+
+    def names(self, name: str) -> bool:
+        """Whether this rule speaks of ``name``, which is in lower case without a final dot."""
+        if self.name.startswith("*."):
+            return name.endswith(self.name[1:]) and len(name) >= len(self.name)
+        return bool(self.name) and name == self.name
+
+    @property
+    def single(self) -> bool:
+        """Whether this rule is one address."""
+        return self.network is not None and self.network.num_addresses == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +131,30 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """The most one peer may do. Whole numbers above zero, but ``bytes_per_second``: 0 is none."""
+
+    flows: int = 512
+    """Open at a time; also the burst of new ones."""
+    flows_per_second: int = 64
+    """New ones, in the long run."""
+    queries_per_second: int = 64
+    """Of the resolver, in the long run; four seconds' worth as a burst."""
+    bytes_per_second: int = 0
+    """Both ways together, of all flows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict, always with its reason. ``target`` is set where a flow goes elsewhere."""
+    """A verdict, always with its reason."""
 
     verdict: Verdict
     rule: str
     reason: str
     target: tuple[str, int] | None = None
+    """Set where a flow goes elsewhere: a service."""
+    names: tuple[str, ...] = ()
+    """The names it is allowed by; empty if a rule is about the address, or it is a service."""
 
 
 def _ports(text: str, rule: str) -> tuple[int, int]:
@@ -124,8 +178,8 @@ def _is_name(text: str) -> bool:
     return all(_LABEL.fullmatch(label) for label in labels) and not labels[-1].isdigit()
 
 
-def parse_rule(text: str) -> Rule:
-    """One allow rule; see the module's head for its shape. Raises `PolicyError`."""
+def parse_rule(text: str, verdict: Verdict = Verdict.ALLOW) -> Rule:
+    """One rule without its verb; see the module's head for its shape. Raises `PolicyError`."""
     body, protocol = text.strip(), ""
     for candidate in ("tcp", "udp"):
         if body.endswith("/" + candidate):
@@ -139,14 +193,26 @@ def parse_rule(text: str) -> Rule:
         host = host[1:-1]
     elif ":" in host:
         raise PolicyError(f"rule {text!r}: write an IPv6 address in brackets, as [2001:db8::1]:443")
-    network: Network | None = None
+    name, network = "", None
     try:
         network = ipaddress.ip_network(host)
     except ValueError as error:
-        if "/" in host or bracketed or not _is_name(host.lower().rstrip(".")):
+        name = host.lower().rstrip(".")
+        if "/" in host or bracketed or not _is_name(name.removeprefix("*.")):
             raise PolicyError(f"rule {text!r}: {error}; allowed: {_SHAPE}") from None
-    name = "" if network is not None else host.lower().rstrip(".")
-    return Rule(text.strip(), network, name, first, last, protocol)
+        if verdict is Verdict.ALLOW:
+            protocol = protocol or "tcp"
+    verb = "allow" if verdict is Verdict.ALLOW else "deny"
+    return Rule(f"{verb} {text.strip()}", verdict, network, name, first, last, protocol)
+
+
+def parse_line(text: str) -> Rule:
+    """One line of a policy: ``allow`` or ``deny``, and a rule. Raises `PolicyError`."""
+    verb, _, rest = text.strip().partition(" ")
+    verdicts = {"allow": Verdict.ALLOW, "deny": Verdict.REFUSE}
+    if verb not in verdicts:
+        raise PolicyError(f"rule {text!r} does not begin with allow or deny")
+    return parse_rule(rest, verdicts[verb])
 
 
 def _endpoint(text: str, whole: str) -> tuple[str, int]:
@@ -176,35 +242,22 @@ def parse_service(inside: str, outside: str) -> Service:
     return Service(address, port, target_host, target_port)
 
 
-def _plain(address: Address) -> Address:
-    """The IPv4 address that an IPv6 form carries (mapped, 6to4, NAT64), or the address itself."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is not None:
-            return inner
-        if address in _NAT64:
-            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Rules, services and resolved names. Whatever none of them covers is refused."""
+    """Rules in their order, and services. Whatever none of them covers is refused."""
 
     rules: tuple[Rule, ...] = ()
     services: tuple[Service, ...] = ()
-    names: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
     protected: tuple[Network, ...] = ()
+    limits: Limits = Limits()
+    learn: bool = False
+    """Allow what no rule refuses, to find out what a workload needs. Protected stays refused."""
 
     @staticmethod
     def parse(
-        allow: Iterable[str],
-        services: Mapping[str, str],
-        *,
-        names: Mapping[str, tuple[Address, ...]] | None = None,
-        protected: Iterable[str] = (),
+        allow: Iterable[str], services: Mapping[str, str], *, protected: Iterable[str] = ()
     ) -> Policy:
-        """A policy from its text. Raises `PolicyError` naming the rule or service."""
+        """A policy that only allows, from its text. Raises `PolicyError` naming what is wrong."""
         try:
             networks = tuple(ipaddress.ip_network(text, strict=False) for text in protected)
         except ValueError as error:
@@ -212,61 +265,82 @@ class Policy:
         return Policy(
             rules=tuple(parse_rule(text) for text in allow),
             services=tuple(parse_service(*pair) for pair in services.items()),
-            names=dict(names or {}),
             protected=networks,
         )
 
-    def allowed_names(self) -> frozenset[str]:
-        """Every host name that a rule gives."""
-        return frozenset(rule.name for rule in self.rules if rule.name)
+    def evaluate(
+        self, address: Address, port: int, protocol: str, names: Iterable[str] = ()
+    ) -> Decision:
+        """Whether a flow of ``protocol`` (``tcp`` or ``udp``) to ``address:port`` may go out.
 
-    def name_of(self, address: Address) -> str:
-        """The allowed name that resolved to ``address``, or empty."""
-        return next((name for name, found in self.names.items() if address in found), "")
-
-    def evaluate(self, address: Address, port: int, protocol: str) -> Decision:
-        """Whether a flow of ``protocol`` (``tcp`` or ``udp``) to ``address:port`` may go out."""
+        ``names`` are those that lead to ``address`` now; a rule with a name matches if one of them
+        does. So an address that a name denied on this port shares with another is closed to both
+        once both have been asked: an address is all that a packet shows.
+        """
         for service in self.services:
             if (service.address, service.port, "tcp") == (address, port, protocol):
                 target = (service.target_host, service.target_port)
                 where = f"{service.target_host}:{service.target_port}"
                 return Decision(Verdict.ALLOW, f"service {where}", "a service", target)
-        plain = _plain(address)
-        refusal = "no rule allows it"
-        for rule in self.rules:
-            if not rule.covers(port, protocol):
-                continue
-            if rule.network is None:
-                matches = address in self.names.get(rule.name, ())
-            else:
-                matches = plain in rule.network or address in rule.network
-            if not matches:
-                continue
-            what = self._kept_from(plain, rule.network)
-            if not what:
-                return Decision(Verdict.ALLOW, rule.text, "a rule allows it")
-            refusal = f"{_article(what)} address, and no rule lists it"
-        return Decision(Verdict.REFUSE, "", refusal)
+        every = tuple(names)
+        decision, by_name = self._first(address, port, protocol, every)
+        if decision.verdict is Verdict.REFUSE or not by_name:
+            return decision
+        granted = tuple(
+            name
+            for name in every
+            if self._first(address, port, protocol, (name,))[0].verdict is Verdict.ALLOW
+        )
+        return replace(decision, names=granted)
 
-    def _kept_from(self, address: Address, network: Network | None) -> str:
-        """What kind of protected address this is and ``network`` does not list, or empty."""
-        single = network is not None and network.num_addresses == 1 and address in network
-        if single:
+    def rule_for_name(self, name: str) -> str:
+        """The rule by which ``name`` may be asked of the resolver; empty if it may not."""
+        for rule in self.rules:
+            if rule.names(name):
+                if rule.verdict is Verdict.ALLOW:
+                    return rule.text
+                if (rule.first_port, rule.last_port, rule.protocol) == (1, 65535, ""):
+                    return ""
+        return _LEARNED if self.learn else ""
+
+    def kept(self, address: Address) -> str:
+        """What kind of protected address this is; empty if it is none, or a rule is about it."""
+        listed = (r for r in self.rules if r.single and r.verdict is Verdict.ALLOW)
+        if any(rule.network is not None and address in rule.network for rule in listed):
             return ""
-        for protected, what, by_network in _PROTECTED:
-            if address in protected and not (by_network and _inside(network, protected)):
+        return self._protected(address)
+
+    def _protected(self, address: Address) -> str:
+        for network, what in PROTECTED:
+            if address in network:
                 return what
-        own = any(address in near and not _inside(network, near) for near in self.protected)
-        return "protected" if own else ""
+        return "protected" if any(address in network for network in self.protected) else ""
+
+    def _first(
+        self, address: Address, port: int, protocol: str, names: tuple[str, ...]
+    ) -> tuple[Decision, bool]:
+        """The first rule's word, and whether it was about a name."""
+        kept = self._protected(address)
+        refusal = "no rule allows it"
+        if kept:
+            refusal = f"{_article(kept)} address, and no rule is that address"
+        for rule in self.rules:
+            by_address = rule.network is not None and address in rule.network
+            by_name = any(map(rule.names, names))
+            if not (rule.covers(port, protocol) and (by_address or by_name)):
+                continue
+            if rule.verdict is Verdict.REFUSE:
+                return Decision(Verdict.REFUSE, rule.text, "a rule denies it"), by_name
+            if not kept or rule.single:
+                return Decision(Verdict.ALLOW, rule.text, "a rule allows it"), by_name
+        if self.learn and not kept:
+            learned = Decision(Verdict.ALLOW, _LEARNED, "learning: no rule refuses it")
+            return learned, bool(names)
+        return Decision(Verdict.REFUSE, "", refusal), False
+
+
+_LEARNED = "learn"
 
 
 def _article(word: str) -> str:
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-
-
-def _inside(network: Network | None, outer: Network) -> bool:
-    if isinstance(network, ipaddress.IPv4Network) and isinstance(outer, ipaddress.IPv4Network):
-        return network.subnet_of(outer)
-    if isinstance(network, ipaddress.IPv6Network) and isinstance(outer, ipaddress.IPv6Network):
-        return network.subnet_of(outer)
-    return False
+    return f"{'an' if word[0] in 'aeiouI' else 'a'} {word}"

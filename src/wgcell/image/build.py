@@ -26,7 +26,7 @@ from pathlib import Path
 from wgcell.errors import ImageError
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
 
-__all__ = ["PACKAGES", "build", "modules_in_order", "uncompressed_kernel"]
+__all__ = ["PACKAGES", "build", "is_current", "modules_in_order", "uncompressed_kernel"]
 
 Progress = Callable[[str], None]
 
@@ -75,8 +75,7 @@ def build(name: str, progress: Progress, scripts: Mapping[str, bytes]) -> Image:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImageError(f"{folder}: {error.strerror}") from error
-    base_key = _key(SUITE, KERNEL_PACKAGE, *PACKAGES, *TOOLS, *EARLY, *LATE, str(_FORMAT))
-    scripts_key = _key(*(f"{path}\0{digest_of(data)}" for path, data in sorted(scripts.items())))
+    base_key, scripts_key = _base_key(), _scripts_key(scripts)
     with _alone(folder):
         old = _whole(name)
         if old is not None and _base_is_whole(old, base_key):
@@ -125,6 +124,20 @@ def build(name: str, progress: Progress, scripts: Mapping[str, bytes]) -> Image:
             made.rename(target)
     progress("the image is in place")
     return load(name)
+
+
+def is_current(image: Image, scripts: Mapping[str, bytes]) -> bool:
+    """Whether ``image`` is what `build` would make now: wgcell may have changed since."""
+    made = (image.manifest.get("base"), image.manifest.get("scripts"))
+    return made == (_base_key(), _scripts_key(scripts))
+
+
+def _base_key() -> str:
+    return _key(SUITE, KERNEL_PACKAGE, *PACKAGES, *TOOLS, *EARLY, *LATE, str(_FORMAT))
+
+
+def _scripts_key(scripts: Mapping[str, bytes]) -> str:
+    return _key(*(f"{path}\0{digest_of(data)}" for path, data in sorted(scripts.items())))
 
 
 def digest_of(data: bytes) -> str:

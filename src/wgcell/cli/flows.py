@@ -1,0 +1,147 @@
+"""A live table of flows, from the JSON lines of a gateway or of a cell's events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from wgcell.cli.terminal import console, printable
+from wgcell.errors import StateError
+from wgcell.gateway.flows import Tally
+
+__all__ = ["FlowTable", "follow", "watch"]
+
+_MOST_ROWS = 200
+_LONGEST_LINE = 1 << 16
+
+
+@dataclass(slots=True)
+class _Row:
+    peer: str
+    what: str
+    verdict: str
+    rule: str
+    count: int = 0
+    open: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+    last: float = 0.0
+
+
+class FlowTable:
+    """Flows gathered by peer, target and verdict, the latest last. Lines may be hostile."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str, str], _Row] = {}
+        self._number = 0.0
+
+    def add(self, line: str) -> None:
+        """Take one line of a log; what is no flow is passed over."""
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(event, dict) or event.get("event") not in ("flow", "flow_end"):
+            return
+        what, verdict = Tally.what(event), str(event.get("verdict"))
+        key = str(event.get("peer")), what, verdict
+        row = self._rows.setdefault(key, _Row(*key, ""))
+        self._number += 1
+        row.last = self._number
+        if event["event"] == "flow":
+            row.count += 1
+            row.open += verdict == "allow"
+            row.rule = str(event.get("rule") or event.get("reason") or "")
+        else:
+            row.open = max(0, row.open - 1)
+            row.bytes_out += _number(event.get("bytes_out"))
+            row.bytes_in += _number(event.get("bytes_in"))
+        if len(self._rows) > _MOST_ROWS:
+            oldest = min(self._rows.items(), key=lambda item: item[1].last)[0]
+            del self._rows[oldest]
+
+    def table(self, rows: int) -> Table:
+        """The last ``rows`` of it, for a terminal."""
+        made = Table(box=None, pad_edge=False)
+        for head in ("peer", "to", "verdict", "flows", "open", "out", "in", "rule or reason"):
+            made.add_column(
+                head, justify="right" if head in ("flows", "open", "out", "in") else "left"
+            )
+        for row in sorted(self._rows.values(), key=lambda row: row.last)[-rows:]:
+            colour = "green" if row.verdict == "allow" else "red"
+            made.add_row(
+                _plain(row.peer),
+                _plain(row.what),
+                Text(row.verdict[:10], style=colour),
+                *(Text(str(n)) for n in (row.count, row.open)),
+                *(Text(_size(n)) for n in (row.bytes_out, row.bytes_in)),
+                _plain(row.rule),
+            )
+        return made
+
+
+def _plain(text: str) -> Text:
+    return Text(printable(text[:80].encode("utf-8", "replace")).decode())
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def follow(path: Path) -> Iterator[str]:
+    """The lines of a growing file; empty ones while there is nothing new. Raises StateError.
+
+    A file that was replaced, as a log that was turned over is, is read from its beginning.
+    """
+    try:
+        file = path.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}") from error
+    kept = ""
+    while True:
+        with file:
+            inode = path.stat().st_ino
+            while True:
+                part = file.readline(_LONGEST_LINE)
+                kept += part
+                if part.endswith("\n") or len(kept) >= _LONGEST_LINE:
+                    yield kept
+                    kept = ""
+                if not part:
+                    yield ""
+                    if not path.exists() or path.stat().st_ino != inode:
+                        break
+        while not path.exists():
+            yield ""
+        file = path.open(encoding="utf-8", errors="replace")
+
+
+def watch(path: Path) -> None:
+    """Show the table until interrupted."""
+    flows = FlowTable()
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        shown = 0.0
+        for line in follow(path):
+            if line:
+                flows.add(line)
+            if not line or time.monotonic() - shown > 0.5:
+                live.update(flows.table(max(5, console.size.height - 3)), refresh=True)
+                shown = time.monotonic()
+            if not line:
+                time.sleep(0.25)

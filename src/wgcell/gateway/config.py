@@ -1,0 +1,365 @@
+"""A gateway's configuration, from its TOML file or the line that starts the process: one schema.
+
+::
+
+    engine = "embedded"               # or "kernel"
+    listen = "0.0.0.0:51820"          # where peers come to; embedded: the first peer, see below
+    endpoint = "vpn.example.com"      # what their files say of it; the port is the peer's
+    private_key = "…"
+    address = "10.99.0.1"             # the gateway's own in the tunnel; its resolver answers there
+    rules = ["deny ads.example.com:*", "allow *.example.com:443", "allow 203.0.113.0/24:8000-8010"]
+    resolver = ["192.0.2.53:53"]      # instead of this machine's own
+    protected = ["198.51.100.0/24"]   # this side's networks, refused as private ones are
+    [services]
+    "10.99.0.5:80" = "127.0.0.1:8000"
+    [limits]                          # of each peer
+    flows = 512
+    [peers.alice]
+    public_key = "…"
+    address = "10.99.0.2"
+    port = 51820                      # embedded: each peer comes to a UDP port of its own
+    rules = ["allow 203.0.113.7:22"]  # read before the gateway's own
+    [peers.alice.limits]
+    flows_per_second = 8
+
+Every error names the file, the line where it can be found, the key, what was found and what is
+allowed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from wgcell.errors import PolicyError
+from wgcell.gateway.keys import decode_key
+from wgcell.gateway.policy import (
+    Address,
+    Limits,
+    Network,
+    Policy,
+    Rule,
+    Service,
+    parse_line,
+    parse_service,
+)
+
+__all__ = ["GatewayConfig", "Peer", "load_config", "parse_config"]
+
+DEFAULT_LISTEN = "0.0.0.0:51820"
+DEFAULT_ADDRESS = "10.99.0.1"
+_ENGINES = ("embedded", "kernel")
+_LARGEST_FILE = 1 << 20
+_PEER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
+_MOST_PEERS = 250
+
+_KEYS: dict[str, type] = {
+    "engine": str,
+    "listen": str,
+    "endpoint": str,
+    "private_key": str,
+    "address": str,
+    "rules": list,
+    "resolver": list,
+    "protected": list,
+    "services": dict,
+    "limits": dict,
+    "learn": bool,
+    "peers": dict,
+}
+_PEER_KEYS: dict[str, type] = {
+    "public_key": str,
+    "preshared_key": str,
+    "address": str,
+    "port": int,
+    "rules": list,
+    "limits": dict,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One peer, and what it may reach."""
+
+    name: str
+    public_key: str
+    address: Address
+    """Its only one in the tunnel: a packet with any other source is not its own."""
+    port: int
+    """Where it comes to with the embedded engine; 0 is any that is free."""
+    policy: Policy
+    preshared_key: str = field(default="", repr=False)
+    """Empty for none. Kernel engine only."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """What one gateway is told."""
+
+    listen: tuple[str, int]
+    endpoint: str
+    """HOST of the peers' files; empty if the file does not say."""
+    private_key: str = field(repr=False)
+    address: Address
+    """The gateway's own address in the tunnel, where its resolver answers."""
+    services: tuple[Service, ...]
+    protected: tuple[Network, ...]
+    peers: tuple[Peer, ...]
+    resolver: tuple[tuple[str, int], ...] = ()
+    """Where names are asked; empty is this machine's own resolver."""
+    engine: str = "embedded"
+
+
+class _Reading:
+    """Where a configuration comes from, and one way to complain about it."""
+
+    def __init__(self, source: str, text: str) -> None:
+        self._source = source
+        self._lines = text.splitlines()
+
+    def fail(self, key: str, found: str, *, at: object = None, mend: str = "") -> NoReturn:
+        line = self._line(key, at)
+        raise PolicyError(f"{self._source}:{line} {key}: {found}", mend=mend)
+
+    def _line(self, key: str, at: object) -> str:
+        """The number and a colon of the line that holds ``at``, or else ``key``; best effort.
+
+        tomllib keeps no positions. The search begins at the peer's own table, if it is about one.
+        """
+        begin = 0
+        parts = key.split(".")
+        if parts[0] == "peers" and len(parts) > 1:
+            heads = [
+                n for n, s in enumerate(self._lines) if s.strip().startswith(f"[peers.{parts[1]}")
+            ]
+            begin = heads[0] if heads else 0
+        last = re.sub(r"\[.*", "", parts[-1])
+        for wanted in ([f'"{at}"', f"'{at}'"] if isinstance(at, str) else []) + [last]:
+            for number, line in enumerate(self._lines[begin:], start=begin + 1):
+                if wanted in line.split(" #")[0]:
+                    return f"{number}:"
+        return ""
+
+    def table(self, key: str, raw: object, known: Mapping[str, type]) -> dict[str, Any]:
+        if not isinstance(raw, dict):
+            self.fail(key or "gateway", f"found {_short(raw)}; allowed: a table")
+        for name, value in raw.items():
+            whole = f"{key}.{name}" if key else str(name)
+            if name not in known:
+                self.fail(whole, f"unknown key; allowed here: {', '.join(known)}")
+            # bool is an int to Python, not to who writes a policy.
+            if not isinstance(value, known[name]) or (known[name] is int and value is True):
+                self.fail(whole, f"found {_short(value)}; allowed: {_TYPES[known[name]]}")
+        return raw
+
+    def key(self, key: str, raw: Mapping[str, Any], name: str) -> str:
+        whole = f"{key}{name}"
+        if name not in raw:
+            self.fail(key.rstrip(".") or name, f"{name} is missing", mend=_MENDS.get(name, ""))
+        try:
+            decode_key(raw[name])
+        except PolicyError as error:
+            self.fail(whole, error.message, mend=_MENDS.get(name, ""))
+        return str(raw[name])
+
+    def address(self, key: str, text: str) -> Address:
+        try:
+            return ipaddress.ip_address(text)
+        except ValueError:
+            self.fail(key, f"found {_short(text)}; allowed: an IP address", at=text)
+
+    def place(self, key: str, text: object, default_port: int | None = None) -> tuple[str, int]:
+        host, colon, port = str(text).rpartition(":")
+        if default_port is not None and (not colon or str(text).endswith("]")):
+            host, port = str(text), str(default_port)
+        host = host.removeprefix("[").removesuffix("]")
+        try:
+            ipaddress.ip_address(host)
+            number = int(port) if re.fullmatch("[0-9]{1,5}", port, re.ASCII) else -1
+        except ValueError:
+            number = -1
+        if not 0 <= number <= 65535:
+            self.fail(key, f"found {_short(text)}; allowed: ADDRESS:PORT", at=text)
+        return host, number
+
+    def each(self, key: str, raw: list[Any]) -> list[tuple[str, str]]:
+        """The strings of a list, each with its key."""
+        for number, item in enumerate(raw):
+            if not isinstance(item, str):
+                self.fail(f"{key}[{number}]", f"found {_short(item)}; allowed: a string", at=item)
+        return [(f"{key}[{number}]", item) for number, item in enumerate(raw)]
+
+    def rules(self, key: str, raw: list[Any]) -> tuple[Rule, ...]:
+        found = []
+        for where, text in self.each(key, raw):
+            try:
+                found.append(parse_line(text))
+            except PolicyError as error:
+                self.fail(where, error.message, at=text)
+        return tuple(found)
+
+    def services(self, raw: dict[str, Any]) -> tuple[Service, ...]:
+        found = []
+        for inside, outside in raw.items():
+            try:
+                found.append(parse_service(inside, str(outside)))
+            except PolicyError as error:
+                self.fail("services", error.message, at=inside)
+        return tuple(found)
+
+    def networks(self, key: str, raw: list[Any]) -> tuple[Network, ...]:
+        found = []
+        for where, text in self.each(key, raw):
+            try:
+                found.append(ipaddress.ip_network(text, strict=False))
+            except ValueError as error:
+                self.fail(where, f"{error}; allowed: a network as 192.0.2.0/24", at=text)
+        return tuple(found)
+
+    def limits(self, key: str, raw: object, base: Limits) -> Limits:
+        known = {item.name: int for item in fields(Limits)}
+        table = self.table(key, raw, known)
+        for name, value in table.items():
+            least = 0 if name == "bytes_per_second" else 1
+            if not least <= value <= 1 << 40:
+                self.fail(f"{key}.{name}", f"found {value}; allowed: {least} or more")
+        return replace(base, **table)
+
+
+_TYPES = {
+    str: "a string",
+    list: "a list of strings",
+    dict: "a table",
+    int: "a whole number",
+    bool: "true or false",
+}
+_MENDS = {
+    "private_key": "wgcell gateway keys makes a pair of keys",
+    "public_key": "wgcell gateway peer add NAME makes a peer with its keys",
+}
+
+
+def _short(value: object) -> str:
+    return repr(value)[:80]
+
+
+def parse_config(
+    raw: object, source: str = "the gateway's config", text: str = ""
+) -> GatewayConfig:
+    """The configuration, checked. ``text`` is the file's, to find lines in.
+
+    Raises `PolicyError` for the first thing that is wrong.
+    """
+    reading = _Reading(source, text)
+    table = reading.table("", raw, _KEYS)
+    private_key = reading.key("", table, "private_key")
+    engine = table.get("engine", _ENGINES[0])
+    if engine not in _ENGINES:
+        reading.fail("engine", f"found {_short(engine)}; allowed: {' or '.join(_ENGINES)}")
+    listen = reading.place("listen", table.get("listen", DEFAULT_LISTEN))
+    protected = reading.networks("protected", table.get("protected", []))
+    common = Policy(
+        rules=reading.rules("rules", table.get("rules", [])),
+        services=reading.services(table.get("services", {})),
+        protected=protected,
+        limits=reading.limits("limits", table.get("limits", {}), Limits()),
+        learn=table.get("learn", False),
+    )
+    address = reading.address("address", table.get("address", DEFAULT_ADDRESS))
+    return GatewayConfig(
+        engine=engine,
+        listen=listen,
+        endpoint=table.get("endpoint", ""),
+        private_key=private_key,
+        address=address,
+        services=common.services,
+        protected=protected,
+        peers=_peers(reading, table.get("peers", {}), common, listen[1], address),
+        resolver=tuple(
+            reading.place(key, item, 53)
+            for key, item in reading.each("resolver", table.get("resolver", []))
+        ),
+    )
+
+
+def _peers(
+    reading: _Reading, raw: dict[str, Any], common: Policy, port: int, own: Address
+) -> tuple[Peer, ...]:
+    if len(raw) > _MOST_PEERS:
+        reading.fail("peers", f"{len(raw)} of them; allowed: at most {_MOST_PEERS}")
+    found: list[Peer] = []
+    for name, value in raw.items():
+        key = f"peers.{name}"
+        if not _PEER_NAME.fullmatch(name):
+            reading.fail(key, "is no peer's name; allowed: 1-32 of a-z, 0-9 and -, not - first")
+        table = reading.table(key, value, _PEER_KEYS)
+        if "address" not in table:
+            reading.fail(key, "address is missing; it is the peer's own in the tunnel")
+        peer = Peer(
+            name=name,
+            public_key=reading.key(f"{key}.", table, "public_key"),
+            preshared_key=reading.key(f"{key}.", table, "preshared_key")
+            if "preshared_key" in table
+            else "",
+            address=reading.address(f"{key}.address", table["address"]),
+            port=table.get("port", port and port + len(found)),
+            policy=replace(
+                common,
+                rules=reading.rules(f"{key}.rules", table.get("rules", [])) + common.rules,
+                limits=reading.limits(f"{key}.limits", table.get("limits", {}), common.limits),
+            ),
+        )
+        if not 0 <= peer.port <= 65535:
+            reading.fail(f"{key}.port", f"found {peer.port}; allowed: 0-65535")
+        if peer.address == own:
+            reading.fail(f"{key}.address", "is the gateway's own", at=table["address"])
+        for other in found:
+            for what in ("public_key", "address"):
+                if getattr(other, what) == getattr(peer, what):
+                    reading.fail(f"{key}.{what}", f"is also that of peers.{other.name}")
+            if peer.port and other.port == peer.port:
+                reading.fail(
+                    f"{key}.port",
+                    f"{peer.port} is also that of peers.{other.name}",
+                    mend="the embedded engine has one port a peer",
+                )
+        found.append(peer)
+    return tuple(found)
+
+
+def load_config(path: Path) -> GatewayConfig:
+    """The configuration of a file. Raises `PolicyError`, naming the file and the line."""
+    text = read_text(path)
+    return parse_config(parse_toml(path, text), str(path), text)
+
+
+def read_text(path: Path) -> str:
+    """A gateway file's text. Raises `PolicyError`."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise PolicyError(f"{path}: {error.strerror or error}") from None
+    if len(raw) > _LARGEST_FILE:
+        raise PolicyError(f"{path}: larger than 1 MiB, which no gateway file is")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise PolicyError(f"{path}:{line}: not UTF-8 text") from None
+
+
+def parse_toml(path: Path, text: str) -> dict[str, Any]:
+    """A gateway file's tables. Raises `PolicyError` naming the line."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        # tomllib's own words end in "(at line 3, column 7)".
+        raise PolicyError(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise PolicyError(f"{path}: not TOML: nested too deeply") from None

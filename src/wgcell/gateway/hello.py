@@ -1,0 +1,210 @@
+"""The host that a client's first bytes ask for: TLS's server name, HTTP's Host. Pure.
+
+An address by itself does not say which of its many hosts is meant; these bytes do. A flow that is
+allowed because of a name must ask for that name. `judge` looks at what a client has sent so far:
+None means that more is needed, and nothing may be forwarded yet.
+
+What is TLS or HTTP is decided by the first bytes, on any port. On 443 and 80, where a name is all
+that distinguishes hosts, what is neither is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["LONGEST_HEAD", "Hello", "judge"]
+
+LONGEST_HEAD = 64 * 1024
+"""Bytes of a ClientHello or of an HTTP head before it is refused."""
+
+_HANDSHAKE = 22
+_CLIENT_HELLO = 1
+_SERVER_NAME = 0
+_HOST_NAME = 0
+_METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")
+_STARTS = tuple(method + b" " for method in _METHODS)
+_HTTP2_PREFACE = b"PRI * HTTP/2.0"
+_REQUEST = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} (\S{1,8192}) HTTP/1\.[01]")
+_AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
+_PLAIN_HOST = re.compile(rb"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What the first bytes are. ``refusal`` is empty if they may go."""
+
+    kind: str
+    """``tls``, ``http`` or ``other``."""
+    host: str
+    """What is asked for, lower case; empty if nothing is."""
+    refusal: str
+
+
+class _Short(Exception):
+    """More bytes are needed."""
+
+
+class _Bad(Exception):
+    """These bytes are not what they begin as."""
+
+
+class _Cursor:
+    """Reads big-endian fields; raises `_Bad` at the end of a part that is whole."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        part = self._data[self._at : self._at + count]
+        if len(part) < count:
+            raise _Bad("a field ends early")
+        self._at += count
+        return part
+
+    def number(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "big")
+
+    def vector(self, width: int) -> _Cursor:
+        return _Cursor(self.take(self.number(width)))
+
+    def rest(self) -> bytes:
+        return self._data[self._at :]
+
+    def __bool__(self) -> bool:
+        return self._at < len(self._data)
+
+
+def judge(data: bytes, names: tuple[str, ...], port: int) -> Hello | None:
+    """What ``data``, a client's first bytes, ask for, compared with ``names``; None: read on.
+
+    An empty ``data`` is None as well: a client may let the other side speak first.
+    """
+    if not data:
+        return None
+    kind, read = _kind(data, port)
+    try:
+        host = read(data) if read else ""
+    except _Short:
+        if len(data) < LONGEST_HEAD:
+            return None
+        return Hello(kind, "", f"more than {LONGEST_HEAD} bytes and no end of the {_WORDS[kind]}")
+    except _Bad as error:
+        return Hello(kind, "", f"malformed {_WORDS[kind]}: {error}")
+    if kind == "other":
+        known = {443: "TLS", 80: "HTTP"}.get(port)
+        return Hello(kind, "", f"not {known}, on port {port}" if known else "")
+    if host not in names:
+        asked = f"asks for {host}" if host else "asks for no host"
+        return Hello(
+            kind, host, f"{_WORDS[kind]} {asked}, and the name it looked up is {names[-1]}"
+        )
+    return Hello(kind, host, "")
+
+
+_WORDS = {"tls": "TLS hello", "http": "HTTP request", "other": "first bytes"}
+
+
+def _kind(data: bytes, port: int) -> tuple[str, Callable[[bytes], str] | None]:
+    if data[0] == _HANDSHAKE and data[1:2] in (b"", b"\x03"):
+        return "tls", _server_name
+    lines = data.lstrip(b"\r\n")
+    starts = (*_STARTS, _HTTP2_PREFACE)
+    if any(lines.startswith(start) or start.startswith(lines) for start in starts):
+        return "http", _http_host
+    if port == 80:
+        return "http", _http_host
+    return "other", None
+
+
+def _server_name(data: bytes) -> str:
+    """RFC 8446, sections 5.1 and 4.1.2; RFC 6066, section 3."""
+    hello = b""
+    rest = data
+    while True:
+        if len(hello) >= 4:
+            if hello[0] != _CLIENT_HELLO:
+                raise _Bad("the handshake does not begin with a ClientHello")
+            size = int.from_bytes(hello[1:4], "big")
+            if size > LONGEST_HEAD:
+                raise _Bad("it is too long")
+            if len(hello) >= 4 + size:
+                return _extension(_Cursor(hello[4 : 4 + size]))
+        if len(rest) < 5:
+            raise _Short
+        if rest[0] != _HANDSHAKE or rest[1] != 3:
+            raise _Bad("a record that is no handshake")
+        size = int.from_bytes(rest[3:5], "big")
+        if not 0 < size <= 1 << 14:
+            raise _Bad("a record of an impossible size")
+        if len(rest) < 5 + size:
+            raise _Short
+        hello += rest[5 : 5 + size]
+        rest = rest[5 + size :]
+
+
+def _extension(hello: _Cursor) -> str:
+    hello.take(2 + 32)  # version, random
+    hello.vector(1)  # session
+    hello.vector(2)  # cipher suites
+    hello.vector(1)  # compression
+    if not hello:
+        return ""
+    extensions = hello.vector(2)
+    found: list[bytes] = []
+    while extensions:
+        kind, body = extensions.number(2), extensions.vector(2)
+        if kind != _SERVER_NAME:
+            continue
+        entries = body.vector(2)
+        while entries:
+            kind, name = entries.number(1), entries.vector(2)
+            if kind == _HOST_NAME:
+                found.append(name.rest())
+    if len(found) > 1:
+        raise _Bad("two server names")
+    return _plain(found[0]) if found else ""
+
+
+def _http_host(data: bytes) -> str:
+    """RFC 9112, sections 3.2 and 5; the target's authority goes before the Host (3.2.2)."""
+    text = data.lstrip(b"\r\n")
+    if text.startswith(_HTTP2_PREFACE):
+        raise _Bad("HTTP/2 without TLS, which this gateway does not read")
+    head, end, _ = text.partition(b"\r\n\r\n")
+    if not end:
+        raise _Short
+    first, *fields = head.split(b"\r\n")
+    request = _REQUEST.fullmatch(first)
+    if request is None:
+        raise _Bad("not a request line of HTTP/1")
+    hosts = []
+    for line in fields:
+        name, colon, value = line.partition(b":")
+        if not colon or name != name.strip() or b"\n" in line or b"\r" in line:
+            raise _Bad("a header line that is none")
+        if name.lower() == b"host":
+            hosts.append(_without_port(value.strip(b" \t")))
+    if len(hosts) > 1:
+        raise _Bad("two Host headers")
+    host = _plain(hosts[0]) if hosts else ""
+    target = request[1]
+    authority = _AUTHORITY.match(target)
+    if target.startswith(b"/") or target == b"*":
+        return host
+    asked = authority[1] if authority else target
+    if _plain(_without_port(asked.rpartition(b"@")[2])) != host:
+        raise _Bad("its target is not its Host")
+    return host
+
+
+def _without_port(host: bytes) -> bytes:
+    return re.sub(rb":[0-9]{0,5}\Z", b"", host)
+
+
+def _plain(host: bytes) -> str:
+    if not _PLAIN_HOST.fullmatch(host):
+        raise _Bad("a host that is no name")
+    return host.decode("ascii").lower().rstrip(".")

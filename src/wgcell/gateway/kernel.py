@@ -1,0 +1,523 @@
+"""The kernel engine: WireGuard in the kernel, or wireguard-go where it has none, and nftables.
+
+The same configuration as the embedded engine's, for a requester's server. It needs root. The way
+of every change: policy -> text -> one atomic apply -> a look at what is there. The table stands
+before the interface does, so there is no moment at which the tunnel is open and the policy is not.
+
+What the text can't do is done here: the resolver inside the tunnel, which fills the sets behind
+names, and services, which are joined as the embedded engine joins them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from wgcell.errors import HostError, PolicyError
+from wgcell.gateway import netlink, nftables
+from wgcell.gateway.config import GatewayConfig, Peer
+from wgcell.gateway.flows import Flow, FlowLog, Report, mend
+from wgcell.gateway.names import GRACE, NameTable
+from wgcell.gateway.nameserver import Nameserver
+from wgcell.gateway.policy import Address, Service
+from wgcell.gateway.resolver import Upstream, host_resolvers
+
+__all__ = ["INTERFACE", "KernelEngine"]
+
+INTERFACE = "wgcell0"
+_TOOLS = {"ip": "iproute2", "nft": "nftables", "wg": "wireguard-tools"}
+_APPEARS = 5.0
+"""Seconds for wireguard-go to make its interface."""
+_DNS_PORT = 53
+_MOST_OPEN = 4096
+_SERVICE_IDLE = 3600.0
+LOOK_EVERY = 2.0
+"""Seconds between two looks for flows that are over, and summaries of what was not told."""
+_NUMBERS = itertools.count(1)
+_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+_ACCOUNTING = "net/netfilter/nf_conntrack_acct"
+
+
+def _run(*argv: str, text: str = "") -> str:
+    """A tool's output. Raises HostError with its words."""
+    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise HostError(f"{' '.join(argv[:4])}: {said[0] if said else 'failed'}")
+    return done.stdout
+
+
+def _quietly(*argv: str) -> None:
+    subprocess.run(argv, capture_output=True, check=False)
+
+
+def _system(name: str, value: str = "") -> str:
+    """A kernel setting as it is, and then set, if there is a ``value``. Raises HostError."""
+    path = Path("/proc/sys") / name
+    try:
+        before = path.read_text().strip()
+        if value and before != value:
+            path.write_text(value)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}") from error
+    return before
+
+
+class KernelEngine:
+    """One gateway of this machine's. ``preexec`` is run in wireguard-go, to die with this one."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        report: Report,
+        *,
+        interface: str = INTERFACE,
+        preexec: Callable[[], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._report = report
+        self._interface = interface
+        self._preexec = preexec
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self._settings: dict[str, str] = {}
+        self._lock = -1
+        self._router = True
+        self._addresses: set[Address] = set()
+        self._peers: dict[Address, _Served] = {}
+        self._servers: list[asyncio.Server] = []
+        self._datagrams: asyncio.DatagramTransport | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._open: dict[tuple[object, ...], tuple[Flow, FlowLog]] = {}
+
+    async def start(self) -> None:
+        """Be up, and report ``ready``. Raises HostError, naming the mend; nothing stays then."""
+        for tool, package in _TOOLS.items():
+            if shutil.which(tool) is None:
+                raise HostError(f"{tool} is missing", mend=f"apt-get install {package}")
+        if os.geteuid() != 0:
+            raise HostError("the kernel engine needs root", mend="the embedded engine does not")
+        self._hold()
+        try:
+            self._forward()
+            self._apply_rules(self._config)
+            self._make_interface()
+            await self.apply(self._config)
+            loop = asyncio.get_running_loop()
+            log, ends = netlink.open_sockets(nftables.LOG_GROUP)
+            for sock in (log, ends):
+                loop.add_reader(sock, self._hear, sock)
+            self._tasks = [asyncio.create_task(self._look_around(ends))]
+        except BaseException:
+            await self.stop()
+            raise
+        host, port = self._config.listen
+        ports = {peer.name: port for peer in self._config.peers}
+        self._report({"event": "ready", "host": host, "port": port, "peers": ports})
+
+    def _hold(self) -> None:
+        """One engine an interface. The lock ends with the process, however it ends."""
+        self._lock = os.open(f"/run/wgcell-{self._interface}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            self._lock = -1
+            raise HostError(
+                f"another gateway runs on {self._interface} already",
+                mend="stop it, or choose another name with --interface",
+            ) from None
+
+    def _forward(self) -> None:
+        """Have this machine forward, and remember what it did before.
+
+        One that was killed has put nothing back: what it found is in the lock's file.
+        """
+        try:
+            found = json.loads(os.pread(self._lock, 4096, 0) or b"{}")
+        except ValueError:
+            found = {}
+        versions = {peer.address.version for peer in self._config.peers} | {4}
+        for name in [_FORWARDING[version] for version in sorted(versions)]:
+            self._settings[name] = str(found.get(name) or _system(name))
+        with contextlib.suppress(HostError):
+            self._settings[_ACCOUNTING] = str(found.get(_ACCOUNTING) or _system(_ACCOUNTING))
+        os.pwrite(self._lock, json.dumps(self._settings).encode(), 0)
+        for name in self._settings:
+            _system(name, "1")
+        # Made a router by us, this machine forwards for the tunnel and for nobody else.
+        self._router = self._settings[_FORWARDING[4]] == "1"
+
+    def _make_interface(self) -> None:
+        name = self._interface
+        _quietly("ip", "link", "delete", name)
+        try:
+            _run("ip", "link", "add", name, "type", "wireguard")
+        except HostError:
+            self._start_wireguard_go()
+        _run("ip", "link", "set", name, "mtu", "1420", "up")
+
+    def _start_wireguard_go(self) -> None:
+        program = shutil.which("wireguard-go")
+        if program is None:
+            raise HostError(
+                "this kernel has no WireGuard, and wireguard-go is missing",
+                mend="apt-get install wireguard-go",
+            )
+        # One that was killed has left its socket behind.
+        Path(f"/run/wireguard/{self._interface}.sock").unlink(missing_ok=True)
+        self._daemon = subprocess.Popen(
+            [program, "-f", self._interface],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=self._preexec,
+        )
+        end = time.monotonic() + _APPEARS
+        control = Path(f"/run/wireguard/{self._interface}.sock")
+        # Not /sys/class/net: that shows the namespace in which it was mounted.
+        while not (control.exists() and self._interface in {n for _, n in socket.if_nameindex()}):
+            if self._daemon.poll() is not None or time.monotonic() > end:
+                raise HostError(f"wireguard-go made no interface {self._interface}")
+            time.sleep(0.02)
+
+    def _apply_rules(self, config: GatewayConfig) -> None:
+        """Text, checked; applied in one transaction; and looked at."""
+        text = nftables.ruleset(config, self._interface, router=self._router)
+        _run("nft", "-c", "-f", "-", text=text)
+        _run("nft", "-f", "-", text=text)
+        seen = json.loads(
+            _run("nft", "-j", "list", "table", *nftables.table_name(self._interface).split())
+        )
+        wrong = _difference(text, seen)
+        if wrong:
+            raise HostError(f"nftables did not take the policy: {wrong}")
+
+    async def apply(self, config: GatewayConfig) -> None:
+        """Make it so. A peer that is gone is cut off; a changed rule holds for new flows.
+
+        Raises HostError, PolicyError.
+        """
+        if any(peer.policy.learn for peer in config.peers):
+            raise PolicyError(
+                "learn: the kernel engine can't: a name it has no rule for has no set"
+            )
+        name = self._interface
+        self._apply_rules(config)
+        verb = "syncconf" if self._peers else "setconf"
+        _run("wg", verb, name, "/dev/stdin", text=nftables.wireguard_settings(config))
+        wanted = {config.address, *(service.address for service in config.services)}
+        for address in self._addresses - wanted:
+            _quietly("ip", "addr", "del", f"{address}/{address.max_prefixlen}", "dev", name)
+        for address in wanted - self._addresses:
+            _run("ip", "addr", "add", f"{address}/{address.max_prefixlen}", "dev", name)
+        self._addresses = wanted
+        for peer in config.peers:
+            _run(
+                "ip",
+                "route",
+                "replace",
+                f"{peer.address}/{peer.address.max_prefixlen}",
+                "dev",
+                name,
+            )
+        for address in set(self._peers) - {peer.address for peer in config.peers}:
+            _quietly("ip", "route", "del", f"{address}/{address.max_prefixlen}", "dev", name)
+        upstream = Upstream(config.resolver or host_resolvers())
+        served = {
+            peer.address: _Served(peer, config, upstream, self._interface, self._report)
+            for peer in config.peers
+        }
+        for address, old in self._peers.items():
+            if address in served and served[address].peer.name == old.peer.name:
+                served[address].inherit(old)
+        # The servers hold this very table of peers.
+        self._peers.clear()
+        self._peers.update(served)
+        await self._serve(config)
+        self._config = config
+
+    async def _serve(self, config: GatewayConfig) -> None:
+        if self._servers and (config.address, config.services) == (
+            self._config.address,
+            self._config.services,
+        ):
+            return
+        self._end_servers()
+        await asyncio.sleep(0)  # a transport's socket is closed in the loop's next round
+        loop = asyncio.get_running_loop()
+        own = str(config.address)
+        self._datagrams, _ = await loop.create_datagram_endpoint(
+            lambda: _Datagrams(self._peers), local_addr=(own, _DNS_PORT)
+        )
+        self._servers.append(await asyncio.start_server(self._dns_over_tcp, own, _DNS_PORT))
+        for service in config.services:
+
+            async def join(
+                reader: asyncio.StreamReader, writer: asyncio.StreamWriter, to: Service = service
+            ) -> None:
+                await self._join_service(reader, writer, to)
+
+            self._servers.append(
+                await asyncio.start_server(join, str(service.address), service.port)
+            )
+
+    def _end_servers(self) -> None:
+        if self._datagrams is not None:
+            self._datagrams.close()
+        for server in self._servers:
+            server.close()
+        self._servers = []
+
+    async def _dns_over_tcp(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        served = self._peers.get(_source(writer))
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
+            async with asyncio.timeout(30):
+                while served is not None:
+                    size = int.from_bytes(await reader.readexactly(2), "big")
+                    answer = await served.nameserver.reply(await reader.readexactly(size), tcp=True)
+                    if not answer:
+                        break
+                    writer.write(len(answer).to_bytes(2, "big") + answer)
+                    await writer.drain()
+        writer.close()
+
+    async def _join_service(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, service: Service
+    ) -> None:
+        served = self._peers.get(_source(writer))
+        if served is None:
+            writer.close()
+            return
+        rule = f"service {service.target_host}:{service.target_port}"
+        flow = Flow(
+            next(_NUMBERS), served.peer.name, "tcp", service.address, service.port, "", rule
+        )
+        served.log.tell(flow.event("flow", "allow", "a service"))
+        reason = "closed"
+        try:
+            async with asyncio.timeout(10):
+                back, out = await asyncio.open_connection(service.target_host, service.target_port)
+
+            async def pump(
+                source: asyncio.StreamReader, sink: asyncio.StreamWriter, what: str
+            ) -> None:
+                while raw := await asyncio.wait_for(source.read(65536), _SERVICE_IDLE):
+                    setattr(flow, what, getattr(flow, what) + len(raw))
+                    sink.write(raw)
+                    await sink.drain()
+                sink.write_eof()
+
+            await asyncio.gather(pump(reader, out, "bytes_out"), pump(back, writer, "bytes_in"))
+            out.close()
+        except (OSError, TimeoutError) as error:
+            reason = f"broken: {error or 'timed out'}"
+        finally:
+            writer.close()
+            served.log.tell(flow.end("allow", reason))
+
+    # Seeing.
+
+    def _hear(self, sock: socket.socket) -> None:
+        for _ in range(64):
+            try:
+                raw = sock.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # ENOBUFS: more was said than there was room for
+            for found in netlink.parse(raw):
+                if isinstance(found, netlink.Seen):
+                    self._seen(found)
+                else:
+                    self._gone(found)
+
+    def _seen(self, packet: netlink.Seen) -> None:
+        served = self._peers.get(packet.source)
+        begin, _, rest = packet.prefix.partition(":")
+        if served is None or begin != nftables.PREFIX:
+            return
+        verdict, _, rest = rest.partition(":")
+        names = served.names.names(packet.address, time.monotonic())
+        name = names[-1] if names else ""
+        peer, number = served.peer, rest.rpartition(":")[2]
+        flow = Flow(next(_NUMBERS), peer.name, packet.protocol, packet.address, packet.port, name)
+        again = peer.policy.evaluate(packet.address, packet.port, packet.protocol, names)
+        if verdict == "allow":
+            if number.isdigit() and int(number) < len(peer.policy.rules):
+                flow.rule = peer.policy.rules[int(number)].text
+            served.log.tell(flow.event("flow", "allow", "a rule allows it"))
+            if len(self._open) < _MOST_OPEN:
+                self._open[_key(packet)] = flow, served.log
+            return
+        flow.rule = again.rule if again.verdict.value == "refuse" else ""
+        limit = again.verdict.value == "allow"
+        reason = "too many flows, or too many new ones a second" if limit else again.reason
+        host = "" if peer.policy.kept(packet.address) else name
+        rule = (
+            "" if flow.rule or limit else mend(packet.protocol, packet.address, packet.port, host)
+        )
+        served.log.tell({**flow.event("flow", "refuse", reason), "mend": rule})
+
+    def _gone(self, gone: netlink.Gone) -> None:
+        flow, log = self._open.pop(_key(gone), (None, None))
+        if flow is not None and log is not None:
+            flow.bytes_out, flow.bytes_in = gone.bytes_out, gone.bytes_in
+            log.tell(flow.end("allow", "closed"))
+
+    async def _look_around(self, ends: socket.socket) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            with contextlib.suppress(OSError):
+                netlink.sweep(ends)
+            for served in self._peers.values():
+                served.log.summarise()
+            if self._daemon is not None and self._daemon.poll() is not None:
+                self._report({"event": "fault", "detail": "wireguard-go died"})
+
+    async def stop(self) -> None:
+        """Take away the interface, then the table, then put back what was changed."""
+        self._end_servers()
+        for task in self._tasks:
+            task.cancel()
+        if self._lock < 0:
+            return
+        _quietly("ip", "link", "delete", self._interface)
+        if self._daemon is not None:
+            self._daemon.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._daemon.wait(3)
+        for name, value in self._settings.items():
+            with contextlib.suppress(HostError):
+                _system(name, value)
+        _quietly("nft", "delete", "table", *nftables.table_name(self._interface).split())
+        for served in self._peers.values():
+            served.log.summarise()
+        os.ftruncate(self._lock, 0)
+        os.close(self._lock)
+        self._lock = -1
+
+
+class _Served:
+    """One peer's resolver and records."""
+
+    def __init__(
+        self, peer: Peer, config: GatewayConfig, upstream: Upstream, interface: str, report: Report
+    ) -> None:
+        self.peer = peer
+        self.log = FlowLog(peer.name, report)
+        self.names = NameTable()
+        self.nameserver = Nameserver(peer.policy, upstream, self._refused, self._learned)
+        self._own = config.address
+        self._interface = interface
+        self._report = report
+        self._ends: dict[tuple[str, Address], float] = {}
+
+    def inherit(self, old: _Served) -> None:
+        """What ``old`` has answered leads on: the sets are new, and empty."""
+        now = time.monotonic()
+        every = [lead for lead in old.names.living(now) if self.peer.policy.rule_for_name(lead[0])]
+        for name, address, left in every:
+            self.names.learn(name, (address,), left - GRACE, now)
+        self._lead(every, now)
+
+    def _refused(self, name: str, reason: str) -> None:
+        flow = Flow(next(_NUMBERS), self.peer.name, "dns", self._own, _DNS_PORT, name)
+        rule = mend("dns", flow.address, flow.port, name) if reason == "no rule names it" else ""
+        self.log.tell({**flow.event("flow", "refuse", reason), "mend": rule})
+
+    def _learned(self, name: str, addresses: tuple[Address, ...], ttl: float) -> None:
+        """Into the kernel's sets before the answer leaves: the workload connects at once."""
+        now = time.monotonic()
+        self.names.learn(name, addresses, ttl, now)
+        self._lead([(name, address, ttl + GRACE) for address in addresses], now)
+
+    def _lead(self, leads: list[tuple[str, Address, float]], now: float) -> None:
+        """One transaction for all of them; an element that lives longer already stays."""
+        self._ends = {key: end for key, end in self._ends.items() if end > now}
+        new = {
+            (place, address): left
+            for name, address, left in leads
+            for place in nftables.leads(self.peer, name, address)
+            if self._ends.get((place, address), 0.0) < now + left
+        }
+        if not new:
+            return
+        text = nftables.remember(self._interface, [(*key, left) for key, left in new.items()])
+        try:
+            _run("nft", "-f", "-", text=text)
+        except HostError as error:
+            self._report({"event": "fault", "detail": f"names: {error.message}"})
+            return
+        self._ends.update((key, now + left) for key, left in new.items())
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    """The resolver's UDP side; a source that is no peer's is not answered."""
+
+    def __init__(self, peers: dict[Address, _Served]) -> None:
+        self._peers = peers
+        self._transport: Any = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, address: tuple[Any, ...]) -> None:
+        served = next((s for a, s in self._peers.items() if str(a) == address[0]), None)
+        if served is not None:
+            task = asyncio.get_running_loop().create_task(self._answer(served, data, address))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, served: _Served, data: bytes, address: tuple[Any, ...]) -> None:
+        if answer := await served.nameserver.reply(data):
+            self._transport.sendto(answer, address)
+
+
+def _source(writer: asyncio.StreamWriter) -> Address:
+    return ipaddress.ip_address(writer.get_extra_info("peername")[0])
+
+
+def _key(flow: netlink.Seen | netlink.Gone) -> tuple[object, ...]:
+    return flow.source, flow.source_port, flow.address, flow.port, flow.protocol
+
+
+def _difference(text: str, seen: dict[str, Any]) -> str:
+    """What of a ruleset's text is not in nft's own listing of the table; empty if all is there."""
+    chains = {item["chain"]["name"]: item["chain"] for item in seen["nftables"] if "chain" in item}
+    counted: dict[str, int] = {}
+    for item in seen["nftables"]:
+        if "rule" in item:
+            name = item["rule"]["chain"]
+            counted[name] = counted.get(name, 0) + 1
+    for name in ("input", "forward"):
+        if chains.get(name, {}).get("policy") != "drop":
+            return f"chain {name} does not drop by default"
+    chain = ""
+    expected: dict[str, int] = {}
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("chain "):
+            chain = line.split()[1]
+            expected[chain] = 0
+        elif line == "}":
+            chain = ""
+        elif chain and not line.startswith("type "):
+            expected[chain] += 1
+    for name, count in expected.items():
+        if counted.get(name, 0) != count:
+            return f"chain {name} has {counted.get(name, 0)} rules, not {count}"
+    return ""

@@ -1,0 +1,179 @@
+"""Names, without a socket: what an upstream's answer means, and which names lead to an address now.
+
+The resolver inside the tunnel is the peer's only one. It answers addresses of allowed names, and
+with each answer an address becomes reachable for as long as the answer lives: `NameTable`. What
+the answer may hold is decided by `digest`: an allowed name that leads to a protected address
+(rebinding) leads nowhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+import dns.rrset
+
+from wgcell.gateway.policy import Address
+
+__all__ = ["GRACE", "Answer", "NameTable", "Question", "digest", "error", "parse_question"]
+
+GRACE = 10.0
+"""Seconds beyond its TTL for which an answer still opens: look-up and connect take time."""
+LONGEST_TTL = 86400
+"""Seconds; a day, as resolvers have it."""
+MOST_LEADS = 4096
+"""Pairs of name and address that a table keeps: a peer must not grow it without end."""
+UDP_ANSWER = 1232
+"""Bytes; larger answers are truncated and asked again over TCP (DNS flag day 2020)."""
+_TCP_ANSWER = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One query that can be answered."""
+
+    message: dns.message.QueryMessage
+    name: str
+    """Lower case, without the final dot."""
+    kind: dns.rdatatype.RdataType
+
+    @property
+    def addresses(self) -> bool:
+        """Whether it asks for addresses: nothing else is ever answered."""
+        return self.kind in (dns.rdatatype.A, dns.rdatatype.AAAA)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back to the peer, and what it opens."""
+
+    message: dns.message.Message
+    addresses: tuple[Address, ...] = ()
+    ttl: int = 0
+    kept: tuple[Address, ...] = ()
+    """Protected addresses that were taken out."""
+
+    def to_wire(self, question: Question, *, tcp: bool = False) -> bytes:
+        """Its bytes; over UDP no longer than the peer and `UDP_ANSWER` allow, or truncated."""
+        room = _TCP_ANSWER
+        if not tcp:
+            asked = question.message.payload if question.message.edns >= 0 else 512
+            room = max(512, min(asked, UDP_ANSWER))
+        try:
+            return self.message.to_wire(max_size=room)
+        except dns.exception.TooBig:
+            empty = dns.message.make_response(question.message, recursion_available=True)
+            empty.flags |= dns.flags.TC
+            return empty.to_wire()
+
+
+def parse_question(raw: bytes) -> Question | None:
+    """The one question of a query's bytes; None for what is no query. Never raises."""
+    try:
+        message = dns.message.from_wire(raw)
+        if message.flags & dns.flags.QR or len(message.question) != 1:
+            return None
+        question = message.question[0]
+        # Only standard queries (RFC 1035, 4.1.1) of the Internet's class are answered.
+        if question.rdclass != dns.rdataclass.IN or message.opcode() != 0:
+            return None
+        if not isinstance(message, dns.message.QueryMessage):
+            return None
+        name = question.name.to_text(omit_final_dot=True).lower()
+        return Question(message, name, question.rdtype)
+    except Exception:  # dnspython documents no closed list of what from_wire may raise
+        return None
+
+
+def error(question: Question, code: dns.rcode.Rcode) -> Answer:
+    """An answer that is only a code."""
+    message = dns.message.make_response(question.message, recursion_available=True)
+    message.set_rcode(code)
+    return Answer(message)
+
+
+def digest(
+    question: Question, found: dns.message.Message | None, kept: Callable[[Address], str]
+) -> Answer:
+    """The answer that an upstream's ``found`` becomes.
+
+    ``kept`` says for an address whether it is protected; those are taken out, and if none is left
+    the name is refused. No upstream, or one that makes no sense, is SERVFAIL.
+    """
+    if found is None or not isinstance(found, dns.message.QueryMessage):
+        return error(question, dns.rcode.SERVFAIL)
+    code = found.rcode()
+    if code not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+        return error(question, dns.rcode.SERVFAIL)
+    try:
+        # Follows CNAMEs within the answer, and bounds them.
+        chain = found.resolve_chaining()
+    except (dns.exception.DNSException, dns.message.NotQueryResponse):
+        return error(question, dns.rcode.SERVFAIL)
+    message = dns.message.make_response(question.message, recursion_available=True)
+    message.set_rcode(code)
+    message.answer.extend(chain.cnames)
+    # A negative answer's lifetime is in its SOA (RFC 2308).
+    message.authority.extend(s for s in found.authority if s.rdtype == dns.rdatatype.SOA)
+    if chain.answer is None:
+        return Answer(message)
+    if chain.answer.rdtype != question.kind or not question.addresses:
+        return error(question, dns.rcode.SERVFAIL)
+    every = [ipaddress.ip_address(item.address) for item in chain.answer]
+    refused = tuple(address for address in every if kept(address))
+    addresses = tuple(address for address in every if address not in refused)
+    if not addresses:
+        return Answer(error(question, dns.rcode.REFUSED).message, kept=refused)
+    ttl = min(chain.minimum_ttl, LONGEST_TTL)
+    texts = [str(address) for address in addresses]
+    message.answer.append(
+        dns.rrset.from_text(chain.canonical_name, ttl, "IN", question.kind.name, *texts)
+    )
+    return Answer(message, addresses, ttl, refused)
+
+
+class NameTable:
+    """Which names lead to an address, each until its answer's end. Time is an argument."""
+
+    def __init__(self) -> None:
+        # address -> name -> when the last answer that said so ends
+        self._leads: dict[Address, dict[str, float]] = {}
+        self._count = 0
+
+    def learn(self, name: str, addresses: tuple[Address, ...], ttl: float, now: float) -> None:
+        """``name`` was answered with ``addresses`` for ``ttl`` seconds."""
+        for address in addresses:
+            names = self._leads.setdefault(address, {})
+            self._count += name not in names
+            names[name] = max(names.get(name, 0.0), now + ttl + GRACE)
+        if self._count > MOST_LEADS:
+            self._shrink(now)
+
+    def names(self, address: Address, now: float) -> tuple[str, ...]:
+        """The names that lead to ``address`` now, the youngest answer last."""
+        return tuple(name for name, end in self._leads.get(address, {}).items() if end > now)
+
+    def living(self, now: float) -> list[tuple[str, Address, float]]:
+        """Each name and address that it leads to, and for how many seconds more."""
+        return [
+            (name, address, end - now)
+            for address, names in self._leads.items()
+            for name, end in names.items()
+            if end > now
+        ]
+
+    def _shrink(self, now: float) -> None:
+        """Drop what has ended, and then what ends first, to half of the room."""
+        longest = sorted(self.living(now), key=lambda lead: lead[2], reverse=True)
+        self._leads, self._count = {}, 0
+        for name, address, left in longest[: MOST_LEADS // 2]:
+            self._leads.setdefault(address, {})[name] = now + left
+            self._count += 1

@@ -1,0 +1,323 @@
+"""A policy as nftables and WireGuard text, for the kernel engine. Pure: nothing is applied here.
+
+The table's two filter chains drop by default all that comes from the tunnel or goes into it, and
+say nothing of other interfaces' packets, unless this machine is made a router for the tunnel's
+sake: then it must not become one for others. A peer is known by its source address, which
+WireGuard's AllowedIPs has already held it to; any other source is refused here again.
+
+A rule with a name matches a set that the resolver fills, an element for each answer, as long as
+the answer lives. The kernel does not look into a flow: which host a TLS hello asks for is compared
+by the embedded engine only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator
+
+from wgcell.gateway.config import GatewayConfig, Peer
+from wgcell.gateway.keys import public_key
+from wgcell.gateway.policy import PROTECTED, Address, Network, Rule, Verdict
+
+__all__ = [
+    "LOG_GROUP",
+    "leads",
+    "peer_file",
+    "remember",
+    "ruleset",
+    "server_file",
+    "table_name",
+    "wireguard_settings",
+]
+
+LOG_GROUP = 5182
+"""The NFLOG group where each new flow's first packet goes."""
+PREFIX = "wgcell"
+"""Begins a log prefix; behind it ``:allow`` or ``:refuse``, the peer and the rule's number."""
+_MOST_LEADS = 4096
+_FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
+
+
+def table_name(interface: str) -> str:
+    """The one table that is ours, beside whatever else the machine has."""
+    return f"inet wgcell_{re.sub('[^a-z0-9]', '_', interface)}"
+
+
+def _set_name(peer: Peer, number: int, version: int) -> str:
+    return f"lead_{peer.name.replace('-', '_')}_{number}_v{version}"
+
+
+def leads(peer: Peer, name: str, address: Address) -> list[str]:
+    """The sets that an answer to ``peer``, ``name`` leads to ``address``, belongs into."""
+    return [
+        _set_name(peer, number, address.version)
+        for number, rule in enumerate(peer.policy.rules)
+        if rule.names(name)
+    ]
+
+
+def remember(interface: str, elements: Iterable[tuple[str, Address, float]]) -> str:
+    """The transaction that puts addresses into sets, each for so many seconds from now."""
+    table = table_name(interface)
+    lines = []
+    for name, address, seconds in elements:
+        element = f"element {table} {name} {{ {address} timeout {max(1, round(seconds))}s }}"
+        plain = f"element {table} {name} {{ {address} }}"
+        # An element that is there keeps its old end; out and in again gives it the new one.
+        lines += [f"add {element}", f"delete {plain}", f"add {element}"]
+    return "\n".join(lines) + "\n"
+
+
+def _braces(items: Iterable[object]) -> str:
+    return "{ " + ", ".join(str(item) for item in items) + " }"
+
+
+def _set(name: str, *lines: str) -> Iterator[str]:
+    yield f"    set {name} {{"
+    yield from (f"        {line}" for line in lines)
+    yield "    }"
+
+
+def _chain(name: str, lines: Iterable[str]) -> Iterator[str]:
+    yield f"    chain {name} {{"
+    yield from (f"        {line}" for line in lines)
+    yield "    }"
+
+
+def _refuse(who: str) -> list[str]:
+    return [
+        f'log prefix "{PREFIX}:refuse:{who}" group {LOG_GROUP}',
+        "meta l4proto tcp reject with tcp reset",
+        "reject with icmpx admin-prohibited",
+    ]
+
+
+def _match(peer: Peer, number: int, rule: Rule) -> Iterator[str]:
+    """The matches of one rule: of both families for a name, of one for an address."""
+    ports = f"{rule.first_port}-{rule.last_port}"
+    if rule.first_port == rule.last_port:
+        ports = str(rule.first_port)
+    protocols = [rule.protocol] if rule.protocol else ["tcp", "udp"]
+    what = f"{protocols[0]} dport" if rule.protocol else "meta l4proto { tcp, udp } th dport"
+    for version, family, _ in _FAMILIES:
+        if rule.network is not None and rule.network.version != version:
+            continue
+        to = f"@{_set_name(peer, number, version)}" if rule.network is None else str(rule.network)
+        match = f"{family} daddr {to} {what} {ports}"
+        if rule.verdict is Verdict.ALLOW and not rule.single:
+            match += f" {family} daddr != @protected_v{version}"
+        yield match
+
+
+def _rules(peer: Peer) -> Iterator[str]:
+    limits, me = peer.policy.limits, peer.name.replace("-", "_")
+    family = "ip" if peer.address.version == 4 else "ip6"
+    rate = f"limit rate over {limits.flows_per_second}/second burst {limits.flows} packets"
+    most = f"{family} saddr ct count over {limits.flows}"
+    yield f"add @flows_v{peer.address.version} {{ {most} }} goto refuse_{me}"
+    yield f"update @new_{me} {{ {family} saddr {rate} }} goto refuse_{me}"
+    for number, rule in enumerate(peer.policy.rules):
+        for match in _match(peer, number, rule):
+            if rule.verdict is Verdict.REFUSE:
+                yield f"{match} goto refuse_{me}"
+            else:
+                log = f'log prefix "{PREFIX}:allow:{peer.name}:{number}" group {LOG_GROUP}'
+                yield f"{match} {log} accept"
+    yield f"goto refuse_{me}"
+
+
+def _dispatch(peers: Iterable[Peer]) -> Iterator[str]:
+    for version, family, _ in _FAMILIES:
+        pairs = [
+            f"{peer.address} : goto peer_{peer.name.replace('-', '_')}"
+            for peer in peers
+            if peer.address.version == version
+        ]
+        if pairs:
+            yield f"{family} saddr vmap {_braces(pairs)}"
+
+
+def _pace(peers: Iterable[Peer]) -> Iterator[str]:
+    for peer in peers:
+        rate = peer.policy.limits.bytes_per_second
+        if rate:
+            family = "ip" if peer.address.version == 4 else "ip6"
+            limit = f"limit rate over {rate} bytes/second burst {max(rate, 65536)} bytes"
+            name = f"pace_{peer.name.replace('-', '_')}"
+            for end in ("saddr", "daddr"):
+                meter = f"update @{name} {{ {family} {end} {limit} }}"
+                yield f"{family} {end} {peer.address} {meter} drop"
+
+
+def _protected(version: int, own: Iterable[Network]) -> list[Network]:
+    """Without overlaps, which an interval set's elements may not have."""
+    every = [network for network, _ in PROTECTED] + list(own)
+    if version == 4:
+        return list(
+            ipaddress.collapse_addresses(n for n in every if isinstance(n, ipaddress.IPv4Network))
+        )
+    return list(
+        ipaddress.collapse_addresses(n for n in every if isinstance(n, ipaddress.IPv6Network))
+    )
+
+
+def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> str:
+    """The whole table, as one transaction that replaces it.
+
+    ``router``: this machine already forwards for others, whose packets are none of our business.
+    If it does not, nothing but the tunnel's is forwarded.
+    """
+    own = [config.address]
+    inside = f'iifname "{interface}"'
+    lines = [f"table {table_name(interface)}", f"delete table {table_name(interface)}"]
+    lines.append(f"table {table_name(interface)} {{")
+    for version, _, kind in _FAMILIES:
+        networks = _protected(version, config.protected)
+        lines += _set(
+            f"protected_v{version}",
+            f"type {kind}",
+            "flags interval",
+            f"elements = {_braces(networks)}",
+        )
+        lines += _set(f"flows_v{version}", f"type {kind}", "flags dynamic", "size 1024")
+    for peer in config.peers:
+        kind = "ipv4_addr" if peer.address.version == 4 else "ipv6_addr"
+        me = peer.name.replace("-", "_")
+        meter = (f"type {kind}", "flags dynamic,timeout", "timeout 1m", "size 16")
+        lines += _set(f"new_{me}", *meter)
+        if peer.policy.limits.bytes_per_second:
+            lines += _set(f"pace_{me}", *meter)
+        for number, rule in enumerate(peer.policy.rules):
+            for version, _, of in _FAMILIES if rule.name else ():
+                name = _set_name(peer, number, version)
+                # What the resolver has answered for this peer; see the module's head.
+                lines += _set(name, f"type {of}", "flags timeout", f"size {_MOST_LEADS}")
+    for peer in config.peers:
+        me = peer.name.replace("-", "_")
+        lines += _chain(f"refuse_{me}", _refuse(peer.name))
+        lines += _chain(f"peer_{me}", _rules(peer))
+    lines += _chain("refuse", _refuse(""))
+    family = "ip" if config.address.version == 4 else "ip6"
+    services = [
+        f"{'ip' if s.address.version == 4 else 'ip6'} daddr {s.address} tcp dport {s.port} accept"
+        for s in config.services
+    ]
+    lines += _chain(
+        "input",
+        [
+            "type filter hook input priority filter; policy drop;",
+            f'iifname != "{interface}" accept',
+            "ct state established,related accept",
+            *_spoofed(config.peers),
+            *(
+                f"{family} daddr {address} meta l4proto {{ tcp, udp }} th dport 53 accept"
+                for address in own
+            ),
+            *(
+                f"{family} daddr {address} icmp type echo-request accept"
+                for address in own
+                if address.version == 4
+            ),
+            *services,
+            # What is this machine's own is refused, whatever a rule says of the address.
+            *_dispatch_refusal(config.peers),
+            "goto refuse",
+        ],
+    )
+    lines += _chain(
+        "forward",
+        [
+            "type filter hook forward priority filter; policy drop;",
+            *([f'iifname != "{interface}" oifname != "{interface}" accept'] if router else []),
+            *_pace(config.peers),
+            "ct state established,related accept",
+            "ct state invalid drop",
+            f'{inside} oifname "{interface}" goto refuse',
+            *(f"{inside} {line}" for line in _dispatch(config.peers)),
+            # A source that is no peer's comes here, whatever WireGuard let it be.
+            f"{inside} goto refuse",
+        ],
+    )
+    lines += _chain(
+        "postrouting",
+        [
+            "type nat hook postrouting priority srcnat; policy accept;",
+            *(
+                f'{name} saddr {_braces(found)} oifname != "{interface}" masquerade'
+                for version, name, _ in _FAMILIES
+                if (found := [p.address for p in config.peers if p.address.version == version])
+            ),
+        ],
+    )
+    return "\n".join([*lines, "}", ""])
+
+
+def _spoofed(peers: Iterable[Peer]) -> Iterator[str]:
+    """WireGuard's AllowedIPs have dropped these already; here is that wall a second time."""
+    for version, family, _ in _FAMILIES:
+        sources = [peer.address for peer in peers if peer.address.version == version]
+        among = f"{family} saddr != {_braces(sources)}" if sources else f"meta nfproto ipv{version}"
+        yield f"{among} drop"
+
+
+def _dispatch_refusal(peers: Iterable[Peer]) -> Iterator[str]:
+    for line in _dispatch(peers):
+        yield line.replace(": goto peer_", ": goto refuse_")
+
+
+def _peer_section(peer: Peer) -> list[str]:
+    lines = ["", f"# {peer.name}", "[Peer]", f"PublicKey = {peer.public_key}"]
+    if peer.preshared_key:
+        lines.append(f"PresharedKey = {peer.preshared_key}")
+    return [*lines, f"AllowedIPs = {peer.address}/{peer.address.max_prefixlen}"]
+
+
+def wireguard_settings(config: GatewayConfig) -> str:
+    """What ``wg setconf`` and ``wg syncconf`` take. Holds the private key."""
+    lines = [
+        "[Interface]",
+        f"PrivateKey = {config.private_key}",
+        f"ListenPort = {config.listen[1]}",
+    ]
+    for peer in config.peers:
+        lines += _peer_section(peer)
+    return "\n".join([*lines, ""])
+
+
+def server_file(config: GatewayConfig) -> str:
+    """The gateway's own wg-quick file. Holds the private key."""
+    lines = [
+        "[Interface]",
+        f"PrivateKey = {config.private_key}",
+        f"ListenPort = {config.listen[1]}",
+    ]
+    lines += [f"Address = {config.address}/{config.address.max_prefixlen}", "MTU = 1420"]
+    for peer in config.peers:
+        lines += _peer_section(peer)
+    return "\n".join([*lines, ""])
+
+
+def peer_file(config: GatewayConfig, peer: Peer, private_key: str) -> str:
+    """A wg-quick file for ``peer``, ready for ``wgcell run --vpn``. Holds its private key."""
+    host = config.endpoint or config.listen[0]
+    host = f"[{host}]" if ":" in host else host
+    lines = [
+        f"# {peer.name}",
+        "[Interface]",
+        f"PrivateKey = {private_key}",
+        f"Address = {peer.address}/{peer.address.max_prefixlen}",
+        f"DNS = {config.address}",
+        "MTU = 1420",
+        "",
+        "[Peer]",
+        f"PublicKey = {public_key(config.private_key)}",
+    ]
+    if peer.preshared_key:
+        lines.append(f"PresharedKey = {peer.preshared_key}")
+    lines += [
+        f"Endpoint = {host}:{peer.port}",
+        f"AllowedIPs = {'0.0.0.0/0' if peer.address.version == 4 else '::/0'}",
+        "PersistentKeepalive = 25",
+    ]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,95 @@
+"""Asks upstream resolvers, over UDP and then, if an answer is truncated, over TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import dns.asyncquery
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdatatype
+import dns.resolver
+
+__all__ = ["Upstream", "host_resolvers"]
+
+TRY_TIMEOUT = 1.5
+"""Seconds for one server's answer."""
+LIFETIME = 4.5
+"""Seconds for an answer at all: less than the 5 s after which a libc asks again."""
+_TRIES = 2
+_LONGEST_CHAIN = 8
+_PAYLOAD = 1232
+
+
+def host_resolvers() -> tuple[tuple[str, int], ...]:
+    """This machine's own, from /etc/resolv.conf; none if it has none."""
+    try:
+        found = dns.resolver.Resolver()
+    except dns.exception.DNSException:
+        return ()
+    return tuple((str(server), 53) for server in found.nameservers)
+
+
+class Upstream:
+    """Resolvers to ask, in their order, each twice."""
+
+    def __init__(self, servers: tuple[tuple[str, int], ...]) -> None:
+        self._servers = servers
+
+    async def ask(
+        self, name: dns.name.Name, kind: dns.rdatatype.RdataType
+    ) -> dns.message.Message | None:
+        """The first sound answer, CNAMEs followed; None if there is none in `LIFETIME` seconds."""
+        try:
+            async with asyncio.timeout(LIFETIME):
+                return await self._follow(name, kind)
+        except TimeoutError:
+            return None
+
+    async def _follow(
+        self, name: dns.name.Name, kind: dns.rdatatype.RdataType
+    ) -> dns.message.Message | None:
+        """A resolver that leaves a chain of CNAMEs unfinished is asked for the rest."""
+        whole = found = await self._once(name, kind)
+        for _ in range(_LONGEST_CHAIN):
+            if found is None or not isinstance(whole, dns.message.QueryMessage):
+                return None
+            try:
+                chain = whole.resolve_chaining()
+            except dns.exception.DNSException:
+                return None
+            ended = any(item.rdtype == dns.rdatatype.SOA for item in found.authority)
+            if chain.answer or not chain.cnames or found.rcode() != dns.rcode.NOERROR or ended:
+                return whole
+            found = await self._once(chain.canonical_name, kind)
+            if found is not None:
+                whole.answer.extend(found.answer)
+                whole.authority.extend(found.authority)
+                whole.set_rcode(found.rcode())
+                # An appended set is not in the message's index; a message read again has it.
+                whole = dns.message.from_wire(whole.to_wire())
+        return None
+
+    async def _once(
+        self, name: dns.name.Name, kind: dns.rdatatype.RdataType
+    ) -> dns.message.Message | None:
+        query = dns.message.make_query(name, kind, use_edns=0, payload=_PAYLOAD)
+        last: dns.message.Message | None = None
+        for host, port in self._servers * _TRIES:
+            begun = time.monotonic()
+            try:
+                found, _ = await dns.asyncquery.udp_with_fallback(
+                    query, host, TRY_TIMEOUT, port, ignore_unexpected=True, ignore_errors=True
+                )
+            except (dns.exception.DNSException, OSError, EOFError):
+                # A dead server may refuse at once: two tries in no time would be one.
+                await asyncio.sleep(max(0.0, 0.1 - (time.monotonic() - begun)))
+                continue
+            if found.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+                return found
+            last = found
+        return last

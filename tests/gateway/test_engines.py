@@ -1,0 +1,331 @@
+"""One suite against every engine: real WireGuard peers, a real DNS server, real packets.
+
+The topology is drawn in conftest.py. ``embedded`` is mitmproxy_rs (boringtun) without root,
+``kernel`` is WireGuard of the kernel's or wireguard-go, and nftables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dns.rcode
+import pytest
+from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
+
+from wgcell.gateway.keys import generate_private_key, public_key
+
+ALICE, BOB = generate_private_key(), generate_private_key()
+RULES = [
+    "deny 203.0.113.7:8081",
+    "allow 203.0.113.7:8080-8082/tcp",
+    "allow 203.0.113.8:9000/udp",
+    "allow api.example.com:8443",
+    "allow *.example.com:9443",
+    "deny b.example.com:8444",
+    "allow b.example.com:*",
+    "allow 0.0.0.0/0:7000",
+    "allow 198.51.100.2:7001",
+]
+PEERS = {
+    "alice": {"public_key": public_key(ALICE), "address": "10.99.0.2", "port": 51821},
+    "bob": {
+        "public_key": public_key(BOB),
+        "address": "10.99.0.3",
+        "port": 51822,
+        "rules": ["allow 203.0.113.8:5000", "deny 203.0.113.7:8080"],
+        "limits": {"flows": 3},
+    },
+}
+PORTS = (5000, 7000, 8080, 8081, 8082, 8083, 8443, 8444, 9443)
+
+
+class Around:
+    """An engine between two peers and the world."""
+
+    def __init__(self, engine: str, topology: Topology) -> None:
+        self.engine, self.topology = engine, topology
+        self.config: dict[str, Any] = {
+            "listen": "0.0.0.0:51820",
+            "private_key": SERVER,
+            "rules": RULES,
+            "services": {"10.99.0.5:80": "198.51.100.2:7002"},
+            "resolver": [RESOLVER],
+            "protected": ["198.51.100.0/24"],
+            "peers": PEERS,
+        }
+        argv = ["wgcell0"] if engine == "kernel" else []
+        for name in ("time_wait", "close", "last_ack", "fin_wait", "close_wait"):
+            setting = f"/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}"
+            topology.gateway.run("sh", "-c", f"echo 1 > {setting}")
+        self.gateway = Gateway(self.config, topology.gateway.enter, argv)
+        assert self.gateway.first["event"] == "ready", self.gateway.first
+        ports = self.gateway.first["peers"]
+        key = public_key(SERVER)
+        self.alice = Tunnel(topology.client, "alice", ALICE, "10.99.0.2", key, ports["alice"])
+        self.bob = Tunnel(topology.client, "bob", BOB, "10.99.0.3", key, ports["bob"])
+
+    def flows(self, wait: float = 0.2) -> list[dict[str, Any]]:
+        time.sleep(wait)
+        return self.gateway.drain()
+
+    def close(self) -> None:
+        self.alice.close()
+        self.bob.close()
+        self.gateway.close()
+
+
+def echo(stream: socket.socket) -> None:
+    while data := stream.recv(65536):
+        stream.sendall(data)
+
+
+@pytest.fixture(scope="module")
+def world(topology: Topology) -> Iterator[None]:
+    made = [
+        Server(topology.world, address, port, echo)
+        for address in ("203.0.113.7", "203.0.113.8")
+        for port in PORTS
+    ]
+    made += [Server(topology.world, RESOLVER, port, echo) for port in (7000, 7001, 7002)]
+    yield
+    for server in made:
+        server.close()
+
+
+@pytest.fixture(scope="module", params=["embedded", "kernel"])
+def around(request: pytest.FixtureRequest, topology: Topology, world: None) -> Iterator[Around]:
+    made = Around(request.param, topology)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("peer", "address", "port", "passes"),
+    [
+        ("alice", "203.0.113.7", 8080, True),
+        ("alice", "203.0.113.7", 8081, False),
+        ("alice", "203.0.113.7", 8082, True),
+        ("alice", "203.0.113.7", 8083, False),
+        ("alice", "203.0.113.8", 8080, False),
+        ("alice", "203.0.113.8", 5000, False),
+        ("alice", "203.0.113.7", 7000, True),
+        # On this side: a CIDR opens nothing, the very address does.
+        ("alice", RESOLVER, 7000, False),
+        ("alice", RESOLVER, 7001, True),
+        ("alice", "192.168.1.1", 7000, False),
+        ("alice", "198.51.100.1", 7000, False),
+        ("alice", "10.99.0.1", 7000, False),
+        ("alice", "10.99.0.3", 7000, False),
+        # A name's address without its name.
+        ("alice", "203.0.113.7", 8443, False),
+        ("alice", "203.0.113.7", 9443, False),
+        ("alice", "10.99.0.5", 80, True),
+        ("alice", "10.99.0.5", 81, False),
+        ("bob", "203.0.113.8", 5000, True),
+        ("bob", "203.0.113.7", 8080, False),
+        ("bob", "203.0.113.7", 8082, True),
+    ],
+)
+def test_what_passes_and_what_is_refused_fast(
+    around: Around, peer: str, address: str, port: int, passes: bool
+) -> None:
+    begun = time.monotonic()
+    answer = getattr(around, peer).talk(address, port, b"hello")
+    assert answer == (b"hello" if passes else None)
+    assert time.monotonic() - begun < 2
+
+
+def test_an_address_is_reached_by_the_name_that_led_to_it(around: Around) -> None:
+    assert around.bob.talk("203.0.113.7", 8443) is None
+    answer = around.bob.ask("api.example.com")
+    assert "203.0.113.7" in answer.answer[-1].to_text()
+    assert around.bob.talk("203.0.113.7", 8443, b"hello") == b"hello"
+    # Only on the rule's port, only for who asked.
+    assert around.bob.talk("203.0.113.7", 8083) is None
+    assert around.alice.talk("203.0.113.7", 8443) is None
+
+
+def test_a_chain_of_names_leads_too_and_a_suffix_names_all_below(around: Around) -> None:
+    answer = around.alice.ask("deep.example.com")
+    assert [rrset.rdtype.name for rrset in answer.answer] == ["CNAME", "CNAME", "A"]
+    assert around.alice.talk("203.0.113.7", 9443, b"hello") == b"hello"
+
+
+def test_a_denied_port_of_an_allowed_name_stays_closed(around: Around) -> None:
+    assert around.alice.ask("b.example.com").rcode() == dns.rcode.NOERROR
+    assert around.alice.talk("203.0.113.8", 8444) is None
+    assert around.alice.talk("203.0.113.8", 8083, b"hello") == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "code", "records"),
+    [
+        ("api.example.com", "AAAA", dns.rcode.NOERROR, 1),
+        ("b.example.com", "AAAA", dns.rcode.NOERROR, 0),
+        ("api.example.com", "TXT", dns.rcode.NOERROR, 0),
+        ("api.example.com", "HTTPS", dns.rcode.NOERROR, 0),
+        ("absent.example.com", "A", dns.rcode.NXDOMAIN, 0),
+        ("example.com", "A", dns.rcode.REFUSED, 0),
+        ("attacker.example", "A", dns.rcode.REFUSED, 0),
+        ("7.113.0.203.in-addr.arpa", "PTR", dns.rcode.REFUSED, 0),
+        # Rebinding: a private address, and one of the gateway's own LAN.
+        ("rebind.example.com", "A", dns.rcode.REFUSED, 0),
+        ("API.EXAMPLE.COM", "A", dns.rcode.NOERROR, 1),
+    ],
+)
+def test_the_resolver(around: Around, name: str, kind: str, code: int, records: int) -> None:
+    answer = around.alice.ask(name, kind)
+    assert (answer.rcode(), len(answer.answer)) == (code, records)
+
+
+def test_a_long_answer_is_truncated_and_comes_over_tcp(around: Around) -> None:
+    small = around.alice.ask("many.example.com")
+    assert small.flags & dns.flags.TC
+    query = dns.message.make_query("many.example.com", "A").to_wire()
+    with around.alice.connect("10.99.0.1", 53) as stream:
+        stream.sendall(len(query).to_bytes(2, "big") + query)
+        size = int.from_bytes(stream.recv(2), "big")
+        raw = b""
+        while len(raw) < size:
+            raw += stream.recv(size - len(raw))
+    assert len(dns.message.from_wire(raw).answer[0]) == 80
+
+
+def test_udp_passes_and_is_refused(around: Around, topology: Topology) -> None:
+    with topology.world.socket(socket.SOCK_DGRAM) as target:
+        target.bind(("203.0.113.8", 9000))
+        with around.alice.net.socket(socket.SOCK_DGRAM) as sock:
+            sock.bind((around.alice.address, 0))
+            sock.sendto(b"ping", ("203.0.113.8", 9000))
+            data, source = target.recvfrom(100)
+            assert data == b"ping"
+            target.sendto(b"pong", source)
+            assert sock.recv(100) == b"pong"
+            sock.sendto(b"ping", ("203.0.113.8", 9001))
+            target.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                target.recv(100)
+
+
+def test_a_source_that_is_not_the_peers_reaches_nothing(around: Around, topology: Topology) -> None:
+    net = around.alice.net
+    if around.engine == "kernel":
+        # WireGuard's own wall taken down, and the way back laid: nftables must hold alone.
+        allowed = ("peer", public_key(ALICE), "allowed-ips", "10.99.0.2/32,10.99.0.77/32")
+        topology.gateway.run("wg", "set", "wgcell0", *allowed)
+        topology.gateway.run("ip", "route", "add", "10.99.0.77/32", "dev", "wgcell0")
+    net.run("ip", "addr", "add", "10.99.0.77/32", "dev", "alice")
+    net.run("ip", "rule", "add", "from", "10.99.0.77", "table", around.alice.table)
+    try:
+        with topology.world.socket(socket.SOCK_DGRAM) as target:
+            target.bind(("203.0.113.8", 9000))
+            target.settimeout(0.5)
+            for source, passes in (("10.99.0.2", True), ("10.99.0.77", False)):
+                with net.socket(socket.SOCK_DGRAM) as sock:
+                    sock.bind((source, 0))
+                    sock.sendto(b"ping", ("203.0.113.8", 9000))
+                    with contextlib.nullcontext() if passes else pytest.raises(TimeoutError):
+                        assert target.recv(10) == b"ping"
+    finally:
+        net.run("ip", "rule", "del", "from", "10.99.0.77")
+        net.run("ip", "addr", "del", "10.99.0.77/32", "dev", "alice")
+
+
+def test_a_peer_has_its_limit_of_open_flows(around: Around) -> None:
+    with contextlib.ExitStack() as opened:
+        for _ in range(3):
+            stream = opened.enter_context(around.bob.connect("203.0.113.7", 8082))
+            stream.sendall(b"x")
+            assert stream.recv(1) == b"x"
+        time.sleep(0.2)  # so that it is not the rate of new ones that refuses
+        assert around.bob.talk("203.0.113.7", 8082) is None
+        assert around.alice.talk("203.0.113.7", 8082, b"hello") == b"hello"
+    time.sleep(1.5 if around.engine == "kernel" else 0.3)
+    assert around.bob.talk("203.0.113.7", 8082, b"hello") == b"hello"
+
+
+def test_every_flow_is_told(around: Around) -> None:
+    around.flows()
+    around.alice.ask("api.example.com")
+    assert around.alice.talk("203.0.113.7", 8443, b"hello") == b"hello"
+    assert around.alice.talk("203.0.113.7", 8083) is None
+    assert around.alice.ask("cdn.example.net").rcode() == dns.rcode.REFUSED
+    found = around.flows(0.5)
+    allowed, refused, asked = [event for event in found if event["event"] == "flow"]
+    del allowed["time"]
+    number = allowed.pop("flow")
+    assert {**allowed, "mend": ""} == {
+        "event": "flow",
+        "peer": "alice",
+        "protocol": "tcp",
+        "address": "203.0.113.7",
+        "port": 8443,
+        "name": "api.example.com",
+        "verdict": "allow",
+        "rule": "allow api.example.com:8443",
+        "reason": "a rule allows it",
+        "mend": "",
+    }
+    assert (refused["verdict"], refused["mend"]) == ("refuse", "api.example.com:8083")
+    assert (asked["protocol"], asked["name"]) == ("dns", "cdn.example.net")
+    assert asked["mend"] == "cdn.example.net:443"
+    ends = (event for event in found if event["event"] == "flow_end")
+    end = next(ends, None) or around.gateway.event("flow_end")
+    while end["flow"] != number:
+        end = next(ends, None) or around.gateway.event("flow_end")
+    assert (end["port"], end["verdict"], end["name"]) == (8443, "allow", "api.example.com")
+    # The kernel counts headers too.
+    assert end["bytes_out"] >= 5 <= end["bytes_in"]
+    assert 0 <= end["duration"] < 5
+
+
+def test_a_peer_that_is_taken_out_is_cut_off_at_once(around: Around) -> None:
+    with around.bob.connect("203.0.113.7", 8082) as stream:
+        stream.sendall(b"x")
+        assert stream.recv(1) == b"x"
+        around.gateway.tell({**around.config, "peers": {"alice": PEERS["alice"]}})
+        around.gateway.event("applied")
+        stream.settimeout(0.7)
+        with contextlib.suppress(OSError):
+            stream.sendall(b"x")
+            assert stream.recv(1) == b""
+    with pytest.raises(OSError):
+        around.bob.connect("203.0.113.7", 8082, timeout=0.7)
+    assert around.alice.talk("203.0.113.7", 8082, b"hello") == b"hello"
+    # And back again, with the same key: the peer's own next handshake mends it.
+    around.gateway.tell(around.config)
+    around.gateway.event("applied")
+
+
+def test_two_gateways_on_one_place_is_an_error_that_says_so(around: Around) -> None:
+    argv = ["wgcell0"] if around.engine == "kernel" else []
+    second = Gateway(around.config, around.topology.gateway.enter, argv)
+    assert second.first["event"] == "fault"
+    assert "51821: Address already in use" in second.first["detail"] or (
+        "another gateway runs on wgcell0" in second.first["detail"]
+    )
+    assert second.close() == 125
+    assert around.alice.talk("203.0.113.7", 8082, b"hello") == b"hello"
+
+
+def test_the_kernel_engine_leaves_nothing_behind_even_after_one_that_was_killed(
+    topology: Topology,
+) -> None:
+    net, config = topology.client, {"private_key": SERVER, "listen": "0.0.0.0:53000"}
+    assert net.run("cat", "/proc/sys/net/ipv4/ip_forward").strip() == "0"
+    killed = Gateway(config, net.enter, ["wgcell9"])
+    assert killed.first["event"] == "ready"
+    killed.kill()
+    # Killed, its table still stands: the policy outlives the gateway, not the other way round.
+    assert "wgcell_wgcell9" in net.run("nft", "list", "tables")
+    second = Gateway(config, net.enter, ["wgcell9"])
+    assert second.first["event"] == "ready", second.first
+    others = 'iifname != "wgcell9" oifname != "wgcell9" accept'
+    assert others not in net.run("nft", "list", "table", "inet", "wgcell_wgcell9")
+    assert second.close() == 0
+    assert "wgcell" not in net.run("nft", "list", "tables") + net.run("ip", "-br", "link")
+    assert net.run("cat", "/proc/sys/net/ipv4/ip_forward").strip() == "0"

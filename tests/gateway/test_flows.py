@@ -1,0 +1,104 @@
+"""What is told, bounded; and the summary's lines."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from wgcell.cli.flows import FlowTable
+from wgcell.gateway.flows import MOST_TOLD, Flow, FlowLog, Tally, mend
+from wgcell.gateway.limits import Bucket
+from wgcell.gateway.policy import parse_rule
+
+V4, V6 = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("2001:db8::7")
+
+
+def refusal(**changes: object) -> dict[str, object]:
+    event = Flow(1, "cell", "tcp", V4, 443, "cdn.example.com").event("flow", "refuse", "no rule")
+    return {**event, "mend": "cdn.example.com:443", **changes}
+
+
+def test_the_summary_has_the_rule_that_would_allow() -> None:
+    tally = Tally()
+    assert [tally.add(refusal()) for _ in range(3)] == [True, False, False]
+    tally.add(refusal(name="", mend=""))
+    tally.add(refusal(protocol="dns", name="b.example.com", mend="b.example.com:443"))
+    tally.add({"event": "flows_omitted", "refuse": 9})
+    assert tally.refusals() == [
+        "refused 3 \u00d7 cdn.example.com:443: --allow cdn.example.com:443",
+        "refused 1 \u00d7 203.0.113.7:443",
+        "refused 1 \u00d7 b.example.com: --allow b.example.com:443",
+        "refused 9 more, not listed one by one",
+    ]
+
+
+def test_what_was_learned_is_told_once_each() -> None:
+    tally = Tally()
+    for rule in ("b.example.com:443", "a.example.com:80", "b.example.com:443"):
+        tally.add(refusal(verdict="allow", rule="learn", mend=rule))
+    assert tally.learned() == ["a.example.com:80", "b.example.com:443"]
+    assert tally.refusals() == []
+
+
+@pytest.mark.parametrize(
+    ("protocol", "address", "host", "rule"),
+    [
+        ("tcp", V4, "", "203.0.113.7:80"),
+        ("udp", V4, "", "203.0.113.7:80/udp"),
+        ("tcp", V6, "", "[2001:db8::7]:80"),
+        ("udp", V4, "a.example.com", "a.example.com:80/udp"),
+        ("dns", V4, "a.example.com", "a.example.com:443"),
+    ],
+)
+def test_a_mend_is_a_rule(protocol: str, address: object, host: str, rule: str) -> None:
+    assert mend(protocol, address, 80, host) == rule  # type: ignore[arg-type]
+    parse_rule(rule)
+
+
+def test_a_flood_is_counted() -> None:
+    told: list[dict[str, object]] = []
+    log = FlowLog("cell", told.append)
+    for _ in range(5000):
+        log.tell(refusal())
+    log.summarise()
+    log.summarise()
+    assert MOST_TOLD <= len(told) < MOST_TOLD + 20
+    assert told[-1]["event"] == "flows_omitted"
+    assert len(told) - 1 + int(str(told[-1]["refuse"])) == 5000
+
+
+def test_a_hostile_tally_is_bounded() -> None:
+    tally = Tally()
+    for number in range(2000):
+        tally.add(refusal(name=f"n{number}.example.com", mend=""))
+    assert len(tally.refusals()) < 600
+    assert tally.refusals()[-1] == "refused 1488 more, not listed one by one"
+
+
+def test_a_bucket() -> None:
+    bucket = Bucket(8, 4)
+    assert [bucket.take(100.0) for _ in range(5)] == [True] * 4 + [False]
+    assert bucket.take(100.125)
+    assert not bucket.take(99.0)
+    assert bucket.wait(99.0, 16) == 2.0
+
+
+def test_the_watched_table_gathers_and_escapes() -> None:
+    import json
+
+    from rich.console import Console
+
+    flows = FlowTable()
+    for line in ("", "x", "[]", json.dumps(refusal()), json.dumps(refusal(name="\x1b[2J"))):
+        flows.add(line)
+    flows.add(json.dumps({**refusal(), "verdict": "allow", "rule": "allow x"}))
+    end = Flow(1, "cell", "tcp", V4, 443, "cdn.example.com", bytes_in=2_000_000).end("allow", "")
+    flows.add(json.dumps(end))
+    console = Console(width=120, force_terminal=False)
+    with console.capture() as capture:
+        console.print(flows.table(20))
+    shown = capture.get()
+    assert "2 MB" in shown
+    assert "\x1b" not in shown
+    assert shown.count("cdn.example.com:443") == 2

@@ -1,0 +1,116 @@
+"""The host that first bytes ask for: real TLS hellos, HTTP heads, and everything else."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wgcell.gateway.hello import LONGEST_HEAD, judge
+
+NAMES = ("cdn.example.com", "api.example.com")
+
+
+def client_hello(name: str | None) -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname = name is not None
+    out = ssl.MemoryBIO()
+    client = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return out.read()
+
+
+HELLO = client_hello("api.example.com")
+
+
+def http(*lines: str) -> bytes:
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def records(hello: bytes, size: int) -> bytes:
+    """The same handshake in records of ``size`` bytes."""
+    body = hello[5:]
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    return b"".join(b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("data", "port", "kind", "host", "refusal"),
+    [
+        (HELLO, 443, "tls", "api.example.com", ""),
+        (HELLO, 8443, "tls", "api.example.com", ""),
+        (records(HELLO, 7), 443, "tls", "api.example.com", ""),
+        (client_hello("CDN.example.com"), 443, "tls", "cdn.example.com", ""),
+        (client_hello("other.example.com"), 443, "tls", "other.example.com", "asks for other.exam"),
+        (client_hello(None), 443, "tls", "", "asks for no host"),
+        (HELLO[:5] + b"\x02" + HELLO[6:], 443, "tls", "", "malformed"),
+        (b"\x16\x03\x01\x00\x00", 443, "tls", "", "malformed"),
+        (http("GET / HTTP/1.1", "Host: api.example.com"), 80, "http", "api.example.com", ""),
+        (http("GET / HTTP/1.1", "host:API.example.com:80"), 80, "http", "api.example.com", ""),
+        (http("\r\nGET / HTTP/1.1", "Host: api.example.com"), 80, "http", "api.example.com", ""),
+        (http("GET / HTTP/1.1", "Host: evil.example"), 80, "http", "evil.example", "asks for evil"),
+        (http("GET / HTTP/1.1", "Host: evil.example"), 9, "http", "evil.example", "asks for evil"),
+        (http("GET / HTTP/1.0"), 80, "http", "", "asks for no host"),
+        (http("GET / HTTP/1.1", *["Host: api.example.com"] * 2), 80, "http", "", "two Host"),
+        (http("GET / HTTP/1.1", "Host : api.example.com"), 80, "http", "", "malformed"),
+        (http("GET / HTTP/1.1", "Host: a", " b"), 80, "http", "", "malformed"),
+        (
+            http("GET http://evil.example/ HTTP/1.1", "Host: api.example.com"),
+            *(80, "http", "", "its target is not its Host"),
+        ),
+        (
+            http("GET http://api.example.com/ HTTP/1.1", "Host: api.example.com"),
+            *(80, "http", "api.example.com", ""),
+        ),
+        (
+            http("CONNECT evil.example:443 HTTP/1.1", "Host: api.example.com"),
+            *(80, "http", "", "its target is not its Host"),
+        ),
+        (http("PRI * HTTP/2.0", "", "SM"), 80, "http", "", "HTTP/2 without TLS"),
+        (
+            http("BREW / HTTP/1.1", "Host: evil.example"),
+            80,
+            "http",
+            "evil.example",
+            "asks for evil",
+        ),
+        (http("hello"), 80, "http", "", "malformed"),
+        (b"SSH-2.0-x\r\n", 443, "other", "", "not TLS, on port 443"),
+        (b"SSH-2.0-x\r\n", 22, "other", "", ""),
+        (b"\x00\x01", 9000, "other", "", ""),
+        (b"GET " + b"a" * LONGEST_HEAD, 80, "http", "", "no end"),
+        (b"\x16\x03\x01\x40\x00\x01\x0f\xff\xff" + b"a" * LONGEST_HEAD, 443, "tls", "", "too long"),
+    ],
+)
+def test_table(data: bytes, port: int, kind: str, host: str, refusal: str) -> None:
+    seen = judge(data, NAMES, port)
+    assert seen is not None
+    assert (seen.kind, seen.host) == (kind, host)
+    assert refusal in seen.refusal if refusal else not seen.refusal
+
+
+@pytest.mark.parametrize("data", [HELLO, http("GET / HTTP/1.1", "Host: api.example.com")])
+def test_no_prefix_is_judged_before_it_is_whole(data: bytes) -> None:
+    for port in (80, 443, 9000):
+        for length in range(len(data)):
+            seen = judge(data[:length], NAMES, port)
+            # On the other's port nothing but the whole is either.
+            assert seen is None or (port == 80 and data is HELLO), (port, length)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.binary(max_size=200)
+    | st.lists(st.tuples(st.integers(0, len(HELLO) - 1), st.integers(0, 255)), max_size=6).map(
+        lambda changes: bytes(dict(changes).get(i, byte) for i, byte in enumerate(HELLO))
+    )
+    | st.binary(max_size=100).map(lambda tail: b"GET / HTTP/1.1\r\nHost: " + tail),
+    st.sampled_from([80, 443, 9000]),
+)
+def test_no_bytes_raise_and_what_passes_asks_for_a_name(data: bytes, port: int) -> None:
+    seen = judge(data, NAMES, port)
+    if seen is not None and not seen.refusal:
+        assert seen.host in NAMES or (seen.kind == "other" and port == 9000)

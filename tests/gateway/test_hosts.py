@@ -1,0 +1,319 @@
+"""The embedded engine between a real peer and real TLS and HTTP servers: which host is asked for.
+
+The topology is drawn in conftest.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import select
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Server, Topology, Tunnel, config_of
+from tests.gateway.peer import Peer
+
+from wgcell.gateway import door
+from wgcell.gateway.config import parse_config
+from wgcell.gateway.flows import Flow
+from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.gateway.resolver import Upstream
+
+ALICE = generate_private_key()
+RULES = ["allow api.example.com:1-65535", "allow shared.example.com:443", "allow b.example.com:443"]
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "example.com")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("*.example.com")]), False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    file = folder / "server.pem"
+    file.write_bytes(made.public_bytes(pem) + key.private_bytes(pem, *form))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
+
+
+@pytest.fixture(scope="module")
+def trust(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tls")
+
+
+@pytest.fixture(scope="module")
+def world(topology: Topology, trust: Path) -> Iterator[None]:
+    context = certificate(trust)
+
+    def tls(stream: socket.socket) -> None:
+        with (
+            contextlib.suppress(ssl.SSLError),
+            context.wrap_socket(stream, server_side=True) as safe,
+        ):
+            safe.sendall(b"over tls")
+
+    def http(stream: socket.socket) -> None:
+        stream.recv(4096)
+        stream.sendall(b"HTTP/1.0 200 OK\r\n\r\nhello")
+
+    def first(stream: socket.socket) -> None:
+        stream.sendall(b"220 ready\r\n")
+        stream.sendall(b"250 " + stream.recv(100))
+
+    made = [
+        Server(topology.world, "203.0.113.7", port, talk)
+        for port, talk in ((443, tls), (8443, tls), (80, http), (25, first))
+    ]
+    yield
+    for server in made:
+        server.close()
+
+
+@contextlib.contextmanager
+def between(
+    topology: Topology, port: int = 52000, **changes: Any
+) -> Iterator[tuple[Gateway, Tunnel]]:
+    peer = {"public_key": public_key(ALICE), "address": "10.99.0.2", "port": port}
+    config = {
+        "listen": f"192.0.2.1:{port}",
+        "private_key": SERVER,
+        "rules": RULES,
+        "resolver": [RESOLVER],
+        "protected": ["198.51.100.0/24"],
+        "peers": {"alice": peer},
+        **changes,
+    }
+    gateway = Gateway(config, topology.gateway.enter)
+    assert gateway.first["event"] == "ready", gateway.first
+    tunnel = Tunnel(topology.client, f"hosts{port}", ALICE, "10.99.0.2", public_key(SERVER), port)
+    try:
+        yield gateway, tunnel
+    finally:
+        tunnel.close()
+        gateway.close()
+
+
+@pytest.fixture(scope="module")
+def around(topology: Topology, world: None) -> Iterator[tuple[Gateway, Tunnel]]:
+    with between(topology, 51000) as made:
+        yield made
+
+
+def over_tls(tunnel: Tunnel, trust: Path, name: str | None, port: int = 443) -> bytes | None:
+    """What a client that looked up api.example.com, and says ``name``, gets."""
+    context = ssl.create_default_context(cafile=str(trust / "server.pem"))
+    context.check_hostname = name is not None
+    try:
+        with (
+            tunnel.connect("203.0.113.7", port) as stream,
+            context.wrap_socket(stream, server_hostname=name) as safe,
+        ):
+            return safe.recv(100) or None
+    except (ssl.SSLError, ConnectionError):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("name", "port", "passes"),
+    [
+        ("api.example.com", 443, True),
+        ("api.example.com", 8443, True),
+        # Allowed, and on the same address; but it was not asked for.
+        ("shared.example.com", 443, False),
+        ("evil.example", 443, False),
+        ("evil.example", 8443, False),
+        (None, 443, False),
+    ],
+)
+def test_tls_asks_for_the_name_that_was_looked_up(
+    around: tuple[Gateway, Tunnel], trust: Path, name: str | None, port: int, passes: bool
+) -> None:
+    gateway, tunnel = around
+    tunnel.ask("api.example.com")
+    gateway.drain()
+    begun = time.monotonic()
+    assert over_tls(tunnel, trust, name, port) == (b"over tls" if passes else None)
+    assert time.monotonic() - begun < 2
+    assert gateway.event("flow")["verdict"] == "allow"
+    end = gateway.event()
+    if not passes:
+        assert (end["event"], end["verdict"], end["host"]) == ("flow", "refuse", name or "")
+        assert end["mend"] == (f"{name}:{port}" if name else "")
+        end = gateway.event()
+    assert (end["event"], end["verdict"]) == ("flow_end", "allow" if passes else "refuse")
+    # Of what was refused, not a byte went out.
+    assert (end["bytes_out"] > 0) is passes
+
+
+@pytest.mark.parametrize(("host", "passes"), [("api.example.com", True), ("evil.example", False)])
+def test_http_asks_for_the_name_that_was_looked_up(
+    around: tuple[Gateway, Tunnel], host: str, passes: bool
+) -> None:
+    _, tunnel = around
+    tunnel.ask("api.example.com")
+    answer = tunnel.talk("203.0.113.7", 80, f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert bool(answer) is passes
+
+
+def test_a_server_that_speaks_first_is_heard(around: tuple[Gateway, Tunnel]) -> None:
+    _, tunnel = around
+    tunnel.ask("api.example.com")
+    with tunnel.connect("203.0.113.7", 25) as stream:
+        assert stream.recv(100) == b"220 ready\r\n"
+        stream.sendall(b"EHLO x\r\n")
+        assert stream.recv(100) == b"250 EHLO x\r\n"
+
+
+def test_a_name_that_was_asked_later_is_as_good(
+    around: tuple[Gateway, Tunnel], trust: Path
+) -> None:
+    _, tunnel = around
+    for name in ("shared.example.com", "api.example.com"):
+        tunnel.ask(name)
+        assert over_tls(tunnel, trust, name) == b"over tls"
+
+
+def test_what_is_learned_is_what_would_have_sufficed(
+    topology: Topology, world: None, trust: Path
+) -> None:
+    def use(tunnel: Tunnel) -> list[Any]:
+        found = [tunnel.ask("api.example.com").rcode(), bool(tunnel.talk("203.0.113.7", 25))]
+        found.append(over_tls(tunnel, trust, "api.example.com"))
+        return [*found, tunnel.ask("rebind.example.com").rcode(), tunnel.talk(RESOLVER, 53)]
+
+    with between(topology, rules=[], learn=True) as (gateway, tunnel):
+        learned = use(tunnel)
+        events = [event for event in gateway.drain() if event["event"] == "flow"]
+    rules = {str(e["mend"]) for e in events if e["verdict"] == "allow"}
+    assert rules == {"api.example.com:25", "api.example.com:443"}
+    # What is on this side stays closed.
+    assert sum(event["verdict"] == "refuse" for event in events) == 2
+    with between(topology, rules=[f"allow {rule}" for rule in rules]) as (_, tunnel):
+        assert use(tunnel) == learned
+
+
+_ECHO = """
+import asyncio
+async def one(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(one, "203.0.113.7", 7777, backlog=1024)
+    print("up", flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+def pumping(streams: list[socket.socket], ended: threading.Event) -> Callable[[], None]:
+    def pump() -> None:
+        waiting = {stream.fileno(): stream for stream in streams}
+        poll = select.poll()
+        for stream in streams:
+            stream.setblocking(False)
+            poll.register(stream, select.POLLIN | select.POLLOUT)
+        while not ended.is_set():
+            for number, events in poll.poll(100):
+                with contextlib.suppress(BlockingIOError):
+                    if events & select.POLLOUT:
+                        waiting[number].send(bytes(2048))
+                    if events & select.POLLIN:
+                        waiting[number].recv(65536)
+            time.sleep(0.01)  # the peer shares this machine with the gateway it means to starve
+
+    return pump
+
+
+def test_a_greedy_peer_does_not_starve_forty_nine_others(topology: Topology, world: None) -> None:
+    """One peer pumps through 500 flows at once; each other fetches through a flow of its own."""
+    keys = [generate_private_key() for _ in range(49)]
+    peers = {"greedy": {"public_key": public_key(ALICE), "address": "10.99.0.2", "port": 52000}}
+    for number, key in enumerate(keys):
+        address, port = f"10.99.0.{number + 3}", 52001 + number
+        peers[f"peer-{number}"] = {"public_key": public_key(key), "address": address, "port": port}
+    echo = topology.world.start(sys.executable, "-c", _ECHO, stdout=-1)
+    assert echo.stdout is not None
+    assert echo.stdout.readline() == b"up\n"
+    with between(topology, rules=["allow 203.0.113.7:7777"], peers=peers) as (_, tunnel):
+        ended = threading.Event()
+        with contextlib.ExitStack() as opened:
+            streams = [
+                opened.enter_context(tunnel.connect("203.0.113.7", 7777)) for _ in range(500)
+            ]
+            thread = threading.Thread(target=pumping(streams, ended))
+            thread.start()
+            slowest = 0.0
+            try:
+                for number, key in enumerate(keys):
+                    begun = time.monotonic()
+                    with topology.client.socket(socket.SOCK_DGRAM) as sock:
+                        sock.connect(("192.0.2.1", 52001 + number))
+                        peer = Peer(sock, key)
+                        peer.source = f"10.99.0.{number + 3}"
+                        assert peer.tcp("203.0.113.7", 7777, b"hello", until=5) == (b"hello", 0)
+                    slowest = max(slowest, time.monotonic() - begun)
+            finally:
+                ended.set()
+                thread.join()
+    assert slowest < 2, slowest
+
+
+def test_a_head_that_does_not_end_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow loris: a byte now and then, and never a whole head."""
+    monkeypatch.setattr(door, "HELLO_TIMEOUT", 0.3)
+
+    class Slow:
+        async def read(self, count: int) -> bytes:
+            await asyncio.sleep(0.05)
+            return b"a"
+
+    config = parse_config(config_of())
+    (peer,) = config.peers
+    waiting = door.Door(config, peer, Upstream(()), lambda event: None)
+    flow = Flow(1, "cell", "tcp", ipaddress.ip_address("203.0.113.7"), 80)
+    begun = time.monotonic()
+    with pytest.raises(door._Refused, match="no whole TLS hello or HTTP head within"):
+        asyncio.run(waiting._greeted(Slow(), flow, ("api.example.com",), b"GET /"))  # type: ignore[arg-type]
+    assert time.monotonic() - begun < 1
+
+
+def test_unfinished_heads_take_no_more_than_the_peers_own_flows(
+    topology: Topology, world: None
+) -> None:
+    with between(topology, limits={"flows": 2}) as (_, tunnel):
+        tunnel.ask("api.example.com")
+        with tunnel.connect("203.0.113.7", 80) as one, tunnel.connect("203.0.113.7", 80) as two:
+            one.sendall(b"GET / HT")
+            two.sendall(b"GET / HT")
+            time.sleep(0.2)
+            assert tunnel.talk("203.0.113.7", 80, b"GET / HTTP/1.1") is None
+        time.sleep(0.2)
+        head = b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n"
+        assert tunnel.talk("203.0.113.7", 80, head)
