@@ -110,6 +110,9 @@ class Narrator:
                     why = event.get("reason") or "no rule allows it"
                     what = _clean(self._tally.what(event))
                     self.line(f"[yellow]refused by the gateway[/] {what} ({_clean(why)})")
+            case "walls" if not (event["seal"] and event["jail"]):
+                for wall, why in event["missing"].items():
+                    self.line(f"[red]not up:[/] {_clean(wall)}: {_clean(why)}")
             case "frozen":
                 self.line("the machine is frozen and kept; end it with [bold]wgcell stop[/]")
             case "changed":

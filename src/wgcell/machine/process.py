@@ -53,7 +53,7 @@ def find_qemu() -> str:
             "qemu-system-x86_64 is not installed",
             mend="apt-get install qemu-system-x86 (wgcell doctor lists what is missing)",
         )
-    return path
+    return str(Path(path).resolve())
 
 
 def _before_qemu(jail: Jail, memory: int, disk: int, parent: int) -> Callable[[], None]:

@@ -1,0 +1,119 @@
+"""The host's address changes under a running cell, and the workload's download goes on.
+
+::
+
+    host namespace                       server namespace
+      wgcell run ── 10.77.0.1 ─┐  veth  ┌─ 10.77.0.254 ── wgcell gateway run, a slow data service
+                   (10.77.0.2)─┘        └─
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wgcell.gateway.keys import generate_private_key, public_key
+
+WGCELL = [sys.executable, "-P", "-m", "wgcell"]
+SLOW = """
+import http.server
+class Slow(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        import time
+        self.send_response(200)
+        self.send_header("Content-Length", "2000000")
+        self.end_headers()
+        for _ in range(200):
+            self.wfile.write(bytes(10000))
+            time.sleep(0.1)
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Slow).serve_forever()
+"""
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+@pytest.fixture
+def namespaces() -> Iterator[tuple[str, str]]:
+    host, server = f"wgh{os.getpid()}", f"wgs{os.getpid()}"
+    for name in (host, server):
+        ip("netns", "add", name)
+    try:
+        ip("link", "add", "v", "netns", host, "type", "veth", "peer", "name", "v", "netns", server)
+        ip("-n", host, "addr", "add", "10.77.0.1/24", "dev", "v")
+        ip("-n", server, "addr", "add", "10.77.0.254/24", "dev", "v")
+        for name in (host, server):
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", "v", "up")
+        yield host, server
+    finally:
+        for name in (host, server):
+            ip("netns", "del", name)
+
+
+@pytest.mark.vm
+@pytest.mark.timeout(200)
+def test_a_changed_address_of_the_host_breaks_no_download(
+    namespaces: tuple[str, str], tmp_path: Path
+) -> None:
+    host, server = namespaces
+    ours, theirs = generate_private_key(), generate_private_key()
+    (tmp_path / "gateway.toml").write_text(
+        f'listen = "10.77.0.254:51820"\nprivate_key = "{theirs}"\n'
+        'services = { "10.99.0.5:80" = "127.0.0.1:8000" }\n'
+        f'[peers.cell]\npublic_key = "{public_key(ours)}"\naddress = "10.99.0.2"\n'
+    )
+    (tmp_path / "gateway.toml").chmod(0o600)
+    (tmp_path / "vpn.conf").write_text(
+        f"[Interface]\nPrivateKey = {ours}\nAddress = 10.99.0.2/32\n[Peer]\n"
+        f"PublicKey = {public_key(theirs)}\nAllowedIPs = 0.0.0.0/0\n"
+        "Endpoint = 10.77.0.254:51820\n"
+    )
+    inside = ["ip", "netns", "exec"]
+    service = subprocess.Popen([*inside, server, sys.executable, "-c", SLOW])
+    gateway = subprocess.Popen(
+        [*inside, server, *WGCELL, "gateway", "run", str(tmp_path / "gateway.toml")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert gateway.stdout is not None
+    ready = json.loads(gateway.stdout.readline())
+    fetch = "import urllib.request as u; r = u.urlopen('http://10.99.0.5/', timeout=60)\n"
+    fetch += "print('up', flush=True); print(len(r.read()))"
+    cell = subprocess.Popen(
+        [
+            *(*inside, host, *WGCELL, "run", "--vpn", str(tmp_path / "vpn.conf")),
+            *("--allow-endpoint", "10.77.0.254/32", "--state-dir", str(tmp_path / "cells")),
+            *("--", "python3", "-c", fetch),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert cell.stdout is not None and ready
+        assert cell.stdout.readline() == "up\n", cell.communicate()[1]
+        time.sleep(2)
+        ip("-n", host, "addr", "add", "10.77.0.2/24", "dev", "v")
+        ip("-n", host, "addr", "del", "10.77.0.1/24", "dev", "v")
+        ip("-n", host, "addr", "replace", "10.77.0.2/24", "dev", "v")
+        stdout, stderr = cell.communicate(timeout=120)
+    finally:
+        for process in (cell, gateway, service):
+            process.terminate()
+            process.communicate()
+    assert cell.returncode == 0, stderr
+    assert stdout == "2000000\n"
+    (folder,) = (tmp_path / "cells").iterdir()
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    renewed = [line for line in lines if line["event"] == "socket_renewed"]
+    assert renewed and renewed[0]["source"] == "10.77.0.2"
+    assert json.loads((folder / "result.json").read_text())["relay"]["refused"] == {}

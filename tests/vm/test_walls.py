@@ -1,0 +1,215 @@
+"""The host's walls around whole cells: without root, without bubblewrap, whatever happens outside.
+
+What these can't show: a wall on a kernel other than this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wgcell.image import store
+
+Cell = Callable[..., Any]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+
+ORDINARY = 4321
+
+
+def result_of(state: Path) -> dict[str, Any]:
+    (folder,) = state.iterdir()
+    return json.loads((folder / "result.json").read_text())
+
+
+def events_of(state: Path) -> list[dict[str, Any]]:
+    (folder,) = state.iterdir()
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def public(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder an ordinary user may enter, with wgcell and its image in it."""
+    place = Path("/var/tmp") / f"wgcell-ordinary-{os.getpid()}"
+    place.mkdir(mode=0o755)
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    skipped = shutil.ignore_patterns("mypy*", "ruff*", "scapy", "hypothesis", "pip", "pytest*")
+    shutil.copytree(packages, place / "packages", ignore=skipped)
+    source = Path(store.__file__).parents[2]
+    shutil.copytree(source / "wgcell", place / "packages" / "wgcell", dirs_exist_ok=True)
+    image = store.load("debian").folder
+    shutil.copytree(image, place / "cache" / "images" / "debian")
+    (place / "home").mkdir()
+    os.chown(place / "home", ORDINARY, ORDINARY)
+    yield place
+    shutil.rmtree(place)
+
+
+def test_a_whole_cell_with_all_walls_as_an_ordinary_user(public: Path) -> None:
+    if os.geteuid() != 0:  # then every other test here is this one
+        return
+    done = subprocess.run(
+        [
+            *("/usr/bin/python3", "-P", "-m", "wgcell", "run"),
+            *("--state-dir", str(public / "home/cells"), "--output", "made"),
+            *("--", "sh", "-c", "id -u; echo home > made"),
+        ],
+        user=ORDINARY,
+        group=ORDINARY,
+        extra_groups=[],
+        cwd=public / "home",
+        env={
+            "PATH": "/usr/bin:/usr/sbin:/bin:/sbin",
+            "HOME": str(public / "home"),
+            "PYTHONPATH": str(public / "packages"),
+            "WGCELL_CACHE_DIR": str(public / "cache"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "0\n"
+    result = result_of(public / "home/cells")
+    assert result["walls"]["seal"] is True and result["walls"]["jail"] is True, result["walls"]
+    assert set(result["walls"]["missing"]) <= {"seal: landlock"}
+    (folder,) = (public / "home/cells").iterdir()
+    assert (folder / "outputs/made").read_text() == "home\n"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def without_bubblewrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PATH that holds everything but bwrap."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    for folder in ("/usr/bin", "/usr/sbin"):
+        for program in Path(folder).iterdir():
+            if program.name != "bwrap" and not (place / program.name).exists():
+                (place / program.name).symlink_to(program)
+    monkeypatch.setenv("PATH", str(place))
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_a_jail_that_can_not_be_built_is_not_pretended(cell: Cell) -> None:
+    ended = cell(command=["true"])
+    assert ended.code == 0, ended.stderr
+    walls = ended.result["walls"]
+    assert walls["seal"] is True and walls["jail"] is False
+    assert "apt-get install bubblewrap" in walls["missing"]["jail"]
+    assert "jail" in ended.stderr
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_a_provider_who_requires_every_wall_is_refused_a_cell_without(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config" / "wgcell").mkdir(parents=True)
+    (tmp_path / "config/wgcell/config.toml").write_text("require_walls = true\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    ended = cell(command=["echo", "ran"])
+    assert ended.code == 125 and ended.stdout == ""
+    assert "requires every wall" in ended.stderr
+    assert not [event for event in ended.events if event["event"] == "booting"]
+
+
+def test_unverified_in_time(cell: Cell, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text('command = ["echo", "ran"]\n[policy]\nverify_timeout = "1s"\n')
+    ended = cell(str(job), command=["echo", "ran"])
+    assert ended.code == 121 and ended.stdout == ""
+    assert ended.result["outcome"] == "unverified"
+
+
+def test_an_endpoint_that_does_not_answer_boots_nothing(cell: Cell, tmp_path: Path) -> None:
+    key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+    conf = f"[Interface]\nPrivateKey = {key}\nAddress = 10.9.0.2/32\n"
+    conf += f"[Peer]\nPublicKey = {key}\nAllowedIPs = 0.0.0.0/0\nEndpoint = 127.0.0.1:9\n"
+    (tmp_path / "v.conf").write_text(conf)
+    given = ["--vpn", str(tmp_path / "v.conf"), "--allow-endpoint", "127.0.0.1/32"]
+    ended = cell(*given, command=["true"])
+    assert ended.code == 121
+    assert "no consent" in ended.stderr and key not in ended.stderr + ended.stdout
+    assert not [event for event in ended.events if event["event"] == "booting"]
+
+
+def started(state: Path, *options: str, command: list[str]) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-P", "-m", "wgcell", "run", "--name", "t", "--state-dir", str(state)]
+    process = subprocess.Popen(
+        [*argv, *options, "--", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n", process.communicate()[1]
+    return process
+
+
+def gateway_of(process: subprocess.Popen[str]) -> int:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    return next(pid for pid, line in lines.items() if b"wgcell.gateway" in line)
+
+
+def test_a_tunnel_that_falls_silent_is_lost(tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text('[policy]\ntunnel_timeout = "10s"\n')
+    talk = "echo up; while :; do ping -c 1 -W 1 10.99.0.1 >/dev/null; sleep 1; done"
+    process = started(tmp_path / "cells", str(job), command=["sh", "-c", talk])
+    gateway = gateway_of(process)
+    os.kill(gateway, signal.SIGSTOP)
+    try:
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        if Path(f"/proc/{gateway}").exists():
+            os.kill(gateway, signal.SIGCONT)
+    assert process.returncode == 122, stderr
+    assert result_of(tmp_path / "cells")["outcome"] == "tunnel_lost"
+
+
+def test_a_frozen_machine_is_kept_until_it_is_stopped(tmp_path: Path, wgcell: str) -> None:
+    rogue = "import socket,time; print('up', flush=True); time.sleep(1)\n"
+    rogue += "s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(('eth0', 0))\n"
+    rogue += "s.send(bytes(60)); time.sleep(60)"
+    options = ["--guest-walls", "off", "--on-rogue", "freeze"]
+    process = started(tmp_path, *options, command=["python3", "-c", rogue])
+    deadline = time.monotonic() + 30
+    while not [event for event in events_of(tmp_path) if event["event"] == "frozen"]:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    assert process.poll() is None
+    subprocess.run([wgcell, "stop", "--state-dir", str(tmp_path), "t"], check=True)
+    process.communicate(timeout=20)
+    assert process.returncode == 120
+
+
+def test_a_cell_that_stood_still_for_ten_seconds_goes_on(tmp_path: Path) -> None:
+    """As a suspended host looks: every process of the cell is stopped, then goes on."""
+    talk = "echo up; sleep 12; ping -c 1 -W 5 10.99.0.1 >/dev/null && echo alive"
+    process = started(tmp_path, command=["sh", "-c", talk])
+    family, waiting = [process.pid], [process.pid]
+    while waiting:
+        pid = waiting.pop()
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        family += map(int, below)
+        waiting += map(int, below)
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(10)
+    for pid in reversed(family):
+        os.kill(pid, signal.SIGCONT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "alive" in stdout
+    assert result_of(tmp_path)["relay"]["refused"] == {}
