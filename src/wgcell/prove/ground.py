@@ -130,6 +130,9 @@ class Ground(Protocol):
     async def start(self) -> None:
         """Start the endpoint."""
 
+    async def stop(self) -> None:
+        """Stop it."""
+
     def next_key(self) -> bytes:
         """The private key of a peer that the endpoint knows."""
 
@@ -159,6 +162,14 @@ class Ground(Protocol):
 
 
 class _Keys:
+    _server: Any = None
+
+    async def stop(self) -> None:
+        """Stop the endpoint."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
     def __init__(self) -> None:
         self._endpoint = generate_private_key()
         self._peers = [generate_private_key() for _ in range(PEERS)]

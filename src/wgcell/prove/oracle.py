@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Capture", "Packet", "carries", "is_port_unreachable", "mark_of", "tunnel_payload"]
+__all__ = ["Capture", "Packet", "carries", "is_port_unreachable", "tunnel_payload"]
 
 ETH_P_ALL = 0x0003
 SOL_PACKET = 263
@@ -59,15 +59,6 @@ def tunnel_payload(frame: bytes, endpoints: frozenset[bytes], port: int) -> byte
     if destination != port or total != start - 14 + length:
         return None
     return frame[start + 8 : 14 + total]
-
-
-def mark_of(frame: bytes) -> bytes:
-    """The part of a frame by which a capture knows it again.
-
-    The kernel may take tags off a frame before a capture sees it, so the first 22 bytes are not
-    looked at where there are more.
-    """
-    return frame[22:] or frame
 
 
 def is_port_unreachable(frame: bytes, host: bytes) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import random
 import socket
 import time
 from collections import Counter
@@ -21,8 +21,9 @@ from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess, b64
 from wgcell.prove.battery import MTU, Case, Play, Probe, Scene, tunnel
 from wgcell.prove.ground import HOST, Ground
+from wgcell.prove.marks import mark_of
 from wgcell.prove.opened import OpenedRelay
-from wgcell.prove.oracle import Packet, carries, is_port_unreachable, mark_of
+from wgcell.prove.oracle import Packet, carries, is_port_unreachable
 from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict, judge
 
 __all__ = ["Played", "Stand", "play_all"]
@@ -381,3 +382,47 @@ async def _play(stand: Stand, case: Case, phase: Phase) -> Result:
     status, why = judge(case.verdict, phase, seen, control_asked=asked)
     return result(status, why, seen)
 
+
+
+async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
+    """``count`` rogue frames, all kinds in turn, through one relay that is stopping.
+
+    In that phase a rogue frame is dropped and the link stays, so the frames come as fast as they
+    can be made. An honest message after each thousand shows that the relay still looks at them.
+    """
+    stand = await Stand.sealed(ground)
+    began = time.monotonic()
+    ground.collect()
+    ground.lost()
+    chosen = [case for case in cases if case.verdict is Verdict.KILL and case.play is Play.FRAMES]
+    sent = 0
+    alive = True
+    try:
+        scene = await stand.prepare(Phase.STOPPING)
+        while sent < count and alive and not stand.leaked():
+            batch: list[bytes] = []
+            while len(batch) < 1000:
+                batch += random.choice(chosen).probe(scene).frames[:8]
+            await stand.nic.write(b"".join(len(f).to_bytes(4, "big") + f for f in batch))
+            sent += len(batch)
+            alive = await stand.pass_through(scene.transport())
+            # What is settled need not be looked at again.
+            if not stand.leaked():
+                stand.packets.clear()
+                stand.allowed.clear()
+        leaks = tuple(packet.shown() for packet in stand.leaked())
+    finally:
+        await stand.close()
+    seen = Observation(
+        leaks=leaks,
+        alive=alive,
+        lost=ground.lost(),
+        control=True,
+        seconds=time.monotonic() - began,
+        frames=sent,
+    )
+    status, why = judge(Verdict.DROP, Phase.STOPPING, seen)
+    does = f"throws {sent} rogue frames of every kind at a relay that is stopping"
+    return Result(
+        "storm", "storm", does, "relay", Phase.STOPPING, Verdict.DROP, status, why, seen
+    )
