@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -78,7 +77,9 @@ class Scene:
     def initiation(self, *, key: bytes = b"", mac2: bytes = bytes(16), size: int = 148) -> bytes:
         """An initiation of the guest's: junk under a right mac1."""
         index = int.from_bytes(os.urandom(4), "little")
-        return make.initiation(index, key or self.endpoint_key, os.urandom(256), mac2=mac2, size=size)
+        return make.initiation(
+            index, key or self.endpoint_key, os.urandom(256), mac2=mac2, size=size
+        )
 
     def payload(self) -> bytes:
         """Whatever of the guest's would pass now."""
@@ -165,7 +166,9 @@ def _datagram(**changes: object) -> Callable[[Scene], Probe]:
     return _packet(udp=changes)
 
 
-def _other(kind: int, payload: bytes, destination: bytes = link.GATEWAY_MAC) -> Callable[[Scene], Probe]:
+def _other(
+    kind: int, payload: bytes, destination: bytes = link.GATEWAY_MAC
+) -> Callable[[Scene], Probe]:
     """A frame that carries something else than IPv4."""
     return _one(
         lambda s: make.ethernet(payload + os.urandom(8), kind=kind, destination=destination)
@@ -181,7 +184,9 @@ def _carried(protocol: int, payload: bytes, **changes: object) -> Callable[[Scen
     )
 
 
-def _to(host: str, port: int, payload: bytes = b"", source_port: int = 40000) -> Callable[[Scene], Probe]:
+def _to(
+    host: str, port: int, payload: bytes = b"", source_port: int = 40000
+) -> Callable[[Scene], Probe]:
     """An ordinary UDP datagram to a host outside the tunnel."""
     there = _ip(host)
 
@@ -207,7 +212,9 @@ def _ping(host: str, source: bytes = link.GUEST_ADDRESS) -> Callable[[Scene], Pr
     )
 
 
-def _v6(next_header: int, body: bytes, destination: str, mac: str = "33:33:00:00:00:01") -> Callable[[Scene], Probe]:
+def _v6(
+    next_header: int, body: bytes, destination: str, mac: str = "33:33:00:00:00:01"
+) -> Callable[[Scene], Probe]:
     source, there = _ip6("fe80::77:67ff:fe00:2"), _ip6(destination)
     return _one(
         lambda s: make.ethernet(
@@ -413,7 +420,9 @@ def _behind(scene: Scene) -> Probe:
 
 
 def _flood_of_initiations(scene: Scene) -> Probe:
-    return Probe(tuple(tunnel(scene.initiation()) for _ in range(20)), first=(tunnel(scene.initiation()),))
+    return Probe(
+        tuple(tunnel(scene.initiation()) for _ in range(20)), first=(tunnel(scene.initiation()),)
+    )
 
 
 _JUNK = 200
@@ -472,7 +481,9 @@ _FROM_STRANGER = (
 )  # fmt: skip
 
 
-def _from_lan(packet: Callable[[Scene], bytes], kind: int = 0x0800, everyone: bool = False) -> Callable[[Scene], Probe]:
+def _from_lan(
+    packet: Callable[[Scene], bytes], kind: int = 0x0800, everyone: bool = False
+) -> Callable[[Scene], Probe]:
     """A frame of a LAN host's, to the machine's card or to everyone."""
     to = make.BROADCAST if everyone else _mac("02:00:00:00:02:01")
     source = _mac("02:00:00:00:02:fe")

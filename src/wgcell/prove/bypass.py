@@ -127,6 +127,6 @@ BYPASSES: tuple[Bypass, ...] = (
     Bypass("arp-on", "turns ARP on", _GUEST_MAC + b"\x08\x06", _arp_on),
     Bypass("ipv6-on", "turns IPv6 on", _GUEST_MAC + b"\x86\xdd", _ipv6_on),
     Bypass("mac-changed", "changes its MAC address", b"wgcell-mark-mac", _mac),
-    Bypass("card-moved", "moves the card into a namespace of its own", b"wgcell-mark-moved", _moved),
     Bypass("driver-rebound", "unbinds the driver, rescans PCI, binds it again", _GUEST_MAC + b"\x08\x06", _rebound),
+    Bypass("card-moved", "moves the card into a namespace of its own", b"wgcell-mark-moved", _moved),
 )  # fmt: skip

@@ -370,7 +370,9 @@ def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]
 
 
 def _refused(seen: _Seen) -> list[str]:
-    return [f"{reason} ×{n}" for reason, n in seen.result.get("relay", {}).get("refused", {}).items()]
+    return [
+        f"{reason} ×{n}" for reason, n in seen.result.get("relay", {}).get("refused", {}).items()
+    ]
 
 
 def _first_instruction(seen: _Seen) -> Result:

@@ -19,7 +19,12 @@ __all__ = ["Framed", "load", "parse"]
 MOST_FRAMES = 10_000
 LARGEST_FILE = 64 << 20
 _ETHERNET = 1
-_PCAP = {b"\xd4\xc3\xb2\xa1": "<", b"\x4d\x3c\xb2\xa1": "<", b"\xa1\xb2\xc3\xd4": ">", b"\xa1\xb2\x3c\x4d": ">"}
+_PCAP = {
+    b"\xd4\xc3\xb2\xa1": "<",
+    b"\x4d\x3c\xb2\xa1": "<",
+    b"\xa1\xb2\xc3\xd4": ">",
+    b"\xa1\xb2\x3c\x4d": ">",
+}
 _SECTION, _INTERFACE, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 3, 6
 
 
@@ -37,7 +42,7 @@ class Framed:
             f"frame-{self.number}",
             "your frames",
             f"sends frame {self.number} of the file, {len(self.data)} bytes",
-            Verdict.KILL,
+            Verdict.STOP,
             lambda scene: Probe((self.data,)),
         )
 

@@ -39,7 +39,9 @@ class Packet:
     def shown(self) -> str:
         """One line for a report."""
         if self.tunnel is not None:
-            return f"{self.place}: to the endpoint, {len(self.tunnel)} bytes: {self.tunnel[:32].hex()}"
+            return (
+                f"{self.place}: to the endpoint, {len(self.tunnel)} bytes: {self.tunnel[:32].hex()}"
+            )
         return f"{self.place}: {len(self.data)} bytes: {self.data[:48].hex()}"
 
 

@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess, b64
@@ -24,7 +23,7 @@ from wgcell.prove.ground import HOST, Ground
 from wgcell.prove.marks import mark_of
 from wgcell.prove.opened import OpenedRelay
 from wgcell.prove.oracle import Packet, carries, is_port_unreachable
-from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict, judge
+from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict, accepted, judge
 
 __all__ = ["Played", "Stand", "play_all"]
 
@@ -280,8 +279,9 @@ async def _wall(stand: Stand, case: Case, phase: Phase) -> tuple[Probe, Observat
         case Verdict.PASS:
             wanted = [frame[_HEADERS:] for frame in probe.frames]
             arrived = await _until(lambda: all(map(stand.left, wanted)))
-        case Verdict.KILL:
-            patience = SETTLE * 10 if phase in (Phase.STOPPING, Phase.BOOT) else PATIENCE
+        case Verdict.KILL | Verdict.STOP:
+            sure = accepted(case.verdict, phase) == {Verdict.KILL}
+            patience = PATIENCE if sure else SETTLE * 10
             await _until(lambda: stand.nic.closed or bool(stand.leaked()), patience)
         case Verdict.DROP if phase is Phase.SILENT:
             await asyncio.sleep(SETTLE * 10)
@@ -383,7 +383,6 @@ async def _play(stand: Stand, case: Case, phase: Phase) -> Result:
     return result(status, why, seen)
 
 
-
 async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
     """``count`` rogue frames, all kinds in turn, through one relay that is stopping.
 
@@ -423,6 +422,4 @@ async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
     )
     status, why = judge(Verdict.DROP, Phase.STOPPING, seen)
     does = f"throws {sent} rogue frames of every kind at a relay that is stopping"
-    return Result(
-        "storm", "storm", does, "relay", Phase.STOPPING, Verdict.DROP, status, why, seen
-    )
+    return Result("storm", "storm", does, "relay", Phase.STOPPING, Verdict.DROP, status, why, seen)

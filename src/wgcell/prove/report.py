@@ -50,8 +50,7 @@ class Run:
         return sum(
             result.observation.frames
             for result in self.results
-            if result.expected is not Verdict.PASS
-            and result.status in (Status.HELD, Status.LEAKED)
+            if result.expected is not Verdict.PASS and result.status in (Status.HELD, Status.LEAKED)
         )
 
     @property
@@ -233,7 +232,15 @@ def _group(name: str, results: Sequence[Result]) -> str:
     words = f"{len(results) - len(bad)} of {len(results)} held"
     heads = "".join(
         f"<th>{head}</th>"
-        for head in ("case", "wall", "phase", "due", "the capture says", "control", "the relay said")
+        for head in (
+            "case",
+            "wall",
+            "phase",
+            "due",
+            "the capture says",
+            "control",
+            "the relay said",
+        )
     )
     return (
         f'<details class="card"{" open" if bad else ""}><summary><span>{escape(name)}</span>'
@@ -281,7 +288,9 @@ def as_html(run: Run) -> str:
         *((str(run.counts[status]), status.value) for status in Status if run.counts[status]),
         (f"{run.seconds:.0f} s", "taken"),
     ]
-    shown = "".join(f"<div><b>{escape(n)}</b><span>{escape(what)}</span></div>" for n, what in numbers)
+    shown = "".join(
+        f"<div><b>{escape(n)}</b><span>{escape(what)}</span></div>" for n, what in numbers
+    )
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in run.facts)
     groups = "".join(
         _group(group, [result for result in run.results if result.group == group])

@@ -20,6 +20,8 @@ class Verdict(Enum):
     """Nothing leaves, and the link is cut."""
     DROP = "drop"
     """Nothing leaves, and the cell lives on."""
+    STOP = "stop"
+    """Nothing leaves, whatever becomes of the cell: all that can be asked of a stranger's frame."""
     PASS = "pass"  # noqa: S105 - a verdict
     """It leaves, as payload to the endpoint and nowhere else."""
 
@@ -50,17 +52,12 @@ class Status(Enum):
 
 def accepted(verdict: Verdict, phase: Phase) -> frozenset[Verdict]:
     """What may become of a probe of that verdict in a phase other than the one it is stated for."""
-    if verdict is not Verdict.KILL:
-        return frozenset({verdict})
-    match phase:
-        case Phase.STOPPING:
-            # The workload has ended; the machine is killed when its files are home.
-            return frozenset({Verdict.DROP, Verdict.KILL})
-        case Phase.BOOT:
-            # Nothing of the requester's runs yet; either way the cell is never released.
-            return frozenset({Verdict.DROP, Verdict.KILL})
-        case _:
-            return frozenset({Verdict.KILL})
+    # In boot nothing of the requester's runs yet, and either way the cell is never released; in
+    # stopping the workload has ended, and the machine is killed when its files are home.
+    mild = verdict is Verdict.KILL and phase in (Phase.BOOT, Phase.STOPPING)
+    if mild or verdict is Verdict.STOP:
+        return frozenset({Verdict.DROP, Verdict.KILL})
+    return frozenset({verdict})
 
 
 @dataclass(frozen=True, slots=True)
