@@ -106,9 +106,7 @@ class Peer:
                 self.newest = stamp
                 ours = self.index()
                 self.following = Session(ours, theirs, now, initiator=False)
-                return [
-                    handshake(struct.pack("<III", 2, ours, theirs), 92, self.key_of_other)
-                ]
+                return [handshake(struct.pack("<III", 2, ours, theirs), 92, self.key_of_other)]
             case 2:
                 theirs, receiver = struct.unpack_from("<II", message, 4)
                 if self.pending is None or receiver != self.pending[0]:

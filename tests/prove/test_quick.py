@@ -146,7 +146,7 @@ def test_a_users_own_frames_each_get_a_verdict_and_a_reason(tmp_path: Path) -> N
     ("options", "words"),
     [
         (("--quick", "--case", "nonsense"), "there is no case 'nonsense'"),
-        (("--quick", "--long"), "exclude each other"),
+        (("--quick", "--frames", "a.pcap"), "plays your frames alone"),
         (("--frames", "/etc/hostname"), "not a pcap"),
     ],
 )
@@ -162,5 +162,3 @@ def test_the_report_files_are_written(tmp_path: Path) -> None:
     code, _ = prove("--quick", "--case", "vlan", "--html", str(html), "--junit", str(junit))
     assert code == 0
     assert "Nothing leaked" in html.read_text() and "vlan [running]" in junit.read_text()
-
-

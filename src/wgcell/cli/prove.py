@@ -16,8 +16,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from wgcell.cli.image import build_with_progress
 from wgcell.cli.terminal import console
 from wgcell.errors import InputError, StateError
+from wgcell.image import store
 from wgcell.prove import cells, frames, ground, report, run
 from wgcell.prove.verdict import Result, Status
 
@@ -66,6 +68,8 @@ def prove(
 
     wgcell prove --html report.html
 
+    wgcell prove --long --quick
+
     wgcell prove --frames attack.pcap
 
     Exits 0 only if nothing leaked, every verdict was right, and with the wall down every probe
@@ -75,23 +79,23 @@ def prove(
         for one in run.names():
             print(f"{one.name:<26} {one.verdict.value:<5} {one.group}: {one.does}")
         return
-    if sum((quick, long, frames_ is not None)) > 1:
-        raise InputError("--quick, --long and --frames exclude each other")
+    if frames_ is not None and (quick or long or case):
+        raise InputError("--frames plays your frames alone: leave --quick, --long and --case out")
     mode = run.Mode.DEFAULT
-    if quick:
-        mode = run.Mode.QUICK
+    if frames_ is not None:
+        mode = run.Mode.FRAMES
     elif long:
         mode = run.Mode.LONG
-    elif frames_ is not None:
-        mode = run.Mode.FRAMES
-    with_machines = mode in (run.Mode.DEFAULT, run.Mode.LONG)
+    elif quick:
+        mode = run.Mode.QUICK
+    with_machines = frames_ is None and not quick
     asked = run.Asked(
         mode,
         only=tuple(case or ()),
         own=frames.load(frames_) if frames_ is not None else (),
         times=times,
         storm=storm,
-        machines=cells.find(every=long) if with_machines else None,
+        machines=_machines(every=long) if with_machines else None,
     )
     run.plan(asked)
     # What the endpoint's library logs of junk that reaches it is the battery's own doing.
@@ -110,6 +114,14 @@ def prove(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0 if done.passed else 1)
+
+
+def _machines(*, every: bool) -> cells.Machines:
+    """What VMs are made of, the image built first if it is not there yet."""
+    if not store.exists("debian"):
+        console.print("[dim]wgcell:[/] the image debian is not built yet; this is done once")
+        build_with_progress("debian")
+    return cells.find(every=every)
 
 
 def _conduct(asked: run.Asked, where: ground.Ground, *, quiet: bool) -> report.Run:

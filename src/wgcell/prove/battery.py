@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -425,13 +425,24 @@ def _flood_of_initiations(scene: Scene) -> Probe:
     )
 
 
+def _each(
+    name: str, numbers: Sequence[int], does: str, message: Callable[[Scene, int], bytes]
+) -> Sequence[Row]:
+    """One row a number."""
+
+    def probe(number: int) -> Callable[[Scene], Probe]:
+        return _bare(lambda s: message(s, number))
+
+    return [(f"{name}-{n}", f"{does} {n}", KILL, probe(n)) for n in numbers]
+
+
 _JUNK = 200
 _WIREGUARD = (
-    *((f"type-{n}", f"sends a message of type {n}", KILL, _bare(lambda s, n=n: _flip(s.transport(), 0, n))) for n in (0, 5, 255)),
-    *((f"reserved-{n}", "uses a reserved byte", KILL, _bare(lambda s, n=n: _flip(s.payload(), n, 1))) for n in (1, 2, 3)),
-    *((f"initiation-{n}", f"sends an initiation of {n} bytes", KILL, _bare(lambda s, n=n: s.initiation(size=n))) for n in (147, 149, 1400)),
-    *((f"response-{n}", f"sends a response of {n} bytes", KILL, _bare(lambda s, n=n: make.response(1, 1, s.endpoint_key, os.urandom(200), size=n))) for n in (91, 93)),
-    *((f"cookie-{n}", f"sends a cookie reply of {n} bytes", KILL, _bare(lambda s, n=n: make.cookie_reply(s.receiver, os.urandom(80), size=n))) for n in (63, 65)),
+    *_each("type", (0, 5, 255), "sends a message of type", lambda s, n: _flip(s.transport(), 0, n)),
+    *_each("reserved", (1, 2, 3), "uses the reserved byte", lambda s, n: _flip(s.payload(), n, 1)),
+    *_each("initiation", (147, 149, 1400), "sends an initiation of so many bytes:", lambda s, n: s.initiation(size=n)),
+    *_each("response", (91, 93), "sends a response of so many bytes:", lambda s, n: make.response(1, 1, s.endpoint_key, os.urandom(200), size=n)),
+    *_each("cookie", (63, 65), "sends a cookie reply of so many bytes:", lambda s, n: make.cookie_reply(s.receiver, os.urandom(80), size=n)),
     ("transport-31", "sends transport of 31 bytes", KILL, _bare(lambda s: s.transport(31))),
     ("transport-unpadded", "sends transport whose length is no multiple of 16", KILL, _bare(lambda s: s.transport(97))),
     ("transport-over-mtu", "sends transport longer than the tunnel's MTU allows", KILL, _bare(lambda s: s.transport(1472))),
@@ -492,12 +503,12 @@ def _from_lan(
     )
 
 
-_LAN_SOURCE = {"source": _ip("192.0.2.254")}
+_ROUTER = _ip("192.0.2.254")
 _FROM_WIRE = (
-    ("in-dhcp-121", "a DHCP offer with classless routes (option 121)", DROP, _from_lan(lambda s: make.ipv4(make.udp(bytes.fromhex("02010600") + bytes(232) + bytes.fromhex("63825363350102790800c0000201ff"), source_port=67, destination_port=68, destination=b"\xff" * 4, **_LAN_SOURCE), destination=b"\xff" * 4, **_LAN_SOURCE), everyone=True)),
+    ("in-dhcp-121", "a DHCP offer with classless routes (option 121)", DROP, _from_lan(lambda s: make.ipv4(make.udp(bytes.fromhex("02010600") + bytes(232) + bytes.fromhex("63825363350102790800c0000201ff"), source_port=67, destination_port=68, destination=b"\xff" * 4, source=_ROUTER), destination=b"\xff" * 4, source=_ROUTER), everyone=True)),
     ("in-arp-probe", "ARP for the tunnel's address", DROP, _from_lan(lambda s: make.arp(1, sender=_ip("192.0.2.254"), target=_ip("10.99.0.2"), sender_mac=_mac("02:00:00:00:02:fe")), kind=0x0806, everyone=True)),
-    ("in-syn-ack", "a SYN/ACK for the tunnel's address (CVE-2019-14899)", DROP, _from_lan(lambda s: make.ipv4(make.tcp_syn(40000, flags=0x12), protocol=6, destination=_ip("10.99.0.2"), **_LAN_SOURCE))),
-    ("in-to-guest", "a packet for the guest's address on the link", DROP, _from_lan(lambda s: make.ipv4(make.udp(os.urandom(32), destination=link.GUEST_ADDRESS, **_LAN_SOURCE), destination=link.GUEST_ADDRESS, **_LAN_SOURCE))),
+    ("in-syn-ack", "a SYN/ACK for the tunnel's address (CVE-2019-14899)", DROP, _from_lan(lambda s: make.ipv4(make.tcp_syn(40000, flags=0x12), protocol=6, destination=_ip("10.99.0.2"), source=_ROUTER))),
+    ("in-to-guest", "a packet for the guest's address on the link", DROP, _from_lan(lambda s: make.ipv4(make.udp(os.urandom(32), destination=link.GUEST_ADDRESS, source=_ROUTER), destination=link.GUEST_ADDRESS, source=_ROUTER))),
     ("in-ra", "a router advertisement", DROP, _from_lan(lambda s: make.ipv6(bytes.fromhex("86000000400807080000000000000000"), next_header=58, source=_ip6("fe80::1"), destination=_ip6("ff02::1")), kind=0x86DD, everyone=True)),
 )  # fmt: skip
 

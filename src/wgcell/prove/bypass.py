@@ -1,14 +1,16 @@
 """Ways out that use the guest's own network stack: routes, sockets, devices, WireGuard itself.
 
 The order matters where one guest plays all of them: what takes a route or the card away from
-those behind it comes late. They need a real guest, and are played by `player` in one whose every wall is down and which has
-every capability. Each leaves a mark that a capture can know again.
+those behind it comes late. They need a real guest, and are played by `player` in one whose every
+wall is down and which has every capability. Each leaves a mark that a capture can know again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from wgcell.prove.verdict import Verdict
 
 __all__ = ["BYPASSES", "Bypass"]
 
@@ -25,6 +27,11 @@ class Bypass:
     does: str
     mark: bytes
     act: Callable[[Shell, Udp], None]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Each must kill."""
+        return Verdict.KILL
 
     @property
     def group(self) -> str:

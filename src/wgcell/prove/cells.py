@@ -112,10 +112,6 @@ class Boot:
     hostile_init: bool = False
 
 
-def _due(case: Case | Bypass) -> Verdict:
-    return Verdict.KILL if isinstance(case, Bypass) else case.verdict
-
-
 def plan(machines: Machines, only: Sequence[str] = ()) -> list[Boot]:
     """The boots, the control first."""
     frames = [
@@ -132,14 +128,13 @@ def plan(machines: Machines, only: Sequence[str] = ()) -> list[Boot]:
     kills = [
         case
         for case in every
-        if _due(case) is Verdict.KILL
+        if case.verdict is Verdict.KILL
         and (machines.every or only or isinstance(case, Bypass) or case.name in KILLS)
     ]
     # A message far ahead makes the guest's own come too late, so that case is the last.
-    lives = [case for case in every if _due(case) is not Verdict.KILL]
+    lives = [case for case in every if case.verdict is not Verdict.KILL]
     lives.sort(key=lambda case: case.name == "counter-behind")
-    outward = [case for case in every if _due(case) is not Verdict.PASS]
-    # What breaks the guest's own link is played last there, the frames before it.
+    outward = [case for case in every if case.verdict is not Verdict.PASS]
     boots = [Boot("control: every wall down", tuple(outward), opened=True)] if outward else []
     if outward:
         boots.append(Boot("the guest's walls alone", tuple(outward), opened=True, walls=True))
@@ -286,7 +281,7 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
         looking.cancel()
         seen.packets += ground.collect()
         seen.lost = ground.lost()
-    for line in words.splitlines():
+    for line in bytes(words).splitlines():
         _hear(line, seen)
     seen.seconds = time.monotonic() - began
     return seen
@@ -342,7 +337,7 @@ async def play_all(
 
 def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]) -> Result:
     """What one boot says of one of its cases."""
-    due = Verdict.DROP if boot.walls and _due(case) is Verdict.KILL else _due(case)
+    due = Verdict.DROP if boot.walls and case.verdict is Verdict.KILL else case.verdict
     marks = seen.marks.get(case.name, [])
     # Of a boot with many cases a stray packet is the first one's, lest it be counted for each.
     leaks = seen.strays(opened=boot.opened) if case is boot.cases[0] else []
@@ -362,7 +357,7 @@ def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]
         seconds=seen.seconds / len(boot.cases),
         frames=max(len(marks), 1),
     )
-    wall = "guest's firewall and namespace" if boot.walls else "relay, from a VM"
+    wall = "guest's firewall and namespace, alone" if boot.walls else "relay, with a VM before it"
     status, why = judge(due, Phase.RUNNING, observation, control_asked=due is not Verdict.PASS)
     return Result(
         case.name, case.group, case.does, wall, Phase.RUNNING, due, status, why, observation
@@ -371,7 +366,7 @@ def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]
 
 def _refused(seen: _Seen) -> list[str]:
     return [
-        f"{reason} ×{n}" for reason, n in seen.result.get("relay", {}).get("refused", {}).items()
+        f"{reason} x{n}" for reason, n in seen.result.get("relay", {}).get("refused", {}).items()
     ]
 
 
@@ -390,7 +385,7 @@ def _first_instruction(seen: _Seen) -> Result:
         _FIRST_INSTRUCTION,
         "bypass",
         "boots an init of its own, which turns ARP on and asks for DHCP",
-        "relay, from a VM",
+        "relay, with a VM before it",
         Phase.BOOT,
         Verdict.KILL,
         status,

@@ -187,7 +187,7 @@ class _Keys:
     def serve(self, host: str, port: int) -> Any:
         """Begin to start boringtun; to be awaited."""
 
-        async def end(stream: mitmproxy_rs.Stream) -> None:
+        async def end(stream: Any) -> None:
             stream.close()
 
         peers = [public_key(key) for key in self._peers]
@@ -444,13 +444,14 @@ def _refused() -> str:
         try:
             _new_network()
             _call("unshare", _CLONE_NEWNET)
-            socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW):
+                pass
         except OSError as error:
             os.write(writing, str(error).encode())
         os._exit(0)
     os.close(writing)
-    with open(reading, "rb") as words:
-        why = words.read().decode()
+    why = os.read(reading, 4096).decode()
+    os.close(reading)
     os.waitpid(child, 0)
     return why
 

@@ -13,7 +13,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from wgcell.cell import consent
@@ -245,7 +245,7 @@ async def _send(stand: Stand, case: Case, probe: Probe) -> bool:
             for data in probe.frames:
                 ground.from_stranger(stand.port, data)
         case Play.WIRE:
-            return all([ground.from_wire(frame) for frame in probe.frames])
+            return all(ground.from_wire(frame) for frame in probe.frames)
     return True
 
 
@@ -295,7 +295,7 @@ async def _wall(stand: Stand, case: Case, phase: Phase) -> tuple[Probe, Observat
     with contextlib.suppress(TimeoutError):
         await stand.relay.quit()
         await asyncio.wait_for(asyncio.shield(stand.tasks[1]), 1)
-    said = ", ".join(f"{reason} ×{n}" if n > 1 else reason for reason, n in stand.said.items())
+    said = ", ".join(f"{reason} x{n}" if n > 1 else reason for reason, n in stand.said.items())
     return probe, Observation(
         leaks=tuple(leaks),
         cut=cut,
@@ -327,7 +327,7 @@ async def _control(ground: Ground, case: Case, probe: Probe) -> bool:
         ground.collect()
 
 
-async def _stands(ground: Ground, played: Sequence[Played]) -> AsyncIterator[Stand]:
+async def _stands(ground: Ground, played: Sequence[Played]) -> AsyncGenerator[Stand, None]:
     """A fresh relay for each; the next one starts while this one is played with."""
 
     def start(phase: Phase) -> asyncio.Task[Stand]:
@@ -401,7 +401,7 @@ async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
         while sent < count and alive and not stand.leaked():
             batch: list[bytes] = []
             while len(batch) < 1000:
-                batch += random.choice(chosen).probe(scene).frames[:8]
+                batch += random.choice(chosen).probe(scene).frames[:8]  # noqa: S311 - which case comes next is no secret
             await stand.nic.write(b"".join(len(f).to_bytes(4, "big") + f for f in batch))
             sent += len(batch)
             alive = await stand.pass_through(scene.transport())

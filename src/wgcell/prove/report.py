@@ -67,7 +67,7 @@ class Run:
     def headline(self) -> str:
         """One sentence."""
         if self.leaked:
-            return f"{self.leaked} packets leaked; {self.rogue} rogue frames were played"
+            return f"packets leaked: {self.leaked}, of {self.rogue} rogue frames played"
         bound = f"95 % bound {self.bound:.2g}" if self.rogue else "nothing was played"
         return f"leaked 0 of {self.rogue} rogue frames ({bound})"
 
@@ -124,7 +124,7 @@ def as_junit(run: Run) -> str:
         mine = [result for result in run.results if result.group == group]
         found = Counter(kinds.get(result.status, "") for result in mine)
         lines.append(
-            f"<testsuite name={quoteattr(f'wgcell prove: {group}')} tests={quoteattr(str(len(mine)))}"
+            f'<testsuite name={quoteattr(f"wgcell prove: {group}")} tests="{len(mine)}"'
             f' failures="{found["failure"]}" errors="{found["error"]}" skipped="{found["skipped"]}"'
             f' time="{sum(r.observation.seconds for r in mine):.3f}">'
         )
@@ -157,7 +157,7 @@ _SIGN = {
     Status.LEAKED: "✗",
     Status.WRONG: "!",
     Status.NOT_PROVEN: "?",
-    Status.NOT_PLAYED: "–",
+    Status.NOT_PLAYED: "-",
 }
 _STYLE = """
 :root{color-scheme:light dark;--bg:#f7f7f5;--card:#fff;--ink:#1c1e21;--soft:#63686e;--line:#e3e3de;
@@ -168,7 +168,8 @@ _STYLE = """
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1180px;margin:0 auto;padding:32px 24px 64px}
-h1{font-size:30px;line-height:1.2;margin:0 0 6px;letter-spacing:-.02em}h2{font-size:18px;margin:36px 0 10px}
+h1{font-size:30px;line-height:1.2;margin:0 0 6px;letter-spacing:-.02em}
+h2{font-size:18px;margin:36px 0 10px}
 p{margin:0 0 10px}.soft{color:var(--soft)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:20px 24px}
 .verdict{border-left:6px solid var(--held)}.verdict.bad{border-left-color:var(--leaked)}
@@ -180,7 +181,8 @@ dd{margin:0;overflow-wrap:anywhere}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th{text-align:left;font-weight:600;font-size:12px;color:var(--soft);padding:6px 10px;
 border-bottom:1px solid var(--line)}
-td{padding:7px 10px;border-bottom:1px solid var(--line);vertical-align:top}tr:last-child td{border:0}
+td{padding:7px 10px;border-bottom:1px solid var(--line);vertical-align:top}
+tr:last-child td{border:0}
 code{font:12.5px ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}
 .case{font-weight:600}.does{color:var(--soft);display:block;font-size:13.5px}
 .held{color:var(--held)}.leaked{color:var(--leaked)}.wrong{color:var(--wrong)}
@@ -191,16 +193,19 @@ background:var(--line);margin-top:18px}.bar i{display:block;background:var(--hel
 .bar i.unproven{background:var(--unproven)}.bar i.unplayed{background:var(--unplayed)}
 details{margin:10px 0}summary{cursor:pointer;padding:12px 16px;font-weight:600;list-style:none;
 display:flex;justify-content:space-between;gap:12px}summary::-webkit-details-marker{display:none}
-summary::after{content:"+";color:var(--soft)}details[open] summary::after{content:"−"}
+summary::after{content:"+";color:var(--soft)}details[open] summary::after{content:"-"}
 details.card{padding:0}details .inner{padding:0 8px 8px;border-top:1px solid var(--line)}
 .grid td,.grid th{text-align:center}.grid td:first-child,.grid th:first-child{text-align:left}
+.grid .wall td{text-align:left;font-weight:600;padding-top:16px;border-bottom-color:var(--soft)}
+summary span:last-of-type{margin-left:auto}
 ul{padding-left:20px;margin:0}li{margin:4px 0}
 @media(max-width:720px){main{padding:20px 14px 48px}h1{font-size:24px}.card{padding:16px}
 dl{grid-template-columns:1fr;gap:0}dt{margin-top:8px;font-size:13px}
 .cases thead{display:none}.cases tr{display:block;border-bottom:1px solid var(--line);padding:8px 0}
 .cases tr:last-child{border:0}.cases td{display:block;border:0;padding:2px 8px}
 .cases td[data-is]::before{content:attr(data-is) ": ";color:var(--soft);font-size:12px}
-.grid{font-size:12px}.grid th,.grid td{padding:4px 3px}.grid th{font-size:10px;overflow-wrap:anywhere}}
+.grid{font-size:13px}.grid td{padding:5px 3px}.grid th{padding:4px 0;vertical-align:bottom}
+.grid th span{writing-mode:vertical-rl;transform:rotate(180deg);font-size:11px;white-space:nowrap}}
 @media print{details .inner{display:block}}
 """
 
@@ -210,7 +215,7 @@ def _case(result: Result) -> str:
     kind = _CLASS[result.status]
     control = {True: "seen", False: "not seen", None: "the probe itself"}[seen.control]
     if result.status is Status.NOT_PLAYED:
-        control = "–"
+        control = "-"
     evidence = "".join(f"<br><code>{escape(line)}</code>" for line in seen.leaks[:4])
     why = "" if result.status is Status.HELD else f"<br>{escape(result.why)}"
     return (
@@ -222,7 +227,7 @@ def _case(result: Result) -> str:
         f'<td class="{kind}"><span class="sign">{_SIGN[result.status]} {result.status.value}</span>'
         f"{why}{evidence}</td>"
         f'<td data-is="control">{control}</td>'
-        f'<td data-is="the relay said"><code>{escape(seen.said) or "–"}</code></td></tr>'
+        f'<td data-is="the relay said"><code>{escape(seen.said) or "-"}</code></td></tr>'
     )
 
 
@@ -251,25 +256,29 @@ def _group(name: str, results: Sequence[Result]) -> str:
 
 
 def _matrix(results: Sequence[Result]) -> str:
-    """Groups and walls down, phases across: how many held of how many."""
+    """Walls, and groups within each, down; phases across: how many held of how many."""
     phases = [phase for phase in Phase if any(result.phase is phase for result in results)]
-    heads = "".join(f"<th>{escape(phase.value)}</th>" for phase in phases)
+    heads = "".join(f"<th><span>{escape(phase.value)}</span></th>" for phase in phases)
     rows = []
-    for group, wall in dict.fromkeys((result.group, result.wall) for result in results):
-        mine = [result for result in results if (result.group, result.wall) == (group, wall)]
-        cells = []
-        for phase in phases:
-            here = [result for result in mine if result.phase is phase]
-            held = sum(result.status is Status.HELD for result in here)
-            worst = next((r.status for r in here if r.status is not Status.HELD), Status.HELD)
-            text = f'<span class="{_CLASS[worst]}">{held}/{len(here)}</span>' if here else "·"
-            cells.append(f"<td>{text}</td>")
-        label = f'{escape(group)} <span class="soft">{escape(wall)}</span>'
-        rows.append(f"<tr><td>{label}</td>{''.join(cells)}</tr>")
+    for wall in dict.fromkeys(result.wall for result in results):
+        rows.append(f'<tr class="wall"><td colspan="{len(phases) + 1}">{escape(wall)}</td></tr>')
+        behind = [result for result in results if result.wall == wall]
+        for group in dict.fromkeys(result.group for result in behind):
+            mine = [result for result in behind if result.group == group]
+            cells = "".join(_cell([r for r in mine if r.phase is phase]) for phase in phases)
+            rows.append(f"<tr><td>{escape(group)}</td>{cells}</tr>")
     return (
-        '<table class="grid"><thead><tr><th>cases and wall</th>'
-        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f'<table class="grid"><thead><tr><th></th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _cell(here: Sequence[Result]) -> str:
+    if not here:
+        return '<td class="soft">·</td>'
+    held = sum(result.status is Status.HELD for result in here)
+    worst = next((r.status for r in here if r.status is not Status.HELD), Status.HELD)
+    return f'<td class="{_CLASS[worst]}">{held}/{len(here)}</td>'
 
 
 def as_html(run: Run) -> str:
@@ -283,9 +292,13 @@ def as_html(run: Run) -> str:
     )
     numbers = [
         (str(run.rogue), "rogue frames played"),
-        (str(run.leaked), "leaked"),
-        (f"{run.bound:.2g}", "95 % bound (3/N)"),
-        *((str(run.counts[status]), status.value) for status in Status if run.counts[status]),
+        (str(run.leaked), "packets leaked"),
+        *([] if run.leaked else [(f"{run.bound:.2g}", "95 % bound (3/N)")]),
+        *(
+            (str(run.counts[status]), f"cases {status.value}")
+            for status in Status
+            if run.counts[status]
+        ),
         (f"{run.seconds:.0f} s", "taken"),
     ]
     shown = "".join(
@@ -298,7 +311,10 @@ def as_html(run: Run) -> str:
     )
     gaps = "".join(f"<li>{escape(sentence)}</li>" for sentence in run.not_shown)
     word = "Nothing leaked" if good else "Not proven" if not run.leaked else "It leaks"
-    sees = f"The verdict on each case is the capture's: {run.sees}. A control is the same probe with the wall down."
+    sees = (
+        f"The verdict on each case is the capture's: {run.sees}. "
+        "A control is the same probe with the wall down."
+    )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

@@ -13,6 +13,7 @@ import wgcell
 from wgcell.errors import InputError
 from wgcell.prove import cells, frames, quick
 from wgcell.prove.battery import CASES, Case
+from wgcell.prove.bypass import Bypass
 from wgcell.prove.ground import Ground
 from wgcell.prove.report import Run
 from wgcell.prove.verdict import Result
@@ -136,6 +137,6 @@ def _not_shown(asked: Asked, ground: Ground, results: Sequence[Result]) -> list[
     return sentences
 
 
-def names() -> list[Case]:
+def names() -> list[Case | Bypass]:
     """Every case there is."""
     return [*CASES, *cells.BYPASSES]
