@@ -10,7 +10,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from wgcell.prove.battery import CASES, Scene, tunnel
+from wgcell.prove.battery import CASES, Play, Scene, tunnel
 from wgcell.prove.oracle import is_port_unreachable, tunnel_payload
 from wgcell.prove.verdict import Verdict
 from wgcell.relay import link
@@ -56,5 +56,5 @@ def test_every_case_has_a_name_of_its_own_and_says_what_it_does() -> None:
     for case in CASES:
         probe = case.probe(scene())
         assert probe.frames and case.does
-        if case.verdict is Verdict.PASS:
+        if case.verdict is Verdict.PASS and case.play is Play.FRAMES:
             assert all(tunnel_payload(f, GATEWAY, link.PORT) is not None for f in probe.frames)

@@ -477,7 +477,17 @@ _UNANSWERED = (
 
 # Played by others: nothing reaches the guest, no answer goes out, no cell dies of it.
 
+
+def _forged_response(scene: Scene) -> Probe:
+    """The relay can't tell it from a true one, so it passes; the session there is must go on."""
+    index = 0x0BADCAFE
+    asked = tunnel(make.initiation(index, scene.endpoint_key, os.urandom(108)))
+    forged = make.response(5, index, scene.guest_key, os.urandom(48))
+    return Probe((forged,), first=(asked,))
+
+
 _FROM_ENDPOINT = (
+    ("in-response-forged", "a forged response to a rekey: a candidate, never a replacement", PASS, _forged_response),
     ("in-junk", "junk from the endpoint's address", DROP, lambda s: Probe(tuple(os.urandom(n) for n in (1, 31, 64, 92, 148, 512)))),
     ("in-transport-unknown", "transport to an index the guest never announced", DROP, lambda s: Probe((make.transport(s.ours ^ 0x5A5A, 0, os.urandom(48)),))),
     ("in-initiation-mac1", "an initiation with a wrong mac1", DROP, lambda s: Probe((make.initiation(1, os.urandom(32), os.urandom(108)),))),

@@ -23,7 +23,7 @@ class Verdict(Enum):
     STOP = "stop"
     """Nothing leaves, whatever becomes of the cell: all that can be asked of a stranger's frame."""
     PASS = "pass"  # noqa: S105 - a verdict
-    """It leaves, as payload to the endpoint and nowhere else."""
+    """It arrives, as payload at the other end of the tunnel and nowhere else."""
 
 
 class Phase(Enum):
@@ -106,7 +106,7 @@ def judge(
 _SHOWN = {
     Verdict.KILL: "nothing left, the link was cut",
     Verdict.DROP: "nothing left, the cell lives",
-    Verdict.PASS: "it reached the endpoint and nothing else",
+    Verdict.PASS: "it arrived, and nothing else did",
 }
 
 
