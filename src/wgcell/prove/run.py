@@ -83,7 +83,7 @@ async def conduct(asked: Asked, ground: Ground, told: Told) -> Run:
     async for result in quick.play_all(ground, played):
         results.append(result)
         told(f"{result.group}: {result.case}", len(results), total)
-    if asked.mode is Mode.LONG and not asked.only:
+    if asked.mode is Mode.LONG and asked.storm and not asked.only:
         results.append(await quick.storm(ground, CASES, asked.storm))
     if asked.machines is not None:
         done = len(played)
