@@ -39,7 +39,7 @@ from wgcell.prove.battery import CASES, MTU, Case, Play
 from wgcell.prove.bypass import BYPASSES, Bypass
 from wgcell.prove.ground import ENDPOINT, HOST, PORT, Ground
 from wgcell.prove.opened import OpenedRelay
-from wgcell.prove.oracle import Packet, is_port_unreachable, tunnel_payload
+from wgcell.prove.oracle import Packet, is_port_unreachable, shown, tunnel_payload
 from wgcell.prove.verdict import Observation, Phase, Result, Verdict, judge
 from wgcell.relay import link
 
@@ -167,14 +167,14 @@ class _Seen:
         ``opened``: nor the guest's own WireGuard frames, which an `OpenedRelay` puts on the wire
         as they are.
         """
-        return [
-            packet.shown()
+        return shown(
+            packet
             for packet in self.packets
             if packet.out
             and not _is_wireguard(packet.tunnel)
             and not (opened and _is_wireguard(tunnel_payload(packet.data, _GATEWAY, PORT)))
             and not is_port_unreachable(packet.data, _HOST)
-        ]
+        )
 
 
 def _is_wireguard(payload: bytes | None) -> bool:

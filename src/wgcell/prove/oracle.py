@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Capture", "Packet", "carries", "is_port_unreachable", "tunnel_payload"]
+__all__ = ["Capture", "Packet", "carries", "is_port_unreachable", "shown", "tunnel_payload"]
 
 ETH_P_ALL = 0x0003
 SOL_PACKET = 263
@@ -78,6 +78,11 @@ def is_port_unreachable(frame: bytes, host: bytes) -> bool:
         and frame[54:58] != host
         and frame[58:62] == host
     )
+
+
+def shown(packets: Iterable[Packet]) -> list[str]:
+    """A line each; a packet that both captures saw is one packet."""
+    return list({packet.data: packet.shown() for packet in reversed(list(packets))}.values())[::-1]
 
 
 def carries(packets: Iterable[Packet], mark: bytes) -> bool:

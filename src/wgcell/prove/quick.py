@@ -22,7 +22,7 @@ from wgcell.prove.battery import MTU, Case, Play, Probe, Scene, tunnel
 from wgcell.prove.ground import HOST, Ground
 from wgcell.prove.marks import mark_of
 from wgcell.prove.opened import OpenedRelay
-from wgcell.prove.oracle import Packet, carries, is_port_unreachable
+from wgcell.prove.oracle import Packet, carries, is_port_unreachable, shown
 from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict, accepted, judge
 
 __all__ = ["Played", "Stand", "play_all"]
@@ -297,7 +297,7 @@ async def _wall(stand: Stand, case: Case, phase: Phase) -> tuple[Probe, Observat
         case Verdict.DROP:
             alive = await stand.pass_through(scene.payload())
     await asyncio.sleep(SETTLE)
-    leaks = [packet.shown() for packet in stand.leaked()]
+    leaks = shown(stand.leaked())
     if _inbound(case) and case.verdict is not Verdict.PASS:
         leaks += _reached_guest(stand, probe)
     cut = stand.nic.closed
@@ -426,7 +426,7 @@ async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
             if not stand.leaked():
                 stand.packets.clear()
                 stand.allowed.clear()
-        leaks = tuple(packet.shown() for packet in stand.leaked())
+        leaks = tuple(shown(stand.leaked()))
     except RuntimeError:
         alive = False
     finally:
