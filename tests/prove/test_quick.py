@@ -6,8 +6,10 @@ import ast
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,7 @@ def test_a_users_own_frames_each_get_a_verdict_and_a_reason(tmp_path: Path) -> N
         (("--quick", "--case", "nonsense"), "there is no case 'nonsense'"),
         (("--quick", "--frames", "a.pcap"), "plays your frames alone"),
         (("--frames", "/etc/hostname"), "not a pcap"),
+        (("--quick", "--html", "/nowhere/r.html"), "can't be written"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(options: tuple[str, ...], words: str) -> None:
@@ -162,3 +165,19 @@ def test_the_report_files_are_written(tmp_path: Path) -> None:
     code, _ = prove("--quick", "--case", "vlan", "--html", str(html), "--junit", str(junit))
     assert code == 0
     assert "Nothing leaked" in html.read_text() and "vlan [running]" in junit.read_text()
+
+
+def test_interrupted_it_ends_at_once_and_leaves_no_relay_behind() -> None:
+    argv = [sys.executable, "-m", "wgcell", "prove", "--quick"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 20
+        while not (relays := children.read_text().split()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+        relays += children.read_text().split()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert relays and process.returncode == 130
+    time.sleep(0.5)
+    assert not [pid for pid in relays if Path(f"/proc/{pid}").exists()]

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.terminal import console
 from wgcell.errors import InputError, StateError
@@ -98,11 +99,17 @@ def prove(
         machines=_machines(every=long) if with_machines else None,
     )
     run.plan(asked)
+    for path in (junit, html):
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            raise StateError(f"{path}: can't be written", mend="choose another file")
     # What the endpoint's library logs of junk that reaches it is the battery's own doing.
     logging.getLogger().addHandler(logging.NullHandler())
     # Before any thread is started: a process of many can't enter a user namespace.
     where = ground.prepare()
-    done = _conduct(asked, where, quiet=as_json)
+    try:
+        done = _conduct(asked, where, quiet=as_json)
+    except KeyboardInterrupt:
+        os._exit(EXIT_CODES[Outcome.CANCELLED])
     if as_json:
         print(report.as_json(done))
     else:
