@@ -26,6 +26,7 @@ from wgcell.prove.verdict import Result, Status
 
 __all__ = ["prove"]
 
+MOST_BOOTS = 400
 _COLOUR = {
     Status.HELD: "green",
     Status.LEAKED: "bold red",
@@ -98,14 +99,14 @@ def prove(
         storm=storm,
         machines=_machines(every=long) if with_machines else None,
     )
-    run.plan(asked)
+    relays = len(run.plan(asked)) + MOST_BOOTS
     for path in (junit, html):
         if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
             raise StateError(f"{path}: can't be written", mend="choose another file")
     # What the endpoint's library logs of junk that reaches it is the battery's own doing.
     logging.getLogger().addHandler(logging.NullHandler())
     # Before any thread is started: a process of many can't enter a user namespace.
-    where = ground.prepare()
+    where = ground.prepare(relays)
     try:
         done = _conduct(asked, where, quiet=as_json)
     except KeyboardInterrupt:

@@ -49,9 +49,9 @@ LIVE_HOSTS = (
 )
 LIVE_TCP = (22, 53, 80, 443)
 LIVE_UDP = (53, 67, 123, 443, 1900, 5353, 51820)
-PEERS = 64
-"""Keys the endpoint knows: each relay uses the next, because boringtun answers ten handshakes a
-second and peer, and a cookie to any more."""
+HANDSHAKES = 8
+"""How many each peer's key is used for: boringtun, as mitmproxy_rs runs it, answers a peer's
+first ten and sends cookies from then on."""
 
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
@@ -170,15 +170,16 @@ class _Keys:
             self._server.close()
             await self._server.wait_closed()
 
-    def __init__(self) -> None:
+    def __init__(self, relays: int) -> None:
+        """Keys for so many relays, each of which may make two handshakes or three."""
         self._endpoint = generate_private_key()
-        self._peers = [generate_private_key() for _ in range(PEERS)]
+        self._peers = [generate_private_key() for _ in range(relays * 3 // HANDSHAKES + 8)]
         self._next = 0
 
     def next_key(self) -> bytes:
         """The next peer's private key."""
         self._next += 1
-        return decode_key(self._peers[self._next % PEERS])
+        return decode_key(self._peers[self._next % len(self._peers)])
 
     def endpoint_public_key(self) -> bytes:
         """The endpoint's public key."""
@@ -201,8 +202,8 @@ class NamespaceGround(_Keys):
 
     whole = True
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, relays: int) -> None:
+        super().__init__(relays)
         _new_network()
         self._host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         _call("unshare", _CLONE_NEWNET)
@@ -341,8 +342,8 @@ class InProcessGround(_Keys):
     whole = False
     wire: socket.socket | None = None
 
-    def __init__(self, why: str) -> None:
-        super().__init__()
+    def __init__(self, why: str, relays: int) -> None:
+        super().__init__(relays)
         self.sees = f"the relay's only socket, in this process ({why})"
         self._seen: list[Packet] = []
         self._fronts: dict[int, tuple[socket.socket, socket.socket | None]] = {}
@@ -456,10 +457,12 @@ def _refused() -> str:
     return why
 
 
-def prepare() -> Ground:
-    """The best ground this machine gives; call it before any thread is started.
+def prepare(relays: int) -> Ground:
+    """The best ground this machine gives, for so many relays; call it before any thread starts.
 
     Raises HostError if namespaces may be made but not furnished.
     """
     why = _refused()
-    return InProcessGround(f"no namespaces here: {why}") if why else NamespaceGround()
+    if why:
+        return InProcessGround(f"no namespaces here: {why}", relays)
+    return NamespaceGround(relays)

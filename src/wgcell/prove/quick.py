@@ -272,6 +272,8 @@ async def _wall(stand: Stand, case: Case, phase: Phase) -> tuple[Probe, Observat
     if case.wait:
         await asyncio.sleep(case.wait)
     probe = case.probe(scene)
+    if case.wait:
+        scene.theirs = None  # dead by now: what is honest from here on is a new handshake
     for frame in probe.first:
         await stand.pass_through(frame[_HEADERS:])
     if case.verdict is Verdict.PASS and not _inbound(case):
