@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +108,8 @@ def prove(
     logging.getLogger().addHandler(logging.NullHandler())
     # Before any thread is started: a process of many can't enter a user namespace.
     where = ground.prepare(relays)
+    # asyncio's own handler cancels one task, and once; this one ends the loop.
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         done = _conduct(asked, where, quiet=as_json)
     except KeyboardInterrupt:
@@ -122,6 +125,10 @@ def prove(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0 if done.passed else 1)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _machines(*, every: bool) -> cells.Machines:
