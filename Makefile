@@ -35,8 +35,8 @@ unit: system $(VENV)/.made
 	$(PY) -m pytest -q -m 'not vm'
 
 lint: $(VENV)/.made
-	$(VENV)/bin/ruff check src tests demo bench
-	$(VENV)/bin/ruff format --check src tests demo bench
+	$(VENV)/bin/ruff check src tests demo bench fuzz
+	$(VENV)/bin/ruff format --check src tests demo bench fuzz
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 	shellcheck -s sh src/wgcell/guest/init src/wgcell/guest/agent

@@ -131,7 +131,10 @@ class _Seen:
 
 
 class Supervisor:
-    """One cell's life. ``stdout`` and ``stderr`` receive the workload's bytes as they come."""
+    """One cell's life. ``stdout`` and ``stderr`` receive the workload's bytes as they come.
+
+    ``start_relay`` is another's only in `wgcell.prove`, whose controls need the wall down.
+    """
 
     def __init__(
         self,
@@ -141,8 +144,10 @@ class Supervisor:
         tell: Callable[[dict[str, Any]], None],
         stdout: Sink,
         stderr: Sink,
+        start_relay: Callable[..., Coroutine[Any, Any, RelayProcess]] = RelayProcess.start,
     ) -> None:
         self._job = job
+        self._start_relay = start_relay
         self._around = around
         self._sinks = {"stdout": stdout, "stderr": stderr}
         self._log = EventLog(around.folder.path / "events.jsonl", tell)
@@ -268,7 +273,7 @@ class Supervisor:
 
         guest_key = consent.public_key(vpn.private_key)
         ours, theirs = _socketpairs("nic", "qmp", "console", *_PORTS)
-        self._relay = await RelayProcess.start(
+        self._relay = await self._start_relay(
             ours.pop("nic"),
             udp,
             {

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from wgcell.cell.states import EXIT_CODES, Outcome
-from wgcell.cli import cells, doctor, gateway, image, run
+from wgcell.cli import cells, doctor, gateway, image, prove, run
 from wgcell.cli.terminal import console
 from wgcell.errors import WgcellError
 
@@ -27,6 +27,7 @@ app.command()(run.run)
 for verb in (cells.ps, cells.logs, cells.events, cells.inspect, cells.stop, cells.rm):
     app.command()(verb)
 app.command()(doctor.doctor)
+app.command()(prove.prove)
 app.add_typer(image.app, name="image")
 app.add_typer(gateway.app, name="gateway")
 

@@ -1,0 +1,139 @@
+"""Ways out that use the guest's own network stack: routes, sockets, devices, WireGuard itself.
+
+The order matters where one guest plays all of them: what takes a route or the card away from
+those behind it comes late. They need a real guest, and are played by `player` in one whose every
+wall is down and which has every capability. Each leaves a mark that a capture can know again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wgcell.prove.verdict import Verdict
+
+__all__ = ["BYPASSES", "Bypass"]
+
+Shell = Callable[[str], None]
+Udp = Callable[..., None]
+_GUEST_MAC = bytes.fromhex("027767000002")
+
+
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """One way. ``act`` is given a shell and a way to send datagrams."""
+
+    name: str
+    does: str
+    mark: bytes
+    act: Callable[[Shell, Udp], None]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Each must kill."""
+        return Verdict.KILL
+
+    @property
+    def group(self) -> str:
+        """The group of all of these."""
+        return "bypass"
+
+
+def _route(shell: Shell, udp: Udp) -> None:
+    shell("ip route replace 203.0.113.7/32 via 192.168.64.1 dev eth0")
+    udp("203.0.113.7", 9, b"wgcell-mark-route")
+
+
+def _default_route(shell: Shell, udp: Udp) -> None:
+    shell("ip route del 0.0.0.0/0 dev wg0")
+    shell("ip route add default via 192.168.64.1 dev eth0")
+    udp("192.0.2.10", 53, b"wgcell-mark-default")
+
+
+def _bind(shell: Shell, udp: Udp) -> None:
+    shell("ip route add 203.0.113.8/32 dev eth0 metric 9999")
+    udp("203.0.113.8", 9, b"wgcell-mark-bind", device="eth0")
+
+
+def _on_link(shell: Shell, udp: Udp) -> None:
+    udp("192.168.64.1", 53, b"wgcell-mark-link")
+
+
+def _wg_repointed(shell: Shell, udp: Udp) -> None:
+    shell("ip route replace 203.0.113.9/32 via 192.168.64.1 dev eth0")
+    shell('wg set wg0 peer "$(wg show wg0 peers)" endpoint 203.0.113.9:51820')
+    udp("10.99.0.1", 9, b"anything")
+
+
+def _wg_port(shell: Shell, udp: Udp) -> None:
+    shell("wg set wg0 listen-port 40404")
+    udp("10.99.0.1", 9, b"anything")
+
+
+def _second_wg(shell: Shell, udp: Udp) -> None:
+    shell("ip link add wg9 type wireguard")
+    shell("ip addr add 10.98.0.2/24 dev wg9")
+    shell("wg genkey > /tmp/k")
+    shell(
+        "wg set wg9 private-key /tmp/k listen-port 40405 peer "
+        "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08= endpoint 192.168.64.1:51820 "
+        "allowed-ips 10.98.0.0/24"
+    )
+    shell("ip link set wg9 up")
+    udp("10.98.0.1", 9, b"anything")
+
+
+def _arp_on(shell: Shell, udp: Udp) -> None:
+    shell("ip neigh flush all; ip link set eth0 arp on")
+    shell("ip addr replace 192.168.64.2/24 dev eth0")
+    udp("192.168.64.77", 9, b"anything")
+
+
+def _ipv6_on(shell: Shell, udp: Udp) -> None:
+    shell("echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
+    shell("ip link set eth0 down; ip link set eth0 up; sleep 3")
+
+
+def _mac(shell: Shell, udp: Udp) -> None:
+    shell("ip link set eth0 down")
+    shell("ip link set eth0 address 02:77:67:00:00:99")
+    shell("ip link set eth0 up")
+    shell("ip neigh replace 192.168.64.1 lladdr 02:77:67:00:00:01 nud permanent dev eth0")
+    udp("192.168.64.1", 51820, b"wgcell-mark-mac")
+
+
+def _moved(shell: Shell, udp: Udp) -> None:
+    shell("ip netns add out && ip link set eth0 netns out")
+    inside = "ip netns exec out"
+    shell(f"{inside} ip addr add 192.168.64.2/24 dev eth0")
+    shell(f"{inside} ip link set eth0 arp off up")
+    shell(f"{inside} ip route add default via 192.168.64.1 dev eth0")
+    code = "import socket as s;s.socket(2,2).sendto(b'wgcell-mark-moved',('203.0.113.7',9))"
+    shell(f'{inside} python3 -c "{code}"')
+
+
+def _rebound(shell: Shell, udp: Udp) -> None:
+    shell(
+        "d=$(basename $(readlink /sys/class/net/eth0/device)); "
+        "echo $d > /sys/bus/virtio/drivers/virtio_net/unbind; "
+        "echo 1 > /sys/bus/pci/rescan; "
+        "echo $d > /sys/bus/virtio/drivers/virtio_net/bind; sleep 1; "
+        "ip addr add 192.168.64.2/24 dev eth0; ip link set eth0 up"
+    )
+    udp("192.168.64.78", 9, b"anything")
+
+
+BYPASSES: tuple[Bypass, ...] = (
+    Bypass("route-eth0", "routes one address over the card", b"wgcell-mark-route", _route),
+    Bypass("bindtodevice", "binds a socket to the card (SO_BINDTODEVICE)", b"wgcell-mark-bind", _bind),
+    Bypass("gateway-dns", "asks the link's gateway for a name", b"wgcell-mark-link", _on_link),
+    Bypass("wg-repointed", "points its WireGuard at another host", bytes([203, 0, 113, 9]), _wg_repointed),
+    Bypass("wg-port", "moves its WireGuard to another port", bytes.fromhex("9dd4ca6c"), _wg_port),
+    Bypass("wg-second", "starts a WireGuard of its own", bytes.fromhex("9dd5ca6c"), _second_wg),
+    Bypass("default-eth0", "moves the default route to the card", b"wgcell-mark-default", _default_route),
+    Bypass("arp-on", "turns ARP on", _GUEST_MAC + b"\x08\x06", _arp_on),
+    Bypass("ipv6-on", "turns IPv6 on", _GUEST_MAC + b"\x86\xdd", _ipv6_on),
+    Bypass("mac-changed", "changes its MAC address", b"wgcell-mark-mac", _mac),
+    Bypass("driver-rebound", "unbinds the driver, rescans PCI, binds it again", _GUEST_MAC + b"\x08\x06", _rebound),
+    Bypass("card-moved", "moves the card into a namespace of its own", b"wgcell-mark-moved", _moved),
+)  # fmt: skip

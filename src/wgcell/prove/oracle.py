@@ -1,0 +1,127 @@
+"""What was really on the wire: captures that know nothing of the relay.
+
+An AF_PACKET socket that is bound to no interface sees every frame of every interface of the
+network namespace it was born in, loopback included, both ways. One stands in the host's namespace
+of the `ground`, one among the decoys. What they could not keep up with is counted, because a
+capture with holes proves nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Capture", "Packet", "carries", "is_port_unreachable", "shown", "tunnel_payload"]
+
+ETH_P_ALL = 0x0003
+SOL_PACKET = 263
+PACKET_STATISTICS = 6
+SO_RCVBUFFORCE = 33
+PACKET_OUTGOING = 4
+BUFFER = 64 << 20
+_LONGEST = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One captured frame. ``out``: it was on its way from the host into the world.
+
+    ``tunnel`` is its UDP payload if addresses and ports are the tunnel's, else None.
+    """
+
+    place: str
+    out: bool
+    data: bytes
+    tunnel: bytes | None
+
+    def shown(self) -> str:
+        """One line for a report."""
+        if self.tunnel is not None:
+            return (
+                f"{self.place}: to the endpoint, {len(self.tunnel)} bytes: {self.tunnel[:32].hex()}"
+            )
+        return f"{self.place}: {len(self.data)} bytes: {self.data[:48].hex()}"
+
+
+def tunnel_payload(frame: bytes, endpoints: frozenset[bytes], port: int) -> bytes | None:
+    """The UDP payload of a frame to one of ``endpoints`` (4 bytes each) and ``port``, else None.
+
+    A parser of its own, so that it shares no mistake with the relay's.
+    """
+    if len(frame) < 42 or frame[12:14] != b"\x08\x00" or frame[14] >> 4 != 4:
+        return None
+    start = 14 + (frame[14] & 15) * 4
+    fragmented = struct.unpack(">H", frame[20:22])[0] & 0x3FFF
+    if frame[23] != 17 or fragmented or frame[30:34] not in endpoints or len(frame) < start + 8:
+        return None
+    total = struct.unpack(">H", frame[16:18])[0]
+    _, destination, length = struct.unpack(">HHH", frame[start : start + 6])
+    if destination != port or total != start - 14 + length:
+        return None
+    return frame[start + 8 : 14 + total]
+
+
+def is_port_unreachable(frame: bytes, host: bytes) -> bool:
+    """Whether the kernel of ``host`` tells someone that it has no socket for their datagram.
+
+    That is the host's own answer to a packet that came to it from outside, and carries nothing
+    but that packet's beginning.
+    """
+    return (
+        len(frame) >= 14 + 20 + 8 + 20
+        and frame[12:15] == b"\x08\x00\x45"
+        and frame[23] == 1
+        and frame[26:30] == host
+        and frame[34:36] == b"\x03\x03"
+        and frame[54:58] != host
+        and frame[58:62] == host
+    )
+
+
+def shown(packets: Iterable[Packet]) -> list[str]:
+    """A line each; a packet that both captures saw is one packet."""
+    return list({packet.data: packet.shown() for packet in reversed(list(packets))}.values())[::-1]
+
+
+def carries(packets: Iterable[Packet], mark: bytes) -> bool:
+    """Whether one of ``packets`` holds ``mark``."""
+    return any(mark in packet.data for packet in packets)
+
+
+class Capture:
+    """Every frame of the network namespace in which this is made."""
+
+    def __init__(self, place: str, outward: bool, endpoints: frozenset[bytes], port: int) -> None:
+        """``outward``: what this namespace's cards send is on its way out (else: receive)."""
+        self._place, self._outward = place, outward
+        self._endpoints, self._port = endpoints, port
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        self._socket.setblocking(False)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+
+    def collect(self) -> list[Packet]:
+        """All frames since the last time."""
+        found: list[Packet] = []
+        while True:
+            try:
+                data, (interface, _, kind, *_) = self._socket.recvfrom(_LONGEST)
+            except BlockingIOError:
+                return found
+            # On loopback both directions are shown; one of them is enough.
+            out = (kind == PACKET_OUTGOING) is self._outward
+            payload = tunnel_payload(data, self._endpoints, self._port)
+            found.append(Packet(f"{self._place} {interface}", out, data, payload))
+
+    def lost(self) -> int:
+        """Frames since the last time that came too fast to be captured."""
+        raw = self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
+        return int(struct.unpack("II", raw)[1])
+
+    def close(self) -> None:
+        """Stop capturing."""
+        self._socket.close()

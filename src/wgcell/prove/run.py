@@ -1,0 +1,142 @@
+"""One run, from what was asked to a `Run`: which cases in which phases, and what it can't show."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+
+import wgcell
+from wgcell.errors import InputError
+from wgcell.prove import cells, frames, quick
+from wgcell.prove.battery import CASES, Case
+from wgcell.prove.bypass import Bypass
+from wgcell.prove.ground import Ground
+from wgcell.prove.report import Run
+from wgcell.prove.verdict import Result
+
+__all__ = ["Asked", "Mode", "conduct", "plan"]
+
+
+class Mode(Enum):
+    """How much is played, and with what."""
+
+    QUICK = "quick"
+    DEFAULT = "default"
+    LONG = "long"
+    FRAMES = "frames"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user asked for. ``times`` and ``storm`` count in the long form only."""
+
+    mode: Mode
+    only: tuple[str, ...] = ()
+    own: tuple[frames.Framed, ...] = ()
+    times: int = 1
+    storm: int = 1_000_000
+    machines: cells.Machines | None = None
+
+
+def plan(asked: Asked) -> list[quick.Played]:
+    """The cases that are played into a relay's process, each in its phases.
+
+    Raises InputError if ``only`` names a case that does not exist.
+    """
+    if asked.mode is Mode.FRAMES:
+        return [(frame.case(), phase) for frame in asked.own for phase in frame.phases]
+    known = {case.name for case in CASES} | {case.name for case in cells.BYPASSES}
+    for name in asked.only:
+        if name not in known:
+            raise InputError(
+                f"there is no case {name!r}",
+                mend="wgcell prove --list names every case",
+            )
+    chosen = [case for case in CASES if not asked.only or case.name in asked.only]
+    if asked.mode is Mode.LONG:
+        return [
+            (case, phase)
+            for case in chosen
+            for phase in case.long_phases
+            for _ in range(1 if case.wait else asked.times)
+        ]
+    return [(case, phase) for case in chosen if not case.wait for phase in case.phases]
+
+
+Told = Callable[[str, int, int], None]
+"""What is being played, how many are done, how many there are."""
+
+
+async def conduct(asked: Asked, ground: Ground, told: Told) -> Run:
+    """Play everything asked for; ``told`` hears of each step."""
+    began, started = time.monotonic(), datetime.now(UTC)
+    await ground.start()
+    results: list[Result] = []
+    played = plan(asked)
+    boots = cells.plan(asked.machines, asked.only) if asked.machines else []
+    total = len(played) + len(boots)
+    told("the relay's process", 0, total)
+    async for result in quick.play_all(ground, played):
+        results.append(result)
+        told(f"{result.group}: {result.case}", len(results), total)
+    if asked.mode is Mode.LONG and asked.storm and not asked.only:
+        results.append(await quick.storm(ground, CASES, asked.storm))
+    if asked.machines is not None:
+        done = len(played)
+        async for name, found in cells.play_all(ground, asked.machines, boots):
+            results += found
+            done += 1
+            told(name, done, total)
+    await ground.stop()
+    facts = [
+        ("wgcell", wgcell.__version__),
+        ("when", started.strftime("%Y-%m-%d %H:%M:%S UTC")),
+        ("host", f"{platform.node()}, Linux {platform.release()}, {platform.machine()}"),
+        ("Python", platform.python_version()),
+        ("mode", asked.mode.value),
+        ("oracle", ground.sees),
+        *(asked.machines.facts() if asked.machines else [("machines", "none were booted")]),
+    ]
+    return Run(
+        asked.mode.value,
+        ground.sees,
+        time.monotonic() - began,
+        tuple(facts),
+        tuple(results),
+        tuple(_not_shown(asked, ground, results)),
+    )
+
+
+def _not_shown(asked: Asked, ground: Ground, results: Sequence[Result]) -> list[str]:
+    sentences = [
+        "Junk behind the header of a live session passes, to the one endpoint, which discards it: "
+        "a relay without a key can't tell it from traffic.",
+        "The captures see packets; they do not see what a guest might tell another cell through "
+        "the processor's caches or the load of the machine.",
+        "A bound of 3/N is for frames drawn like these. It is no bound on an attacker's wit.",
+    ]
+    if not ground.whole:
+        sentences.append(
+            "No network namespaces could be made, so only the relay's own socket was watched: "
+            "a packet that took another way would not have been seen."
+        )
+    if asked.machines is None:
+        sentences.append("No VM was booted: QEMU, its jail and the guest's own walls took no part.")
+    elif not asked.machines.every:
+        sentences.append(
+            "Of the frames, a representative few were played from within a VM with every wall of "
+            "the guest's down; --long plays each."
+        )
+    if asked.mode is not Mode.LONG:
+        late = ", ".join(case.name for case in CASES if case.wait)
+        sentences.append(f"Played by --long only, because they wait for minutes: {late}.")
+    return sentences
+
+
+def names() -> list[Case | Bypass]:
+    """Every case there is."""
+    return [*CASES, *cells.BYPASSES]
