@@ -72,6 +72,17 @@ def without(source: Path, reason: Reason) -> int:
                 return ast.Pass()
             return node
 
+        def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
+            """The link's fields stand in a table."""
+            kept = [
+                one
+                for one in node.elts
+                if not (isinstance(one, ast.Call) and f"attr='{reason.name}'" in ast.dump(one))
+            ]
+            Remover.removed += len(node.elts) - len(kept)
+            node.elts = kept
+            return node
+
     for file in (source / "wgcell/relay").glob("*.py"):
         if file.name != "verdict.py":
             file.write_text(ast.unparse(Remover().visit(ast.parse(file.read_text()))))
@@ -84,7 +95,7 @@ def without(source: Path, reason: Reason) -> int:
         (Reason.SOURCE_MAC, "source-mac-foreign"),
         (Reason.DESTINATION_ADDRESS, "lan-right-but-address"),
         (Reason.FRAGMENT, "fragment-last"),
-        (Reason.UDP_CHECKSUM, "udp-checksum"),
+        (Reason.IP_CHECKSUM, "ip-checksum"),
         (Reason.MAC1, "initiation-mac1"),
         (Reason.COUNTER_REPEATED, "counter-again"),
     ],

@@ -288,7 +288,9 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
 
 
 def _opened(ground: Ground) -> Callable[..., Coroutine[Any, Any, Any]]:
-    async def start(nic: socket.socket, udp: socket.socket, configuration: Any) -> OpenedRelay:
+    async def start(
+        nic: socket.socket, udp: socket.socket, configuration: Any, cell: str
+    ) -> OpenedRelay:
         return OpenedRelay(nic, udp, ground.wire)
 
     return start

@@ -13,6 +13,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from wgcell.prove.oracle import PACKET_OUTGOING, tunnel_payload
@@ -28,6 +29,9 @@ _LONGEST = 70_000
 
 class OpenedRelay:
     """A relay without a wall."""
+
+    sealed = False
+    missing: Mapping[str, str] = MappingProxyType({"relay": "opened on purpose, as a control"})
 
     def __init__(
         self,
@@ -49,6 +53,10 @@ class OpenedRelay:
             if sock is not None:
                 sock.setblocking(False)
                 loop.add_reader(sock, read)
+
+    def replace_udp(self, fresh: socket.socket) -> None:
+        """A control's way out never changes."""
+        fresh.close()
 
     def _from_nic(self) -> None:
         try:
