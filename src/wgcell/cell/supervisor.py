@@ -262,8 +262,15 @@ class Supervisor:
 
     async def _live(self) -> None:
         job, around = self._job, self._around
-        vpn, address, port = await self._tunnel()
-        drives = await asyncio.to_thread(self._drives)
+        device = KVM_DEVICE if around.accelerator is Accelerator.KVM else None
+        user = unprivileged_id(around.folder.id)
+        (vpn, address, port), drives, jail = await asyncio.gather(
+            self._tunnel(),
+            asyncio.to_thread(self._drives),
+            asyncio.to_thread(find_jail, user, device),
+        )
+        self._jail = jail
+        self._log.append("prepared", inputs=len(job.inputs), jail=jail.bwrap is not None)
         self._cause(Cause.PREPARED)
 
         udp = endpoint.connect(ip_address(address), port)
@@ -285,9 +292,6 @@ class Supervisor:
         )
         self._relay.tell("phase", phase="booting")
         self._spawn(self._follow_relay(self._relay), "the relay's reports")
-        device = KVM_DEVICE if around.accelerator is Accelerator.KVM else None
-        user = unprivileged_id(around.folder.id)
-        jail = self._jail = await asyncio.to_thread(find_jail, user, device)
         self._log.append("walls", **self._host_walls())
         if around.require_walls and not (self._relay.sealed and jail.bwrap):
             raise HostError(
@@ -411,8 +415,7 @@ class Supervisor:
         ]
         if self._job.inputs:
             packed = folder / "inputs.tar"
-            size = pack(self._job.inputs, packed)
-            self._log.append("inputs", files=len(self._job.inputs), bytes=size)
+            pack(self._job.inputs, packed)
             drives.append(Drive(_opened(packed)))
         return tuple(drives)
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from wgcell.cell.children import RelayProcess, b64
 from wgcell.cli.terminal import console
 from wgcell.errors import WgcellError
 from wgcell.image import store
 from wgcell.machine.accelerator import choose
 from wgcell.machine.argv import Accelerator
+from wgcell.machine.jail import find_jail
 from wgcell.machine.process import find_qemu
+from wgcell.relay.seal import unprivileged_id
 
 __all__ = ["Finding", "doctor", "examine"]
 
@@ -46,8 +53,7 @@ def _namespaces() -> Finding:
         good, found = done.returncode == 0, done.stderr.strip() or "work"
     except OSError as error:
         good, found = False, str(error)
-    mend = "building an image as an ordinary user needs them: sysctl user.max_user_namespaces=15000"
-    return Finding("user namespaces", good, found, mend, needed=False)
+    return Finding("user namespaces", good, found, _namespaces_mend(), needed=False)
 
 
 def _image() -> Finding:
@@ -69,9 +75,58 @@ def _kvm() -> Finding:
     return Finding("KVM", good, "boots a guest" if good else reason, mend, needed=False)
 
 
-def _not_built(wall: str) -> Callable[[], Finding]:
-    mend = "this version does not build that wall; result.json says so for every cell"
-    return lambda: Finding(wall, False, "not up", mend, needed=False)
+def _namespaces_mend() -> str:
+    """What opens user namespaces here: each system closes them in a way of its own."""
+    for setting, closed, mend in (
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "=0, or an AppArmor profile"),
+        ("user/max_user_namespaces", "0", "=15000"),
+        ("kernel/unprivileged_userns_clone", "0", "=1"),
+    ):
+        with contextlib.suppress(OSError):
+            if Path("/proc/sys", setting).read_text().strip() == closed:
+                return f"sysctl {setting.replace('/', '.')}{mend}"
+    return "user namespaces must be allowed to this user"
+
+
+def _seal() -> Finding:
+    try:
+        missing = asyncio.run(_sealed())
+    except (WgcellError, OSError, TimeoutError) as error:
+        return Finding("wall: seal", False, str(error), needed=False)
+    if not missing:
+        return Finding("wall: seal", True, "whole")
+    extra = set(missing) == {"landlock"}
+    found = "; ".join(f"{stage}: {why}" for stage, why in missing.items())
+    mend = "an older kernel has no Landlock: an extra, never the wall"
+    if "namespaces" in missing:
+        mend = _namespaces_mend()
+    if "seccomp" in missing:
+        mend = "apt-get install libseccomp2"
+    return Finding("wall: seal", extra, found, mend, needed=False)
+
+
+async def _sealed() -> Mapping[str, str]:
+    """Start a relay that goes nowhere, and ask it what is missing of its seal."""
+    nic, ours = socket.socketpair()
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.connect(("127.0.0.1", 9))  # connects, sends nothing
+    key = b64(bytes(32))
+    asked = {"guest_public_key": key, "endpoint_public_key": key, "mtu": 1420}
+    with ours:
+        relay = await RelayProcess.start(nic, udp, asked)
+        await relay.quit()
+        relay.close()
+    return relay.missing
+
+
+def _jail() -> Finding:
+    jail = find_jail(unprivileged_id("doctor"), None)
+    if jail.bwrap is not None:
+        return Finding("wall: jail", True, "works")
+    mend = "apt-get install bubblewrap libseccomp2"
+    if "not installed" not in jail.missing:
+        mend = _namespaces_mend()
+    return Finding("wall: jail", False, jail.missing, mend, needed=False)
 
 
 LOOKS: tuple[Callable[[], Finding], ...] = (
@@ -82,8 +137,8 @@ LOOKS: tuple[Callable[[], Finding], ...] = (
     _namespaces,
     _image,
     _kvm,
-    _not_built("wall: seal"),
-    _not_built("wall: jail"),
+    _seal,
+    _jail,
 )
 
 

@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import typer
 from rich.markup import escape
 
 from wgcell.cell.states import EXIT_CODES, Outcome
-from wgcell.cli import cells, doctor, gateway, image, prove, run
 from wgcell.cli.terminal import console
 from wgcell.errors import WgcellError
 
-app = typer.Typer(
-    name="wgcell",
-    help="Run code you don't trust in a VM whose only way out is one WireGuard tunnel.",
-    epilog="Try: wgcell run --allow api.example.com:443 -- python3 agent.py",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+VERBS: Mapping[str, str] = MappingProxyType(
+    {
+        "run": "run",
+        **dict.fromkeys(("ps", "logs", "events", "inspect", "stop", "rm"), "cells"),
+        "doctor": "doctor",
+        "prove": "prove",
+        "image": "image",
+        "gateway": "gateway",
+    }
 )
-app.command()(run.run)
-for verb in (cells.ps, cells.logs, cells.events, cells.inspect, cells.stop, cells.rm):
-    app.command()(verb)
-app.command()(doctor.doctor)
-app.command()(prove.prove)
-app.add_typer(image.app, name="image")
-app.add_typer(gateway.app, name="gateway")
+"""Each verb and its module; only the wanted one's is loaded, for a cell's start counts."""
+
+
+def _app(wanted: str) -> typer.Typer:
+    """Every verb, or only the wanted one."""
+    app = typer.Typer(
+        name="wgcell",
+        epilog="Try: wgcell run --allow api.example.com:443 -- python3 agent.py",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def wgcell() -> None:
+        """Run code you don't trust in a VM whose only way out is one WireGuard tunnel."""
+
+    for verb, module in VERBS.items():
+        if wanted not in VERBS or verb == wanted:
+            loaded = import_module(f"wgcell.cli.{module}")
+            if hasattr(loaded, "app"):
+                app.add_typer(loaded.app, name=verb)
+            else:
+                app.command(verb)(getattr(loaded, verb))
+    return app
 
 
 # typer carries a click of its own and exports only some of its errors.
@@ -45,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         words, command = words[:split], words[split + 1 :]
     failed = EXIT_CODES[Outcome.ERROR]
     try:
-        code = app(args=words, obj=command, standalone_mode=False)
+        code = _app(words[0] if words else "")(args=words, obj=command, standalone_mode=False)
     except WgcellError as error:
         console.print(f"[red]wgcell:[/] {escape(str(error))}")
         code = failed

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,18 +89,21 @@ def _open(name: str) -> Image:
 def load(name: str) -> Image:
     """The image, each file compared with its digest. Raises ImageError naming the mend."""
     image = _open(name)
-    for file in FILES:
-        try:
-            found = digest(image.folder / file)
-        except OSError as error:
-            raise ImageError(
-                f"{image.folder / file}: {error.strerror}", mend=f"{_REBUILD} {name}"
-            ) from None
-        if found != image.manifest["sha256"][file]:
-            raise ImageError(
-                f"{image.folder / file}: its digest differs from the manifest's: it was changed",
-                mend=f"wgcell image rm {name}; {_REBUILD} {name}",
-            )
+    with ThreadPoolExecutor(len(FILES)) as threads:  # hashing lets the other threads run
+        found = threads.map(lambda file: digest(image.folder / file), FILES)
+        for file in FILES:
+            try:
+                same = next(found) == image.manifest["sha256"][file]
+            except OSError as error:
+                raise ImageError(
+                    f"{image.folder / file}: {error.strerror}", mend=f"{_REBUILD} {name}"
+                ) from None
+            if not same:
+                changed = "its digest differs from the manifest's: it was changed"
+                raise ImageError(
+                    f"{image.folder / file}: {changed}",
+                    mend=f"wgcell image rm {name}; {_REBUILD} {name}",
+                )
     return image
 
 
