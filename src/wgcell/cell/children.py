@@ -57,15 +57,18 @@ class RelayProcess:
         udp: socket.socket,
         configuration: Mapping[str, Any],
         cell: str = "",
+        *,
+        sealed: bool = True,
     ) -> RelayProcess:
         """Start the relay of ``cell`` between ``nic`` and ``udp``; both are closed here then.
 
+        ``sealed`` false leaves the seal open: for measuring what it costs, and for no cell.
         Raises LaunchError if it does not say that it is ready.
         """
         ours, theirs = socket.socketpair()
         argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", "--nic-fd", str(nic.fileno()))
         argv += ("--udp-fd", str(udp.fileno()), "--control-fd", str(theirs.fileno()))
-        argv += ("--cell", cell)
+        argv += ("--cell", cell, *(() if sealed else ("--open",)))
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,

@@ -127,6 +127,9 @@ class _Seen:
     frames: list[evidence.CapturedFrame] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
+    rogue_at: float | None = None
+    killed_after: float | None = None
+    """Seconds from the relay's reading of the first rogue frame until QEMU was reaped."""
     flows: dict[str, int] = field(default_factory=lambda: {"allow": 0, "refuse": 0})
 
 
@@ -459,6 +462,7 @@ class Supervisor:
                     self._seen.stats = {k: v for k, v in event.items() if k != "event"}
                 case "rogue":
                     reason = f"{event['reason']}: {event.get('detail', '')}".rstrip(": ")
+                    self._seen.rogue_at = self._seen.rogue_at or float(event["boottime"])
                     self._cause(Cause.ROGUE_FRAME, reason)
                     self._keep_evidence(event)
                 case "out_of_step":
@@ -661,6 +665,10 @@ class Supervisor:
         if self._machine is not None:
             self._machine.kill()
             await self._machine.reap()
+            if self._seen.rogue_at is not None:
+                now = time.clock_gettime(time.CLOCK_BOOTTIME)
+                self._seen.killed_after = round(now - self._seen.rogue_at, 6)
+            await self._machine.hang_up()
         if self._relay is not None:
             await self._relay.quit()
         if self._drains:
@@ -727,6 +735,7 @@ class Supervisor:
             "assurance": self._around.accelerator.assurance,
             "phases": self._seen.phases,
             "relay": self._seen.stats,
+            "killed_after": self._seen.killed_after,
             "guest_drops": self._seen.drops,
             "flows": self._seen.flows,
             "image": self._around.image.name,

@@ -167,13 +167,17 @@ class Machine:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     async def reap(self) -> int:
-        """Wait for the process's end, close what we hold; the exit code (negative: a signal)."""
+        """Wait until it is dead, jail and all; the exit code (negative: a signal)."""
         code = await self.process.wait()
-        with contextlib.suppress(QMPError, OSError, EOFError, asyncio.CancelledError):
-            await self._qmp.disconnect()
         for pidfd in self._pidfds:
             # Readable when its process is dead: the jail's first process may go before QEMU has.
-            await asyncio.to_thread(select.select, [pidfd], [], [], 5)
+            if not select.select([pidfd], [], [], 0)[0]:
+                await asyncio.to_thread(select.select, [pidfd], [], [], 5)
             os.close(pidfd)
         self._pidfds.clear()
         return code
+
+    async def hang_up(self) -> None:
+        """Close the monitor, once the machine is dead."""
+        with contextlib.suppress(QMPError, OSError, EOFError, asyncio.CancelledError):
+            await self._qmp.disconnect()

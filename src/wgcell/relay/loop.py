@@ -64,6 +64,7 @@ class Loop:
         self._stats_due = 0.0
         self._untold = True
         self._alive_told = 0.0
+        self._read_at = 0.0
         self._stumble_told: dict[str, float] = {}
         self._done = False
 
@@ -180,7 +181,8 @@ class Loop:
             self._cut()
             self._tell("closed", which="nic")
             return
-        self._do(self._relay.outbound(count, boottime()))
+        self._read_at = boottime()
+        self._do(self._relay.outbound(count, self._read_at))
 
     def _read_udp(self) -> None:
         if self._relay is None:
@@ -217,7 +219,8 @@ class Loop:
         if rogue:
             # The cut comes first in effect: nothing behind this frame was forwarded.
             shown = base64.b64encode(frame[:EVIDENCE_BYTES]).decode()
-            self._tell("rogue", reason=reason, detail=detail, frame=shown, time=time.time())
+            at = {"time": time.time(), "boottime": self._read_at}
+            self._tell("rogue", reason=reason, detail=detail, frame=shown, **at)
         elif boottime() - self._stumble_told.get(reason, -1.0) >= 1:
             self._stumble_told[reason] = boottime()
             self._tell("out_of_step", reason=reason, detail=detail)
