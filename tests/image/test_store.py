@@ -71,3 +71,18 @@ def test_a_changed_base_is_never_packed_again(image: Path, monkeypatch: pytest.M
     (image / "base.cpio").write_text("changed")
     build.build("debian", lambda _: None, {"init": b"3"})
     assert made == ["base", "base"]
+
+
+def test_an_image_of_another_version_is_told_from_this_ones(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not build.is_current(store.load("debian"), {"init": b"1"})
+
+
+def test_a_cache_of_another_users_is_an_error_with_a_mend(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image.parent / ".lock").mkdir()
+    with pytest.raises(ImageError) as caught:
+        build.build("debian", lambda _: None, {"init": b""})
+    assert "WGCELL_CACHE_DIR" in caught.value.mend

@@ -34,7 +34,8 @@ nic, udp, control = (socket.socket(fileno=fd) for fd in (nic_fd, udp_fd, control
 decoy = ("127.0.0.1", decoy_port)
 libc = ctypes.CDLL(None, use_errno=True)
 def call(*arguments):
-    result = libc.syscall(*arguments)
+    words = (a if isinstance(a, ctypes.Array) else ctypes.c_long(a) for a in arguments)
+    result = libc.syscall(*words)
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result

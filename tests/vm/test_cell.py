@@ -1,5 +1,5 @@
-"""Whole cells in real VMs. What each can't show: a frame that QEMU itself would hide from the NIC's
-socket; the seal and the jail, which are not built yet."""
+"""Whole cells in real VMs. What they can't show: a frame that QEMU itself would hide from the NIC's
+socket."""
 
 from __future__ import annotations
 
@@ -117,7 +117,17 @@ def test_a_workload_that_runs_too_long(cell: Cell) -> None:
     assert ended.result["outcome"] == "timeout"
 
 
-def test_interrupted_it_ends_in_order_and_leaves_nothing(tmp_path: Path, wgcell: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGINT, "interrupted (Ctrl-C)"),
+        (signal.SIGTERM, "stopped"),
+        (signal.SIGHUP, "the terminal closed"),
+    ],
+)
+def test_interrupted_it_ends_in_order_and_leaves_nothing(
+    tmp_path: Path, wgcell: str, number: signal.Signals, words: str
+) -> None:
     argv = [wgcell, "run", "--state-dir", str(tmp_path), "--", "sh", "-c", "echo up; sleep 60"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -128,10 +138,10 @@ def test_interrupted_it_ends_in_order_and_leaves_nothing(tmp_path: Path, wgcell:
         [wgcell, "ps", "--state-dir", str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert "running" in shown.stdout
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "cancelled" in stderr
+    assert f"cancelled: {words}" in stderr
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 

@@ -213,3 +213,33 @@ def test_a_cell_that_stood_still_for_ten_seconds_goes_on(tmp_path: Path) -> None
     assert process.returncode == 0, stderr
     assert "alive" in stdout
     assert result_of(tmp_path)["relay"]["refused"] == {}
+
+
+FILLING = """
+mount -t tmpfs -o size=24m none {place} || exit 99
+{wgcell} run --state-dir {place}/cells --disk 16MiB -- sh -c 'while :; do echo more; done' \\
+    >/dev/null &
+wgcell=$!
+while ! grep -qs more {place}/cells/*/stdout.log; do sleep 0.1; kill -0 $wgcell || exit 98; done
+dd if=/dev/zero of={place}/filler bs=64k 2>/dev/null
+wait $wgcell
+code=$?
+sleep 1
+pgrep -P $wgcell >/dev/null && echo "something is left"
+exit $code
+"""
+
+
+def test_a_disk_that_fills_up_ends_the_cell(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    script = FILLING.format(place=place, wgcell=f"{sys.executable} -P -m wgcell")
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 125, done.stderr + done.stdout
+    assert "something is left" not in done.stdout
+    assert "No space left" in done.stderr and "Traceback" not in done.stderr

@@ -185,13 +185,25 @@ class CappedLog:
         self._left = cap
 
     def write(self, data: bytes) -> None:
-        """Append ``data``, or as much of it as still fits."""
+        """Append ``data``, or as much of it as still fits. Raises StateError: a full disk."""
         if self._left <= 0:
             return
-        self._file.write(data[: self._left])
-        self._left -= len(data)
-        if self._left <= 0:
-            self._file.write(b"\n[wgcell: the log is full, what follows is not kept]\n")
+        try:
+            self._write(data[: self._left])
+            self._left -= len(data)
+            if self._left <= 0:
+                self._write(b"\n[wgcell: the log is full, what follows is not kept]\n")
+        except OSError as error:
+            self._left = 0
+            raise StateError(
+                f"{self._file.name}: {error.strerror}",
+                mend="free some space, or choose another folder with --state-dir",
+            ) from error
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) or 0 :]
 
     def close(self) -> None:
         """Close the file."""

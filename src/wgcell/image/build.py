@@ -166,7 +166,14 @@ def _base_is_whole(image: Image, key: str) -> bool:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Two builds at once take turns; the second then finds nothing to do."""
-    with (folder / ".lock").open("w") as lock:
+    try:
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ImageError(
+            f"{folder / '.lock'}: {error.strerror}",
+            mend="build as the user who owns the folder, or set WGCELL_CACHE_DIR to one of yours",
+        ) from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
