@@ -221,11 +221,15 @@ mount -t tmpfs -o size=24m none {place} || exit 99
     >/dev/null &
 wgcell=$!
 while ! grep -qs more {place}/cells/*/stdout.log; do sleep 0.1; kill -0 $wgcell || exit 98; done
+children=$(cat /proc/$wgcell/task/$wgcell/children)
+[ -n "$children" ] || exit 97
 dd if=/dev/zero of={place}/filler bs=64k 2>/dev/null
 wait $wgcell
 code=$?
 sleep 1
-pgrep -P $wgcell >/dev/null && echo "something is left"
+for child in $children; do
+    kill -0 $child 2>/dev/null && echo "something is left"
+done
 exit $code
 """
 
