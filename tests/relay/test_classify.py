@@ -168,3 +168,19 @@ def test_the_table_above_names_every_reason_of_the_link() -> None:
     tried = {reason for _, reason in marks[0].args[1]}
     before_wireguard = list(Reason)[1 : list(Reason).index(Reason.NOT_WIREGUARD)]
     assert tried == set(before_wireguard)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (frame(ip={"dst": "192.168.1.1"}), "to 192.168.1.1"),
+        (frame(eth={"dst": "ff:ff:ff:ff:ff:ff"}), "to ff:ff:ff:ff:ff:ff"),
+        (frame(udp={"dport": 53}), "to port 53"),
+        (other(IP(**ADDRESSES) / TCP(dport=51820)), "IP protocol 6"),
+        (other(ARP(pdst="192.168.64.1")), "0x0806"),
+    ],
+)
+def test_a_refusal_says_what_was_found(bad: bytes, words: str) -> None:
+    refusal = classify(bad)
+    assert isinstance(refusal, Refusal)
+    assert refusal.detail == words

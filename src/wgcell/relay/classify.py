@@ -70,5 +70,5 @@ def _explained(frame: bytes) -> Refusal:
             if len(found) < len(field.value):
                 break
             if _number(found) & _number(field.mask) != _number(field.value):
-                return Refusal(field.reason, f"0x{found.hex()}")
+                return Refusal(field.reason, field.shown(found))
     return Refusal(Reason.LENGTH, f"{len(frame)} bytes")

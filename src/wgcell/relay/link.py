@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 from wgcell.relay.verdict import Reason
 from wgcell.wire import ethernet, ipv4, udp
@@ -42,6 +44,8 @@ class Field:
     offset: int
     value: bytes
     mask: bytes
+    shown: Callable[[bytes], str]
+    """What was found there, for a person."""
 
     @property
     def at(self) -> slice:
@@ -49,8 +53,26 @@ class Field:
         return slice(self.offset, self.offset + len(self.value))
 
 
+def _hexadecimal(found: bytes) -> str:
+    return f"0x{found.hex()}"
+
+
+_SHOWN: Mapping[Reason, Callable[[bytes], str]] = MappingProxyType(
+    {
+        Reason.DESTINATION_MAC: lambda found: f"to {found.hex(':')}",
+        Reason.SOURCE_MAC: lambda found: f"from {found.hex(':')}",
+        Reason.DESTINATION_ADDRESS: lambda found: f"to {socket.inet_ntoa(found)}",
+        Reason.SOURCE_ADDRESS: lambda found: f"from {socket.inet_ntoa(found)}",
+        Reason.PROTOCOL: lambda found: f"IP protocol {found[0]}",
+        Reason.DESTINATION_PORT: lambda found: f"to port {int.from_bytes(found, 'big')}",
+        Reason.SOURCE_PORT: lambda found: f"from port {int.from_bytes(found, 'big')}",
+    }
+)
+
+
 def _field(reason: Reason, header: int, place: slice, value: bytes, mask: bytes = b"") -> Field:
-    return Field(reason, header + place.start, value, mask or b"\xff" * len(value))
+    mask = mask or b"\xff" * len(value)
+    return Field(reason, header + place.start, value, mask, _SHOWN.get(reason, _hexadecimal))
 
 
 def _byte(offset: int) -> slice:
