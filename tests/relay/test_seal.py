@@ -228,11 +228,13 @@ CONFIGURE |= dict.fromkeys(("guest_public_key", "endpoint_public_key"), "A" * 43
 def test_an_exception_behind_the_seal_is_one_line_and_the_end() -> None:
     process, control = relay()
     control.send(json.dumps(CONFIGURE).encode() + b"\n")
-    assert json.loads(control.recv(4096))["seal"] is True
+    lines = control.makefile()
+    assert json.loads(lines.readline())["seal"] is True
     control.send(b'{"command": "phase", "phase": "no such phase"}\n')
-    said = control.makefile().read()
+    said = lines.read()
     assert "ValueError" in said and "fault" in said
     assert process.wait(5) == 1
+    lines.close()
     control.close()
 
 
