@@ -32,7 +32,7 @@ test: image lint
 	$(PY) -m pytest -q
 
 unit: system $(VENV)/.made
-	$(PY) -m pytest -q -m 'not vm'
+	$(PY) -m pytest -q -m 'not vm and not namespaces'
 
 lint: $(VENV)/.made
 	$(VENV)/bin/ruff check src tests demo bench fuzz

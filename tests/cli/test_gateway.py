@@ -23,6 +23,8 @@ from wgcell.cli import terminal
 from wgcell.cli.terminal import Narrator
 from wgcell.errors import ConsentError, JobError
 
+pytestmark = pytest.mark.namespaces
+
 WGCELL = (sys.executable, "-m", "wgcell", "gateway")
 
 

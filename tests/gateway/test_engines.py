@@ -18,6 +18,8 @@ from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Server, Topology, 
 
 from wgcell.gateway.keys import generate_private_key, public_key
 
+pytestmark = pytest.mark.namespaces
+
 ALICE, BOB = generate_private_key(), generate_private_key()
 RULES = [
     "deny 203.0.113.7:8081",

@@ -33,6 +33,8 @@ from wgcell.gateway.flows import Flow
 from wgcell.gateway.keys import generate_private_key, public_key
 from wgcell.gateway.resolver import Upstream
 
+pytestmark = pytest.mark.namespaces
+
 ALICE = generate_private_key()
 RULES = ["allow api.example.com:1-65535", "allow shared.example.com:443", "allow b.example.com:443"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP
@@ -14,6 +15,8 @@ from wgcell.prove.battery import CASES, Play, Scene, tunnel
 from wgcell.prove.oracle import is_port_unreachable, tunnel_payload
 from wgcell.prove.verdict import Verdict
 from wgcell.relay import link
+
+pytestmark = pytest.mark.namespaces
 
 HOST = socket.inet_aton("192.0.2.1")
 GATEWAY = frozenset({link.GATEWAY_ADDRESS})

@@ -22,6 +22,8 @@ import wgcell
 from wgcell.prove.battery import CASES
 from wgcell.relay.verdict import Reason
 
+pytestmark = pytest.mark.namespaces
+
 SOURCE = Path(wgcell.__file__).parent
 
 

@@ -160,6 +160,7 @@ class Supervisor:
         self._reason = ""
         self._seen = _Seen()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: asyncio.Task[None] | None = None
         self._drains: list[asyncio.Task[None]] = []
         self._cancelled = asyncio.Event()
         self._machine: Machine | None = None
@@ -188,7 +189,7 @@ class Supervisor:
         """
         try:
             self._enter_state(State.PREPARING)
-            self._spawn(self._live(), "the cell's start")
+            self._starting = self._spawn(self._live(), "the cell's start")
             while self._state is not State.ENDED:
                 cause, reason = await self._causes.get()
                 await self._act(cause, reason)
@@ -662,6 +663,10 @@ class Supervisor:
     # The end: the machine first, whatever else fails.
 
     async def _end(self) -> None:
+        if self._starting is not None:
+            # A machine that is just being started must be known, or dead, before anyone waits.
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         if self._machine is not None:
             self._machine.kill()
             await self._machine.reap()
