@@ -44,6 +44,7 @@ def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
             starting = asyncio.create_task(Machine.start(spec, pairs[1][0], jail, 1 << 20))
             while not (pid_file.exists() and pid_file.read_text().strip()):
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # by now it waits for the jail's word
             starting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await starting

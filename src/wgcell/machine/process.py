@@ -123,21 +123,25 @@ class Machine:
         finally:
             for fd in ours:
                 os.close(fd)
-        try:
-            with os.fdopen(info, "rb") as file:
+        with os.fdopen(info, "rb") as file:
+            try:
                 said = await asyncio.to_thread(file.read)
-            inner = process.pid if jail.bwrap is None else int(json.loads(said)["child-pid"])
-            return cls(process, inner, qmp_socket)
+            except BaseException:
+                # Cancelled half way: nobody else knows of it. Dead before the file is closed, for
+                # the thread that reads it holds its lock until then.
+                process.kill()
+                await process.wait()
+                raise
+        if jail.bwrap is None:
+            return cls(process, process.pid, qmp_socket)
+        try:
+            return cls(process, int(json.loads(said)["child-pid"]), qmp_socket)
         except (ValueError, KeyError, TypeError):
             code = await process.wait()
             output = (await process.stderr.read(4096)).decode() if process.stderr else ""
             raise LaunchError(
                 "the jail did not start", argv=argv, exit_code=code, output=output
             ) from None
-        except BaseException:
-            # Cancelled half way: nobody else knows of it, and its jail dies with it.
-            process.kill()
-            raise
 
     async def connect_monitor(self) -> None:
         """Speak QMP, and make sure that the machine has the one network card we gave it.
