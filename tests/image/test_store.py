@@ -51,8 +51,11 @@ def test_an_interrupted_build_leaves_nothing(image: Path, monkeypatch: pytest.Mo
     assert [path.name for path in image.parent.iterdir()] == [".lock"]
 
 
-def test_modules_come_after_what_they_need() -> None:
-    assert build.modules_in_order("k/a.ko: k/b.ko\nk/b.ko:\n", ["a"]) == ["k/b.ko", "k/a.ko"]
+def test_the_modules_that_are_needed_come_along_and_no_others() -> None:
+    listed = "k/a.ko: k/b-x.ko k/c.ko\nk/b-x.ko: k/c.ko\nk/c.ko:\nk/other.ko:\n"
+    needs = build.modules_needed(listed, ["a", "built_in"])
+    assert needs == {"k/a.ko": ("k/b-x.ko", "k/c.ko"), "k/b-x.ko": ("k/c.ko",), "k/c.ko": ()}
+    assert build.dependencies_text(needs) == "a.ko: b-x.ko c.ko\nb-x.ko: c.ko\nc.ko:\n"
 
 
 def test_a_changed_base_is_never_packed_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

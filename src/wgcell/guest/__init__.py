@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
+from types import MappingProxyType
 
 from wgcell.guest.firewall import ruleset
 
@@ -21,8 +22,35 @@ __all__ = ["scripts"]
 
 _PLACES = {"init": "init", "agent": "bin/agent", "workload": "bin/workload"}
 
+# What is mounted together, each by one process: an fstab for ``mount -a``.
+_MOUNTS: Mapping[str, str] = MappingProxyType(
+    {
+        "first": """\
+proc /proc proc defaults
+sys /sys sysfs defaults
+dev /dev devtmpfs defaults
+run /run tmpfs defaults
+""",
+        "disks": """\
+/dev/vda /lower erofs ro
+/dev/vdb /upper ext4 defaults
+""",
+        "root": """\
+pts /newroot/dev/pts devpts newinstance,ptmxmode=0666
+shm /newroot/dev/shm tmpfs mode=1777
+tmp /newroot/tmp tmpfs mode=1777
+run /newroot/run tmpfs mode=755
+""",
+        "workload": """\
+proc /newroot/proc proc nosuid,nodev,noexec
+sys /newroot/sys sysfs ro,nosuid,nodev,noexec
+""",
+    }
+)
+
 
 def scripts() -> Mapping[str, bytes]:
     """Our own files of the initramfs, by their path in it."""
     ours = {place: files(__name__).joinpath(name).read_bytes() for name, place in _PLACES.items()}
-    return {**ours, "etc/firewall.nft": ruleset().encode()}
+    tables = {f"etc/mounts.{stage}": table.encode() for stage, table in _MOUNTS.items()}
+    return {**ours, **tables, "etc/firewall.nft": ruleset().encode()}

@@ -26,7 +26,7 @@ from pathlib import Path
 from wgcell.errors import ImageError
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
 
-__all__ = ["PACKAGES", "build", "is_current", "modules_in_order", "uncompressed_kernel"]
+__all__ = ["PACKAGES", "build", "dependencies_text", "is_current", "modules_needed", "uncompressed_kernel"]
 
 Progress = Callable[[str], None]
 
@@ -47,14 +47,30 @@ TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip", "usr/bin/setpriv")
 # Before there is a network card: what the firewall needs, and the ports to the host.
 EARLY = ("nf_tables", "nft_log", "nf_log_syslog", "nft_limit", "virtio_pci", "virtio_console")
 LATE = ("virtio_blk", "erofs", "overlay", "wireguard", "virtio_net")
+_FOLDERS = (
+    *("bin", "etc/dev/pts", "etc/dev/shm", "lib/x86_64-linux-gnu", "lib64", "modules"),
+    *("dev", "lower", "newroot", "proc", "run", "sys", "tmp", "upper", "var"),
+)
+# What is in the workload's /dev and is no device.
+_LINKS = {
+    "var/run": "/run",
+    "etc/dev/fd": "/proc/self/fd",
+    "etc/dev/stdin": "/proc/self/fd/0",
+    "etc/dev/stdout": "/proc/self/fd/1",
+    "etc/dev/stderr": "/proc/self/fd/2",
+    "etc/dev/ptmx": "pts/ptmx",
+}
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 BASE_CPIO = "base.cpio"
-_FORMAT = 2
+_FORMAT = 4
 
 # A bzImage's setup header, by offset.
 _SETUP_SECTORS = 0x1F1
 _HEADER_MAGIC = slice(0x202, 0x206)
 _PAYLOAD = 0x248
+# A module's signature: its bytes, 12 bytes about it that end with its length, and this.
+_SIGNED = b"~Module signature appended~\n"
+_SIGNATURE_INFO = 12
 _PACKED = {
     # First bytes: the program, its package, bytes of the kernel's own behind the stream.
     b"\x02\x21\x4c\x18": ("lz4", "lz4", 4),
@@ -286,33 +302,52 @@ def uncompressed_kernel(bzimage: bytes) -> bytes:
     raise ImageError("the kernel is packed in a way that is not known here")
 
 
-def modules_in_order(dependencies: str, wanted: Sequence[str]) -> list[str]:
-    """Paths of modules to insert, each after what it needs, from the text of ``modules.dep``.
+def _module_name(path: str) -> str:
+    return Path(path).name.partition(".ko")[0].replace("-", "_")
 
-    A name that is not there is built into the kernel.
+
+def modules_needed(dependencies: str, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What must be there to load the modules ``wanted``, from the text of ``modules.dep``.
+
+    Each module's path and the paths it needs, all of them, as depmod orders them. A name that is
+    not in the text is built into the kernel.
     """
-    needs: dict[str, list[str]] = {}
+    needs: dict[str, tuple[str, ...]] = {}
     path_of: dict[str, str] = {}
     for line in dependencies.splitlines():
         path, _, rest = line.partition(":")
-        needs[path] = rest.split()
-        path_of[Path(path).name.partition(".ko")[0].replace("-", "_")] = path
-    order: dict[str, None] = {}
+        needs[path] = tuple(rest.split())
+        path_of[_module_name(path)] = path
+    found = [path_of[name] for name in wanted if name in path_of]
+    return {path: needs[path] for first in found for path in (first, *needs[first])}
 
-    def take(path: str) -> None:
-        for need in reversed(needs.get(path, [])):
-            take(need)
-        order.setdefault(path)
 
-    for name in wanted:
-        if name in path_of:
-            take(path_of[name])
-    return list(order)
+def without_signature(module: bytes) -> bytes:
+    """A kernel module without the signature behind it (Linux, include/linux/module_signature.h).
+
+    An emulated guest spends a third of a module's loading on checking it, for nothing: the whole
+    image is held to its manifest, and this kernel loads unsigned modules all the same.
+    """
+    if not module.endswith(_SIGNED):
+        return module
+    length = int.from_bytes(module[-len(_SIGNED) - 4 : -len(_SIGNED)], "big")
+    return module[: -len(_SIGNED) - _SIGNATURE_INFO - length]
+
+
+def dependencies_text(needs: Mapping[str, Sequence[str]]) -> str:
+    """A ``modules.dep`` for modules that all lie in one folder."""
+    lines = (
+        " ".join([f"{Path(path).name}:", *(Path(need).name for need in of)])
+        for path, of in needs.items()
+    )
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
-    for folder in ("bin", "modules", "lib/x86_64-linux-gnu", "lib64"):
+    for folder in _FOLDERS:
         (base / folder).mkdir(parents=True)
+    for name, to in _LINKS.items():
+        (base / name).symlink_to(to)
     busybox = next(
         path for path in (root / "usr/bin/busybox", root / "bin/busybox") if path.exists()
     )
@@ -336,13 +371,16 @@ def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
             if found:
                 shutil.copy(found, base / "lib/x86_64-linux-gnu" / Path(found).name)
     shutil.copy(loader, base / "lib64/ld-linux-x86-64.so.2")
-    dependencies = (modules / "modules.dep").read_text()
-    early = modules_in_order(dependencies, EARLY)
-    late = [path for path in modules_in_order(dependencies, LATE) if path not in early]
-    for stage, paths in (("early", early), ("late", late)):
-        (base / "modules" / stage).write_text("".join(f"{Path(path).name}\n" for path in paths))
-        for path in paths:
-            shutil.copy(modules / path, base / "modules" / Path(path).name)
+    ours = base / "lib/modules" / modules.name
+    ours.mkdir(parents=True)
+    needs = modules_needed((modules / "modules.dep").read_text(), (*EARLY, *LATE))
+    for path in needs:
+        (ours / Path(path).name).write_bytes(without_signature((modules / path).read_bytes()))
+    (ours / "modules.dep").write_text(dependencies_text(needs))
+    # One line each: init reads them with the shell alone.
+    for stage, names in (("early", EARLY), ("late", LATE)):
+        modular = [name for name in names if any(_module_name(path) == name for path in needs)]
+        (base / "modules" / stage).write_text(" ".join(modular) + "\n")
     _cpio(base, target)
 
 

@@ -137,6 +137,10 @@ def kernel_command_line(accelerator: Accelerator, tsc_khz: int | None) -> str:
         "cryptomgr.notests",
         "lsm=capability",
         "net.ifnames=0",
+        # For the setup only: the agent takes both back before the workload starts. Programs at the
+        # same addresses let TCG use its translations again; grace periods are not waited for.
+        "norandmaps",
+        "rcupdate.rcu_expedited=1",
     ]
     if accelerator is Accelerator.TCG:
         words += ["no_timer_check", "tsc=reliable"]

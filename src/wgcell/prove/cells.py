@@ -64,7 +64,8 @@ busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
 busybox mount -t devtmpfs dev /dev
 for list in /modules/early /modules/late; do
-    while read -r module; do insmod "/modules/$module"; done <$list
+    read -r names <$list
+    modprobe -a $names
 done
 ip link set eth0 up
 while :; do
