@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ CONFIG = protocol.GuestConfig(
         b"hello",
         b"hello -1",
         b"exit 256",
-        b"report keys eA==",
+        b"report eA==x",
+        b"report " + base64.b64encode(b"= keys\nall of them\n"),
         b"fault !",
         b"\xff",
         b"x" * 40000,
@@ -42,6 +44,24 @@ def test_messages_are_read() -> None:
     assert protocol.parse(b"heartbeat 3 7") == protocol.Heartbeat(3, 7)
     text = base64.b64encode(b"no card").decode()
     assert protocol.parse(f"fault {text}".encode()) == protocol.Fault("no card")
+
+
+def test_a_report_is_read_by_its_sections() -> None:
+    said = "= links\nfirst eth0\nfirst lo\n= firewall\ntable inet wgcell {\n\n}\n= routes\n"
+    report = protocol.parse(b"report " + base64.b64encode(said.encode()))
+    assert report == protocol.Report(
+        {"links": "first eth0\nfirst lo", "firewall": "table inet wgcell {\n\n}", "routes": ""}
+    )
+
+
+def test_a_plain_word_needs_no_decoding_and_no_other_goes_plain() -> None:
+    words = ("python3", "a b", "$(id)", "", "x\\y", ":", "é", "-c", "'q'", "a\nb", "*")
+    lines = protocol.encode_config(replace(CONFIG, command=words)).decode().splitlines()
+    sent = [line.removeprefix("arg ") for line in lines if line.startswith("arg ")]
+    plain = {word for word in sent if word.startswith(":")}
+    assert plain == {":python3", ":-c", "::"}
+    others = [base64.b64decode(word).decode() for word in sent if word not in plain]
+    assert others == [word for word in words if f":{word}" not in plain]
 
 
 def test_reports_as_asked_match_and_a_change_is_named() -> None:

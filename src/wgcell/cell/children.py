@@ -51,19 +51,14 @@ class RelayProcess:
     _writer: asyncio.StreamWriter
 
     @classmethod
-    async def start(
-        cls,
-        nic: socket.socket,
-        udp: socket.socket,
-        configuration: Mapping[str, Any],
-        cell: str = "",
-        *,
-        sealed: bool = True,
+    async def spawn(
+        cls, nic: socket.socket, udp: socket.socket, cell: str = "", *, sealed: bool = True
     ) -> RelayProcess:
-        """Start the relay of ``cell`` between ``nic`` and ``udp``; both are closed here then.
+        """Start the relay of ``cell`` between ``nic`` and ``udp``; `configure` makes it work.
 
-        ``sealed`` false leaves the seal open: for measuring what it costs, and for no cell.
-        Raises LaunchError if it does not say that it is ready.
+        ``nic`` is closed here then. ``udp`` may be connected later, but before `configure`: until
+        then the relay reads neither. ``sealed`` false leaves the seal open: for measuring what it
+        costs, and for no cell.
         """
         ours, theirs = socket.socketpair()
         argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", "--nic-fd", str(nic.fileno()))
@@ -78,19 +73,37 @@ class RelayProcess:
             start_new_session=True,
             preexec_fn=die_with_parent(os.getpid()),
         )
-        for handed_over in (theirs, nic, udp):
+        for handed_over in (theirs, nic):
             handed_over.close()
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
-        relay = cls(process, {}, False, ours, reader, writer)
-        relay.tell("configure", **configuration)
-        line = await asyncio.wait_for(reader.readline(), 20)
+        return cls(process, {}, False, ours, reader, writer)
+
+    async def configure(self, configuration: Mapping[str, Any]) -> None:
+        """Let it begin. Raises LaunchError if it does not say that it is ready."""
+        self.tell("configure", **configuration)
+        line = await asyncio.wait_for(self._reader.readline(), 20)
         ready = json.loads(line) if line else {}
         if ready.get("event") != "ready":
-            code = await _end(process, 1)
-            stderr = await process.stderr.read(4096) if process.stderr else b""
+            code = await _end(self.process, 1)
+            stderr = await self.process.stderr.read(4096) if self.process.stderr else b""
             output = (line + stderr).decode("utf-8", "replace")
+            argv = (*_PYTHON, "wgcell.relay")
             raise LaunchError("the relay did not start", argv=argv, exit_code=code, output=output)
-        relay.missing, relay.sealed = ready["missing"], bool(ready["seal"])
+        self.missing, self.sealed = ready["missing"], bool(ready["seal"])
+
+    @classmethod
+    async def start(
+        cls,
+        nic: socket.socket,
+        udp: socket.socket,
+        configuration: Mapping[str, Any],
+        *,
+        sealed: bool = True,
+    ) -> RelayProcess:
+        """`spawn` and `configure` in one, for a ``udp`` that is connected; closed here then."""
+        relay = await cls.spawn(nic, udp, sealed=sealed)
+        udp.close()
+        await relay.configure(configuration)
         return relay
 
     def tell(self, command: str, **fields: Any) -> None:

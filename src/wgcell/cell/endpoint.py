@@ -15,7 +15,15 @@ from collections.abc import Iterable, Sequence
 
 from wgcell.errors import EndpointError, HostError
 
-__all__ = ["connect", "host_networks", "parse_networks", "plain_forms", "resolve", "vet"]
+__all__ = [
+    "connect",
+    "host_networks",
+    "parse_networks",
+    "plain_forms",
+    "resolve",
+    "unconnected",
+    "vet",
+]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -169,13 +177,21 @@ def networks_of(links: object) -> tuple[Network, ...]:
     return tuple(dict.fromkeys([*own, *(net for net in around if net.prefixlen > 0)]))
 
 
-def connect(address: Address, port: int) -> socket.socket:
-    """A non-blocking UDP socket connected to ``address:port``. Raises `EndpointError`."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+def unconnected(version: int) -> socket.socket:
+    """A non-blocking UDP socket of IPv4 or IPv6, not yet connected. Raises `EndpointError`."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
     try:
-        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     except OSError as error:
-        raise EndpointError(f"no socket for the endpoint {address}: {error.strerror}") from None
+        raise EndpointError(f"no socket for the endpoint: {error.strerror}") from None
+
+
+def connect(address: Address, port: int, sock: socket.socket | None = None) -> socket.socket:
+    """A non-blocking UDP socket connected to ``address:port``, or ``sock`` made that.
+
+    Raises `EndpointError`; the socket is closed then.
+    """
+    sock = unconnected(address.version) if sock is None else sock
     try:
         sock.connect((str(address), port))
     except OSError as error:

@@ -81,6 +81,7 @@ RENEW_AGAIN = 30.0
 RESULTS_TIMEOUT = 300.0
 """Seconds from the workload's end until its files are home."""
 
+EMBEDDED_HOST = "127.0.0.1"
 EMBEDDED_GATEWAY = "10.99.0.1"
 EMBEDDED_GUEST = "10.99.0.2/32"
 
@@ -136,7 +137,7 @@ class _Seen:
 class Supervisor:
     """One cell's life. ``stdout`` and ``stderr`` receive the workload's bytes as they come.
 
-    ``start_relay`` is another's only in `wgcell.prove`, whose controls need the wall down.
+    ``spawn_relay`` is another's only in `wgcell.prove`, whose controls need the wall down.
     """
 
     def __init__(
@@ -147,10 +148,10 @@ class Supervisor:
         tell: Callable[[dict[str, Any]], None],
         stdout: Sink,
         stderr: Sink,
-        start_relay: Callable[..., Coroutine[Any, Any, RelayProcess]] = RelayProcess.start,
+        spawn_relay: Callable[..., Coroutine[Any, Any, RelayProcess]] = RelayProcess.spawn,
     ) -> None:
         self._job = job
-        self._start_relay = start_relay
+        self._spawn_relay = spawn_relay
         self._around = around
         self._sinks = {"stdout": stdout, "stderr": stderr}
         self._log = EventLog(around.folder.path / "events.jsonl", tell)
@@ -265,43 +266,75 @@ class Supervisor:
     # The walk: prepare, ask for consent, boot. What follows is driven by what is seen.
 
     async def _live(self) -> None:
+        # What takes time at once: the gateway and the relay, two interpreters that load their code,
+        # and QEMU. But in this order only: an endpoint that consents, a relay behind its seal, the
+        # guest's first instruction.
+        around = self._around
+        ours, theirs = _socketpairs("nic", "qmp", "console", *_PORTS)
+        udp = endpoint.unconnected(ip_address(around.address or EMBEDDED_HOST).version)
+        try:
+            (vpn, address, port), _, _ = await _together(
+                self._tunnel(),
+                self._relay_of(ours.pop("nic"), udp),
+                self._machine_of(theirs, ours.pop("qmp")),
+            )
+            self._log.append("prepared", inputs=len(self._job.inputs), jail=self._jailed)
+            self._cause(Cause.PREPARED)
+            endpoint.connect(ip_address(address), port, udp)
+            self._log.append("consent_asked", endpoint=f"{address}:{port}")
+            await consent.obtain(udp, vpn.private_key, vpn.peer_public_key, vpn.preshared_key)
+            self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
+            relay, machine = self._relay, self._machine
+            if relay is None or machine is None:
+                raise HostError("the cell ended while it was being prepared")
+            await relay.configure(
+                {
+                    "guest_public_key": b64(consent.public_key(vpn.private_key)),
+                    "endpoint_public_key": b64(vpn.peer_public_key),
+                    "mtu": vpn.mtu,
+                }
+            )
+        finally:
+            udp.close()
+        relay.tell("phase", phase="booting")
+        self._spawn(self._follow_relay(relay), "the relay's reports")
+        self._log.append("walls", **self._host_walls())
+        self._require_walls(relay.sealed)
+        self._config = self._guest_config(vpn)
+        self._console = CappedLog(around.folder.path / "console.log")
+        self._log.append("booting", accelerator=around.accelerator.value, pid=machine.pid)
+        patience = self._job.verify_timeout or VERIFY_TIMEOUT[around.accelerator]
+        asyncio.get_running_loop().call_later(
+            patience,
+            self._cause,
+            Cause.NOT_VERIFIED,
+            f"the tunnel was not verified within {patience:g} s",
+        )
+        self._drain(self._console_to_log(ours["console"]))
+        for name in ("stdout", "stderr"):
+            self._drain(self._output_to_sink(name, ours[name]))
+        if self._job.outputs:
+            self._unpacking = asyncio.ensure_future(asyncio.to_thread(self._unpack, ours["files"]))
+        else:
+            ours["files"].close()
+        self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
+        await machine.go()
+        self._spawn(self._watch(), "the watch")
+        self._spawn(self._follow_network(relay, address, port), "the network's changes")
+
+    async def _relay_of(self, nic: socket.socket, udp: socket.socket) -> None:
+        self._relay = await self._spawn_relay(nic, udp, self._around.folder.id)
+
+    async def _machine_of(self, theirs: Mapping[str, socket.socket], qmp: socket.socket) -> None:
+        """QEMU in its jail, its processor stopped, its one network card looked at."""
         job, around = self._job, self._around
         device = KVM_DEVICE if around.accelerator is Accelerator.KVM else None
-        user = unprivileged_id(around.folder.id)
-        (vpn, address, port), drives, jail = await asyncio.gather(
-            self._tunnel(),
+        drives, jail = await _together(
             asyncio.to_thread(self._drives),
-            asyncio.to_thread(find_jail, user, device),
+            asyncio.to_thread(find_jail, unprivileged_id(around.folder.id), device),
         )
         self._jail = jail
-        self._log.append("prepared", inputs=len(job.inputs), jail=jail.bwrap is not None)
-        self._cause(Cause.PREPARED)
-
-        udp = endpoint.connect(ip_address(address), port)
-        self._log.append("consent_asked", endpoint=f"{address}:{port}")
-        await consent.obtain(udp, vpn.private_key, vpn.peer_public_key, vpn.preshared_key)
-        self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
-
-        guest_key = consent.public_key(vpn.private_key)
-        ours, theirs = _socketpairs("nic", "qmp", "console", *_PORTS)
-        self._relay = await self._start_relay(
-            ours.pop("nic"),
-            udp,
-            {
-                "guest_public_key": b64(guest_key),
-                "endpoint_public_key": b64(vpn.peer_public_key),
-                "mtu": vpn.mtu,
-            },
-            around.folder.id,
-        )
-        self._relay.tell("phase", phase="booting")
-        self._spawn(self._follow_relay(self._relay), "the relay's reports")
-        self._log.append("walls", **self._host_walls())
-        if around.require_walls and not (self._relay.sealed and jail.bwrap):
-            raise HostError(
-                f"this provider requires every wall: {self._host_walls()['missing']}",
-                mend="wgcell doctor names what mends each",
-            )
+        self._require_walls(sealed=True)
         kernel, initramfs = _opened(around.image.kernel), _opened(around.image.initramfs)
         spec = MachineSpec(
             qemu=find_qemu(),
@@ -320,36 +353,28 @@ class Supervisor:
             console_fd=theirs["console"].fileno(),
             ports={f"wgcell.{name}": theirs[name].fileno() for name in _PORTS},
         )
-        self._config = self._guest_config(vpn)
-        self._console = CappedLog(around.folder.path / "console.log")
-        machine = await Machine.start(spec, ours.pop("qmp"), jail, job.disk)
+        machine = await Machine.start(spec, qmp, jail, job.disk)
         self._machine = machine
         for handed_over in theirs.values():
             handed_over.close()
         for fd in (kernel, initramfs, *(fd for drive in drives for fd in drive.fds)):
             os.close(fd)
-        self._log.append("booting", accelerator=around.accelerator.value, pid=machine.pid)
-        patience = job.verify_timeout or VERIFY_TIMEOUT[around.accelerator]
-        asyncio.get_running_loop().call_later(
-            patience,
-            self._cause,
-            Cause.NOT_VERIFIED,
-            f"the tunnel was not verified within {patience:g} s",
-        )
         if machine.process.stderr is not None:
             self._drain(self._copy(machine.process.stderr, self._diagnostics.write))
-        self._drain(self._console_to_log(ours["console"]))
-        for name in ("stdout", "stderr"):
-            self._drain(self._output_to_sink(name, ours[name]))
-        if job.outputs:
-            self._unpacking = asyncio.ensure_future(asyncio.to_thread(self._unpack, ours["files"]))
-        else:
-            ours["files"].close()
-        self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
         self._spawn(self._follow_machine(machine), "QEMU's end")
-        self._spawn(self._watch(), "the watch")
-        self._spawn(self._follow_network(self._relay, address, port), "the network's changes")
         await machine.connect_monitor()
+
+    @property
+    def _jailed(self) -> bool:
+        return self._jail is not None and self._jail.bwrap is not None
+
+    def _require_walls(self, sealed: bool) -> None:
+        """Raises HostError if a wall is missing here and the provider wants them all."""
+        if self._around.require_walls and not (sealed and self._jailed):
+            raise HostError(
+                f"this provider requires every wall: {self._host_walls()['missing']}",
+                mend="wgcell doctor names what mends each",
+            )
 
     async def _tunnel(self) -> tuple[VpnConfig, str, int]:
         """The tunnel to use and its vetted endpoint; starts the embedded gateway if it's ours."""
@@ -358,9 +383,10 @@ class Supervisor:
             return around.vpn, around.address, around.port
         asked = self._job.gateway or GatewayAsked()
         gateway_key, guest_key = generate_private_key(), generate_private_key()
+        own = await asyncio.to_thread(endpoint.host_networks)
         gateway = await GatewayProcess.start(
             {
-                "listen": "127.0.0.1:0",
+                "listen": f"{EMBEDDED_HOST}:0",
                 "private_key": gateway_key,
                 "peers": {
                     "cell": {
@@ -371,7 +397,7 @@ class Supervisor:
                 "rules": [f"allow {rule}" for rule in asked.allow],
                 "services": dict(asked.services),
                 "address": EMBEDDED_GATEWAY,
-                "protected": [str(network) for network in endpoint.host_networks()],
+                "protected": [str(network) for network in own],
                 "resolver": list(asked.resolver),
                 "learn": asked.learn,
             }
@@ -398,7 +424,7 @@ class Supervisor:
             file.truncate(self._job.disk)
         mke2fs = shutil.which("mke2fs") or "/sbin/mke2fs"
         options = "lazy_itable_init=1,nodiscard"
-        argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0"]
+        argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0"]
         argv += ["-E", options, str(scratch)]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -505,7 +531,7 @@ class Supervisor:
                     self._control.write(protocol.encode_config(self._config))
                 self._cause(Cause.GUEST_READY)
             case protocol.Report():
-                seen.reports[message.what] = message.text
+                seen.reports.update(message.texts)
             case protocol.Ready():
                 seen.guest_ready = True
                 self._check_verified()
@@ -721,7 +747,7 @@ class Supervisor:
             missing["jail"] = jail.missing
         return {
             "seal": relay is not None and relay.sealed,
-            "jail": jail is not None and jail.bwrap is not None,
+            "jail": self._jailed,
             "missing": missing,
         }
 
@@ -752,6 +778,18 @@ class Supervisor:
                 "gateway": self._around.vpn is None,
             },
         }
+
+
+async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
+    """All of ``works`` at once; when one fails, the others are ended before its error goes on."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _source(address: str, port: int) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import signal
 import sys
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,6 @@ from wgcell.cell.folder import check_writable, create, state_folder
 from wgcell.cell.inputs import check as check_inputs
 from wgcell.cell.job import HostLimits, Job, JobOptions, job_from_options, load_job
 from wgcell.cell.provider import Provider, apply_ceilings, load_provider
-from wgcell.cell.supervisor import Supervisor, Surroundings
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.terminal import Narrator, console, sink, warn
@@ -29,7 +28,6 @@ from wgcell.image import store
 from wgcell.image.build import is_current
 from wgcell.machine.accelerator import choose
 from wgcell.machine.argv import Accelerator
-from wgcell.machine.process import find_qemu
 
 __all__ = ["run"]
 
@@ -76,12 +74,12 @@ def _endpoint(job: Job, provider: Provider, allow: list[str]) -> tuple[VpnConfig
     return vpn, str(address), vpn.endpoint_port
 
 
-def _image(name: str) -> store.Image:
+def _image(name: str, loading: Future[store.Image]) -> store.Image:
     """The image, built first if it is the stock one and not there yet."""
     if name == "debian" and not store.exists(name):
         console.print("[dim]wgcell:[/] the image debian is not built yet; this is done once")
         return build_with_progress(name)
-    image = store.load(name)
+    image = loading.result()
     if name == "debian" and not is_current(image, scripts()):
         console.print("[dim]wgcell:[/] the image debian is another version's; it is made anew")
         return build_with_progress(name)
@@ -190,9 +188,15 @@ def run(
     job = _with_gateway(_job(file, options, cells), learn, provider)
     apply_ceilings(job, provider)
     check_inputs(job.inputs)
-    tunnel, address, port = _endpoint(job, provider, allow_endpoint or [])
-    qemu = find_qemu()
-    guest_image = _image(job.image)
+    with ThreadPoolExecutor(1) as other:
+        # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.
+        loading = other.submit(store.load, job.image)
+        from wgcell.cell.supervisor import Supervisor, Surroundings
+        from wgcell.machine.process import find_qemu
+
+        tunnel, address, port = _endpoint(job, provider, allow_endpoint or [])
+        qemu = find_qemu()
+        guest_image = _image(job.image, loading)
     accelerator, reason = choose(qemu, guest_image.kernel, store.cache_folder().parent)
     if accelerator is Accelerator.TCG:
         if not provider.allow_emulation:
@@ -227,7 +231,8 @@ def run(
 
     out, err = (discard, discard) if as_json else (sink(sys.stdout), sink(sys.stderr))
     try:
-        result = asyncio.run(_live(job, around, tell, out, err))
+        supervisor = Supervisor(job, around, tell=tell, stdout=out, stderr=err)
+        result = _until_its_end(supervisor.run, supervisor.cancel)
     finally:
         narrator.stop()
         os.close(lock)
@@ -236,15 +241,21 @@ def run(
     raise typer.Exit(int(result["exit_code"]))
 
 
-async def _live(
-    job: Job, around: Surroundings, tell: Any, stdout: Any, stderr: Any
+def _until_its_end(
+    live: Callable[[], Coroutine[Any, Any, dict[str, Any]]], cancel: Callable[[str], None]
 ) -> dict[str, Any]:
-    supervisor = Supervisor(job, around, tell=tell, stdout=stdout, stderr=stderr)
-    loop = asyncio.get_running_loop()
-    for number, words in (
-        (signal.SIGINT, "interrupted (Ctrl-C)"),
-        (signal.SIGTERM, "stopped"),
-        (signal.SIGHUP, "the terminal closed"),
-    ):
-        loop.add_signal_handler(number, supervisor.cancel, words)
-    return await supervisor.run()
+    """The cell's whole life; what a user or the system sends us ends it in order."""
+    import asyncio
+    import signal
+
+    async def watched() -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        for number, words in (
+            (signal.SIGINT, "interrupted (Ctrl-C)"),
+            (signal.SIGTERM, "stopped"),
+            (signal.SIGHUP, "the terminal closed"),
+        ):
+            loop.add_signal_handler(number, cancel, words)
+        return await live()
+
+    return asyncio.run(watched())

@@ -72,10 +72,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What stands in the guest, by its own word."""
+    """What stands in the guest, by its own word: a text for each of `REPORTS` that it spoke of."""
 
-    what: str
-    text: str
+    texts: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +189,18 @@ def _subject(word: str, allowed: tuple[str, ...]) -> str:
     return word
 
 
+def _sections(text: str) -> Mapping[str, str]:
+    """``= links`` and the lines under it, for each subject."""
+    found: dict[str, list[str]] = {}
+    under: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("= "):
+            under = found.setdefault(_subject(line[2:], REPORTS), [])
+        else:
+            under.append(line)
+    return {what: "\n".join(lines) for what, lines in found.items()}
+
+
 def parse(line: bytes) -> Message:
     """One line of the guest's. Raises GuestError for anything but a message."""
     if len(line) > LONGEST_LINE:
@@ -201,10 +212,8 @@ def parse(line: bytes) -> Message:
     match words:
         case ["hello", version]:
             return Hello(_number(version, 1000))
-        case ["report", what]:
-            return Report(_subject(what, REPORTS), "")
-        case ["report", what, text]:
-            return Report(_subject(what, REPORTS), _text(text))
+        case ["report", text]:
+            return Report(_sections(_text(text)))
         case ["ready"]:
             return Ready()
         case ["heartbeat", number, drops]:

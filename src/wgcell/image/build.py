@@ -26,7 +26,15 @@ from pathlib import Path
 from wgcell.errors import ImageError
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
 
-__all__ = ["PACKAGES", "build", "dependencies_text", "is_current", "modules_needed", "uncompressed_kernel"]
+__all__ = [
+    "PACKAGES",
+    "build",
+    "dependencies_text",
+    "is_current",
+    "modules_needed",
+    "uncompressed_kernel",
+    "without_signature",
+]
 
 Progress = Callable[[str], None]
 

@@ -157,6 +157,8 @@ def qemu_argv(spec: MachineSpec) -> list[str]:
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",
+        # The processor waits for `Machine.go`.
+        "-S",
         "-display",
         "none",
         "-sandbox",

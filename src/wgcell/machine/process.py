@@ -92,7 +92,7 @@ class Machine:
     async def start(
         cls, spec: MachineSpec, qmp_socket: socket.socket, jail: Jail, disk: int
     ) -> Machine:
-        """Start QEMU for ``spec``; ``qmp_socket`` is our end of its monitor.
+        """Start QEMU for ``spec``, its processor stopped; ``qmp_socket`` is our end of its monitor.
 
         ``disk`` is the most bytes any file it writes may have. Raises LaunchError, with QEMU's own
         words, if it can't be started.
@@ -146,7 +146,8 @@ class Machine:
     async def connect_monitor(self) -> None:
         """Speak QMP, and make sure that the machine has the one network card we gave it.
 
-        Raises LaunchError if QEMU has any other network backend.
+        No instruction of the guest's has run yet. Raises LaunchError if QEMU has any other network
+        backend.
         """
         try:
             await asyncio.wait_for(self._qmp.connect(self._qmp_socket), 20)
@@ -158,6 +159,13 @@ class Machine:
         backends = [line for line in str(seen).splitlines() if "index=" in line and "type=" in line]
         if len(backends) != 2 or not any("type=stream" in line for line in backends):
             raise LaunchError("QEMU has network backends that were not asked for", output=str(seen))
+
+    async def go(self) -> None:
+        """Let the guest's first instruction run. Raises LaunchError if QEMU does not answer."""
+        try:
+            await asyncio.wait_for(self._qmp.execute("cont"), 20)
+        except (QMPError, OSError, EOFError, TimeoutError) as error:
+            raise LaunchError(f"QEMU's monitor did not answer: {error}") from error
 
     async def freeze(self) -> bool:
         """Stop the virtual CPUs, keep the memory. False if QEMU does not answer."""

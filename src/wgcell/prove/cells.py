@@ -274,7 +274,7 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
             tell=lambda event: None,
             stdout=words.extend,
             stderr=lambda data: seen.words.append(data.decode("utf-8", "replace")),
-            start_relay=_opened(ground) if boot.opened else RelayProcess.start,
+            spawn_relay=_opened(ground) if boot.opened else RelayProcess.spawn,
         )
         looking = asyncio.create_task(_look(ground, seen))
         seen.result = await supervisor.run()
@@ -289,12 +289,10 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
 
 
 def _opened(ground: Ground) -> Callable[..., Coroutine[Any, Any, Any]]:
-    async def start(
-        nic: socket.socket, udp: socket.socket, configuration: Any, cell: str
-    ) -> OpenedRelay:
-        return OpenedRelay(nic, udp, ground.wire)
+    async def spawn(nic: socket.socket, udp: socket.socket, cell: str) -> OpenedRelay:
+        return OpenedRelay(nic, udp.dup(), ground.wire)
 
-    return start
+    return spawn
 
 
 async def _look(ground: Ground, seen: _Seen) -> None:

@@ -48,11 +48,16 @@ class OpenedRelay:
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._gateway = frozenset({link.GATEWAY_ADDRESS})
         self._closed = False
+
+    def listen(self) -> OpenedRelay:
+        """Begin."""
         loop = asyncio.get_running_loop()
-        for sock, read in ((nic, self._from_nic), (udp, self._from_udp), (self._wire, self._tap)):
+        ways = ((self._nic, self._from_nic), (self._udp, self._from_udp), (self._wire, self._tap))
+        for sock, read in ways:
             if sock is not None:
                 sock.setblocking(False)
                 loop.add_reader(sock, read)
+        return self
 
     def replace_udp(self, fresh: socket.socket) -> None:
         """A control's way out never changes."""
@@ -126,17 +131,9 @@ class OpenedRelay:
 
     # The shape of a RelayProcess.
 
-    @classmethod
-    async def start(
-        cls,
-        nic: socket.socket,
-        udp: socket.socket,
-        configuration: Mapping[str, Any],
-        *,
-        wire: socket.socket | None,
-    ) -> OpenedRelay:
-        """As `RelayProcess.start`; the configuration has nothing to say here."""
-        return cls(nic, udp, wire)
+    async def configure(self, configuration: Mapping[str, Any]) -> None:
+        """As `RelayProcess.configure`; the configuration has nothing to say here."""
+        self.listen()
 
     def tell(self, command: str, **fields: Any) -> None:
         """Phases mean nothing here; the tunnel is called verified, unlooked at, a moment later."""

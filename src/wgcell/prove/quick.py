@@ -126,7 +126,8 @@ class Stand:
         udp = ground.open_socket() if inbound else ground.tunnel_socket(silent=True)
         port = udp.getsockname()[1]
         to = ground.endpoint if inbound else None
-        return cls(ground, Nic(ours), OpenedRelay(theirs, udp, ground.wire, to), port)._watch()
+        relay = OpenedRelay(theirs, udp, ground.wire, to).listen()
+        return cls(ground, Nic(ours), relay, port)._watch()
 
     def _watch(self) -> Stand:
         self.nic.sock.setblocking(False)

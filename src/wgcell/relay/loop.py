@@ -144,6 +144,9 @@ class Loop:
         if not lines:
             return
         first, *rest = lines
+        if first.get("command") != "configure":
+            self._done = True  # the cell ended before it began
+            return
         sessions = SessionTable(
             base64.b64decode(first["guest_public_key"]),
             base64.b64decode(first["endpoint_public_key"]),
