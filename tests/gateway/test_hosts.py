@@ -31,7 +31,6 @@ from wgcell.gateway import door
 from wgcell.gateway.config import parse_config
 from wgcell.gateway.flows import Flow
 from wgcell.gateway.keys import generate_private_key, public_key
-from wgcell.gateway.resolver import Upstream
 
 pytestmark = pytest.mark.namespaces
 
@@ -298,7 +297,7 @@ def test_a_head_that_does_not_end_is_refused_in_time(monkeypatch: pytest.MonkeyP
 
     config = parse_config(config_of())
     (peer,) = config.peers
-    waiting = door.Door(config, peer, Upstream(()), lambda event: None)
+    waiting = door.Door(config, peer, lambda event: None)
     flow = Flow(1, "cell", "tcp", ipaddress.ip_address("203.0.113.7"), 80)
     begun = time.monotonic()
     with pytest.raises(door._Refused, match="no whole TLS hello or HTTP head within"):

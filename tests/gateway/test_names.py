@@ -12,10 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wgcell.gateway.leads import GRACE, MOST_LEADS, NameTable
 from wgcell.gateway.names import (
-    GRACE,
-    MOST_LEADS,
-    NameTable,
     digest,
     parse_question,
 )

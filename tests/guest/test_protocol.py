@@ -64,13 +64,32 @@ def test_a_plain_word_needs_no_decoding_and_no_other_goes_plain() -> None:
     assert others == [word for word in words if f":{word}" not in plain]
 
 
+ROUTES = (
+    "eth0 0040A8C0 FCFFFFFF\nwg0 00000000 00000000\n"
+    "lo 00000000000000000000000000000001 80\nwg0 ff000000000000000000000000000000 08"
+)
+
+
 def test_reports_as_asked_match_and_a_change_is_named() -> None:
-    reports = {**protocol.expected(CONFIG), "routes": "default dev wg0"}
+    reports = {**protocol.expected(CONFIG), "routes": ROUTES}
     assert protocol.mismatch(CONFIG, reports) is None
-    moved = {**reports, "routes": "10.0.0.0/8 dev wg0\ndefault dev eth0"}
-    assert "eth0" in (protocol.mismatch(CONFIG, moved) or "")
-    assert "tunnel" in (protocol.mismatch(CONFIG, {**reports, "routes": ""}) or "")
     assert "firewall" in (protocol.mismatch(CONFIG, {**reports, "firewall": ""}) or "")
+
+
+@pytest.mark.parametrize(
+    ("routes", "said"),
+    [
+        (f"{ROUTES}\neth0 00000000 00000000", "over eth0"),
+        (f"{ROUTES}\neth0 20010db8000000000000000000000000 20", "over eth0"),
+        (f"{ROUTES}\neth1 0000000A 000000FF", "over 'eth1'"),
+        (f"{ROUTES}\n", None),
+        ("eth0 0040A8C0 FCFFFFFF\nwg0 ff000000000000000000000000000000 08", "into the tunnel"),
+        ("", "into the tunnel"),
+    ],
+)
+def test_a_route_that_is_too_much_is_named(routes: str, said: str | None) -> None:
+    wrong = protocol.mismatch(CONFIG, {**protocol.expected(CONFIG), "routes": routes})
+    assert wrong is None if said is None else said in (wrong or "")
 
 
 def test_scripts_pass_shellcheck() -> None:

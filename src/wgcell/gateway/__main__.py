@@ -17,11 +17,14 @@ import os
 import resource
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from wgcell.errors import WgcellError
-from wgcell.gateway.config import parse_config
-from wgcell.gateway.engine import Engine
-from wgcell.gateway.kernel import KernelEngine
+from wgcell.gateway.config import GatewayConfig, parse_config
+
+if TYPE_CHECKING:
+    from wgcell.gateway.engine import Engine
+    from wgcell.gateway.kernel import KernelEngine
 
 _PR_SET_PDEATHSIG = 1
 _LONGEST_LINE = 1 << 20
@@ -60,6 +63,18 @@ def _bound() -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
+def _engine(config: GatewayConfig, interface: str) -> Engine | KernelEngine:
+    """The engine that is asked for; only its own libraries are loaded."""
+    if not interface:
+        from wgcell.gateway.engine import Engine
+
+        return Engine(config, _say)
+    from wgcell.gateway.kernel import KernelEngine
+
+    parent = os.getpid()
+    return KernelEngine(config, _say, interface=interface, preexec=lambda: _end_with(parent))
+
+
 async def _serve(interface: str) -> int:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=_LONGEST_LINE)
@@ -67,12 +82,7 @@ async def _serve(interface: str) -> int:
     try:
         line = await reader.readline()
         config = parse_config(json.loads(line))
-        engine: Engine | KernelEngine = Engine(config, _say)
-        if interface:
-            parent = os.getpid()
-            engine = KernelEngine(
-                config, _say, interface=interface, preexec=lambda: _end_with(parent)
-            )
+        engine = _engine(config, interface)
         await engine.start()
     except (WgcellError, ValueError, OSError) as error:
         _say({"event": "fault", "detail": str(error)})

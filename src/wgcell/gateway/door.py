@@ -17,18 +17,20 @@ import socket
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import mitmproxy_rs
 
 from wgcell.gateway import hello
 from wgcell.gateway.config import GatewayConfig, Peer
 from wgcell.gateway.flows import SUMMARY_EVERY, Flow, FlowLog, Report, mend
+from wgcell.gateway.leads import NameTable
 from wgcell.gateway.limits import Bucket
-from wgcell.gateway.names import NameTable
-from wgcell.gateway.nameserver import Nameserver
 from wgcell.gateway.policy import Address, Decision, Verdict
-from wgcell.gateway.resolver import Upstream
+
+if TYPE_CHECKING:
+    from wgcell.gateway.nameserver import Nameserver
 
 __all__ = ["Door"]
 
@@ -62,15 +64,12 @@ class _Refused(Exception):
 class Door:
     """One peer's server. Opened and closed by the engine; its events go to ``report``."""
 
-    def __init__(
-        self, config: GatewayConfig, peer: Peer, upstream: Upstream, report: Report
-    ) -> None:
+    def __init__(self, config: GatewayConfig, peer: Peer, report: Report) -> None:
         self._config = config
         self.peer = peer
         self._report = report
         self._log = FlowLog(peer.name, report)
         self._names = NameTable()
-        self._nameserver = Nameserver(peer.policy, upstream, self._name_refused, self._name_learned)
         limits = peer.policy.limits
         self._new = Bucket(limits.flows_per_second, limits.flows)
         rate = limits.bytes_per_second
@@ -82,6 +81,15 @@ class Door:
         self._closing = False
         self.place = ("", 0)
 
+    @cached_property
+    def _nameserver(self) -> Nameserver:
+        """Made when it is first wanted: a door that opens need not wait for dnspython to load."""
+        from wgcell.gateway.nameserver import Nameserver
+        from wgcell.gateway.resolver import Upstream, host_resolvers
+
+        upstream = Upstream(self._config.resolver or host_resolvers())
+        return Nameserver(self.peer.policy, upstream, self._name_refused, self._name_learned)
+
     # Opening and closing.
 
     async def open(self) -> None:
@@ -89,6 +97,10 @@ class Door:
         await self._listen((self._config.listen[0], self.peer.port))
         self._spawn(self._keep_open())
         self._spawn(self._summaries())
+
+    def warm(self) -> None:
+        """Load what a peer's first question would wait for."""
+        self._nameserver.policy = self.peer.policy
 
     async def _listen(self, place: tuple[str, int]) -> None:
         self._server = await mitmproxy_rs.wireguard.start_wireguard_server(

@@ -12,7 +12,6 @@ from wgcell.errors import PolicyError
 from wgcell.gateway.config import GatewayConfig
 from wgcell.gateway.door import Door
 from wgcell.gateway.flows import Report
-from wgcell.gateway.resolver import Upstream, host_resolvers
 
 __all__ = ["Engine"]
 
@@ -33,6 +32,8 @@ class Engine:
             host, port = next(iter(self._doors.values())).place
         ports = {name: door.place[1] for name, door in self._doors.items()}
         self._report({"event": "ready", "host": host, "port": port, "peers": ports})
+        for door in self._doors.values():
+            door.warm()
 
     async def apply(self, config: GatewayConfig) -> None:
         """Make it so: doors that are gone close now, new ones open, policies change in place.
@@ -56,12 +57,11 @@ class Engine:
                 del self._doors[name]
                 await door.close()
         self._config = config
-        upstream = Upstream(config.resolver or host_resolvers())
         for name, peer in wanted.items():
             if name in self._doors:
                 self._doors[name].change(peer)
             else:
-                door = Door(config, peer, upstream, self._report)
+                door = Door(config, peer, self._report)
                 _check_free((config.listen[0], peer.port))
                 await door.open()
                 self._doors[name] = door

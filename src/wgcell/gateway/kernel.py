@@ -29,7 +29,7 @@ from wgcell.errors import HostError, PolicyError
 from wgcell.gateway import netlink, nftables
 from wgcell.gateway.config import GatewayConfig, Peer
 from wgcell.gateway.flows import Flow, FlowLog, Report, mend
-from wgcell.gateway.names import GRACE, NameTable
+from wgcell.gateway.leads import GRACE, NameTable
 from wgcell.gateway.nameserver import Nameserver
 from wgcell.gateway.policy import Address, Service
 from wgcell.gateway.resolver import Upstream, host_resolvers

@@ -1,11 +1,12 @@
-"""WireGuard keys: X25519, in the base64 form that ``wg`` uses (RFC 7748, 32 bytes)."""
+"""WireGuard keys: X25519, in the base64 form that ``wg`` uses (RFC 7748, 32 bytes).
+
+The library is loaded where a key is computed: whoever only reads one starts sooner.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from wgcell.errors import PolicyError
 
@@ -14,11 +15,15 @@ __all__ = ["decode_key", "generate_private_key", "public_key"]
 
 def generate_private_key() -> str:
     """A new private key, base64."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
     return base64.b64encode(X25519PrivateKey.generate().private_bytes_raw()).decode()
 
 
 def public_key(private_key: str) -> str:
     """The public key of a base64 private key. Raises `PolicyError` for what is no key."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
     raw = X25519PrivateKey.from_private_bytes(decode_key(private_key)).public_key()
     return base64.b64encode(raw.public_bytes_raw()).decode()
 

@@ -1,9 +1,9 @@
-"""Names, without a socket: what an upstream's answer means, and which names lead to an address now.
+"""Names, without a socket: what an upstream's answer means.
 
 The resolver inside the tunnel is the peer's only one. It answers addresses of allowed names, and
-with each answer an address becomes reachable for as long as the answer lives: `NameTable`. What
-the answer may hold is decided by `digest`: an allowed name that leads to a protected address
-(rebinding) leads nowhere.
+with each answer an address becomes reachable for as long as the answer lives (see
+`wgcell.gateway.leads`). What the answer may hold is decided by `digest`: an allowed name that leads
+to a protected address (rebinding) leads nowhere.
 """
 
 from __future__ import annotations
@@ -23,14 +23,10 @@ import dns.rrset
 
 from wgcell.gateway.policy import Address
 
-__all__ = ["GRACE", "Answer", "NameTable", "Question", "digest", "error", "parse_question"]
+__all__ = ["Answer", "Question", "digest", "error", "parse_question"]
 
-GRACE = 10.0
-"""Seconds beyond its TTL for which an answer still opens: look-up and connect take time."""
 LONGEST_TTL = 86400
 """Seconds; a day, as resolvers have it."""
-MOST_LEADS = 4096
-"""Pairs of name and address that a table keeps: a peer must not grow it without end."""
 UDP_ANSWER = 1232
 """Bytes; larger answers are truncated and asked again over TCP (DNS flag day 2020)."""
 _TCP_ANSWER = 65535
@@ -138,42 +134,3 @@ def digest(
         dns.rrset.from_text(chain.canonical_name, ttl, "IN", question.kind.name, *texts)
     )
     return Answer(message, addresses, ttl, refused)
-
-
-class NameTable:
-    """Which names lead to an address, each until its answer's end. Time is an argument."""
-
-    def __init__(self) -> None:
-        # address -> name -> when the last answer that said so ends
-        self._leads: dict[Address, dict[str, float]] = {}
-        self._count = 0
-
-    def learn(self, name: str, addresses: tuple[Address, ...], ttl: float, now: float) -> None:
-        """``name`` was answered with ``addresses`` for ``ttl`` seconds."""
-        for address in addresses:
-            names = self._leads.setdefault(address, {})
-            self._count += name not in names
-            names[name] = max(names.get(name, 0.0), now + ttl + GRACE)
-        if self._count > MOST_LEADS:
-            self._shrink(now)
-
-    def names(self, address: Address, now: float) -> tuple[str, ...]:
-        """The names that lead to ``address`` now, the youngest answer last."""
-        return tuple(name for name, end in self._leads.get(address, {}).items() if end > now)
-
-    def living(self, now: float) -> list[tuple[str, Address, float]]:
-        """Each name and address that it leads to, and for how many seconds more."""
-        return [
-            (name, address, end - now)
-            for address, names in self._leads.items()
-            for name, end in names.items()
-            if end > now
-        ]
-
-    def _shrink(self, now: float) -> None:
-        """Drop what has ended, and then what ends first, to half of the room."""
-        longest = sorted(self.living(now), key=lambda lead: lead[2], reverse=True)
-        self._leads, self._count = {}, 0
-        for name, address, left in longest[: MOST_LEADS // 2]:
-            self._leads.setdefault(address, {})[name] = now + left
-            self._count += 1

@@ -1,9 +1,10 @@
 """What runs inside the machine, and how the host speaks with it.
 
 ``init`` is the first process, in the initramfs: IPv6 off, modules, firewall, then the card, the
-configuration from the host, the link, wg0 (in the workload's namespace, its UDP socket in the first), the root. ``agent`` goes on in the same shell: it reports
-what stands, waits for release, watches, and brings the results home. ``workload`` starts the
-requester's command with its capabilities dropped. ``firewall`` and ``protocol`` are the host's
+configuration from the host, the link, wg0 (in the workload's namespace, its UDP socket in the
+first), the root. ``agent`` goes on in the same shell: it reports what stands, waits for release,
+watches, and brings the results home. ``workload`` starts the requester's command with its
+capabilities dropped. ``firewall`` and ``protocol`` are the host's
 side of the same words.
 
 Once the workload runs, nothing in here is believed.

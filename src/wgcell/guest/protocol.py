@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wgcell.errors import GuestError
@@ -257,16 +257,25 @@ def mismatch(config: GuestConfig, reports: Mapping[str, str]) -> str | None:
             seen = "\n".join(sorted(set(seen.splitlines())))
         if seen != asked:
             return f"the guest's {what} is not what was asked: {_difference(asked, seen)}"
-    if "dev wg0" not in reports["routes"]:
-        return "the guest has no route into the tunnel"
-    for route in reports["routes"].splitlines():
-        words = route.split()
-        device = words[words.index("dev") + 1] if "dev" in words[:-1] else ""
-        if device == "eth0" and words[0] != "192.168.64.0/30":
+    return _misrouted(reports["routes"].splitlines())
+
+
+_LINK = "eth0 0040A8C0 FCFFFFFF"
+"""192.168.64.0/30 as ``/proc/net/route`` writes it."""
+
+
+def _misrouted(routes: Sequence[str]) -> str | None:
+    """What is wrong with the guest's routes: a device, a network and its mask or length each."""
+    tunnel = False
+    for route in routes:
+        device, network, *_ = [*route.split(), "", ""]
+        # IPv6 puts its multicast network over every interface by itself.
+        tunnel |= device == "wg0" and not network.startswith("ff00")
+        if device == "eth0" and route != _LINK:
             return f"the guest has a route over eth0: {route[:80]!r}"
-        if device not in ("", "eth0", "wg0", "lo"):
+        if device not in ("eth0", "wg0", "lo"):
             return f"the guest has a route over {device[:20]!r}"
-    return None
+    return None if tunnel else "the guest has no route into the tunnel"
 
 
 def _difference(asked: str, seen: str) -> str:
