@@ -58,6 +58,14 @@ def test_the_modules_that_are_needed_come_along_and_no_others() -> None:
     assert build.dependencies_text(needs) == "a.ko: b-x.ko c.ko\nb-x.ko: c.ko\nc.ko:\n"
 
 
+def test_a_modules_signature_is_taken_off_and_nothing_else() -> None:
+    module, signature = b"\x7fELF" + bytes(100), b"s" * 300
+    about = bytes(8) + len(signature).to_bytes(4, "big")
+    signed = module + signature + about + b"~Module signature appended~\n"
+    assert build.without_signature(signed) == module
+    assert build.without_signature(module) == module
+
+
 def test_a_changed_base_is_never_packed_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 

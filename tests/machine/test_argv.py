@@ -56,6 +56,10 @@ def test_everything_is_denied_to_qemu_that_its_sandbox_can_deny() -> None:
     ]
 
 
+def test_no_instruction_runs_before_it_is_let() -> None:
+    assert "-S" in qemu_argv(SPEC)
+
+
 def test_every_file_is_an_inherited_descriptor() -> None:
     argv = qemu_argv(SPEC)
     assert after(argv, "-kernel") == ["/proc/self/fd/20"]

@@ -48,6 +48,20 @@ def test_true_completes_and_an_honest_guest_emits_nothing_but_wireguard(cell: Ce
     assert not (ended.folder / "scratch.img").exists()
 
 
+@pytest.mark.parametrize("walls", ["on", "off"])
+def test_a_bare_name_is_the_images_program_and_not_our_own_tools(cell: Cell, walls: str) -> None:
+    """What sets the guest up is busybox, which would run an applet of its own for ``ping``."""
+    ended = cell("--guest-walls", walls, command=["ping", "-V"])
+    assert ended.code == 0, ended.stderr
+    assert "iputils" in ended.stdout
+
+
+def test_what_made_the_setup_quick_is_not_the_workloads(cell: Cell) -> None:
+    script = "cat /proc/sys/kernel/randomize_va_space /sys/kernel/rcu_expedited"
+    ended = cell(command=["sh", "-c", script])
+    assert ended.stdout.split() == ["2", "0"], ended.stderr
+
+
 def test_output_exit_code_and_arguments_come_through_unchanged(cell: Cell) -> None:
     script = "import os,sys; print(sys.argv[1:], os.environ['A']); print('err', file=sys.stderr); "
     script += "print(os.getcwd(), os.getuid()); sys.exit(7)"

@@ -140,6 +140,9 @@ def test_an_endpoint_that_does_not_answer_boots_nothing(cell: Cell, tmp_path: Pa
     assert ended.code == 121
     assert "no consent" in ended.stderr and key not in ended.stderr + ended.stdout
     assert not [event for event in ended.events if event["event"] == "booting"]
+    # QEMU was there, its processor stopped: the BIOS alone would have written a line.
+    console = ended.folder / "console.log"
+    assert not console.exists() or console.read_bytes() == b""
 
 
 def started(state: Path, *options: str, command: list[str]) -> subprocess.Popen[str]:

@@ -78,8 +78,13 @@ class RelayProcess:
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
         return cls(process, {}, False, ours, reader, writer)
 
-    async def configure(self, configuration: Mapping[str, Any]) -> None:
-        """Let it begin. Raises LaunchError if it does not say that it is ready."""
+    async def configure(self, udp: socket.socket, configuration: Mapping[str, Any]) -> None:
+        """Let it begin, now that its ``udp`` is connected; closed here then.
+
+        Raises LaunchError if it does not say that it is ready.
+        """
+        udp.setblocking(True)
+        udp.close()
         self.tell("configure", **configuration)
         line = await asyncio.wait_for(self._reader.readline(), 20)
         ready = json.loads(line) if line else {}
@@ -102,8 +107,7 @@ class RelayProcess:
     ) -> RelayProcess:
         """`spawn` and `configure` in one, for a ``udp`` that is connected; closed here then."""
         relay = await cls.spawn(nic, udp, sealed=sealed)
-        udp.close()
-        await relay.configure(configuration)
+        await relay.configure(udp, configuration)
         return relay
 
     def tell(self, command: str, **fields: Any) -> None:

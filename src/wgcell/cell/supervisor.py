@@ -288,11 +288,12 @@ class Supervisor:
             if relay is None or machine is None:
                 raise HostError("the cell ended while it was being prepared")
             await relay.configure(
+                udp,
                 {
                     "guest_public_key": b64(consent.public_key(vpn.private_key)),
                     "endpoint_public_key": b64(vpn.peer_public_key),
                     "mtu": vpn.mtu,
-                }
+                },
             )
         finally:
             udp.close()

@@ -51,7 +51,7 @@ PACKAGES = (
     "util-linux",
     "wireguard-tools",
 )
-TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip", "usr/bin/setpriv")
+TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip")
 # Before there is a network card: what the firewall needs, and the ports to the host.
 EARLY = ("nf_tables", "nft_log", "nf_log_syslog", "nft_limit", "virtio_pci", "virtio_console")
 LATE = ("virtio_blk", "erofs", "overlay", "wireguard", "virtio_net")

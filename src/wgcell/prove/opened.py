@@ -131,8 +131,9 @@ class OpenedRelay:
 
     # The shape of a RelayProcess.
 
-    async def configure(self, configuration: Mapping[str, Any]) -> None:
+    async def configure(self, udp: socket.socket, configuration: Mapping[str, Any]) -> None:
         """As `RelayProcess.configure`; the configuration has nothing to say here."""
+        udp.close()
         self.listen()
 
     def tell(self, command: str, **fields: Any) -> None:

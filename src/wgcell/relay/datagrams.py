@@ -47,14 +47,17 @@ _IOVEC = 16
 
 
 class Datagrams:
-    """Receives and sends on ``udp``, which is connected. Sends may wait; receiving never does."""
+    """Receives and sends on ``udp``, which is connected and blocks: a send may wait for room.
+
+    Receiving never waits. Whether it blocks is its supervisor's to say: what ``setblocking`` sets
+    is shared by all who hold the socket, and before the relay works it is consent that reads it.
+    """
 
     def __init__(self, udp: socket.socket) -> None:
         self._udp = udp
         self._fd = udp.fileno()
         self.lost = 0
         """Datagrams the kernel did not take."""
-        udp.setblocking(True)
         self.renew()
         self._recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
         pointer, integer = ctypes.c_void_p, ctypes.c_int
