@@ -13,13 +13,12 @@ import re
 import shutil
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from wgcell.cell.schema import Fault, Invalid, validated
 from wgcell.errors import JobError, PolicyError
 from wgcell.gateway.policy import Policy
 
@@ -181,44 +180,48 @@ class JobOptions:
     guest_walls: str | None = None
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+# A job file's tables, as `wgcell.cell.schema` reads them.
 
 
-class _Resources(_Model):
+@dataclass(frozen=True, slots=True)
+class _Resources:
     cpus: int = DEFAULT_CPUS
     memory: str = DEFAULT_MEMORY
     disk: str = DEFAULT_DISK
 
 
-class _Vpn(_Model):
+@dataclass(frozen=True, slots=True)
+class _Vpn:
     config: str
 
 
-class _Gateway(_Model):
-    allow: list[str] = Field(default_factory=list)
-    services: dict[str, str] = Field(default_factory=dict)
+@dataclass(frozen=True, slots=True)
+class _Gateway:
+    allow: list[str] = field(default_factory=list)
+    services: dict[str, str] = field(default_factory=dict)
 
 
-class _Policy(_Model):
+@dataclass(frozen=True, slots=True)
+class _Policy:
     on_rogue: str = OnRogue.TERMINATE.value
     tunnel_timeout: str | int | float | None = None
     verify_timeout: str | int | float | None = None
     guest_walls: str = "on"
 
 
-class _JobFile(_Model):
+@dataclass(frozen=True, slots=True)
+class _JobFile:
     name: str | None = None
-    command: list[str] = Field(default_factory=list)
+    command: list[str] = field(default_factory=list)
     image: str = DEFAULT_IMAGE
-    inputs: list[str] = Field(default_factory=list)
-    outputs: list[str] = Field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
     timeout: str | int | float | None = None
-    env: dict[str, str] = Field(default_factory=dict)
-    resources: _Resources = Field(default_factory=_Resources)
+    env: dict[str, str] = field(default_factory=dict)
+    resources: _Resources = field(default_factory=_Resources)
     vpn: _Vpn | None = None
     gateway: _Gateway | None = None
-    policy: _Policy = Field(default_factory=_Policy)
+    policy: _Policy = field(default_factory=_Policy)
 
 
 def parse_size(text: str) -> int:
@@ -260,19 +263,16 @@ class _Reading:
 
     def model(self, raw: Mapping[str, Any]) -> _JobFile:
         try:
-            return _JobFile.model_validate(dict(raw))
-        except ValidationError as error:
-            lines = [self._line(dict(item)) for item in error.errors(include_url=False)]
-            raise JobError("\n".join(lines)) from None
+            return validated(_JobFile, raw)
+        except Invalid as invalid:
+            raise JobError("\n".join(map(self._line, invalid.faults))) from None
 
-    def _line(self, item: dict[str, Any]) -> str:
-        location = tuple(part for part in item["loc"] if part not in ("str", "int", "float"))
-        key = ".".join(str(part) for part in location)
-        if item["type"] == "extra_forbidden":
-            allowed = ", ".join(_keys_beside(location))
+    def _line(self, fault: Fault) -> str:
+        key = ".".join(map(str, fault.place))
+        if fault.unknown:
+            allowed = ", ".join(_keys_beside(fault.place))
             return f"{self.source}: unknown key {key!r}; allowed here: {allowed}"
-        found = repr(item.get("input"))
-        return f"{self.source}: {key}: found {found[:80]}; {item['msg'].lower()}"
+        return f"{self.source}: {key}: found {fault.found[:80]}; {fault.reason}"
 
     def name(self, text: str) -> str:
         if not _NAME.fullmatch(text):
@@ -337,14 +337,14 @@ class _Reading:
 
 
 def _keys_beside(location: tuple[object, ...]) -> list[str]:
-    sections: dict[object, type[_Model]] = {
+    sections: dict[object, type] = {
         "resources": _Resources,
         "vpn": _Vpn,
         "gateway": _Gateway,
         "policy": _Policy,
     }
-    model = sections.get(location[0], _JobFile) if len(location) > 1 else _JobFile
-    return sorted(model.model_fields)
+    model: type = sections.get(location[0], _JobFile) if len(location) > 1 else _JobFile
+    return sorted(known.name for known in fields(model))
 
 
 def load_job(

@@ -21,13 +21,12 @@ import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wgcell.cell.endpoint import parse_networks
 from wgcell.cell.job import Job, parse_duration, parse_size
+from wgcell.cell.schema import Invalid, validated
 from wgcell.errors import EndpointError, JobError
 
 __all__ = ["Ceilings", "Provider", "apply_ceilings", "config_path", "load_provider"]
@@ -58,25 +57,23 @@ class Provider:
     ceilings: Ceilings = Ceilings()
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _Ceilings(_Model):
-    cpus: int | None = Field(default=None, ge=1)
+@dataclass(frozen=True, slots=True)
+class _Ceilings:
+    cpus: int | None = None
     memory: str | None = None
     disk: str | None = None
     timeout: str | int | None = None
 
 
-class _File(_Model):
-    allow_endpoints: list[str] = Field(default_factory=list)
+@dataclass(frozen=True, slots=True)
+class _File:
+    allow_endpoints: list[str] = field(default_factory=list)
     allow_emulation: bool = True
     require_walls: bool = False
     allow_embedded_gateway: bool = True
     allow_learn: bool = True
-    resolver: list[str] = Field(default_factory=list)
-    ceilings: _Ceilings = Field(default_factory=_Ceilings)
+    resolver: list[str] = field(default_factory=list)
+    ceilings: _Ceilings = field(default_factory=_Ceilings)
 
 
 def config_path(environment: Mapping[str, str] | None = None) -> Path:
@@ -101,11 +98,11 @@ def load_provider(path: Path | None = None) -> Provider:
     except OSError as error:
         raise JobError(f"{place}: {error.strerror or error}") from None
     try:
-        file = _File.model_validate(tomllib.loads(raw.decode("utf-8")))
-    except ValidationError as error:
+        file = validated(_File, tomllib.loads(raw.decode("utf-8")))
+    except Invalid as invalid:
         lines = [
-            f"{place}: {'.'.join(map(str, item['loc']))}: {item['msg'].lower()}"
-            for item in error.errors(include_url=False)
+            f"{place}: {'.'.join(map(str, fault.place))}: {fault.reason}"
+            for fault in invalid.faults
         ]
         raise JobError("\n".join(lines)) from None
     except (ValueError, RecursionError) as error:
@@ -129,6 +126,8 @@ def _networks(texts: list[str], place: Path) -> tuple[Network, ...]:
 
 
 def _ceilings(file: _Ceilings, place: Path) -> Ceilings:
+    if file.cpus is not None and file.cpus < 1:
+        raise JobError(f"{place}: ceilings.cpus: found {file.cpus}; allowed: 1 and more")
     try:
         return Ceilings(
             cpus=file.cpus,
