@@ -23,6 +23,7 @@ $(VENV)/.made: pyproject.toml requirements.lock
 	touch $@
 
 image: system $(VENV)/.made
+	@$(PY) -m compileall -q src
 	$(VENV)/bin/wgcell image build
 
 demo: image
