@@ -1,10 +1,12 @@
-"""The host's address changes under a running cell, and the workload's download goes on.
+"""The host's address changes under a running cell, and where its endpoint's name leads.
+
+The workload's download goes on, over an address that was vetted as the first one was.
 
 ::
 
     host namespace                       server namespace
       wgcell run ── 10.77.0.1 ─┐  veth  ┌─ 10.77.0.254 ── wgcell gateway run, a slow data service
-                   (10.77.0.2)─┘        └─
+                   (10.77.0.2)─┘        └─(10.77.0.253)
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import pytest
 
 from wgcell.gateway.keys import generate_private_key, public_key
 
+NAME = "gateway.example.com"
 WGCELL = [sys.executable, "-P", "-m", "wgcell"]
 SLOW = """
 import http.server
@@ -59,15 +62,34 @@ def namespaces() -> Iterator[tuple[str, str]]:
             ip("netns", "del", name)
 
 
+@pytest.fixture
+def hosts(namespaces: tuple[str, str]) -> Iterator[Path]:
+    """What stands for /etc/hosts in the host's namespace (ip-netns(8))."""
+    folder = Path("/etc/netns") / namespaces[0]
+    folder.mkdir(parents=True)
+    try:
+        (folder / "hosts").write_text(f"10.77.0.254 {NAME}\n")
+        yield folder / "hosts"
+    finally:
+        (folder / "hosts").unlink()
+        folder.rmdir()
+
+
+def events_of(cells: Path, event: str) -> list[dict[str, str]]:
+    (folder,) = cells.iterdir()
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
 @pytest.mark.vm
 @pytest.mark.timeout(200)
-def test_a_changed_address_of_the_host_breaks_no_download(
-    namespaces: tuple[str, str], tmp_path: Path
+def test_a_changed_address_of_the_host_or_the_endpoint_breaks_no_download(
+    namespaces: tuple[str, str], hosts: Path, tmp_path: Path
 ) -> None:
     host, server = namespaces
     ours, theirs = generate_private_key(), generate_private_key()
     (tmp_path / "gateway.toml").write_text(
-        f'listen = "10.77.0.254:51820"\nprivate_key = "{theirs}"\n'
+        f'listen = "0.0.0.0:51820"\nprivate_key = "{theirs}"\n'
         'services = { "10.99.0.5:80" = "127.0.0.1:8000" }\n'
         f'[peers.cell]\npublic_key = "{public_key(ours)}"\naddress = "10.99.0.2"\n'
     )
@@ -75,7 +97,7 @@ def test_a_changed_address_of_the_host_breaks_no_download(
     (tmp_path / "vpn.conf").write_text(
         f"[Interface]\nPrivateKey = {ours}\nAddress = 10.99.0.2/32\n[Peer]\n"
         f"PublicKey = {public_key(theirs)}\nAllowedIPs = 0.0.0.0/0\n"
-        "Endpoint = 10.77.0.254:51820\n"
+        f"Endpoint = {NAME}:51820\n"
     )
     inside = ["ip", "netns", "exec"]
     service = subprocess.Popen([*inside, server, sys.executable, "-c", SLOW])
@@ -91,7 +113,7 @@ def test_a_changed_address_of_the_host_breaks_no_download(
     cell = subprocess.Popen(
         [
             *(*inside, host, *WGCELL, "run", "--vpn", str(tmp_path / "vpn.conf")),
-            *("--allow-endpoint", "10.77.0.254/32", "--state-dir", str(tmp_path / "cells")),
+            *("--allow-endpoint", "10.77.0.252/30", "--state-dir", str(tmp_path / "cells")),
             *("--", "python3", "-c", fetch),
         ],
         stdout=subprocess.PIPE,
@@ -102,9 +124,20 @@ def test_a_changed_address_of_the_host_breaks_no_download(
         assert cell.stdout is not None and ready
         assert cell.stdout.readline() == "up\n", cell.communicate()[1]
         time.sleep(2)
-        ip("-n", host, "addr", "add", "10.77.0.2/24", "dev", "v")
+        # The name leads where no cell may go: refused, as at the start, and the old socket is kept.
+        hosts.write_text(f"192.168.9.9 {NAME}\n")
         ip("-n", host, "addr", "del", "10.77.0.1/24", "dev", "v")
-        ip("-n", host, "addr", "replace", "10.77.0.2/24", "dev", "v")
+        ip("-n", host, "addr", "add", "10.77.0.2/24", "dev", "v")
+        deadline = time.monotonic() + 15
+        while not (refused := events_of(tmp_path / "cells", "endpoint_refused")):
+            assert time.monotonic() < deadline and cell.poll() is None
+            time.sleep(0.1)
+        assert "192.168.9.9" in refused[0]["reason"]
+        assert not events_of(tmp_path / "cells", "socket_renewed")
+        # Then to the endpoint's own new address.
+        ip("-n", server, "addr", "del", "10.77.0.254/24", "dev", "v")
+        ip("-n", server, "addr", "add", "10.77.0.253/24", "dev", "v")
+        hosts.write_text(f"10.77.0.253 {NAME}\n")
         stdout, stderr = cell.communicate(timeout=120)
     finally:
         for process in (cell, gateway, service):
@@ -112,8 +145,8 @@ def test_a_changed_address_of_the_host_breaks_no_download(
             process.communicate()
     assert cell.returncode == 0, stderr
     assert stdout == "2000000\n"
+    renewed = events_of(tmp_path / "cells", "socket_renewed")
+    assert renewed[0]["source"] == "10.77.0.2"
+    assert renewed[0]["endpoint"] == "10.77.0.253:51820"
     (folder,) = (tmp_path / "cells").iterdir()
-    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    renewed = [line for line in lines if line["event"] == "socket_renewed"]
-    assert renewed and renewed[0]["source"] == "10.77.0.2"
     assert json.loads((folder / "result.json").read_text())["relay"]["refused"] == {}

@@ -80,17 +80,26 @@ class Folder:
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all. Raises StateError."""
+        self.write_bytes(name, json.dumps(content, indent=2, default=str).encode() + b"\n")
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file whole or not at all. Raises StateError."""
         target, part = self.path / name, self.path / f".{name}.part"
         try:
-            with part.open("w", encoding="utf-8") as file:
-                json.dump(content, file, indent=2, default=str)
-                file.write("\n")
+            with part.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(target)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            self.discard(part.name)
             raise StateError(f"{target}: {error.strerror}") from error
+
+    def discard(self, *names: str) -> None:
+        """Delete files that nobody needs any more, where that can be done."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of this folder; None if it is not there or not whole."""

@@ -721,13 +721,11 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for made in ("scratch.img", "inputs.tar"):
-            (self._around.folder.path / made).unlink(missing_ok=True)
+        self._around.folder.discard("scratch.img", "inputs.tar")
         if outputs is not None:
             self._log.append("outputs", **outputs)
         if self._seen.frames:
-            pcap = self._around.folder.path / "rogue.pcapng"
-            pcap.write_bytes(evidence.pcapng(self._seen.frames))
+            self._around.folder.write_bytes("rogue.pcapng", evidence.pcapng(self._seen.frames))
         result = self._result()
         self._around.folder.write("result.json", result)
         self._log.append(
