@@ -53,6 +53,7 @@ from wgcell.errors import (
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.guest import protocol
 from wgcell.image.store import Image
+from wgcell.machine import cgroup
 from wgcell.machine.accelerator import host_tsc_khz
 from wgcell.machine.argv import Accelerator, Drive, MachineSpec, kernel_command_line
 from wgcell.machine.jail import Jail, find_jail
@@ -167,6 +168,8 @@ class Supervisor:
         self._machine: Machine | None = None
         self._relay: RelayProcess | None = None
         self._jail: Jail | None = None
+        self._cgroup: cgroup.Cgroup | None = None
+        self._limits = ""
         self._gateway: GatewayProcess | None = None
         self._control: asyncio.StreamWriter | None = None
         self._unpacking: asyncio.Future[archive.Unpacked] | None = None
@@ -270,6 +273,7 @@ class Supervisor:
         # and QEMU. But in this order only: an endpoint that consents, a relay behind its seal, the
         # guest's first instruction.
         around = self._around
+        self._bound()  # while there is nobody but us
         ours, theirs = _socketpairs("nic", "qmp", "console", *_PORTS)
         udp = endpoint.unconnected(ip_address(around.address or EMBEDDED_HOST).version)
         try:
@@ -323,6 +327,20 @@ class Supervisor:
         self._spawn(self._watch(), "the watch")
         self._spawn(self._follow_network(relay, address, port), "the network's changes")
 
+    def _bound(self) -> None:
+        """A cgroup for QEMU, where one can be had; resource limits it has in any case."""
+        place = cgroup.find()
+        if isinstance(place, str):
+            self._limits = f"resource limits ({place})"
+            return
+        bounds = cgroup.Bounds(self._job.memory, self._job.cpus)
+        try:
+            self._cgroup = cgroup.make(place, self._around.folder.id, bounds)
+        except OSError as error:
+            self._limits = f"resource limits ({error})"
+        else:
+            self._limits = f"cgroup ({', '.join(place.controllers)}), resource limits"
+
     async def _relay_of(self, nic: socket.socket, udp: socket.socket) -> None:
         self._relay = await self._spawn_relay(nic, udp, self._around.folder.id)
 
@@ -354,7 +372,7 @@ class Supervisor:
             console_fd=theirs["console"].fileno(),
             ports={f"wgcell.{name}": theirs[name].fileno() for name in _PORTS},
         )
-        machine = await Machine.start(spec, qmp, jail, job.disk)
+        machine = await Machine.start(spec, qmp, jail, job.disk, self._cgroup)
         self._machine = machine
         for handed_over in theirs.values():
             handed_over.close()
@@ -701,6 +719,8 @@ class Supervisor:
                 now = time.clock_gettime(time.CLOCK_BOOTTIME)
                 self._seen.killed_after = round(now - self._seen.rogue_at, 6)
             await self._machine.hang_up()
+        if self._cgroup is not None:
+            await asyncio.to_thread(self._cgroup.remove)
         if self._relay is not None:
             await self._relay.quit()
         if self._drains:
@@ -769,6 +789,7 @@ class Supervisor:
             "guest_drops": self._seen.drops,
             "flows": self._seen.flows,
             "image": self._around.image.name,
+            "limits": self._limits,
             "walls": {
                 "relay": True,
                 **self._host_walls(),

@@ -18,6 +18,7 @@ from wgcell.cell.children import RelayProcess, b64
 from wgcell.cli.terminal import console
 from wgcell.errors import WgcellError
 from wgcell.image import store
+from wgcell.machine import cgroup
 from wgcell.machine.accelerator import choose
 from wgcell.machine.argv import Accelerator
 from wgcell.machine.jail import find_jail
@@ -129,6 +130,14 @@ def _jail() -> Finding:
     return Finding("wall: jail", False, jail.missing, mend, needed=False)
 
 
+def _cgroup() -> Finding:
+    place = cgroup.find()
+    if not isinstance(place, str):
+        return Finding("limits: cgroup", True, ", ".join(place.controllers))
+    mend = "an extra: systemd-run --user --scope -p Delegate=yes wgcell run …"
+    return Finding("limits: cgroup", False, place, mend, needed=False)
+
+
 LOOKS: tuple[Callable[[], Finding], ...] = (
     _program("qemu-system-x86_64", "qemu-system-x86"),
     _program("mke2fs", "e2fsprogs"),
@@ -139,6 +148,7 @@ LOOKS: tuple[Callable[[], Finding], ...] = (
     _kvm,
     _seal,
     _jail,
+    _cgroup,
 )
 
 

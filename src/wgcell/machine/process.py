@@ -25,6 +25,7 @@ from qemu.qmp.error import QMPError
 
 from wgcell.errors import LaunchError
 from wgcell.machine.argv import Accelerator, MachineSpec, qemu_argv
+from wgcell.machine.cgroup import Cgroup
 from wgcell.machine.jail import Jail, bwrap_argv, closed_filter, limits
 
 __all__ = ["Machine", "die_with_parent", "find_qemu"]
@@ -56,12 +57,16 @@ def find_qemu() -> str:
     return str(Path(path).resolve())
 
 
-def _before_qemu(jail: Jail, memory: int, disk: int, parent: int) -> Callable[[], None]:
+def _before_qemu(
+    jail: Jail, memory: int, disk: int, parent: int, cgroup: Cgroup | None
+) -> Callable[[], None]:
     """What QEMU's process does before exec: bounds, an unprivileged user, death with us."""
     bounds = limits(memory, disk)
     armed = die_with_parent(parent)
 
     def arm() -> None:
+        if cgroup is not None:
+            os.write(cgroup.procs, b"0")
         for limit, value in bounds:
             hard = resource.getrlimit(limit)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -90,11 +95,17 @@ class Machine:
 
     @classmethod
     async def start(
-        cls, spec: MachineSpec, qmp_socket: socket.socket, jail: Jail, disk: int
+        cls,
+        spec: MachineSpec,
+        qmp_socket: socket.socket,
+        jail: Jail,
+        disk: int,
+        cgroup: Cgroup | None = None,
     ) -> Machine:
         """Start QEMU for ``spec``, its processor stopped; ``qmp_socket`` is our end of its monitor.
 
-        ``disk`` is the most bytes any file it writes may have. Raises LaunchError, with QEMU's own
+        ``disk`` is the most bytes any file it writes may have; ``cgroup`` is where it lives, the
+        caller's to remove. Raises LaunchError, with QEMU's own
         words, if it can't be started.
         """
         argv = qemu_argv(spec)
@@ -115,7 +126,7 @@ class Machine:
                 pass_fds=inherited,
                 cwd="/",
                 start_new_session=True,
-                preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid()),
+                preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup),
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(info)
