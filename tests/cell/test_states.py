@@ -70,8 +70,9 @@ def test_every_state_can_be_cancelled_and_every_state_is_in_the_table() -> None:
             assert taken is not None and taken.outcome is Outcome.CANCELLED
 
 
-def test_exit_codes_are_the_designs() -> None:
+def test_exit_codes_are_the_designs_and_one_for_a_quota() -> None:
     assert {outcome.value: code for outcome, code in EXIT_CODES.items()} == {
+        "quota": 119,
         "rogue": 120,
         "unverified": 121,
         "tunnel_lost": 122,

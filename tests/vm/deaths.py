@@ -77,18 +77,25 @@ def alive(pid: int) -> bool:
 
 
 def foreign(capture: socket.socket, ports: set[int]) -> list[str]:
-    """Frames seen that are no WireGuard between the relay and its endpoint."""
+    """Frames seen that are no WireGuard between the relay and its endpoint.
+
+    Nor the answer of a dead endpoint's kernel to just that: "port unreachable", with the beginning
+    of the message that found nobody (RFC 792).
+    """
     wrong = []
     while True:
         try:
             frame = capture.recv(65536)
         except BlockingIOError:
             return wrong
-        udp = frame[12:14] == b"\x08\x00" and frame[23] == 17
-        ends = {int.from_bytes(frame[34:36], "big"), int.from_bytes(frame[36:38], "big")}
-        wireguard = frame[42:43] in (b"\1", b"\2", b"\3", b"\4") and frame[43:46] == bytes(3)
+        packet = frame[14:]
+        if packet[9:10] == b"\x01" and packet[20:22] == b"\x03\x03":
+            packet = packet[28:]
+        udp = frame[12:14] == b"\x08\x00" and packet[:1] == b"\x45" and packet[9:10] == b"\x11"
+        ends = {int.from_bytes(packet[20:22], "big"), int.from_bytes(packet[22:24], "big")}
+        wireguard = packet[28:29] in (b"\1", b"\2", b"\3", b"\4") and packet[29:32] == bytes(3)
         if not (udp and ends & ports and wireguard):
-            wrong.append(frame[:60].hex())
+            wrong.append(frame[:90].hex())
 
 
 def _wait_for(reached: str, state: Path, process: subprocess.Popen[bytes]) -> None:

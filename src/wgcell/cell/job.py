@@ -31,6 +31,7 @@ __all__ = [
     "job_from_options",
     "load_job",
     "parse_duration",
+    "parse_rate",
     "parse_size",
 ]
 
@@ -49,6 +50,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?) ?([KMGT]i?B)", re.ASCII)
 _DURATION = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?", re.ASCII)
+_RATE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?([KMG])bit(?:/s)?", re.ASCII)
+SLOWEST_RATE, FASTEST_RATE = 64e3 / 8, 1e12 / 8
+SMALLEST_QUOTA = 1 << 20
 _UNITS = {
     prefix + suffix: base ** (power + 1)
     for power, prefix in enumerate("KMGT")
@@ -121,6 +125,10 @@ class Job:
     """Bytes of scratch space, for /work and everything the workload writes."""
     vpn: Path | None
     gateway: GatewayAsked | None
+    rate: float | None = None
+    """Bytes of WireGuard messages a second, each way; None is no limit."""
+    quota: int | None = None
+    """Bytes of WireGuard messages, both ways together, after which the cell ends."""
     on_rogue: OnRogue = OnRogue.TERMINATE
     tunnel_timeout: float | None = None
     """Seconds without a valid message of the endpoint; None is wgcell's own. An idle tunnel is
@@ -141,7 +149,13 @@ class Job:
             "outputs": list(self.outputs),
             "timeout": self.timeout,
             "env": sorted(name for name, _ in self.env),
-            "resources": {"cpus": self.cpus, "memory": self.memory, "disk": self.disk},
+            "resources": {
+                "cpus": self.cpus,
+                "memory": self.memory,
+                "disk": self.disk,
+                "rate": self.rate,
+                "quota": self.quota,
+            },
             "vpn": None if self.vpn is None else {"config": str(self.vpn)},
             "gateway": None
             if gateway is None
@@ -176,6 +190,8 @@ class JobOptions:
     allow: tuple[str, ...] = ()
     """Added to the file's [gateway] allow."""
     services: tuple[tuple[str, str], ...] = ()
+    rate: str | None = None
+    quota: str | None = None
     on_rogue: str | None = None
     guest_walls: str | None = None
 
@@ -188,6 +204,8 @@ class _Resources:
     cpus: int = DEFAULT_CPUS
     memory: str = DEFAULT_MEMORY
     disk: str = DEFAULT_DISK
+    rate: str | None = None
+    quota: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +248,15 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r}; allowed: a number and KiB, MiB, GiB or TiB, as 2GiB")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_rate(text: str) -> float:
+    """Bytes a second of ``"100Mbit"``, ``"1.5Gbit/s"``. Raises ValueError."""
+    match = _RATE.fullmatch(text.strip())
+    rate = float(match[1]) * 1000 ** ("KMG".index(match[2]) + 1) / 8 if match else 0.0
+    if not SLOWEST_RATE <= rate <= FASTEST_RATE:
+        raise ValueError(f"{text!r}; allowed: bits a second, as 10Mbit, from 64Kbit to 1000Gbit")
+    return rate
 
 
 def parse_duration(value: str | int | float) -> float:
@@ -430,6 +457,8 @@ def _build(
         disk=reading.size("resources.disk", disk, SMALLEST_DISK, host.disk),
         vpn=vpn,
         gateway=gateway,
+        rate=_rate(reading, _first(chosen.rate, file.resources.rate, default="")),
+        quota=_quota(reading, _first(chosen.quota, file.resources.quota, default="")),
         on_rogue=OnRogue(
             reading.choice("policy.on_rogue", rogue, tuple(item.value for item in OnRogue))
         ),
@@ -482,6 +511,17 @@ def _image(reading: _Reading, text: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", text, re.ASCII) or ".." in text:
         reading.fail("image", f"found {text[:60]!r}; allowed: 1-64 of a-z, 0-9 and . _ -")
     return text
+
+
+def _rate(reading: _Reading, text: str) -> float | None:
+    try:
+        return parse_rate(text) if text else None
+    except ValueError as error:
+        reading.fail("resources.rate", f"found {error}")
+
+
+def _quota(reading: _Reading, text: str) -> int | None:
+    return reading.size("resources.quota", text, SMALLEST_QUOTA, 1 << 62) if text else None
 
 
 def _timeout(reading: _Reading, key: str, value: str | float | None) -> float | None:

@@ -13,6 +13,8 @@
     memory = "8GiB"
     disk = "20GiB"
     timeout = "12h"
+    rate = "100Mbit"
+    quota = "50GiB"
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wgcell.cell.endpoint import parse_networks
-from wgcell.cell.job import Job, parse_duration, parse_size
+from wgcell.cell.job import Job, parse_duration, parse_rate, parse_size
 from wgcell.cell.schema import Invalid, validated
 from wgcell.errors import EndpointError, JobError
 
@@ -42,6 +44,8 @@ class Ceilings:
     memory: int | None = None
     disk: int | None = None
     timeout: float | None = None
+    rate: float | None = None
+    quota: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class _Ceilings:
     memory: str | None = None
     disk: str | None = None
     timeout: str | int | None = None
+    rate: str | None = None
+    quota: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +140,8 @@ def _ceilings(file: _Ceilings, place: Path) -> Ceilings:
             memory=None if file.memory is None else parse_size(file.memory),
             disk=None if file.disk is None else parse_size(file.disk),
             timeout=None if file.timeout is None else parse_duration(file.timeout),
+            rate=None if file.rate is None else parse_rate(file.rate),
+            quota=None if file.quota is None else parse_size(file.quota),
         )
     except ValueError as error:
         raise JobError(f"{place}: ceilings: found {error}") from None
@@ -142,7 +150,7 @@ def _ceilings(file: _Ceilings, place: Path) -> Ceilings:
 def apply_ceilings(job: Job, provider: Provider) -> None:
     """Raise `JobError` if ``job`` asks for more than the provider gives.
 
-    A job without a timeout is refused where there is a ceiling for it: it must say how long.
+    A job without a timeout, rate or quota is refused where there is a ceiling for it: it must say.
     """
     ceilings = provider.ceilings
     asked: tuple[tuple[str, float, float | None, str], ...] = (
@@ -150,6 +158,8 @@ def apply_ceilings(job: Job, provider: Provider) -> None:
         ("resources.memory", job.memory, ceilings.memory, " bytes"),
         ("resources.disk", job.disk, ceilings.disk, " bytes"),
         ("timeout", job.timeout or float("inf"), ceilings.timeout, " s"),
+        ("resources.rate", job.rate or float("inf"), ceilings.rate, " bytes a second"),
+        ("resources.quota", job.quota or float("inf"), ceilings.quota, " bytes"),
     )
     for key, value, ceiling, unit in asked:
         if ceiling is not None and value > ceiling:

@@ -42,10 +42,12 @@ class Outcome(Enum):
     TIMEOUT = "timeout"
     ERROR = "error"
     CANCELLED = "cancelled"
+    QUOTA = "quota"
 
 
 EXIT_CODES: Mapping[Outcome, int] = MappingProxyType(
     {
+        Outcome.QUOTA: 119,
         Outcome.ROGUE: 120,
         Outcome.UNVERIFIED: 121,
         Outcome.TUNNEL_LOST: 122,
@@ -77,6 +79,7 @@ class Cause(Enum):
     MACHINE_DIED = "machine_died"
     HOST_FAULTED = "host_faulted"
     TIME_IS_UP = "time_is_up"
+    QUOTA_SPENT = "quota_spent"
     CANCEL = "cancel"
 
 
@@ -122,6 +125,7 @@ TRANSITIONS: Mapping[State, Mapping[Cause, Step]] = MappingProxyType(
             **_WITH_A_GUEST,
             Cause.VERIFIED: Step(State.RUNNING),
             Cause.NOT_VERIFIED: _end(Outcome.UNVERIFIED),
+            Cause.QUOTA_SPENT: _end(Outcome.QUOTA),
             Cause.ROGUE_FRAME: _end(Outcome.GUEST_FAULT),
             Cause.TAMPERED: _end(Outcome.GUEST_FAULT),
         },
@@ -129,6 +133,7 @@ TRANSITIONS: Mapping[State, Mapping[Cause, Step]] = MappingProxyType(
             **_WITH_A_GUEST,
             Cause.WORKLOAD_EXITED: Step(State.STOPPING, Outcome.COMPLETED),
             Cause.ROGUE_FRAME: _end(Outcome.ROGUE),
+            Cause.QUOTA_SPENT: _end(Outcome.QUOTA),
             Cause.TUNNEL_SILENT: _end(Outcome.TUNNEL_LOST),
             Cause.TAMPERED: _end(Outcome.GUEST_FAULT),
             Cause.HEARTBEAT_SILENT: _end(Outcome.GUEST_FAULT),

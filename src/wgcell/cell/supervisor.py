@@ -297,6 +297,8 @@ class Supervisor:
                     "guest_public_key": b64(consent.public_key(vpn.private_key)),
                     "endpoint_public_key": b64(vpn.peer_public_key),
                     "mtu": vpn.mtu,
+                    "rate": self._job.rate,
+                    "quota": self._job.quota,
                 },
             )
         finally:
@@ -511,6 +513,11 @@ class Supervisor:
                     self._seen.rogue_at = self._seen.rogue_at or float(event["boottime"])
                     self._cause(Cause.ROGUE_FRAME, reason)
                     self._keep_evidence(event)
+                case "quota":
+                    self._cause(
+                        Cause.QUOTA_SPENT,
+                        f"the tunnel has carried {event['bytes']} bytes of {self._job.quota}",
+                    )
                 case "out_of_step":
                     self._log.append("out_of_step", reason=event.get("reason"))
                 case "fault":

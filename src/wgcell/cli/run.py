@@ -137,6 +137,12 @@ def run(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the workload.")
     ] = None,
     timeout: Annotated[str | None, typer.Option(help="Longest run, as 90s or 2h.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Most the tunnel carries each way, as 10Mbit.")
+    ] = None,
+    quota: Annotated[
+        str | None, typer.Option(help="Bytes the tunnel carries, as 2GiB; then the cell ends.")
+    ] = None,
     on_rogue: Annotated[
         str | None,
         typer.Option(help="terminate (the default), or freeze to keep the VM for inspection."),
@@ -162,8 +168,9 @@ def run(
 
     wgcell run job.toml
 
-    The exit code is the workload's; 120 a frame outside the tunnel, 121 not verified, 122 tunnel
-    lost, 123 guest fault, 124 timeout, 125 bad input or host fault, 130 cancelled.
+    The exit code is the workload's; 119 quota spent, 120 a frame outside the tunnel, 121 not
+    verified, 122 tunnel lost, 123 guest fault, 124 timeout, 125 bad input or host fault, 130
+    cancelled.
     """
     cells = state_folder(state_dir)
     check_writable(cells)
@@ -181,6 +188,8 @@ def run(
         vpn=vpn,
         allow=tuple(allow or ()),
         services=_pairs("--service", service or []),
+        rate=rate,
+        quota=quota,
         on_rogue=on_rogue,
         guest_walls=guest_walls,
     )

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import array
 import base64
+import contextlib
 import json
 import os
 import select
 import socket
 import time
+from math import ceil
 from typing import Any
 
 from wgcell.relay import link
 from wgcell.relay.datagrams import Datagrams
+from wgcell.relay.pace import Pace
 from wgcell.relay.relay import (
     Arrived,
     Command,
@@ -66,6 +69,11 @@ class Loop:
         self._alive_told = 0.0
         self._read_at = 0.0
         self._stumble_told: dict[str, float] = {}
+        self._paces: tuple[Pace, Pace] | None = None
+        """Out and in, where the job has a rate."""
+        self._quota = 0
+        self._held: dict[int, float] = {}
+        """Descriptors that are not read for now, and until when."""
         self._done = False
 
     @staticmethod
@@ -88,14 +96,12 @@ class Loop:
         """Serve until the end; ``seal`` is what the supervisor is told of the seal."""
         self._configure()
         self._poll = select.poll()
-        for sock in (self._nic, self._udp, self._control):
-            if sock is not None:
-                self._poll.register(sock, select.POLLIN)
+        self._poll.register(self._control, select.POLLIN)
+        self._watch()
         control, udp = self._control.fileno(), self._udp.fileno()
         self._tell("ready", seal=seal.whole, missing=seal.missing)
         while not self._done:
-            # Nothing new to tell: nothing to wake for.
-            for fd, events in self._poll.poll(1000 if self._untold else None):
+            for fd, events in self._poll.poll(self._patience()):
                 if fd == control:
                     self._obey()
                     continue
@@ -107,6 +113,8 @@ class Loop:
                         self._write(self._pending)
                     if events & ~select.POLLOUT:
                         self._read_nic()
+            if self._held:
+                self._release()
             self._stats()
         self._stats(now=True)
 
@@ -153,6 +161,9 @@ class Loop:
             int(first["mtu"]),
         )
         self._relay = Relay(sessions)
+        if first.get("rate"):
+            self._paces = Pace(float(first["rate"])), Pace(float(first["rate"]))
+        self._quota = int(first.get("quota") or 0)
         for line in rest:
             self._one(line)
 
@@ -175,7 +186,10 @@ class Loop:
         if self._nic is None or self._relay is None:
             return
         try:
-            count = self._nic.recv_into(self._relay.room())
+            room = self._relay.room()
+            if self._paces is not None:
+                room = room[: self._paces[0].read]
+            count = self._nic.recv_into(room)
         except BlockingIOError:
             return
         except OSError:
@@ -184,8 +198,13 @@ class Loop:
             self._cut()
             self._tell("closed", which="nic")
             return
-        self._read_at = boottime()
+        self._read_at, carried = boottime(), self._relay.bytes_out
         self._do(self._relay.outbound(count, self._read_at))
+        if self._paces is not None and self._nic is not None:
+            passed = self._relay.bytes_out - carried
+            self._hold(self._nic, self._paces[0].spend(passed, self._read_at))
+        if self._quota:
+            self._count()
 
     def _read_udp(self) -> None:
         if self._relay is None:
@@ -193,9 +212,13 @@ class Loop:
         arrived = self._datagrams.receive()
         if not arrived:
             return
-        before = self._relay.messages_in
+        before, carried = self._relay.messages_in, self._relay.bytes_in
         now = boottime()
         self._do(self._relay.inbound(arrived, now))
+        if self._paces is not None:
+            self._hold(self._udp, self._paces[1].spend(self._relay.bytes_in - carried, now))
+        if self._quota:
+            self._count()
         if self._relay.messages_in > before and now - self._alive_told >= 1:
             self._alive_told = now
             self._tell("alive")
@@ -243,25 +266,65 @@ class Loop:
             buffers = []  # the read will say that it is closed
         self._pending = buffers
         if waited != bool(buffers):
-            self._poll.modify(self._nic, select.POLLIN | (select.POLLOUT if buffers else 0))
-            self._listen(not buffers)
+            self._watch()
 
-    def _listen(self, wanted: bool) -> None:
-        """To the endpoint, or not: merely masked, an error of the path would still wake us."""
-        if wanted:
-            self._poll.register(self._udp, select.POLLIN)
+    def _watch(self) -> None:
+        """What to wake for: to read from whom, and whether the NIC's socket takes more."""
+        if self._nic is not None:
+            reads = 0 if self._nic.fileno() in self._held else select.POLLIN
+            self._want(self._nic, reads | (select.POLLOUT if self._pending else 0))
+        held = self._udp.fileno() in self._held
+        self._want(self._udp, 0 if self._pending or held else select.POLLIN)
+
+    def _want(self, sock: socket.socket, events: int) -> None:
+        """Merely masked, an error of the path would still wake us."""
+        if events:
+            self._poll.register(sock, events)
         else:
-            self._poll.unregister(self._udp)
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(sock)
+
+    # The job's limits, where it has any.
+
+    def _hold(self, sock: socket.socket, seconds: float) -> None:
+        if seconds > 0:
+            self._held[sock.fileno()] = boottime() + seconds
+            self._watch()
+
+    def _release(self) -> None:
+        now = boottime()
+        due = [fd for fd, until in self._held.items() if until <= now]
+        if due:
+            for fd in due:
+                del self._held[fd]
+            self._watch()
+
+    def _patience(self) -> int | None:
+        """Milliseconds to wait at most. Nothing new to tell, nobody held: nothing to wake for."""
+        patience = 1000 if self._untold else None
+        if self._held:
+            soon = max(1, ceil((min(self._held.values()) - boottime()) * 1000))
+            patience = soon if patience is None else min(patience, soon)
+        return patience
+
+    def _count(self) -> None:
+        """Cut the link when all that the job may carry, both ways together, has been carried."""
+        relay = self._relay
+        if relay is None or relay.cut or relay.bytes_out + relay.bytes_in < self._quota:
+            return
+        self._cut()
+        self._tell("quota", bytes=relay.bytes_out + relay.bytes_in)
 
     def _cut(self) -> None:
         if self._relay is not None:
             self._relay.cut = True
         if self._nic is not None:
-            self._poll.unregister(self._nic)
+            self._held.pop(self._nic.fileno(), None)
+            self._want(self._nic, 0)
             self._nic.close()
             self._nic = None
             self._pending = []
-            self._listen(True)
+            self._watch()
 
     def _stats(self, *, now: bool = False) -> None:
         relay = self._relay
