@@ -56,6 +56,23 @@ def test_a_bare_name_is_the_images_program_and_not_our_own_tools(cell: Cell, wal
     assert "iputils" in ended.stdout
 
 
+def test_a_rate_slows_a_download_and_a_quota_ends_the_cell(cell: Cell, service: str) -> None:
+    timed = f"import time; at = time.monotonic(); {FETCH.format('zeros/2000000')}; "
+    timed += "print(time.monotonic() - at)"
+    ended = cell("--service", service, "--rate", "4Mbit", command=["python3", "-c", timed])
+    assert ended.code == 0, ended.stderr
+    size, seconds = ended.stdout.split()
+    # 2 MB are 4 s of 4 Mbit/s; WireGuard, IP and TCP add a tenth.
+    assert size == "2000000" and 3.8 < float(seconds) < 9
+    assert ended.result["relay"]["refused"] == {}
+
+    fetch = FETCH.format("zeros/8000000")
+    ended = cell("--service", service, "--quota", "2MiB", command=["python3", "-c", fetch])
+    assert ended.code == 119 and ended.stdout == ""
+    assert ended.result["outcome"] == "quota"
+    assert "has carried" in ended.stderr
+
+
 def test_what_made_the_setup_quick_is_not_the_workloads(cell: Cell) -> None:
     script = "cat /proc/sys/kernel/randomize_va_space /sys/kernel/rcu_expedited"
     ended = cell(command=["sh", "-c", script])

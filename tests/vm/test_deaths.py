@@ -54,7 +54,7 @@ def test_whatever_dies_nothing_is_left_and_nothing_has_left() -> None:
 
 
 def test_what_counts_as_seen_outside() -> None:
-    """A dead endpoint's "port unreachable" is its kernel's answer, and nothing else of the kind is."""
+    """A dead endpoint's "port unreachable" is its kernel's answer; nothing else like it is."""
     ether = bytes(12) + b"\x08\x00"
 
     def udp(port: int, payload: bytes) -> bytes:
