@@ -63,7 +63,7 @@ def test_a_rate_slows_a_download_and_a_quota_ends_the_cell(cell: Cell, service: 
     assert ended.code == 0, ended.stderr
     size, seconds = ended.stdout.split()
     # 2 MB are 4 s of 4 Mbit/s; WireGuard, IP and TCP add a tenth.
-    assert size == "2000000" and 3.8 < float(seconds) < 9
+    assert size == "2000000" and 3.8 < float(seconds) < 25
     assert ended.result["relay"]["refused"] == {}
 
     fetch = FETCH.format("zeros/8000000")
