@@ -238,10 +238,18 @@ class Supervisor:
             if freeze and await self._machine.freeze():
                 self._log.append("frozen", reason=reason)
                 await self._until_stopped_or_dead(self._machine)
-            # First the machine, then the words about it.
-            self._machine.kill()
+            # First the machine, then the words about it, which wait for the disk.
+            await self._kill(self._machine)
         if taken.state is not self._state:
             self._enter_state(taken.state, reason)
+
+    async def _kill(self, machine: Machine) -> None:
+        """Kill it and wait until it is gone; more than once does no harm."""
+        machine.kill()
+        await machine.reap()
+        if self._seen.rogue_at is not None and self._seen.killed_after is None:
+            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self._seen.killed_after = round(now - self._seen.rogue_at, 6)
 
     async def _until_stopped_or_dead(self, machine: Machine) -> None:
         """The frozen machine's wait: the link is cut, its relay and QEMU may still die."""
@@ -720,11 +728,7 @@ class Supervisor:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
         if self._machine is not None:
-            self._machine.kill()
-            await self._machine.reap()
-            if self._seen.rogue_at is not None:
-                now = time.clock_gettime(time.CLOCK_BOOTTIME)
-                self._seen.killed_after = round(now - self._seen.rogue_at, 6)
+            await self._kill(self._machine)
             await self._machine.hang_up()
         if self._cgroup is not None:
             await asyncio.to_thread(self._cgroup.remove)
