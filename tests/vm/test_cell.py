@@ -56,6 +56,14 @@ def test_a_bare_name_is_the_images_program_and_not_our_own_tools(cell: Cell, wal
     assert "iputils" in ended.stdout
 
 
+@pytest.mark.parametrize("walls", ["on", "off"])
+@pytest.mark.parametrize("word", ["--version", "A=b"])
+def test_a_command_is_never_read_as_an_option_of_ours(cell: Cell, walls: str, word: str) -> None:
+    ended = cell("--guest-walls", walls, command=[word, "true"])
+    assert ended.code == 127 and ended.stdout == "", ended.stdout
+    assert word in ended.stderr
+
+
 def test_a_rate_slows_a_download_and_a_quota_ends_the_cell(cell: Cell, service: str) -> None:
     timed = f"import time; at = time.monotonic(); {FETCH.format('zeros/2000000')}; "
     timed += "print(time.monotonic() - at)"
