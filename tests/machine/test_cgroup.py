@@ -1,12 +1,13 @@
 """Where a control group may be made, what is written into it, that it holds and kills who is in it.
 
-What stays unproven here: that the kernel's controllers bound what the files say. The tests' machine
-has none of them in version 2.
+A machine for tests may have no controller in version 2. The guest's kernel has them all, so that
+they bind is shown by this module's subject inside a guest, as the root of a small system there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -161,3 +162,90 @@ def test_qemu_and_its_jail_live_in_it_and_stand_still_until_they_may_go(real: Pa
     for ours, theirs in pairs:
         ours.close()
         theirs.close()
+
+
+_IN_THE_GUEST = """
+import importlib.util, json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+spec = importlib.util.spec_from_file_location("cgroup", "cgroup.py")
+cgroup = sys.modules["cgroup"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cgroup)
+cgroup._OVERHEAD = 0
+
+tree = Path("/tmp/tree")
+tree.mkdir()
+subprocess.run(["mount", "-t", "cgroup2", "cgroup2", tree], check=True)
+(tree / "cgroup.subtree_control").write_text("+cpu +memory +pids")
+(tree / "slice/us").mkdir(parents=True)
+(tree / "slice/us/cgroup.procs").write_text("0")
+before = cgroup.find()
+(tree / "slice/cgroup.subtree_control").write_text("+cpu +memory +pids")
+os.setxattr(tree / "slice/us", "trusted.delegate", b"1")
+below = cgroup.find()
+os.setxattr(tree / "slice", "trusted.delegate", b"1")
+beside = cgroup.find()
+group = cgroup.make(beside, "cell", cgroup.Bounds(memory=64 << 20, cpus=0, processes=12))
+
+def inside(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: os.write(group.procs, b"0") and None,
+    )
+    return [done.returncode, done.stdout]
+
+busy = '''
+import time
+until = time.monotonic() + 4
+while time.monotonic() < until:
+    pass
+print(time.process_time())
+'''
+forks = '''
+import os, time
+for n in range(40):
+    try:
+        os.fork() or (time.sleep(3), os._exit(0))
+    except BlockingIOError:
+        print(n)
+        break
+'''
+answers = {
+    "find": [str(before), str(below), str(beside)],
+    "little": inside("x = bytes(8 << 20); print(len(x))"),
+    "much": inside("x = bytearray(200 << 20); print(len(x))"),
+    "much without": subprocess.run([sys.executable, "-c", "x = bytearray(200 << 20)"]).returncode,
+    "busy": inside(busy),
+    "forks": inside(forks),
+}
+group.remove()
+answers["gone"] = not group.folder.exists()
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.vm
+def test_the_controllers_bind_memory_cpu_and_processes(tmp_path: Path) -> None:
+    (tmp_path / "play.py").write_text(_IN_THE_GUEST)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "wgcell", "run", "--guest-walls", "off"),
+            *("--state-dir", str(tmp_path / "cells"), "--input", str(tmp_path / "play.py")),
+            *("--input", str(cgroup.__file__), "--", "python3", "play.py"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    folders = [repr(text) for text in said["find"]]
+    assert "no cgroup is delegated to us" in folders[0]
+    assert "slice/us'), aside=True" in folders[1] and "slice'), aside=False" in folders[2]
+    assert said["little"] == [0, f"{8 << 20}\n"]
+    assert (said["much"], said["much without"]) == ([-signal.SIGKILL, ""], 0)
+    # Half a processor for four seconds; a whole one without the bound.
+    assert said["busy"][0] == 0 and 1.0 < float(said["busy"][1]) < 2.8
+    assert said["forks"][0] == 0 and 1 <= int(said["forks"][1]) <= 12
+    assert said["gone"] is True
