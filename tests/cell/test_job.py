@@ -19,6 +19,7 @@ from wgcell.cell.job import (
     parse_size,
 )
 from wgcell.errors import JobError
+from wgcell.guest.walls import Wall
 
 HOST = HostLimits(cpus=4, memory=8 * 2**30, disk=100 * 2**30)
 FULL = """
@@ -63,7 +64,7 @@ def test_a_full_file(tmp_path: Path) -> None:
         vpn=tmp_path / "requester.conf",
         gateway=None,
         on_rogue=OnRogue.FREEZE,
-        guest_walls=True,
+        guest_walls=frozenset(Wall),
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 from wgcell.cell.schema import Fault, Invalid, validated
 from wgcell.errors import JobError, PolicyError
 from wgcell.gateway.policy import Policy
+from wgcell.guest.walls import Wall
 
 __all__ = [
     "GatewayAsked",
@@ -36,6 +37,9 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+
+GUEST_WALLS = {"on": frozenset(Wall), "off": frozenset[Wall]()}
+"""What a job may say of them. Some but not others is for `wgcell.prove`."""
 
 DEFAULT_IMAGE = "debian"
 DEFAULT_CPUS = 1
@@ -135,8 +139,8 @@ class Job:
     silent between rekeys, two minutes: only for a workload that never is may it be shorter."""
     verify_timeout: float | None = None
     """Seconds from QEMU's start to a verified tunnel; None is wgcell's own."""
-    guest_walls: bool = True
-    """False starts the workload as a compromised guest would run it: to test the host's walls."""
+    guest_walls: frozenset[Wall] = frozenset(Wall)
+    """None starts the workload as a compromised guest would run it: to test the host's walls."""
 
     def public(self) -> dict[str, object]:
         """The job for ``job.json``: no keys, and of the environment only the names."""
@@ -164,7 +168,10 @@ class Job:
                 "on_rogue": self.on_rogue.value,
                 "tunnel_timeout": self.tunnel_timeout,
                 "verify_timeout": self.verify_timeout,
-                "guest_walls": "on" if self.guest_walls else "off",
+                "guest_walls": next(
+                    (word for word, walls in GUEST_WALLS.items() if walls == self.guest_walls),
+                    sorted(wall.value for wall in self.guest_walls),
+                ),
             },
         }
 
@@ -464,7 +471,7 @@ def _build(
         ),
         tunnel_timeout=_timeout(reading, "policy.tunnel_timeout", policy.tunnel_timeout),
         verify_timeout=_timeout(reading, "policy.verify_timeout", policy.verify_timeout),
-        guest_walls=reading.choice("policy.guest_walls", walls, ("on", "off")) == "on",
+        guest_walls=GUEST_WALLS[reading.choice("policy.guest_walls", walls, tuple(GUEST_WALLS))],
     )
 
 

@@ -52,6 +52,7 @@ from wgcell.errors import (
 )
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.guest import protocol
+from wgcell.guest.walls import Wall
 from wgcell.image.store import Image
 from wgcell.machine import cgroup
 from wgcell.machine.accelerator import host_tsc_khz
@@ -575,7 +576,7 @@ class Supervisor:
                 seen.drops = message.drops
             case protocol.Changed():
                 watched = self._state in (State.VERIFYING, State.RUNNING)
-                if self._job.guest_walls and watched and not seen.tampered:
+                if self._job.guest_walls == frozenset(Wall) and watched and not seen.tampered:
                     seen.tampered = True
                     self._log.append("changed", what=message.what, seen=message.text[:4096])
                     self._cause(Cause.TAMPERED, f"the guest's {message.what} changed")
@@ -786,7 +787,6 @@ class Supervisor:
         code = EXIT_CODES.get(outcome)
         if code is None:
             code = self._seen.exit_code if self._seen.exit_code is not None else 125
-        walls = self._job.guest_walls
         return {
             "cell": self._around.folder.id,
             "outcome": outcome.value,
@@ -804,8 +804,7 @@ class Supervisor:
             "walls": {
                 "relay": True,
                 **self._host_walls(),
-                "guest_firewall": walls,
-                "guest_namespace": walls,
+                **{f"guest_{wall.value}": wall in self._job.guest_walls for wall in Wall},
                 "gateway": self._around.vpn is None,
             },
         }

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from wgcell.errors import GuestError
 from wgcell.guest.firewall import ENDPOINT, PORT, comparable, ruleset
+from wgcell.guest.walls import Wall
 
 __all__ = [
     "REPORTS",
@@ -46,7 +47,7 @@ class GuestConfig:
 
     time: int
     hostname: str
-    walls: bool
+    walls: frozenset[Wall]
     private_key: bytes = field(repr=False)
     peer_public_key: bytes
     preshared_key: bytes | None = field(repr=False)
@@ -141,7 +142,7 @@ def encode_config(config: GuestConfig) -> bytes:
     lines = [
         f"time {config.time}",
         f"hostname {config.hostname}",
-        f"walls {'on' if config.walls else 'off'}",
+        f"walls {','.join(wall.value for wall in Wall if wall in config.walls)}",
         f"wg_private_key {_b64(config.private_key)}",
         f"wg_peer_public_key {_b64(config.peer_public_key)}",
         f"wg_allowed_ips {','.join(config.allowed_ips)}",
@@ -238,9 +239,10 @@ def parse(line: bytes) -> Message:
 def expected(config: GuestConfig) -> Mapping[str, str]:
     """The reports of a guest that is set up as asked; routes are held to a rule instead."""
     workload = "first eth0\nfirst lo\nworkload lo\nworkload wg0"
+    one = "first eth0\nfirst lo\nfirst wg0"
     return {
-        "firewall": comparable(ruleset()) if config.walls else "",
-        "links": workload if config.walls else "first eth0\nfirst lo\nfirst wg0",
+        "firewall": comparable(ruleset()) if Wall.FIREWALL in config.walls else "",
+        "links": workload if Wall.NAMESPACE in config.walls else one,
         "wireguard": f"{_b64(config.peer_public_key)} {ENDPOINT}:{PORT} "
         f"{','.join(config.allowed_ips)} {config.keepalive}",
     }

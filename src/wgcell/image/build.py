@@ -54,6 +54,9 @@ PACKAGES = (
 TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip")
 # Before there is a network card: what the firewall needs, and the ports to the host.
 EARLY = ("nf_tables", "nft_log", "nf_log_syslog", "nft_limit", "virtio_pci", "virtio_console")
+# In the root file system, for `wgcell prove` alone: what a hostile root would bring along.
+PROVING = ("llc", "stp", "bridge", "macvlan")
+_PROVING = "usr/lib/modules/wgcell-prove"
 LATE = ("virtio_blk", "erofs", "overlay", "wireguard", "virtio_net")
 _FOLDERS = (
     *("bin", "etc/dev/pts", "etc/dev/shm", "lib/x86_64-linux-gnu", "lib64", "modules"),
@@ -70,7 +73,7 @@ _LINKS = {
 }
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 BASE_CPIO = "base.cpio"
-_FORMAT = 4
+_FORMAT = 5
 
 # A bzImage's setup header, by offset.
 _SETUP_SECTORS = 0x1F1
@@ -246,11 +249,6 @@ def _base(made: Path, temporary: Path, progress: Progress) -> dict[str, object]:
     argv += ["--dpkgopt=path-exclude=/usr/share/man/*", SUITE, str(packed)]
     _run(argv, mend="an ordinary user needs user namespaces and the package uidmap")
     _run(["tar", "-x", "-f", str(packed), "-C", str(root), "--no-same-owner", "--exclude=./dev/*"])
-    progress("the root file system: compressing")
-    _run(
-        ["mkfs.erofs", "-zlz4hc", "--all-root", "-T0", str(made / "rootfs"), str(root)],
-        mend="apt-get install erofs-utils",
-    )
     progress(f"the kernel: {KERNEL_PACKAGE}")
     depends = _run(["apt-cache", "depends", "--important", KERNEL_PACKAGE])
     package = next(
@@ -270,8 +268,19 @@ def _base(made: Path, temporary: Path, progress: Progress) -> dict[str, object]:
     depmod = shutil.which("depmod", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     _run([depmod or "depmod", "-b", str(kernel), version], mend="apt-get install kmod")
 
+    modules = kernel / "lib/modules" / version
+    (root / _PROVING).mkdir(parents=True)
+    for path in modules_needed((modules / "modules.dep").read_text(), PROVING):
+        if _module_name(path) in PROVING:
+            shutil.copy(modules / path, root / _PROVING)
+
+    progress("the root file system: compressing")
+    _run(
+        ["mkfs.erofs", "-zlz4hc", "--all-root", "-T0", str(made / "rootfs"), str(root)],
+        mend="apt-get install erofs-utils",
+    )
     progress("the initramfs: tools and modules")
-    _base_cpio(made / BASE_CPIO, temporary / "base", root, kernel / "lib/modules" / version)
+    _base_cpio(made / BASE_CPIO, temporary / "base", root, modules)
     return {"kernel_version": version, "packages": _versions(root) | {package: deb.name}}
 
 

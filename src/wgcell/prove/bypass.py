@@ -7,26 +7,35 @@ wall is down and which has every capability. Each leaves a mark that a capture c
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from wgcell.guest.walls import Wall
 from wgcell.prove.verdict import Verdict
 
 __all__ = ["BYPASSES", "Bypass"]
 
 Shell = Callable[[str], None]
 Udp = Callable[..., None]
+_MODULES = "/usr/lib/modules/wgcell-prove"
+"""Where the image keeps what a hostile root would bring along."""
 _GUEST_MAC = bytes.fromhex("027767000002")
 
 
 @dataclass(frozen=True, slots=True)
 class Bypass:
-    """One way. ``act`` is given a shell and a way to send datagrams."""
+    """One way. ``act`` is given a shell and a way to send datagrams.
+
+    ``alone``: which of the guest's walls must stop it with the others down.
+    """
 
     name: str
     does: str
     mark: bytes
     act: Callable[[Shell, Udp], None]
+    alone: frozenset[Wall]
 
     @property
     def verdict(self) -> Verdict:
@@ -83,6 +92,46 @@ def _second_wg(shell: Shell, udp: Udp) -> None:
     udp("10.98.0.1", 9, b"anything")
 
 
+def _modules(shell: Shell, *names: str) -> None:
+    for name in names:
+        shell(f"busybox insmod {_MODULES}/{name}.ko")
+
+
+def _bridged(shell: Shell, udp: Udp) -> None:
+    _modules(shell, "llc", "stp", "bridge")
+    # A card has one master: what was there before goes.
+    shell("ip link del mv0 || true; ip link add br0 type bridge")
+    shell("ip link set br0 address 02:77:67:00:00:55")
+    shell("ip addr flush dev eth0; ip link set eth0 master br0")
+    shell("ip addr add 192.168.64.2/30 dev br0 && ip link set br0 arp off up")
+    shell("ip neigh replace 192.168.64.1 lladdr 02:77:67:00:00:01 nud permanent dev br0; sleep 1")
+    udp("192.168.64.1", 51820, b"wgcell-mark-bridge", device="br0")
+    shell("sleep 1; ip link del br0; ip addr add 192.168.64.2/30 dev eth0")
+
+
+def _macvlan(shell: Shell, udp: Udp) -> None:
+    _modules(shell, "macvlan")
+    shell("ip link add mv0 link eth0 address 02:77:67:00:00:56 type macvlan mode bridge")
+    shell("ip addr add 192.168.65.2/30 dev mv0 && ip link set mv0 arp off up")
+    shell("ip neigh replace 192.168.65.1 lladdr 02:77:67:00:00:01 nud permanent dev mv0; sleep 1")
+    udp("192.168.65.1", 51820, b"wgcell-mark-macvlan", device="mv0")
+
+
+def _second_card(shell: Shell, udp: Udp) -> None:
+    # Asked for on every slot and bus there is; what then stands there sends, eth0 the last.
+    shell(
+        "echo 1 > /sys/bus/pci/rescan; for slot in /sys/bus/pci/slots/*/power; do "
+        "[ -e $slot ] && echo 1 > $slot; done; true"
+    )
+    names = [card.name for card in Path("/sys/class/net").iterdir()]
+    cards = [name for name in names if name not in ("lo", "eth0", "wg0")]
+    for card in (*cards, "eth0"):
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            shell(f"ip link set {card} up")
+            raw.bind((card, 0x88B5))
+            raw.send(b"\xff" * 6 + _GUEST_MAC + b"\x88\xb5wgcell-mark-card" + bytes(40))
+
+
 def _arp_on(shell: Shell, udp: Udp) -> None:
     shell("ip neigh flush all; ip link set eth0 arp on")
     shell("ip addr replace 192.168.64.2/24 dev eth0")
@@ -123,17 +172,26 @@ def _rebound(shell: Shell, udp: Udp) -> None:
     udp("192.168.64.78", 9, b"anything")
 
 
+_ALL = frozenset(Wall)
+# The firewall sees what the guest's own stack sends as IP, and not a card in another namespace.
+_NOT_FIREWALL = _ALL - {Wall.FIREWALL}
+# Any user may send to a neighbour on a card that is in sight.
+_NOT_PRIVILEGES = _ALL - {Wall.PRIVILEGES}
+
 BYPASSES: tuple[Bypass, ...] = (
-    Bypass("route-eth0", "routes one address over the card", b"wgcell-mark-route", _route),
-    Bypass("bindtodevice", "binds a socket to the card (SO_BINDTODEVICE)", b"wgcell-mark-bind", _bind),
-    Bypass("gateway-dns", "asks the link's gateway for a name", b"wgcell-mark-link", _on_link),
-    Bypass("wg-repointed", "points its WireGuard at another host", bytes([203, 0, 113, 9]), _wg_repointed),
-    Bypass("wg-port", "moves its WireGuard to another port", bytes.fromhex("9dd4ca6c"), _wg_port),
-    Bypass("wg-second", "starts a WireGuard of its own", bytes.fromhex("9dd5ca6c"), _second_wg),
-    Bypass("default-eth0", "moves the default route to the card", b"wgcell-mark-default", _default_route),
-    Bypass("arp-on", "turns ARP on", _GUEST_MAC + b"\x08\x06", _arp_on),
-    Bypass("ipv6-on", "turns IPv6 on", _GUEST_MAC + b"\x86\xdd", _ipv6_on),
-    Bypass("mac-changed", "changes its MAC address", b"wgcell-mark-mac", _mac),
-    Bypass("driver-rebound", "unbinds the driver, rescans PCI, binds it again", _GUEST_MAC + b"\x08\x06", _rebound),
-    Bypass("card-moved", "moves the card into a namespace of its own", b"wgcell-mark-moved", _moved),
+    Bypass("route-eth0", "routes one address over the card", b"wgcell-mark-route", _route, _ALL),
+    Bypass("bindtodevice", "binds a socket to the card (SO_BINDTODEVICE)", b"wgcell-mark-bind", _bind, _ALL),
+    Bypass("gateway-dns", "asks the link's gateway for a name", b"wgcell-mark-link", _on_link, _NOT_PRIVILEGES),
+    Bypass("wg-repointed", "points its WireGuard at another host", bytes([203, 0, 113, 9]), _wg_repointed, _ALL),
+    Bypass("wg-port", "moves its WireGuard to another port", bytes.fromhex("9dd4ca6c"), _wg_port, _ALL),
+    Bypass("wg-second", "starts a WireGuard of its own", bytes.fromhex("9dd5ca6c"), _second_wg, _ALL),
+    Bypass("default-eth0", "moves the default route to the card", b"wgcell-mark-default", _default_route, _ALL),
+    Bypass("second-card", "asks every PCI slot for another card, and sends from each there is", b"wgcell-mark-card", _second_card, _NOT_FIREWALL),
+    Bypass("macvlan", "puts a macvlan onto the card", b"wgcell-mark-macvlan", _macvlan, _ALL),
+    Bypass("arp-on", "turns ARP on", _GUEST_MAC + b"\x08\x06", _arp_on, _NOT_FIREWALL),
+    Bypass("ipv6-on", "turns IPv6 on", _GUEST_MAC + b"\x86\xdd", _ipv6_on, _NOT_FIREWALL),
+    Bypass("bridged", "makes the card a port of a bridge", b"wgcell-mark-bridge", _bridged, _ALL),
+    Bypass("mac-changed", "changes its MAC address", b"wgcell-mark-mac", _mac, _ALL),
+    Bypass("driver-rebound", "unbinds the driver, rescans PCI, binds it again", _GUEST_MAC + b"\x08\x06", _rebound, _NOT_FIREWALL),
+    Bypass("card-moved", "moves the card into a namespace of its own", b"wgcell-mark-moved", _moved, _NOT_FIREWALL),
 )  # fmt: skip

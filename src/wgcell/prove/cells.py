@@ -6,9 +6,12 @@ The kinds of boot, and what each shows:
   must be seen by the captures; a probe that is not proves nothing in any other boot.
 - *relay alone*: every wall of the guest's down, the real relay. One boot a case that must kill;
   one for all cases together that the cell survives.
-- *guest alone*: the guest's walls up, an `OpenedRelay` behind them. The workload is root, and
-  plays everything at once; nothing of it may reach the captures.
-- *first instruction*: the guest's init replaced by one that turns ARP on and asks for DHCP.
+- *the guest's walls*, all of them and then each alone: an `OpenedRelay` behind them. The workload
+  is root, and plays everything at once that this wall must stop; nothing of it may be captured.
+- *first instruction*: the guest's init replaced by one that turns ARP on and asks for DHCP; the
+  opened relay lets the captures see it, the real one must not.
+- *tampering* (`hostile`): the guest's walls or their watcher taken down from within, or forged.
+- *exhaustion* (`exhaustion`): all that can be taken, while another cell's relay must go on.
 """
 
 from __future__ import annotations
@@ -31,24 +34,29 @@ from wgcell.cell.folder import create
 from wgcell.cell.job import Job
 from wgcell.cell.supervisor import Supervisor, Surroundings
 from wgcell.cell.wgquick import VpnConfig
+from wgcell.guest.walls import Wall
 from wgcell.image import store
 from wgcell.machine.accelerator import choose
 from wgcell.machine.argv import Accelerator
 from wgcell.machine.process import find_qemu
 from wgcell.prove.battery import CASES, MTU, Case, Play
 from wgcell.prove.bypass import BYPASSES, Bypass
+from wgcell.prove.exhaustion import EXHAUSTIONS, Exhaustion
 from wgcell.prove.ground import ENDPOINT, HOST, PORT, Ground
+from wgcell.prove.hostile import HONEST, SABOTAGES, Sabotage, forged_report, laid_over
 from wgcell.prove.opened import OpenedRelay
 from wgcell.prove.oracle import Packet, is_port_unreachable, shown, tunnel_payload
+from wgcell.prove.quick import Stand
+from wgcell.prove.toll import DISK, MEMORY, Meter, Toll
 from wgcell.prove.verdict import Observation, Phase, Result, Verdict, judge
 from wgcell.relay import link
 
-__all__ = ["BYPASSES", "Boot", "Machines", "find", "plan", "play_all"]
+__all__ = ["Boot", "Machines", "find", "names", "plan", "play_all"]
 
 _HOST = socket.inet_aton(HOST)
 _GATEWAY = frozenset({link.GATEWAY_ADDRESS})
 _TUNNEL = (ip_interface("10.99.0.2/32"),)
-_CARRIED = ("prove", "relay", "wire")
+_CARRIED = ("guest", "prove", "relay", "wire")
 KILLS = (
     *("lan-ping", "lan-right-but-address", "vlan", "source-mac-foreign", "arp-scan", "dhcp"),
     *("ipv6-rs", "fragment-first", "tcp-endpoint", "initiation-mac1", "counter-absurd"),
@@ -56,24 +64,12 @@ KILLS = (
 """The frames that get a VM each in the default form; every one does in the long form."""
 _NO_CARD_SENDS = ("runt",)
 """A guest's own kernel refuses these, so only the quick form can play them."""
-_FIRST_INSTRUCTION = "init-replaced"
-_INIT = b"""#!/bin/sh
-export PATH=/bin
-busybox mkdir -p /proc /sys /dev
-busybox mount -t proc proc /proc
-busybox mount -t sysfs sys /sys
-busybox mount -t devtmpfs dev /dev
-for list in /modules/early /modules/late; do
-    read -r names <$list
-    modprobe -a $names
-done
-ip link set eth0 up
-while :; do
-    udhcpc -i eth0 -n -q -t 2 -T 1 -s /bin/true
-    arping -c 1 -I eth0 192.0.2.10
-    sleep 1
-done
-"""
+_VERIFY_WITHIN = 30.0
+"""Seconds that a guest gets which will never be verified."""
+_EVERY_WALL = frozenset(Wall)
+_RELAY = "relay, with a VM before it"
+_WATCH = "supervisor, watching the guest"
+_BOUNDS = "bounds of the cell, with a VM in it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +98,40 @@ def find(*, every: bool) -> Machines:
     return Machines(image, accelerator, reason, every)
 
 
+AnyCase = Case | Bypass | Sabotage | Exhaustion
+
+
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """One VM. ``opened``: an `OpenedRelay` behind it; ``walls``: the guest's own are up."""
+    """One VM. ``opened``: an `OpenedRelay` behind it; ``walls``: the guest's that are up."""
 
     name: str
-    cases: tuple[Case | Bypass, ...]
+    cases: tuple[AnyCase, ...]
     opened: bool = False
-    walls: bool = False
-    hostile_init: bool = False
+    walls: frozenset[Wall] = frozenset()
+
+    @property
+    def sabotage(self) -> Sabotage | None:
+        """What its first process does, if that is not the stock one."""
+        return next((case for case in self.cases if isinstance(case, Sabotage)), None)
+
+    @property
+    def exhaustion(self) -> Exhaustion | None:
+        """What it takes all of, if it does."""
+        return next((case for case in self.cases if isinstance(case, Exhaustion)), None)
+
+
+def names() -> list[AnyCase]:
+    """Every case there is for a VM and not for the quick form."""
+    return [*BYPASSES, *SABOTAGES, *EXHAUSTIONS]
 
 
 def plan(machines: Machines, only: Sequence[str] = ()) -> list[Boot]:
-    """The boots, the control first."""
+    """The boots, each control before what it is the control of."""
+
+    def chosen(cases: Sequence[AnyCase]) -> list[AnyCase]:
+        return [case for case in cases if not only or case.name in only]
+
     frames = [
         case
         for case in CASES
@@ -123,9 +140,7 @@ def plan(machines: Machines, only: Sequence[str] = ()) -> list[Boot]:
         and not case.wait
         and case.name not in _NO_CARD_SENDS
     ]
-    every: list[Case | Bypass] = [*frames, *BYPASSES]
-    if only:
-        every = [case for case in every if case.name in only]
+    every = chosen([*frames, *BYPASSES])
     kills = [
         case
         for case in every
@@ -135,15 +150,38 @@ def plan(machines: Machines, only: Sequence[str] = ()) -> list[Boot]:
     # A message far ahead makes the guest's own come too late, so that case is the last.
     lives = [case for case in every if case.verdict is not Verdict.KILL]
     lives.sort(key=lambda case: case.name == "counter-behind")
-    outward = [case for case in every if case.verdict is not Verdict.PASS]
-    boots = [Boot("control: every wall down", tuple(outward), opened=True)] if outward else []
+    outward = tuple(case for case in every if case.verdict is not Verdict.PASS)
+    boots = []
     if outward:
-        boots.append(Boot("the guest's walls alone", tuple(outward), opened=True, walls=True))
+        boots.append(Boot("control: every wall down", outward, opened=True))
+        boots.append(Boot("the guest's walls", outward, opened=True, walls=_EVERY_WALL))
+        for wall in Wall:
+            mine = tuple(case for case in outward if _stopped_by(case, wall))
+            name = f"the guest's {wall.value} alone"
+            boots += [Boot(name, mine, opened=True, walls=frozenset({wall}))] if mine else []
     if lives:
         boots.append(Boot("what the cell survives", tuple(lives)))
-    if not only:
-        boots.append(Boot("from the first instruction", (), hostile_init=True))
-    return [*boots, *(Boot(case.name, (case,)) for case in kills)]
+    boots += [Boot(case.name, (case,)) for case in kills]
+    sabotages = [
+        case
+        for case in chosen(SABOTAGES)
+        if isinstance(case, Sabotage) and (machines.every or only or not case.long)
+    ]
+    if any(not case.mark for case in sabotages):
+        boots.append(Boot("control: no sabotage", (HONEST,), walls=_EVERY_WALL))
+    for case in sabotages:
+        if case.mark:
+            boots.append(Boot(f"control: {case.name}", (case,), opened=True))
+        boots.append(Boot(case.name, (case,), walls=_EVERY_WALL))
+    return [*boots, *(Boot(case.name, (case,)) for case in chosen(EXHAUSTIONS))]
+
+
+def _stopped_by(case: AnyCase, wall: Wall) -> bool:
+    """Whether this wall of the guest's, alone, must stop it.
+
+    A raw socket's frames pass no firewall; that no raw socket can be had is the others' work.
+    """
+    return wall in case.alone if isinstance(case, Bypass) else wall is not Wall.FIREWALL
 
 
 @dataclass(slots=True)
@@ -157,6 +195,11 @@ class _Seen:
     done: bool = False
     result: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    toll: Toll = field(default_factory=Toll)
+
+    def ended_as(self) -> str:
+        """The cell's outcome."""
+        return str(self.result.get("outcome"))
 
     def carried(self, mark: bytes) -> bool:
         """Whether a packet on its way out holds ``mark``."""
@@ -199,23 +242,13 @@ def _carry(folder: Path) -> Path:
     return target
 
 
-def _newc(name: str, data: bytes, mode: int = 0o100755) -> bytes:
-    """One file as a cpio archive (newc), which the kernel unpacks over the image's own."""
-
-    def entry(name: str, data: bytes, mode: int) -> bytes:
-        numbers = (0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
-        head = b"070701" + b"".join(b"%08x" % number for number in numbers) + name.encode() + b"\0"
-        return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
-
-    return entry(name, data, mode) + entry("TRAILER!!!", b"", 0)
-
-
-def _hostile(image: store.Image, folder: Path) -> store.Image:
+def _altered(image: store.Image, folder: Path, laid: bytes) -> store.Image:
+    """The image with files laid over its initramfs."""
     made = folder / "hostile"
     made.mkdir()
     for name in ("kernel", "rootfs"):
         (made / name).symlink_to(image.folder / name)
-    (made / "initramfs").write_bytes(image.initramfs.read_bytes() + _newc("init", _INIT))
+    (made / "initramfs").write_bytes(image.initramfs.read_bytes() + laid)
     return store.Image("hostile", made, image.manifest)
 
 
@@ -232,10 +265,10 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
             "guest_key": consent.public_key(key).hex(),
             "endpoint_key": ground.endpoint_public_key().hex(),
             "host": HOST,
-            "cases": [case.name for case in boot.cases],
-            "sniff": not boot.walls,
+            "cases": [case.name for case in boot.cases if not isinstance(case, Sabotage)],
+            "sniff": not boot.walls and boot.sabotage is None,
             "pause": 0.02 if len(boot.cases) > 1 else 0.3,
-            "stay": 2.0 if len(boot.cases) > 1 else 8.0,
+            "stay": _stay(boot),
         }
         (folder / "orders.json").write_text(json.dumps(orders))
         job = Job(
@@ -247,11 +280,12 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
             timeout=120.0,
             env=(),
             cpus=1,
-            memory=256 << 20,
-            disk=64 << 20,
+            memory=MEMORY,
+            disk=DISK,
             vpn=None,
             gateway=None,
             guest_walls=boot.walls,
+            verify_timeout=_VERIFY_WITHIN if boot.sabotage is not None else None,
         )
         vpn = VpnConfig(
             private_key=key,
@@ -262,7 +296,10 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
             allowed_ips=(ip_network("0.0.0.0/0"),),
             mtu=MTU,
         )
-        image = _hostile(machines.image, folder) if boot.hostile_init else machines.image
+        image = machines.image
+        if boot.sabotage is not None:
+            forged = forged_report(ground.endpoint_public_key(), "0.0.0.0/0", vpn.keepalive)
+            image = _altered(image, folder, laid_over(boot.sabotage, forged))
         host, port = ground.endpoint
         around = Surroundings(
             create(folder, "prove"), image, machines.accelerator, machines.reason, vpn, host, port
@@ -276,10 +313,22 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
             stderr=lambda data: seen.words.append(data.decode("utf-8", "replace")),
             spawn_relay=_opened(ground) if boot.opened else RelayProcess.spawn,
         )
-        looking = asyncio.create_task(_look(ground, seen))
+        looks = [asyncio.create_task(_look(ground, seen))]
+        if boot.exhaustion is not None:
+            meter = Meter(around.folder.path, seen.toll)
+            looks += [
+                asyncio.create_task(_measure(meter)),
+                asyncio.create_task(_neighbour(ground, seen)),
+            ]
+        if boot.sabotage is not None and boot.opened:
+            looks.append(asyncio.create_task(_end_when_seen(supervisor, boot.sabotage, seen)))
         seen.result = await supervisor.run()
         await asyncio.sleep(0.1)
-        looking.cancel()
+        for look in looks:
+            look.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
+        if boot.exhaustion is not None:
+            meter.look_at_folder()
         seen.packets += ground.collect()
         seen.lost = ground.lost()
     for line in bytes(words).splitlines():
@@ -295,11 +344,64 @@ def _opened(ground: Ground) -> Callable[..., Coroutine[Any, Any, Any]]:
     return spawn
 
 
+def _stay(boot: Boot) -> float:
+    """Seconds that the workload stays when it has played all."""
+    if boot.sabotage is not None:
+        return boot.sabotage.patience
+    return 2.0 if len(boot.cases) > 1 else 8.0
+
+
 async def _look(ground: Ground, seen: _Seen) -> None:
     """Empty the captures while the cell lives, so that they never overflow."""
     while True:
         seen.packets += ground.collect()
         await asyncio.sleep(0.05)
+
+
+async def _measure(meter: Meter) -> None:
+    while True:
+        meter.look()
+        await asyncio.sleep(0.3)
+
+
+async def _end_when_seen(supervisor: Supervisor, sabotage: Sabotage, seen: _Seen) -> None:
+    """A control has shown all it can once its probe was captured."""
+    while not seen.carried(sabotage.mark):
+        await asyncio.sleep(0.2)
+    supervisor.cancel("the control was seen")
+
+
+async def _neighbour(ground: Ground, seen: _Seen) -> None:
+    """Another cell's relay, which sends a message now and then: how long each takes."""
+    stand = await Stand.sealed(_Shared(ground, seen))
+    try:
+        scene = await stand.prepare(Phase.RUNNING)
+        while True:
+            stand.packets.clear()
+            began = time.monotonic()
+            if not await stand.pass_through(scene.transport()):
+                seen.words.append("a message of another cell's did not get through")
+            seen.toll.neighbour.append(time.monotonic() - began)
+            await asyncio.sleep(0.3)
+    finally:
+        await stand.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """The ground, for a second one who looks: what it takes from the captures is both's."""
+
+    ground: Ground
+    seen: _Seen
+
+    def collect(self) -> list[Packet]:
+        """All frames since the last time."""
+        found = self.ground.collect()
+        self.seen.packets += found
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ground, name)
 
 
 def _hear(line: bytes, seen: _Seen) -> None:
@@ -325,15 +427,33 @@ async def play_all(
     controls: dict[str, bool] = {}
     for boot in boots:
         seen = await _boot(ground, machines, boot)
-        if boot.opened and not boot.walls:
-            for case in boot.cases:
-                marks = seen.marks.get(case.name, [])
-                controls[case.name] = bool(marks) and all(map(seen.carried, marks))
+        if boot.name.startswith("control"):
+            controls.update(_controls(boot, seen))
             yield boot.name, []
-        elif boot.hostile_init:
-            yield boot.name, [_first_instruction(seen)]
         else:
-            yield boot.name, [_one(boot, case, seen, controls) for case in boot.cases]
+            yield boot.name, [_result(boot, case, seen, controls) for case in boot.cases]
+
+
+def _controls(boot: Boot, seen: _Seen) -> dict[str, bool]:
+    """What was seen with the wall down, by case."""
+    if boot.sabotage is HONEST:
+        completed = seen.ended_as() in HONEST.ends
+        return {case.name: completed for case in SABOTAGES if not case.mark}
+    if boot.sabotage is not None:
+        return {boot.sabotage.name: seen.carried(boot.sabotage.mark)}
+    marks = {case.name: seen.marks.get(case.name, []) for case in boot.cases}
+    return {name: bool(of) and all(map(seen.carried, of)) for name, of in marks.items()}
+
+
+def _result(boot: Boot, case: AnyCase, seen: _Seen, controls: dict[str, bool]) -> Result:
+    """What one boot says of one of its cases."""
+    match case:
+        case Sabotage():
+            return _tampered(case, seen, controls)
+        case Exhaustion():
+            return _exhausted(case, seen)
+        case _:
+            return _one(boot, case, seen, controls)
 
 
 def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]) -> Result:
@@ -358,7 +478,9 @@ def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]
         seconds=seen.seconds / len(boot.cases),
         frames=max(len(marks), 1),
     )
-    wall = "guest's firewall and namespace, alone" if boot.walls else "relay, with a VM before it"
+    wall = _RELAY
+    if boot.walls:
+        wall = "guest's walls" if boot.walls == _EVERY_WALL else boot.name.removeprefix("the ")
     status, why = judge(due, Phase.RUNNING, observation, control_asked=due is not Verdict.PASS)
     return Result(
         case.name, case.group, case.does, wall, Phase.RUNNING, due, status, why, observation
@@ -371,25 +493,41 @@ def _refused(seen: _Seen) -> list[str]:
     ]
 
 
-def _first_instruction(seen: _Seen) -> Result:
-    ended = seen.result.get("outcome")
+def _tampered(case: Sabotage, seen: _Seen, controls: dict[str, bool]) -> Result:
+    ended = seen.ended_as()
     observation = Observation(
         leaks=tuple(seen.strays()),
-        cut=ended in ("rogue", "guest_fault", "unverified"),
+        cut=ended in case.ends,
+        alive=ended == "completed",
         lost=seen.lost,
-        control=True,
+        control=controls.get(case.name, False),
         said=str(seen.result.get("reason")),
         seconds=seen.seconds,
     )
-    status, why = judge(Verdict.KILL, Phase.BOOT, observation)
+    status, why = judge(Verdict.KILL, Phase.RUNNING, observation)
+    wall = _RELAY if case.mark else _WATCH
     return Result(
-        _FIRST_INSTRUCTION,
-        "bypass",
-        "boots an init of its own, which turns ARP on and asks for DHCP",
-        "relay, with a VM before it",
-        Phase.BOOT,
-        Verdict.KILL,
-        status,
-        why,
-        observation,
+        case.name, case.group, case.does, wall, case.phase, Verdict.KILL, status, why, observation
+    )
+
+
+def _exhausted(case: Exhaustion, seen: _Seen) -> Result:
+    ended = seen.ended_as()
+    left = len({packet.tunnel for packet in seen.packets if packet.out and packet.tunnel})
+    lived = ended == "completed" and (seen.done or case.verdict is Verdict.STOP)
+    observation = Observation(
+        leaks=tuple(seen.strays()),
+        cut=ended == "rogue" or (case.verdict is Verdict.STOP and ended != "completed"),
+        alive=lived,
+        arrived=case.verdict is Verdict.PASS and lived,
+        beyond=tuple(seen.toll.beyond()),
+        lost=seen.lost,
+        control=case.seen(seen.toll, left),
+        said=seen.toll.shown(),
+        seconds=seen.seconds,
+    )
+    status, why = judge(case.verdict, Phase.RUNNING, observation)
+    return Result(
+        *(case.name, case.group, case.does, _BOUNDS, Phase.RUNNING, case.verdict),
+        *(status, why, observation),
     )

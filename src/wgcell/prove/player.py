@@ -20,6 +20,7 @@ from typing import Any
 
 from wgcell.prove.battery import CASES, Case, Scene
 from wgcell.prove.bypass import BYPASSES, Bypass
+from wgcell.prove.exhaustion import EXHAUSTIONS, Exhaustion
 from wgcell.prove.marks import mark_of
 
 CARD = "eth0"
@@ -115,6 +116,13 @@ def play_bypass(bypass: Bypass, pause: float) -> None:
         bypass.act(shell, udp)
 
 
+def play_exhaustion(exhaustion: Exhaustion, scene: Scene, card: socket.socket | None) -> None:
+    """A case that takes all it can get."""
+    say(case=exhaustion.name, marks=[])
+    if card is not None:
+        exhaustion.act(card, scene)
+
+
 def main() -> None:
     """Play what was ordered, then stay a moment: a cell that lives on ends by itself."""
     orders = json.loads(Path(sys.argv[1]).read_text())
@@ -128,11 +136,14 @@ def main() -> None:
         sniff(card, scene)
     frames = {case.name: case for case in CASES}
     bypasses = {bypass.name: bypass for bypass in BYPASSES}
+    exhaustions = {exhaustion.name: exhaustion for exhaustion in EXHAUSTIONS}
     for name in orders["cases"]:
         if name in frames:
             play_frames(frames[name], scene, card, orders["pause"])
-        else:
+        elif name in bypasses:
             play_bypass(bypasses[name], orders["pause"])
+        else:
+            play_exhaustion(exhaustions[name], scene, card)
     time.sleep(orders["stay"])
     say(done=True)
 

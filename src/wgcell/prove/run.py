@@ -12,8 +12,7 @@ from enum import Enum
 import wgcell
 from wgcell.errors import InputError
 from wgcell.prove import cells, frames, quick
-from wgcell.prove.battery import CASES, Case
-from wgcell.prove.bypass import Bypass
+from wgcell.prove.battery import CASES
 from wgcell.prove.ground import Ground
 from wgcell.prove.report import Run
 from wgcell.prove.verdict import Result
@@ -49,7 +48,7 @@ def plan(asked: Asked) -> list[quick.Played]:
     """
     if asked.mode is Mode.FRAMES:
         return [(frame.case(), phase) for frame in asked.own for phase in frame.phases]
-    known = {case.name for case in CASES} | {case.name for case in cells.BYPASSES}
+    known = {case.name for case in names()}
     for name in asked.only:
         if name not in known:
             raise InputError(
@@ -137,6 +136,6 @@ def _not_shown(asked: Asked, ground: Ground, results: Sequence[Result]) -> list[
     return sentences
 
 
-def names() -> list[Case | Bypass]:
+def names() -> list[cells.AnyCase]:
     """Every case there is."""
-    return [*CASES, *cells.BYPASSES]
+    return [*CASES, *cells.names()]

@@ -67,14 +67,16 @@ class Observation:
     ``leaks``: packets that were on their way out and are not the tunnel's, and frames that reached
     the guest and should not have, a line each. ``cut``: the NIC was closed from the host's side,
     or the machine was ended. ``alive``: an honest message still came through behind the probe.
-    ``arrived``: a probe that must pass did. ``control`` is None where
-    none was played. ``said`` is the relay's own word, shown and never judged.
+    ``arrived``: a probe that must pass did. ``beyond``: bounds of the host's that
+    did not hold. ``control`` is None where none was played. ``said`` is the relay's own word,
+    shown and never judged.
     """
 
     leaks: tuple[str, ...] = ()
     cut: bool = False
     alive: bool = True
     arrived: bool = False
+    beyond: tuple[str, ...] = ()
     lost: int = 0
     control: bool | None = None
     said: str = ""
@@ -95,6 +97,8 @@ def judge(
         return Status.NOT_PROVEN, "no control was played"
     if seen.control is False:
         return Status.NOT_PROVEN, "with the wall down the probe was not seen either"
+    if seen.beyond:
+        return Status.WRONG, seen.beyond[0]
     if not seen.cut and not seen.alive:
         return Status.WRONG, "the link was not cut, and yet nothing honest passes any more"
     got = Verdict.KILL if seen.cut else Verdict.PASS if seen.arrived else Verdict.DROP

@@ -1,0 +1,165 @@
+"""Guests that are hostile from their first process on: what they do, and how the cell must end.
+
+Two kinds. A *saboteur* runs beside the stock init, as root of the first namespaces, and takes the
+guest's walls down, or their watcher, once the workload runs. An init *instead* of the stock one
+never builds any, and says otherwise. Each is a file laid over the image's own (`laid_over`), so
+the host's side of the cell is what every user has.
+
+All but one send no frame of their own: what must end the cell is the supervisor, by what the agent
+reports, by its silence, or by a relay that has seen no tunnel. So the control is the same cell
+without a saboteur, which must complete: what ended the others was their sabotage.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from importlib.resources import files
+
+from wgcell.guest import protocol
+from wgcell.guest.firewall import ruleset
+from wgcell.prove.verdict import Phase, Verdict
+
+__all__ = ["HONEST", "SABOTAGES", "Sabotage", "laid_over"]
+
+_RUNNING = "while [ ! -p /run/stdout ]; do usleep 100000; done; sleep 1"
+_AGENTS = """for stat in /proc/[0-9]*/stat; do
+    read -r pid comm _ parent _ <$stat && [ "$comm$parent" = '(sh)1' ] && kill -{signal} "$pid"
+done"""
+_PORTS = """export PATH=/bin
+busybox mkdir -p /proc /sys /dev /run
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sys /sys
+busybox mount -t devtmpfs dev /dev
+for list in /modules/early /modules/late; do
+    read -r names <$list
+    modprobe -a $names
+done
+port() {
+    for node in /sys/class/virtio-ports/*; do
+        read -r name <"$node/name"
+        [ "$name" = "$1" ] && echo "/dev/${node##*/}"
+    done
+}
+control=''
+while [ -z "$control" ]; do control=$(port wgcell.control); usleep 50000; done
+exec 3<>"$control"
+"""
+_LIES = 'VPN OK\\n{"event":"verified"}\\nrelease\\nROGUE-ATTEMPT: \\n'
+
+# What follows the kernel is none: one page, whose first instructions mask interrupts and halt.
+_KEXEC = """import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+code = ctypes.create_string_buffer(b"\\xfa\\xf4\\xeb\\xfd", 4096)
+segment = (ctypes.c_uint64 * 4)(ctypes.addressof(code), 4, 0x1000000, 4096)
+if libc.syscall(246, 0x1000000, 1, segment, 62 << 16) != 0:
+    raise OSError(ctypes.get_errno(), "kexec_load")
+libc.syscall(169, 0xFEE1DEAD, 672274793, 0x45584543, 0)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sabotage:
+    """One such guest. ``ends``: the outcomes the cell may end with.
+
+    ``beside`` is shell run beside the stock init, ``instead`` a whole init in its place; ``patch``
+    takes a line out of the stock one. ``mark``: what its frames carry, if it sends any: then its
+    control is that they are seen through an opened relay. ``patience``: seconds until the end must
+    have come.
+    """
+
+    name: str
+    does: str
+    ends: tuple[str, ...]
+    beside: str = ""
+    instead: str = ""
+    patch: str = ""
+    files: tuple[tuple[str, str], ...] = ()
+    mark: bytes = b""
+    phase: Phase = Phase.RUNNING
+    patience: float = 20.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Each must end the cell."""
+        return Verdict.KILL
+
+    @property
+    def group(self) -> str:
+        """The group of all of these."""
+        return "tampering"
+
+    @property
+    def long(self) -> bool:
+        """Whether it takes so long that only ``--long`` plays it."""
+        return self.patience > 60
+
+
+HONEST = Sabotage("no-sabotage", "is as it should be", ("completed",), patience=8.0)
+"""The control."""
+
+_FAULT = ("guest_fault",)
+_NEVER = ("guest_fault", "unverified")
+_ASKING = f"""{_PORTS}ip link set eth0 up
+while :; do
+    udhcpc -i eth0 -n -q -t 2 -T 1 -s /bin/true
+    arping -c 1 -I eth0 192.0.2.10
+    sleep 1
+done"""
+SABOTAGES = (
+    Sabotage("init-replaced", "boots an init of its own, which turns ARP on and asks for DHCP", ("rogue", *_NEVER), instead=_ASKING, mark=bytes.fromhex("ffffffffffff0277670000020806"), phase=Phase.BOOT),
+    Sabotage("firewall-flushed", "flushes its firewall while the workload runs", _FAULT, f"{_RUNNING}; nft flush ruleset"),
+    Sabotage("firewall-opened", "puts one accepting rule before the others", _FAULT, f"{_RUNNING}; nft insert rule inet wgcell output accept"),
+    Sabotage("route-added", "adds a route over the card", _FAULT, f"{_RUNNING}; ip route add 203.0.113.7/32 via 192.168.64.1 dev eth0"),
+    Sabotage("peer-changed", "points its WireGuard at another port", _FAULT, f'{_RUNNING}; nsenter -n/run/netns/workload /bin/wg set wg0 peer "$(nsenter -n/run/netns/workload /bin/wg show wg0 peers)" endpoint 192.168.64.1:9'),
+    Sabotage("agent-killed", "kills the agent's processes", _FAULT, f"{_RUNNING}; {_AGENTS.format(signal='KILL')}", patience=90),
+    Sabotage("heartbeat-stopped", "stops the agent's processes", _FAULT, f"{_RUNNING}; {_AGENTS.format(signal='STOP')}", patience=90),
+    Sabotage("reboot", "reboots, to come up without its walls", _FAULT, f"{_RUNNING}; reboot -f"),
+    Sabotage("kexec", "jumps by kexec into code of its own, which keeps quiet", _FAULT, f"{_RUNNING}; cp /kexec.py /newroot/tmp; chroot /newroot python3 /tmp/kexec.py >/dev/console 2>&1", files=(("kexec.py", _KEXEC),), patience=90),
+    Sabotage("firewall-left-out", "comes up without its firewall", _NEVER, patch="nft -f", phase=Phase.BEFORE),
+    Sabotage("ok-on-console", "builds nothing, and says VPN OK on the console", _NEVER, instead=f"{_PORTS}while :; do printf '{_LIES}' >/dev/console; usleep 200000; done", phase=Phase.BEFORE),
+    Sabotage("ok-on-port", "builds nothing, and says VPN OK on the control port", _NEVER, instead=f"{_PORTS}echo 'hello 1' >&3; while :; do printf '{_LIES}' >&3; usleep 200000; done", phase=Phase.BEFORE),
+    Sabotage("report-forged", "builds nothing, and sends the report of a guest that did", _NEVER, instead=f"{_PORTS}echo 'hello 1' >&3; sleep 1; cat /forged >&3; echo ready >&3; n=1; while :; do echo \"heartbeat $n 0\" >&3; n=$((n + 1)); sleep 1; done", phase=Phase.BEFORE),
+)  # fmt: skip
+
+
+def forged_report(endpoint_key: bytes, allowed: str, keepalive: int) -> str:
+    """What a guest of the stock image's would report, as a line of the control port's."""
+    links = "first eth0\nfirst lo\nworkload lo\nworkload wg0"
+    key = base64.b64encode(endpoint_key).decode()
+    texts = {
+        "firewall": ruleset(),
+        "links": links,
+        "routes": "eth0 0040A8C0 FCFFFFFF\nwg0 00000000 00000000",
+        "wireguard": f"{key} 192.168.64.1:51820 {allowed} {keepalive}",
+    }
+    whole = "".join(f"= {name}\n{texts[name].rstrip()}\n" for name in protocol.REPORTS)
+    return f"report {base64.b64encode(whole.encode()).decode()}\n"
+
+
+def laid_over(sabotage: Sabotage, forged: str) -> bytes:
+    """What is laid over the image's initramfs for it: a cpio archive (newc)."""
+    stock = files("wgcell.guest").joinpath("init").read_text()
+    if sabotage.patch:
+        kept = [line for line in stock.splitlines() if not line.startswith(sabotage.patch)]
+        stock = "\n".join(kept) + "\n"
+    first = sabotage.instead
+    if not first:
+        beside = f"{{\n{sabotage.beside}\n}} &\n" if sabotage.beside else ""
+        # A shell's background job has /dev/null for its input, or is none.
+        null = "busybox mknod /dev/null c 1 3"
+        first = f"export PATH=/bin\n{null}\n{beside}exec /bin/sh /stock"
+    laid = {"init": f"#!/bin/sh\n{first}\n", "stock": stock, "forged": forged}
+    laid |= dict(sabotage.files)
+    return _newc({name: text.encode() for name, text in laid.items()})
+
+
+def _newc(laid: dict[str, bytes]) -> bytes:
+    """Files as a cpio archive, which the kernel unpacks over the image's own."""
+    entries = [(name, data, 0o100755) for name, data in laid.items()]
+    archive = b""
+    for name, data, mode in (*entries, ("TRAILER!!!", b"", 0)):
+        numbers = (0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+        head = b"070701" + b"".join(b"%08x" % number for number in numbers) + name.encode() + b"\0"
+        archive += head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
+    return archive
