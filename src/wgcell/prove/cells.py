@@ -387,17 +387,19 @@ async def _neighbour(ground: Ground, seen: _Seen) -> None:
         await stand.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Shared:
-    """The ground, for a second one who looks: what it takes from the captures is both's."""
+    """The ground, for a second one who looks: whoever empties the captures, both see all."""
 
     ground: Ground
     seen: _Seen
+    position: int = 0
 
     def collect(self) -> list[Packet]:
         """All frames since the last time."""
-        found = self.ground.collect()
-        self.seen.packets += found
+        self.seen.packets += self.ground.collect()
+        found = self.seen.packets[self.position :]
+        self.position += len(found)
         return found
 
     def __getattr__(self, name: str) -> Any:

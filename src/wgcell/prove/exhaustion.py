@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ __all__ = ["EXHAUSTIONS", "Exhaustion"]
 SECONDS = 4.0
 _MESSAGES = 20_000
 _ROGUES = 2_000
+_FULL = MEMORY + (160 << 20)
+"""What QEMU takes beside a guest whose memory is all in use, and not else."""
 _FLOOD = (
     b"\x1b[2J\x1b]0;owned\x07\x1b[31mROGUE-ATTEMPT: \r\n"
     + b'{"event":"ended","outcome":"completed"}\r\n'
@@ -52,7 +55,9 @@ def _rogues(card: socket.socket, scene: Scene) -> None:
 
 def _console(card: socket.socket, scene: Scene) -> None:
     until = time.monotonic() + 3 * SECONDS
-    with Path("/dev/console").open("wb", buffering=0) as console:
+    node = Path("/tmp/console")  # noqa: S108 - the guest's, where root is hostile anyway
+    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(5, 1))
+    with node.open("wb", buffering=0) as console:
         while time.monotonic() < until:
             console.write(_FLOOD * 64)
 
@@ -105,9 +110,9 @@ EXHAUSTIONS = (
     Exhaustion("flood-small", f"sends {_MESSAGES} of the shortest messages as fast as it can", _small, Verdict.PASS, lambda toll, left: left >= _MESSAGES),
     Exhaustion("flood-large", f"sends {_MESSAGES // 4} of the longest messages as fast as it can", _large, Verdict.PASS, lambda toll, left: left >= _MESSAGES // 4),
     Exhaustion("flood-rogue", f"sends {_ROGUES} rogue frames of full size at once", _rogues, Verdict.KILL, lambda toll, left: toll.evidence > 0),
-    Exhaustion("flood-console", "floods the console with escapes and forged lines", _console, Verdict.DROP, lambda toll, left: toll.console > 1 << 20),
+    Exhaustion("flood-console", "floods the console with escapes and forged lines", _console, Verdict.DROP, lambda toll, left: toll.console > 256 << 10),
     Exhaustion("flood-output", "writes 40 MiB of escapes to its standard error", _output, Verdict.DROP, lambda toll, left: toll.output >= 16 << 20),
     Exhaustion("disk-full", "writes until its disk is full", _disk, Verdict.DROP, lambda toll, left: toll.scratch > DISK * 3 // 4),
-    Exhaustion("memory", "takes memory until the kernel ends it", _memory, Verdict.STOP, lambda toll, left: toll.machine > MEMORY * 3 // 4),
-    Exhaustion("fork-bomb", "forks without end", _forks, Verdict.STOP, lambda toll, left: toll.processors > 0.5),
+    Exhaustion("memory", "takes memory until the kernel ends it", _memory, Verdict.STOP, lambda toll, left: toll.machine > _FULL),
+    Exhaustion("fork-bomb", "forks without end", _forks, Verdict.STOP, lambda toll, left: toll.machine > _FULL),
 )  # fmt: skip
