@@ -12,7 +12,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from wgcell.prove.battery import CASES, Play, Scene, tunnel
-from wgcell.prove.oracle import is_port_unreachable, tunnel_payload
+from wgcell.prove.oracle import is_port_unreachable, link_payload, tunnel_payload
 from wgcell.prove.verdict import Verdict
 from wgcell.relay import link
 
@@ -61,3 +61,20 @@ def test_every_case_has_a_name_of_its_own_and_says_what_it_does() -> None:
         assert probe.frames and case.does
         if case.verdict is Verdict.PASS and case.play is Play.FRAMES:
             assert all(tunnel_payload(f, GATEWAY, link.PORT) is not None for f in probe.frames)
+
+
+def test_the_independent_parser_takes_what_is_the_tunnels_and_nothing_else() -> None:
+    for size in (32, 96, 1452):
+        message = scene().transport(size)
+        assert link_payload(tunnel(message)) == message
+    # Only a defect of the frame's headers is its business.
+    groups = ("link", "ARP and neighbours", "IPv4", "IPv6", "ICMP", "names and addresses")
+    cases = [case for case in CASES if case.group in groups and case.play is Play.FRAMES]
+    assert len(cases) > 60
+    passed = [
+        case.name
+        for case in cases
+        if case.verdict is not Verdict.PASS
+        and any(link_payload(frame) is not None for frame in case.probe(scene()).frames)
+    ]
+    assert passed == []

@@ -42,6 +42,11 @@ def test_another_verdict_than_the_one_due_is_wrong() -> None:
     assert status(Verdict.DROP, Observation(control=True, alive=False)) is Status.WRONG
 
 
+def test_a_bound_that_did_not_hold_is_told_even_if_nothing_leaked() -> None:
+    seen = Observation(control=True, cut=True, beyond=("the cell's disk took 9, of 1",))
+    assert judge(Verdict.KILL, Phase.RUNNING, seen) == (Status.WRONG, seen.beyond[0])
+
+
 def test_in_boot_and_stopping_a_rogue_frame_may_be_dropped_or_kill() -> None:
     for phase in (Phase.BOOT, Phase.STOPPING):
         assert status(Verdict.KILL, DROPPED, phase) is Status.HELD

@@ -13,7 +13,15 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Capture", "Packet", "carries", "is_port_unreachable", "shown", "tunnel_payload"]
+__all__ = [
+    "Capture",
+    "Packet",
+    "carries",
+    "is_port_unreachable",
+    "link_payload",
+    "shown",
+    "tunnel_payload",
+]
 
 ETH_P_ALL = 0x0003
 SOL_PACKET = 263
@@ -22,6 +30,9 @@ SO_RCVBUFFORCE = 33
 PACKET_OUTGOING = 4
 BUFFER = 64 << 20
 _LONGEST = 1 << 17
+_LINK_MACS = bytes.fromhex("027767000001027767000002")
+_LINK_ADDRESSES = bytes((192, 168, 64, 2, 192, 168, 64, 1))
+_LINK_PORT = 51820
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,29 @@ def tunnel_payload(frame: bytes, endpoints: frozenset[bytes], port: int) -> byte
     if destination != port or total != start - 14 + length:
         return None
     return frame[start + 8 : 14 + total]
+
+
+def link_payload(frame: bytes) -> bytes | None:
+    """The payload of a frame that is the tunnel's in every field, on the guest's side; else None.
+
+    What a relay may let pass, by a parser of its own: RFC 791 without options or fragments, its
+    checksum right (RFC 1071), RFC 768 with the length that is left; the link's own addresses.
+    """
+    head = frame[:42]
+    if len(head) < 42 or head[:12] != _LINK_MACS or head[12:15] != b"\x08\x00\x45":
+        return None
+    total, _, fragment = struct.unpack(">HHH", head[16:22])
+    words = sum(struct.unpack(">10H", head[14:34]))
+    right = (
+        total == len(frame) - 14 <= 1500
+        and fragment & 0xBFFF == 0
+        and head[22] > 0
+        and head[23] == 17
+        and (words & 0xFFFF) + (words >> 16) == 0xFFFF
+        and head[26:34] == _LINK_ADDRESSES
+        and struct.unpack(">HHH", head[34:40]) == (_LINK_PORT, _LINK_PORT, total - 20)
+    )
+    return frame[42:] if right else None
 
 
 def is_port_unreachable(frame: bytes, host: bytes) -> bool:

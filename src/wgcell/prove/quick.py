@@ -22,7 +22,7 @@ from wgcell.prove.battery import MTU, Case, Play, Probe, Scene, tunnel
 from wgcell.prove.ground import HOST, Ground
 from wgcell.prove.marks import mark_of
 from wgcell.prove.opened import OpenedRelay
-from wgcell.prove.oracle import Packet, carries, is_port_unreachable, shown
+from wgcell.prove.oracle import Packet, carries, is_port_unreachable, link_payload, shown
 from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict, accepted, judge
 
 __all__ = ["Played", "Stand", "play_all"]
@@ -33,6 +33,8 @@ SETTLE = 0.02
 """Seconds for a packet that is still on its way through the kernel."""
 _HOST = socket.inet_aton(HOST)
 _HEADERS = 42
+_COUNTER = _HEADERS + 8
+"""Where a transport message's counter stands in its frame."""
 _TOLD = {
     Phase.BOOT: "booting",
     Phase.BEFORE: "verifying",
@@ -401,10 +403,6 @@ async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
     In that phase a rogue frame is dropped and the link stays, so the frames come as fast as they
     can be made. An honest message after each thousand shows that the relay still looks at them.
     """
-    stand = await Stand.sealed(ground)
-    began = time.monotonic()
-    ground.collect()
-    ground.lost()
     chosen = [
         case
         for case in cases
@@ -412,6 +410,69 @@ async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
         and case.play is Play.FRAMES
         and Phase.RUNNING in case.phases
     ]
+
+    def some(scene: Scene) -> Sequence[bytes]:
+        return random.choice(chosen).probe(scene).frames[:8]  # noqa: S311 - no secret
+
+    does = f"throws {count} rogue frames of every kind at a relay that is stopping"
+    return await _throw(ground, "storm", does, count, some, lambda scene, frame: None)
+
+
+async def fuzz(ground: Ground, count: int) -> Result:
+    """``count`` frames that were honest until something was done to them, as `storm` throws them.
+
+    Such a frame may pass if `link_payload`, a parser that shares no line with the relay's, finds
+    nothing wrong with it: then only its payload was touched.
+    """
+
+    def some(scene: Scene) -> Sequence[bytes]:
+        return [_spoilt(tunnel(scene.transport(random.randrange(32, 200))))]  # noqa: S311
+
+    does = f"throws {count} honest frames at it, each with something changed at random"
+    return await _throw(ground, "fuzz", does, count, some, _touched_in_its_payload)
+
+
+def _touched_in_its_payload(scene: Scene, frame: bytes) -> bytes | None:
+    """The payload, if the frame's headers and the message's are as they were."""
+    payload = link_payload(frame)
+    if payload is None or not 32 <= len(payload) <= MTU + 32:
+        return None
+    session = b"\4\0\0\0" + scene.receiver.to_bytes(4, "little")
+    return payload if payload[:8] == session else None
+
+
+def _spoilt(frame: bytes) -> bytes:
+    """A frame with a few bits turned, most of them in its headers, or cut, or grown."""
+    made = bytearray(frame)
+    for _ in range(random.choice((0, 1, 1, 1, 2, 8))):  # noqa: S311
+        # Not its counter: one far ahead is no defect, and makes all that follow too late.
+        early = random.random() < 0.9  # noqa: S311
+        at = random.randrange(_COUNTER) if early else random.randrange(_COUNTER + 8, len(made))  # noqa: S311
+        made[at] ^= 1 << random.randrange(8)  # noqa: S311
+    match random.randrange(10):  # noqa: S311
+        case 0:
+            del made[random.randrange(60, len(made)) :]  # noqa: S311
+        case 1:
+            made += random.randbytes(random.randrange(1, 64))  # noqa: S311
+    return bytes(made)
+
+
+async def _throw(
+    ground: Ground,
+    name: str,
+    does: str,
+    count: int,
+    some: Callable[[Scene], Sequence[bytes]],
+    may: Callable[[Scene, bytes], bytes | None],
+) -> Result:
+    """Frames by the thousand at one relay that is stopping, and an honest one behind each.
+
+    ``may``: what of a frame may leave; it need not.
+    """
+    stand = await Stand.sealed(ground)
+    began = time.monotonic()
+    ground.collect()
+    ground.lost()
     sent = 0
     batch: list[bytes] = []
     alive = True
@@ -421,7 +482,8 @@ async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
         while sent < count and alive and not stand.leaked():
             batch = []
             while len(batch) < 1000:
-                batch += random.choice(chosen).probe(scene).frames[:8]  # noqa: S311 - which case comes next is no secret
+                batch += some(scene)
+            stand.allowed.update(payload for f in batch if (payload := may(scene, f)))
             await stand.nic.write(b"".join(len(f).to_bytes(4, "big") + f for f in batch))
             sent += len(batch)
             alive = await stand.pass_through(scene.transport())
@@ -443,8 +505,7 @@ async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
         frames=sent,
     )
     status, why = judge(Verdict.DROP, Phase.STOPPING, seen)
-    does = f"throws {sent} rogue frames of every kind at a relay that is stopping"
-    return Result("storm", "storm", does, "relay", Phase.STOPPING, Verdict.DROP, status, why, seen)
+    return Result(name, "storm", does, "relay", Phase.STOPPING, Verdict.DROP, status, why, seen)
 
 
 async def _storm_control(ground: Ground, batch: Sequence[bytes]) -> bool:

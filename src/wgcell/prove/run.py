@@ -14,6 +14,7 @@ from wgcell.errors import InputError
 from wgcell.prove import cells, frames, quick
 from wgcell.prove.battery import CASES
 from wgcell.prove.ground import Ground
+from wgcell.prove.hostile import SABOTAGES
 from wgcell.prove.report import Run
 from wgcell.prove.verdict import Result
 
@@ -84,6 +85,7 @@ async def conduct(asked: Asked, ground: Ground, told: Told) -> Run:
         told(f"{result.group}: {result.case}", len(results), total)
     if asked.mode is Mode.LONG and asked.storm and not asked.only:
         results.append(await quick.storm(ground, CASES, asked.storm))
+        results.append(await quick.fuzz(ground, asked.storm // 4))
     if asked.machines is not None:
         done = len(played)
         async for name, found in cells.play_all(ground, asked.machines, boots):
@@ -131,7 +133,10 @@ def _not_shown(asked: Asked, ground: Ground, results: Sequence[Result]) -> list[
             "the guest's down; --long plays each."
         )
     if asked.mode is not Mode.LONG:
-        late = ", ".join(case.name for case in CASES if case.wait)
+        slow = [case.name for case in CASES if case.wait]
+        if asked.machines is not None:
+            slow += [case.name for case in SABOTAGES if case.long]
+        late = ", ".join(slow)
         sentences.append(f"Played by --long only, because they wait for minutes: {late}.")
     return sentences
 
