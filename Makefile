@@ -8,7 +8,7 @@ PACKAGES += lz4 xz-utils zstd shellcheck python3-venv
 PACKAGES += dnsmasq-base iproute2 nftables wireguard-go wireguard-tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test lint bench unit image system clean
+.PHONY: demo test lint bench unit mutation image system clean
 
 # Debian packages, only where one is missing.
 system:
@@ -48,6 +48,16 @@ bench: image
 	$(PY) bench/start.py
 	$(PY) bench/kill.py
 	$(PY) bench/gateway.py
+
+# A copy is what is broken; whoever survives is printed. Half an hour.
+mutation: $(VENV)/.made
+	$(PY) -m pip install -q -e '.[mutation]'
+	rm -rf build/mutation && git clone -q . build/mutation
+	cd build/mutation && export PYTHONPATH=$$PWD/src PATH=$(abspath $(VENV))/bin:$$PATH && \
+	cosmic-ray init fuzz/mutation.toml mutants.sqlite && \
+	cr-filter-operators mutants.sqlite fuzz/mutation.toml && \
+	cosmic-ray exec fuzz/mutation.toml mutants.sqlite && \
+	cr-report --surviving-only --show-diff mutants.sqlite
 
 clean:
 	rm -rf $(VENV)

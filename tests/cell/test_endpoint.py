@@ -7,7 +7,16 @@ import socket
 
 import pytest
 
-from wgcell.cell.endpoint import connect, host_networks, networks_of, parse_networks, resolve, vet
+from wgcell.cell.endpoint import (
+    connect,
+    host_networks,
+    networks_of,
+    parse_networks,
+    path_mtu,
+    resolve,
+    tunnel_mtu,
+    vet,
+)
 from wgcell.errors import EndpointError
 
 # Plain addresses of the Internet that nobody is sent anything at here: vet is pure.
@@ -120,3 +129,33 @@ def test_connect_is_udp_connected_and_does_not_block() -> None:
         assert sock.getpeername() == ("127.0.0.1", 9)
         assert sock.type & socket.SOCK_DGRAM
         assert not sock.getblocking()
+
+
+@pytest.mark.parametrize(
+    ("path", "version", "most", "carries_ipv6", "tunnel"),
+    [
+        (1500, 4, 1420, False, 1420),
+        (1500, 6, 1420, False, 1420),
+        (1400, 4, 1420, False, 1340),
+        (1400, 6, 1420, True, 1320),
+        (1280, 4, 1420, False, 1220),
+        (1280, 4, 1420, True, 1280),  # Linux takes IPv6 off an interface with less
+        (576, 4, 1420, False, 576),
+        (65536, 4, 1300, False, 1300),
+    ],
+)
+def test_the_tunnels_mtu_is_what_the_path_leaves_of_it(
+    path: int, version: int, most: int, carries_ipv6: bool, tunnel: int
+) -> None:
+    assert tunnel_mtu(path, version, most, carries_ipv6=carries_ipv6) == tunnel
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_paths_mtu_is_the_kernels_word(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as udp:
+        try:
+            udp.connect((address, 9))
+        except OSError:
+            return  # a machine without IPv6
+        assert path_mtu(udp) >= 16384

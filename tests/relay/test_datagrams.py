@@ -104,7 +104,11 @@ for _ in range(2):
     ours.send(payloads)
     assert [endpoint.recv(65536) for _ in payloads] == payloads
 ours.send([memoryview(b"small")])
-assert endpoint.recv(100) == b"small" and ours.lost == 0 and not ours._may_segment
+assert endpoint.recv(100) == b"small" and ours.lost == 0
+narrow = [memoryview(bytes([n]) * 1200) for n in range(9)]
+ours.send(narrow)
+assert [endpoint.recv(65536) for _ in narrow] == narrow
+assert ours.lost == 0 and ours._segment == 1200  # what fits still goes as segments
 """
 
 

@@ -331,6 +331,25 @@ def test_transport_before_any_handshake_is_rogue() -> None:
         made.inbound(response(21, 10), 0)
 
 
+def test_a_message_that_is_no_transport_is_not_judged_as_one() -> None:
+    """An initiation under a live session's index, its next bytes the next counter: all but mac1."""
+    made = established()
+    wrong = bytearray(initiation(20))
+    wrong[8:16] = struct.pack("<Q", 1)
+    assert reason(made.outbound(bytes(wrong), 1)) is Reason.MAC1
+    assert made.outbound(transport(20, 1), 1) is None
+
+
+def test_a_confirmed_offer_is_for_its_own_index_alone() -> None:
+    made = established()
+    assert made.inbound(initiation(21, to=GUEST), 1) is None
+    assert made.outbound(response(11, 21, to=ENDPOINT), 1) is None
+    assert made.inbound(transport(11, 0), 1) is None
+    for other in (19, 22, 0xFFFFFFFF):
+        assert reason(made.outbound(transport(other, 0), 1)) is Reason.UNKNOWN_INDEX
+    assert made.outbound(transport(21, 0), 1) is None
+
+
 def test_an_absurd_counter_begins_no_session() -> None:
     made = established()
     made.outbound(initiation(11), 1)

@@ -19,8 +19,10 @@ __all__ = [
     "connect",
     "host_networks",
     "parse_networks",
+    "path_mtu",
     "plain_forms",
     "resolve",
+    "tunnel_mtu",
     "unconnected",
     "vet",
 ]
@@ -62,6 +64,13 @@ _REFUSED: tuple[tuple[Network, str], ...] = tuple(
         ("ff00::/8", "multicast"),
     )
 )
+# linux/in.h, linux/in6.h; Python's socket names neither.
+_IP_MTU = 14
+_IPV6_MTU = 24
+_OUTER = {4: 20, 6: 40}
+_UDP_HEADER = 8
+# Header, counter and tag of a transport message (WireGuard paper, section 5.4.6).
+_TRANSPORT_OVERHEAD = 32
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
 _MEND = "if you trust it: --allow-endpoint {address}, or allow_endpoints in the provider's config"
@@ -129,6 +138,27 @@ def vet(
             if form in network:
                 whose = "this host's own" if network.num_addresses == 1 else "in this host's LAN"
                 raise EndpointError(f"the endpoint {shown} is {whose} ({network})", mend=mend)
+
+
+def path_mtu(udp: socket.socket) -> int:
+    """Bytes of the largest packet that the kernel would send unfragmented on a connected socket.
+
+    The card's own until a router has answered with ICMP's "fragmentation needed" (RFC 1191) or
+    "packet too big" (RFC 8201).
+    """
+    if udp.family is socket.AF_INET6:
+        return udp.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+    return udp.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+
+
+def tunnel_mtu(path: int, version: int, most: int, *, carries_ipv6: bool) -> int:
+    """The MTU of a tunnel whose messages are to fit into packets of ``path`` bytes; bytes.
+
+    At most ``most``. Not below what every link must carry (RFC 791, RFC 8200 section 5): Linux
+    takes IPv6 off an interface with less. Then the outer packets are fragmented.
+    """
+    fits = path - _OUTER[version] - _UDP_HEADER - _TRANSPORT_OVERHEAD
+    return min(most, max(fits, 1280 if carries_ipv6 else 576))
 
 
 def parse_networks(texts: Iterable[str], source: str) -> tuple[Network, ...]:

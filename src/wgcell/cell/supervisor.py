@@ -21,6 +21,7 @@ import subprocess
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -130,6 +131,8 @@ class _Seen:
     frames: list[evidence.CapturedFrame] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
+    mtu: int = 0
+    """The tunnel's, as the guest was last told it."""
     rogue_at: float | None = None
     killed_after: float | None = None
     """Seconds from the relay's reading of the first rogue frame until QEMU was reaped."""
@@ -297,6 +300,13 @@ class Supervisor:
             self._log.append("consent_asked", endpoint=f"{address}:{port}")
             await consent.obtain(udp, vpn.private_key, vpn.peer_public_key, vpn.preshared_key)
             self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
+            fit = partial(
+                endpoint.tunnel_mtu,
+                version=ip_address(address).version,
+                most=vpn.mtu,
+                carries_ipv6=any(inside.version == 6 for inside in vpn.addresses),
+            )
+            self._seen.mtu = fit(endpoint.path_mtu(udp))
             relay, machine = self._relay, self._machine
             if relay is None or machine is None:
                 raise HostError("the cell ended while it was being prepared")
@@ -336,7 +346,7 @@ class Supervisor:
         self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
         await machine.go()
         self._spawn(self._watch(), "the watch")
-        self._spawn(self._follow_network(relay, address, port), "the network's changes")
+        self._spawn(self._follow_network(relay, address, port, fit), "the network's changes")
 
     def _bound(self) -> None:
         """A cgroup for QEMU, where one can be had; resource limits it has in any case."""
@@ -492,7 +502,7 @@ class Supervisor:
             preshared_key=vpn.preshared_key,
             addresses=tuple(map(str, vpn.addresses)),
             allowed_ips=tuple(map(str, vpn.allowed_ips)),
-            mtu=vpn.mtu,
+            mtu=self._seen.mtu,
             keepalive=vpn.keepalive,
             dns=tuple(map(str, vpn.dns)),
             probe=str(vpn.dns[0] if vpn.dns else _first_host(vpn.addresses[0])),
@@ -652,17 +662,21 @@ class Supervisor:
             if now - self._seen.last_heartbeat > patience:
                 self._cause(Cause.HEARTBEAT_SILENT, f"the agent was silent for {patience:.0f} s")
 
-    async def _follow_network(self, relay: RelayProcess, address: str, port: int) -> None:
+    async def _follow_network(
+        self, relay: RelayProcess, address: str, port: int, fit: Callable[[int], int]
+    ) -> None:
         """Give the relay a fresh socket when this host's way to the endpoint has changed.
 
         Asking the kernel which source it would use now shows a new address, a cable for a Wi-Fi,
         a resume; initiations that nobody answers may mean that the endpoint's name leads elsewhere.
         """
-        source, renewed = _source(address, port), time.monotonic()
+        source, _ = _way(address, port)
+        renewed = time.monotonic()
         while True:
             await asyncio.sleep(RENEW_LOOK)
             now = time.monotonic()
-            way = _source(address, port)
+            way, path = _way(address, port)
+            self._fit_tunnel(path, fit, may_grow=way not in (None, source))
             unheard = self._seen.stats.get("unanswered", 0) >= 2 and now - renewed > RENEW_AGAIN
             if way is None or not (way != source or unheard):
                 continue
@@ -677,6 +691,21 @@ class Supervisor:
             source, renewed = fresh.getsockname()[0], now
             relay.replace_udp(fresh)
             self._log.chatter("socket_renewed", endpoint=f"{address}:{port}", source=source)
+
+    def _fit_tunnel(self, path: int, fit: Callable[[int], int], *, may_grow: bool) -> None:
+        """Tell the guest of a narrower path. What is too long meanwhile, the kernel fragments.
+
+        A wider one counts only on another way: the kernel forgets what a router told it, not the
+        path.
+        """
+        if self._config is None or self._state is not State.RUNNING or not path:
+            return
+        fits = fit(path)
+        if fits < self._seen.mtu or (may_grow and fits > self._seen.mtu):
+            self._log.chatter("path_mtu", path=path, tunnel=fits, before=self._seen.mtu)
+            self._seen.mtu = fits
+            if self._control is not None:
+                self._control.write(f"mtu {fits}\n".encode())
 
     # Bytes that flow through: capped on disk, never able to hold up the loop.
 
@@ -822,13 +851,13 @@ async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
         raise
 
 
-def _source(address: str, port: int) -> str | None:
-    """The address this host would send from now; None without a way."""
+def _way(address: str, port: int) -> tuple[str | None, int]:
+    """The address this host would send from now, and the path's MTU; None and 0 without a way."""
     try:
         with endpoint.connect(ip_address(address), port) as asked:
-            return str(asked.getsockname()[0])
+            return str(asked.getsockname()[0]), endpoint.path_mtu(asked)
     except EndpointError:
-        return None
+        return None, 0
 
 
 def _opened(path: Path, mode: int = os.O_RDONLY) -> int:

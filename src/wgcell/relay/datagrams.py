@@ -6,9 +6,9 @@ Out, UDP_SEGMENT makes one writev(2) as many datagrams of one size (and a shorte
 buffers are handed over where they lie. writev can carry no address and no control message: the size
 is set on the socket before.
 
-Not every path can segment: a size beyond the path's MTU, or a card that can't fill in checksums,
-makes the send fail with EMSGSIZE, EINVAL or EIO. Then, and from then on, every datagram is sent on
-its own.
+Not every path can segment. A size beyond the path's MTU makes the send fail with EMSGSIZE or
+EINVAL: from then on datagrams of that size or more are sent on their own, and the kernel fragments
+them. A card that can't fill in checksums makes it fail with EIO: then every datagram is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ RECEIVE_BUFFER = 4 << 20
 PATIENCE = struct.pack("ll", 1, 0)
 """A second (struct timeval) that a send waits for room; then its datagrams are lost."""
 
-_NO_SEGMENTS = frozenset({errno.EMSGSIZE, errno.EINVAL, errno.EIO})
+_TOO_LONG = frozenset({errno.EMSGSIZE, errno.EINVAL})
+_ANY_SIZE = 1 << 16
 
 _CONTROL = 24  # CMSG_SPACE(sizeof(int))
 _HEADER = 64  # struct mmsghdr
@@ -84,7 +85,7 @@ class Datagrams:
         with contextlib.suppress(OSError):
             udp.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         self._segment = 0
-        self._may_segment = True
+        self._segmented_below = _ANY_SIZE
 
     def _lay_out(self) -> None:
         """Headers that point at vectors that point at the buffer, a control buffer each."""
@@ -134,15 +135,16 @@ class Datagrams:
             # A segment size cuts only what is longer than it.
             if size > self._segment and self._segment:
                 self._segments_of(0)
-        elif not (self._may_segment and self._segments_of(size)):
+        elif not (size < self._segmented_below and self._segments_of(size)):
             for payload in payloads:
                 self._send_one(payload)
             return
         try:
             os.writev(self._fd, payloads)
         except OSError as error:
-            if error.errno in _NO_SEGMENTS and self._segment:
-                self._may_segment = False
+            too_long = error.errno in _TOO_LONG
+            if self._segment and (too_long or error.errno == errno.EIO):
+                self._segmented_below = size if too_long else 0
                 self._segments_of(0)
                 for payload in payloads:
                     self._send_one(payload)
@@ -160,7 +162,7 @@ class Datagrams:
             try:
                 self._udp.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
             except OSError:
-                self._may_segment = False
+                self._segmented_below = 0
                 return False
             self._segment = size
         return True
