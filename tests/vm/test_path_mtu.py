@@ -86,9 +86,8 @@ def test_a_narrow_path_makes_the_tunnel_narrower_and_loses_nothing(
 def test_a_router_that_says_nothing_makes_no_black_hole(
     namespaces: tuple[str, str, str], tmp_path: Path
 ) -> None:
-    mute = (
-        "table ip mute { chain out { type filter hook output priority 0; ip protocol icmp drop; } }"
-    )
+    mute = "add table ip mute\nadd chain ip mute out { type filter hook output priority 0; }\n"
+    mute += "add rule ip mute out ip protocol icmp drop\n"
     subprocess.run(
         ["ip", "netns", "exec", namespaces[1], "nft", "-f", "-"], input=mute.encode(), check=True
     )
