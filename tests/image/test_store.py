@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,28 @@ def test_a_cache_of_another_users_is_an_error_with_a_mend(
     with pytest.raises(ImageError) as caught:
         build.build("debian", lambda _: None, {"init": b""})
     assert "WGCELL_CACHE_DIR" in caught.value.mend
+
+
+def vmlinux(*segments: tuple[int, bytes, int]) -> bytes:
+    """An ELF64 with nothing but what is read: segments at their offsets, each with its p_memsz."""
+    head = bytearray(64 + 56 * len(segments))
+    head[:4] = b"\x7fELF"
+    struct.pack_into("<QQ", head, 32, 64, 9999)
+    struct.pack_into("<HHHHH", head, 54, 56, len(segments), 64, 7, 6)
+    file = head
+    for n, (offset, data, memory) in enumerate(segments):
+        struct.pack_into("<IIQQQQQ", head, 64 + 56 * n, 1, 7, offset, 0, 0, len(data), memory)
+    for offset, data, _ in segments:
+        file = file.ljust(offset, b"\0") + data
+    return bytes(file + b"section headers")
+
+
+def test_a_kernels_trailing_zeros_are_left_to_its_memory_size() -> None:
+    whole = vmlinux((4096, b"text" + bytes(4), 8), (8192, b"init" + bytes(9000), 9004))
+    made = build.without_trailing_zeros(whole)
+    assert made == vmlinux((4096, b"text" + bytes(4), 8), (8192, b"init", 9004))[:8196].replace(
+        struct.pack("<Q", 9999), bytes(8)
+    ).replace(struct.pack("<HHH", 64, 7, 6), bytes(6))
+    assert build.without_trailing_zeros(made) == made
+    with pytest.raises(ImageError, match="nothing to load"):
+        build.without_trailing_zeros(vmlinux())

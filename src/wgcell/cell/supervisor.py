@@ -247,6 +247,13 @@ class Supervisor:
         if taken.state is not self._state:
             self._enter_state(taken.state, reason)
 
+    def _kill_at_once(self) -> None:
+        """A rogue frame's kill, not one turn of the loop later, where it is what `_act` will do."""
+        taken = step(self._state, Cause.ROGUE_FRAME)
+        certain = taken is not None and taken.state is State.ENDED and self._causes.empty()
+        if self._machine is not None and certain and self._job.on_rogue is not OnRogue.FREEZE:
+            self._machine.kill()
+
     async def _kill(self, machine: Machine) -> None:
         """Kill it and wait until it is gone; more than once does no harm."""
         machine.kill()
@@ -530,6 +537,7 @@ class Supervisor:
                 case "rogue":
                     reason = f"{event['reason']}: {event.get('detail', '')}".rstrip(": ")
                     self._seen.rogue_at = self._seen.rogue_at or float(event["boottime"])
+                    self._kill_at_once()
                     self._cause(Cause.ROGUE_FRAME, reason)
                     self._keep_evidence(event)
                 case "quota":

@@ -115,6 +115,11 @@ class Narrator:
                     self.line(f"[red]not up:[/] {_clean(wall)}: {_clean(why)}")
             case "frozen":
                 self.line("the machine is frozen and kept; end it with [bold]wgcell stop[/]")
+            case "path_mtu":
+                self.line(
+                    f"the path carries {event['path']} bytes: the tunnel's MTU is now "
+                    f"{event['tunnel']}, and was {event['before']}"
+                )
             case "changed":
                 self.line(f"[red]the guest's {_clean(event.get('what'))} changed[/]")
             case "outputs":

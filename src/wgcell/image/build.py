@@ -34,6 +34,7 @@ __all__ = [
     "modules_needed",
     "uncompressed_kernel",
     "without_signature",
+    "without_trailing_zeros",
 ]
 
 Progress = Callable[[str], None]
@@ -73,12 +74,16 @@ _LINKS = {
 }
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 BASE_CPIO = "base.cpio"
-_FORMAT = 5
+_FORMAT = 6
 
 # A bzImage's setup header, by offset.
 _SETUP_SECTORS = 0x1F1
 _HEADER_MAGIC = slice(0x202, 0x206)
 _PAYLOAD = 0x248
+# ELF64, by offset: of the file's header, then of a program header.
+_E_PHOFF, _E_SHOFF, _E_PHENTSIZE, _E_SHENTSIZE = 32, 40, 54, 58
+_P_OFFSET, _P_FILESZ = 8, 32
+_PT_LOAD = 1
 # A module's signature: its bytes, 12 bytes about it that end with its length, and this.
 _SIGNED = b"~Module signature appended~\n"
 _SIGNATURE_INFO = 12
@@ -264,7 +269,7 @@ def _base(made: Path, temporary: Path, progress: Progress) -> dict[str, object]:
     _run(["dpkg-deb", "-x", str(deb), str(kernel)])
     version = next((kernel / "lib/modules").iterdir()).name
     bzimage = (kernel / f"boot/vmlinuz-{version}").read_bytes()
-    (made / "kernel").write_bytes(uncompressed_kernel(bzimage))
+    (made / "kernel").write_bytes(without_trailing_zeros(uncompressed_kernel(bzimage)))
     depmod = shutil.which("depmod", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     _run([depmod or "depmod", "-b", str(kernel), version], mend="apt-get install kmod")
 
@@ -317,6 +322,33 @@ def uncompressed_kernel(bzimage: bytes) -> bytes:
             if done.startswith(b"\x7fELF"):
                 return done
     raise ImageError("the kernel is packed in a way that is not known here")
+
+
+def without_trailing_zeros(vmlinux: bytes) -> bytes:
+    """A vmlinux whose last segment ends, in the file, with its last byte that is not zero.
+
+    ``p_filesz`` below ``p_memsz`` means zeros (ELF, "Program Header"). Where a section with
+    contents follows it, a kernel's .bss stands in the file: eleven megabytes that QEMU would map,
+    copy and, when it is killed, unmap page by page, a quarter of its death's time. The section
+    headers, which lie behind, go too.
+    """
+    (heads,) = struct.unpack_from("<Q", vmlinux, _E_PHOFF)
+    size, count = struct.unpack_from("<HH", vmlinux, _E_PHENTSIZE)
+    loaded = [
+        at
+        for at in range(heads, heads + size * count, size)
+        if struct.unpack_from("<I", vmlinux, at)[0] == _PT_LOAD
+    ]
+    if not loaded:
+        raise ImageError("the kernel has nothing to load")
+    last = max(loaded, key=lambda at: struct.unpack_from("<Q", vmlinux, at + _P_OFFSET)[0])
+    (offset,) = struct.unpack_from("<Q", vmlinux, last + _P_OFFSET)
+    (length,) = struct.unpack_from("<Q", vmlinux, last + _P_FILESZ)
+    made = bytearray(vmlinux[: offset + length].rstrip(b"\0").ljust(offset, b"\0"))
+    struct.pack_into("<Q", made, last + _P_FILESZ, len(made) - offset)
+    struct.pack_into("<Q", made, _E_SHOFF, 0)
+    struct.pack_into("<HHH", made, _E_SHENTSIZE, 0, 0, 0)
+    return bytes(made)
 
 
 def _module_name(path: str) -> str:

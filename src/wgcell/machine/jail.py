@@ -36,6 +36,11 @@ KILLED = (
 """System calls that QEMU, with every socket inherited, has no use for."""
 ABSENT = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3")
 """Answered as an older kernel would: QEMU and glibc then do without."""
+_HEAP = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.top_pad=33554432"
+"""QEMU's heap in pages of 2 MiB, where the kernel has them on offer: what is mapped in few pages is
+unmapped fast when QEMU is killed."""
+_HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
+"""Where glibc reads whether they are."""
 _CLONE_NEWUSER = 0x10000000
 _ENOSYS = 38
 
@@ -121,6 +126,7 @@ def bwrap_argv(
         *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
         *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1"),
         *("--cap-drop", "ALL", "--clearenv", "--hostname", "cell"),
+        *("--setenv", "GLIBC_TUNABLES", _HEAP),
         *("--ro-bind", program, program),
     ]
     for folder in _LIBRARIES:
@@ -130,7 +136,7 @@ def bwrap_argv(
     shares = _SHARE if own == Path("/usr") else (*_SHARE, str(own))
     for folder in shares:
         argv += ["--ro-bind-try", folder, folder]
-    argv += ["--proc", "/proc", "--dev", "/dev"]
+    argv += ["--ro-bind-try", _HUGE_PAGES, _HUGE_PAGES, "--proc", "/proc", "--dev", "/dev"]
     if device is not None:
         argv += ["--dev-bind", str(device), str(device)]
     argv += ["--remount-ro", "/", "--chdir", "/"]
