@@ -328,7 +328,14 @@ class Tunnel:
     """A peer: wireguard-go in the client's namespace, with routes of its own."""
 
     def __init__(
-        self, net: Net, name: str, private_key: str, address: str, server_key: str, port: int
+        self,
+        net: Net,
+        name: str,
+        private_key: str,
+        address: str,
+        server_key: str,
+        port: int,
+        preshared_key: str = "",
     ) -> None:
         self.net, self.address = net, address
         self._daemon = net.start(
@@ -341,6 +348,7 @@ class Tunnel:
             assert time.monotonic() < end, "wireguard-go made no interface"
             time.sleep(0.02)
         lines = [f"[Interface]\nPrivateKey = {private_key}\n[Peer]\nPublicKey = {server_key}"]
+        lines += [f"PresharedKey = {preshared_key}"] if preshared_key else []
         lines += ["AllowedIPs = 0.0.0.0/0", f"Endpoint = 192.0.2.1:{port}"]
         net.run("wg", "setconf", name, "/dev/stdin", stdin="\n".join(lines) + "\n")
         table = str(next(_TABLES))

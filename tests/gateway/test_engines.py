@@ -20,7 +20,10 @@ from wgcell.gateway.keys import generate_private_key, public_key
 
 pytestmark = pytest.mark.namespaces
 
-ALICE, BOB = generate_private_key(), generate_private_key()
+ALICE, BOB, CAROL, DAVE = (generate_private_key() for _ in range(4))
+PRESHARED = generate_private_key()
+PACE = 400_000
+"""Bytes a second, both ways together."""
 RULES = [
     "deny 203.0.113.7:8081",
     "allow 203.0.113.7:8080-8082/tcp",
@@ -41,6 +44,12 @@ PEERS = {
         "rules": ["allow 203.0.113.8:5000", "deny 203.0.113.7:8080"],
         "limits": {"flows": 3},
     },
+    "carol": {
+        "public_key": public_key(CAROL),
+        "address": "10.99.0.4",
+        "port": 51823,
+        "limits": {"bytes_per_second": PACE},
+    },
 }
 PORTS = (5000, 7000, 8080, 8081, 8082, 8083, 8443, 8444, 9443)
 
@@ -60,6 +69,10 @@ class Around:
             "peers": PEERS,
         }
         argv = ["wgcell0"] if engine == "kernel" else []
+        if engine == "kernel":
+            dave = {"public_key": public_key(DAVE), "address": "10.99.0.6", "port": 51824}
+            dave |= {"preshared_key": PRESHARED}
+            self.config |= {"peers": PEERS | {"dave": dave}}
         for name in ("time_wait", "close", "last_ack", "fin_wait", "close_wait"):
             setting = f"/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}"
             topology.gateway.run("sh", "-c", f"echo 1 > {setting}")
@@ -69,6 +82,7 @@ class Around:
         key = public_key(SERVER)
         self.alice = Tunnel(topology.client, "alice", ALICE, "10.99.0.2", key, ports["alice"])
         self.bob = Tunnel(topology.client, "bob", BOB, "10.99.0.3", key, ports["bob"])
+        self.ports = ports
 
     def flows(self, wait: float = 0.2) -> list[dict[str, Any]]:
         time.sleep(wait)
@@ -248,6 +262,45 @@ def test_a_peer_has_its_limit_of_open_flows(around: Around) -> None:
         assert around.alice.talk("203.0.113.7", 8082, b"hello") == b"hello"
     time.sleep(1.5 if around.engine == "kernel" else 0.3)
     assert around.bob.talk("203.0.113.7", 8082, b"hello") == b"hello"
+
+
+def test_a_peer_has_its_pace_and_the_others_theirs(around: Around, topology: Topology) -> None:
+    key, port = public_key(SERVER), around.ports["carol"]
+    taken = {}
+    with contextlib.closing(
+        Tunnel(topology.client, "carol", CAROL, "10.99.0.4", key, port)
+    ) as carol:
+        for name, peer in (("carol", carol), ("alice", around.alice)):
+            with peer.connect("203.0.113.7", 8080) as stream:
+                stream.settimeout(30)
+                begun, left = time.monotonic(), 2 * PACE
+                while left:
+                    stream.sendall(bytes(min(left, 20_000)))
+                    got = 0
+                    while got < min(left, 20_000):
+                        got += len(stream.recv(65536))
+                    left -= min(left, 20_000)
+                taken[name] = time.monotonic() - begun
+    # There and back, less what it may take at once, at its pace; dropped packets cost more.
+    assert (4 * PACE - PACE) / PACE * 0.9 < taken["carol"] < 20
+    assert taken["alice"] < taken["carol"] / 2
+
+
+def test_a_preshared_key_is_asked_of_its_peer(around: Around, topology: Topology) -> None:
+    if around.engine == "embedded":  # it refuses a configuration with one: test_config.py
+        return
+    key, port = public_key(SERVER), around.ports["dave"]
+    for preshared, answer in (("", None), (PRESHARED, b"hello")):
+        with (
+            contextlib.closing(
+                Tunnel(topology.client, "dave", DAVE, "10.99.0.6", key, port, preshared)
+            ) as dave,
+            contextlib.suppress(TimeoutError),
+        ):
+            assert dave.talk("203.0.113.7", 8080, b"hello") == answer
+            assert answer is not None
+            return
+    raise AssertionError("with its key it was not let in")
 
 
 def test_every_flow_is_told(around: Around) -> None:

@@ -143,7 +143,9 @@ def _pace(peers: Iterable[Peer]) -> Iterator[str]:
         rate = peer.policy.limits.bytes_per_second
         if rate:
             family = "ip" if peer.address.version == 4 else "ip6"
-            limit = f"limit rate over {rate} bytes/second burst {max(rate, 65536)} bytes"
+            # A bucket of bytes holds the rate and the burst (Linux, net/netfilter/nft_limit.c).
+            burst = max(65536 - rate, 0)
+            limit = f"limit rate over {rate} bytes/second burst {burst} bytes"
             name = f"pace_{peer.name.replace('-', '_')}"
             for end in ("saddr", "daddr"):
                 meter = f"update @{name} {{ {family} {end} {limit} }}"
