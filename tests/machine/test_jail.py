@@ -86,6 +86,9 @@ def test_io_uring_is_answered_as_an_old_kernel_would() -> None:
     assert jailed(syscall(SYSCALLS["io_uring_setup"], 1, 0)).stdout == "errno 38"
 
 
+HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
+
+
 def listing(folder: str) -> str:
     return f"opendir(D, '{folder}') or die 'none'; print join(' ', sort grep !/^\\./, readdir D)"
 
@@ -96,14 +99,19 @@ def test_it_finds_no_network_no_process_and_no_file_beyond_its_own() -> None:
     assert [line.split(":")[0].strip() for line in links if line] == ["lo"]
     assert [name for name in jailed(listing("/proc")).stdout.split() if name.isdigit()] == ["1"]
     assert len([n for n in outside(listing("/proc")).stdout.split() if n.isdigit()]) > 1
-    assert set(jailed(listing("/")).stdout.split()) <= {"usr", "lib", "lib64", "etc", "proc", "dev"}
+    top = {"usr", "lib", "lib64", "etc", "proc", "dev", "sys"}
+    assert set(jailed(listing("/")).stdout.split()) <= top
+    # Of /sys, whether there are huge pages.
+    for folder, only in (("/sys", "kernel"), ("/sys/kernel", "mm")):
+        assert jailed(listing(folder)).stdout in ("", only)
+    assert jailed(listing("/sys/kernel/mm")).stdout in ("", "transparent_hugepage")
     assert jailed(listing("/etc")).stdout in ("", "ld.so.cache")
     for folder in ("/home", "/root", "/var", "/tmp", str(Path.cwd())):
         assert jailed(listing(folder)).returncode != 0
         assert outside(listing(folder)).returncode == 0
 
 
-@pytest.mark.parametrize("place", ["/x", "/usr/x", "/etc/x"])
+@pytest.mark.parametrize("place", ["/x", "/usr/x", "/etc/x", HUGE_PAGES])
 def test_it_writes_nowhere_that_outlives_it(place: str) -> None:
     """/dev is a tmpfs of the jail's own, and dies with it."""
     program = "open(F, '>', '{}') or die; print F 'x'; close F; print 'written'"
