@@ -132,6 +132,9 @@ class Case:
         if self.group == "WireGuard" and self.phases == (Phase.RUNNING,) and not self.wait:
             return LIVE
         anywhere = self.play in (Play.FRAMES, Play.STREAM) and self.group != "WireGuard"
+        if anywhere and self.verdict is PASS:
+            # Through a relay that is dead nothing passes.
+            return tuple(phase for phase in Phase if phase is not Phase.KILLED)
         if self.name == "behind-rogue":
             # A relay that is stopping drops the one and rightly lets the other pass.
             return tuple(phase for phase in Phase if phase is not Phase.STOPPING)
