@@ -49,7 +49,8 @@ class Scene:
     """What an attacker in the guest knows: everything. Indices are those of a real handshake.
 
     ``theirs`` is the endpoint's index of the live session, None where there is none; ``host`` is
-    the address of the machine itself, on the LAN.
+    the address of the machine itself, on the LAN; ``port`` is the relay's, which who is on the
+    path knows too.
     """
 
     guest_key: bytes
@@ -58,6 +59,7 @@ class Scene:
     ours: int = 0
     theirs: int | None = None
     counter: int = 0
+    port: int = 0
 
     def next_counter(self) -> int:
         """The next transport counter."""
@@ -520,11 +522,13 @@ def _from_lan(
 
 
 _ROUTER = _ip("192.0.2.254")
+_ENDPOINT = _ip("198.51.100.10")
 _FROM_WIRE = (
     ("in-dhcp-121", "a DHCP offer with classless routes (option 121)", DROP, _from_lan(lambda s: make.ipv4(make.udp(bytes.fromhex("02010600") + bytes(232) + bytes.fromhex("63825363350102790800c0000201ff"), source_port=67, destination_port=68, destination=b"\xff" * 4, source=_ROUTER), destination=b"\xff" * 4, source=_ROUTER), everyone=True)),
     ("in-arp-probe", "ARP for the tunnel's address", DROP, _from_lan(lambda s: make.arp(1, sender=_ip("192.0.2.254"), target=_ip("10.99.0.2"), sender_mac=_mac("02:00:00:00:02:fe")), kind=0x0806, everyone=True)),
     ("in-syn-ack", "a SYN/ACK for the tunnel's address (CVE-2019-14899)", DROP, _from_lan(lambda s: make.ipv4(make.tcp_syn(40000, flags=0x12), protocol=6, destination=_ip("10.99.0.2"), source=_ROUTER))),
     ("in-to-guest", "a packet for the guest's address on the link", DROP, _from_lan(lambda s: make.ipv4(make.udp(os.urandom(32), destination=link.GUEST_ADDRESS, source=_ROUTER), destination=link.GUEST_ADDRESS, source=_ROUTER))),
+    ("in-icmp-unreachable", "ICMP port unreachable about the tunnel itself, in the endpoint's name", DROP, _from_lan(lambda s: make.ipv4(make.icmp(3, 3, bytes(4) + make.ipv4(make.udp(bytes(8), source=s.host, destination=_ENDPOINT, source_port=s.port), source=s.host, destination=_ENDPOINT)), protocol=1, destination=s.host, source=_ENDPOINT))),
     ("in-ra", "a router advertisement", DROP, _from_lan(lambda s: make.ipv6(bytes.fromhex("86000000400807080000000000000000"), next_header=58, source=_ip6("fe80::1"), destination=_ip6("ff02::1")), kind=0x86DD, everyone=True)),
 )  # fmt: skip
 

@@ -203,7 +203,10 @@ class Stand:
     async def prepare(self, phase: Phase) -> Scene:
         """Bring the relay into ``phase``."""
         scene = Scene(
-            consent.public_key(self.private_key), self.ground.endpoint_public_key(), _HOST
+            consent.public_key(self.private_key),
+            self.ground.endpoint_public_key(),
+            _HOST,
+            port=self.port,
         )
         self.relay.tell("phase", phase=_TOLD.get(phase, "running"))
         match phase:
