@@ -31,6 +31,8 @@ from wgcell.machine.jail import Jail, bwrap_argv, closed_filter, limits
 __all__ = ["Machine", "die_with_parent", "find_qemu"]
 
 _PR_SET_PDEATHSIG = 1
+_DIES_WITHIN = 0.02
+"""Seconds that a machine takes to die of SIGKILL, and more."""
 KVM_DEVICE = Path("/dev/kvm")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -196,8 +198,9 @@ class Machine:
         """Wait until it is dead, jail and all; the exit code (negative: a signal)."""
         code = await self.process.wait()
         for pidfd in self._pidfds:
-            # Readable when its process is dead: the jail's first process may go before QEMU has.
-            if not select.select([pidfd], [], [], 0)[0]:
+            # Readable when its process is dead: the jail's first process goes before QEMU has. Only
+            # a few milliseconds before, so not a thread for it at once.
+            if not select.select([pidfd], [], [], _DIES_WITHIN)[0]:
                 await asyncio.to_thread(select.select, [pidfd], [], [], 5)
             os.close(pidfd)
         self._pidfds.clear()
