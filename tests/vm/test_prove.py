@@ -39,7 +39,7 @@ def prove(*cases: str, source: Path = SOURCE.parent) -> tuple[int, dict[str, Any
 def test_one_case_of_each_kind_holds() -> None:
     code, report = prove(
         *("lan-ping", "gateway-dns", "bridged", "init-replaced", "firewall-flushed"),
-        *("report-forged", "flood-rogue"),
+        *("ok-on-port", "flood-rogue"),
     )
     found = {(result["case"], result["wall"]): result["status"] for result in report["results"]}
     assert set(found.values()) == {"held"} and code == 0, report["results"]

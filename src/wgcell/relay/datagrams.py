@@ -40,6 +40,7 @@ PATIENCE = struct.pack("ll", 1, 0)
 """A second (struct timeval) that a send waits for room; then its datagrams are lost."""
 
 _TOO_LONG = frozenset({errno.EMSGSIZE, errno.EINVAL})
+_OF_EARLIER = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
 _ANY_SIZE = 1 << 16
 
 _CONTROL = 24  # CMSG_SPACE(sizeof(int))
@@ -140,7 +141,7 @@ class Datagrams:
                 self._send_one(payload)
             return
         try:
-            os.writev(self._fd, payloads)
+            self._write(payloads)
         except OSError as error:
             too_long = error.errno in _TOO_LONG
             if self._segment and (too_long or error.errno == errno.EIO):
@@ -153,9 +154,18 @@ class Datagrams:
 
     def _send_one(self, payload: bytes | memoryview) -> None:
         try:
-            self._udp.send(payload)
+            self._write([payload])
         except OSError:
             self.lost += 1
+
+    def _write(self, payloads: Sequence[bytes | memoryview]) -> None:
+        try:
+            os.writev(self._fd, payloads)
+        except OSError as error:
+            if error.errno not in _OF_EARLIER:
+                raise
+            # What ICMP says of an earlier datagram, in the place of sending this one.
+            os.writev(self._fd, payloads)
 
     def _segments_of(self, size: int) -> bool:
         if size != self._segment:
