@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import ast
-import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import ARP, Ether
 from scapy.utils import wrpcap
+from tests.prove.started import SOURCE, prove
 
-import wgcell
 from wgcell.prove.battery import CASES
 from wgcell.relay.verdict import Reason
 
 pytestmark = pytest.mark.namespaces
-
-SOURCE = Path(wgcell.__file__).parent
-
-
-def prove(*options: str, source: Path = SOURCE.parent) -> tuple[int, dict[str, Any]]:
-    """The exit code and the report of the wgcell in ``source``."""
-    done = subprocess.run(
-        [sys.executable, "-m", "wgcell", "prove", *options, "--json"],
-        env={**os.environ, "PYTHONPATH": str(source)},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=110,
-    )
-    assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout)
 
 
 def test_the_quick_battery_holds_and_every_control_is_seen() -> None:

@@ -5,41 +5,20 @@ What these can't show: that every case holds; `wgcell prove` as it stands plays 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-import wgcell
+from tests.prove.started import SOURCE, cases, prove
 
 pytestmark = [pytest.mark.vm, pytest.mark.namespaces, pytest.mark.timeout(290)]
-SOURCE = Path(wgcell.__file__).parent
-
-
-def prove(*cases: str, source: Path = SOURCE.parent) -> tuple[int, dict[str, Any]]:
-    words = [word for case in cases for word in ("--case", case)]
-    done = subprocess.run(
-        [sys.executable, "-m", "wgcell", "prove", *words, "--json"],
-        env={**os.environ, "PYTHONPATH": str(source)},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout)
 
 
 def test_one_case_of_each_kind_holds() -> None:
     code, report = prove(
-        *("lan-ping", "gateway-dns", "bridged", "init-replaced", "firewall-flushed"),
-        *("ok-on-port", "flood-rogue"),
+        *cases("lan-ping", "gateway-dns", "bridged", "init-replaced", "firewall-flushed"),
+        *cases("ok-on-port", "flood-rogue"),
+        timeout=280,
     )
     found = {(result["case"], result["wall"]): result["status"] for result in report["results"]}
     assert set(found.values()) == {"held"} and code == 0, report["results"]
@@ -63,7 +42,7 @@ def test_a_supervisor_that_does_not_heed_the_agent_is_found_out(tmp_path: Path) 
     heeds = "if self._job.guest_walls == frozenset(Wall) and watched and not seen.tampered:"
     assert heeds in text
     supervisor.write_text(text.replace(heeds, "if False:"))
-    code, report = prove("route-added", source=tmp_path)
+    code, report = prove(*cases("route-added"), source=tmp_path, timeout=280)
     assert code == 1
     assert [(r["case"], r["status"]) for r in report["results"]] == [
         ("route-added", "wrong verdict")
