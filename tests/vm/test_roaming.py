@@ -14,17 +14,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from wgcell.gateway.keys import generate_private_key, public_key
+from tests.vm.requester import INSIDE, WGCELL, ip, requester
 
 NAME = "gateway.example.com"
-WGCELL = [sys.executable, "-P", "-m", "wgcell"]
 SLOW = """
 import http.server
 class Slow(http.server.BaseHTTPRequestHandler):
@@ -38,10 +35,6 @@ class Slow(http.server.BaseHTTPRequestHandler):
             time.sleep(0.1)
 http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Slow).serve_forever()
 """
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
 
 
 @pytest.fixture
@@ -87,62 +80,41 @@ def test_a_changed_address_of_the_host_or_the_endpoint_breaks_no_download(
     namespaces: tuple[str, str], hosts: Path, tmp_path: Path
 ) -> None:
     host, server = namespaces
-    ours, theirs = generate_private_key(), generate_private_key()
-    (tmp_path / "gateway.toml").write_text(
-        f'listen = "0.0.0.0:51820"\nprivate_key = "{theirs}"\n'
-        'services = { "10.99.0.5:80" = "127.0.0.1:8000" }\n'
-        f'[peers.cell]\npublic_key = "{public_key(ours)}"\naddress = "10.99.0.2"\n'
-    )
-    (tmp_path / "gateway.toml").chmod(0o600)
-    (tmp_path / "vpn.conf").write_text(
-        f"[Interface]\nPrivateKey = {ours}\nAddress = 10.99.0.2/32\n[Peer]\n"
-        f"PublicKey = {public_key(theirs)}\nAllowedIPs = 0.0.0.0/0\n"
-        f"Endpoint = {NAME}:51820\n"
-    )
-    inside = ["ip", "netns", "exec"]
-    service = subprocess.Popen([*inside, server, sys.executable, "-c", SLOW])
-    gateway = subprocess.Popen(
-        [*inside, server, *WGCELL, "gateway", "run", str(tmp_path / "gateway.toml")],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert gateway.stdout is not None
-    ready = json.loads(gateway.stdout.readline())
     fetch = "import urllib.request as u; r = u.urlopen('http://10.99.0.5/', timeout=60)\n"
     fetch += "print('up', flush=True); print(len(r.read()))"
-    cell = subprocess.Popen(
-        [
-            *(*inside, host, *WGCELL, "run", "--vpn", str(tmp_path / "vpn.conf")),
-            *("--allow-endpoint", "10.77.0.252/30", "--state-dir", str(tmp_path / "cells")),
-            *("--", "python3", "-c", fetch),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert cell.stdout is not None and ready
-        assert cell.stdout.readline() == "up\n", cell.communicate()[1]
-        time.sleep(2)
-        # The name leads where no cell may go: refused, as at the start, and the old socket is kept.
-        hosts.write_text(f"192.168.9.9 {NAME}\n")
-        ip("-n", host, "addr", "del", "10.77.0.1/24", "dev", "v")
-        ip("-n", host, "addr", "add", "10.77.0.2/24", "dev", "v")
-        deadline = time.monotonic() + 15
-        while not (refused := events_of(tmp_path / "cells", "endpoint_refused")):
-            assert time.monotonic() < deadline and cell.poll() is None
-            time.sleep(0.1)
-        assert "192.168.9.9" in refused[0]["reason"]
-        assert not events_of(tmp_path / "cells", "socket_renewed")
-        # Then to the endpoint's own new address.
-        ip("-n", server, "addr", "del", "10.77.0.254/24", "dev", "v")
-        ip("-n", server, "addr", "add", "10.77.0.253/24", "dev", "v")
-        hosts.write_text(f"10.77.0.253 {NAME}\n")
-        stdout, stderr = cell.communicate(timeout=120)
-    finally:
-        for process in (cell, gateway, service):
-            process.terminate()
-            process.communicate()
+    with requester(server, tmp_path, NAME, SLOW) as vpn:
+        cell = subprocess.Popen(
+            [
+                *(*INSIDE, host, *WGCELL, "run", "--vpn", str(vpn)),
+                *("--allow-endpoint", "10.77.0.252/30", "--state-dir", str(tmp_path / "cells")),
+                *("--", "python3", "-c", fetch),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert cell.stdout is not None
+            assert cell.stdout.readline() == "up\n", cell.communicate()[1]
+            time.sleep(2)
+            # The name leads where no cell may go: refused, as at the start; the old socket is kept.
+            hosts.write_text(f"192.168.9.9 {NAME}\n")
+            ip("-n", host, "addr", "del", "10.77.0.1/24", "dev", "v")
+            ip("-n", host, "addr", "add", "10.77.0.2/24", "dev", "v")
+            deadline = time.monotonic() + 15
+            while not (refused := events_of(tmp_path / "cells", "endpoint_refused")):
+                assert time.monotonic() < deadline and cell.poll() is None
+                time.sleep(0.1)
+            assert "192.168.9.9" in refused[0]["reason"]
+            assert not events_of(tmp_path / "cells", "socket_renewed")
+            # Then to the endpoint's own new address.
+            ip("-n", server, "addr", "del", "10.77.0.254/24", "dev", "v")
+            ip("-n", server, "addr", "add", "10.77.0.253/24", "dev", "v")
+            hosts.write_text(f"10.77.0.253 {NAME}\n")
+            stdout, stderr = cell.communicate(timeout=120)
+        finally:
+            cell.terminate()
+            cell.communicate()
     assert cell.returncode == 0, stderr
     assert stdout == "2000000\n"
     renewed = events_of(tmp_path / "cells", "socket_renewed")

@@ -1,0 +1,53 @@
+"""A requester's side in a network namespace: a gateway, a service behind it, a wg-quick file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wgcell.gateway.keys import generate_private_key, public_key
+
+WGCELL = (sys.executable, "-P", "-m", "wgcell")
+INSIDE = ("ip", "netns", "exec")
+
+
+def ip(*words: str) -> None:
+    """ip(8). Raises CalledProcessError."""
+    subprocess.run(["ip", *words], check=True)
+
+
+@contextmanager
+def requester(namespace: str, folder: Path, endpoint: str, service: str) -> Iterator[Path]:
+    """The wg-quick file of a cell whose ``endpoint`` is a gateway in ``namespace``.
+
+    ``service`` is Python that serves on port 8000 of loopback there: 10.99.0.5:80 to the cell.
+    """
+    ours, theirs = generate_private_key(), generate_private_key()
+    config, vpn = folder / "gateway.toml", folder / "vpn.conf"
+    config.write_text(
+        f'listen = "0.0.0.0:51820"\nprivate_key = "{theirs}"\n'
+        'services = { "10.99.0.5:80" = "127.0.0.1:8000" }\n'
+        f'[peers.cell]\npublic_key = "{public_key(ours)}"\naddress = "10.99.0.2"\n'
+    )
+    config.chmod(0o600)
+    vpn.write_text(
+        f"[Interface]\nPrivateKey = {ours}\nAddress = 10.99.0.2/32\nMTU = 1420\n[Peer]\n"
+        f"PublicKey = {public_key(theirs)}\nAllowedIPs = 0.0.0.0/0\nEndpoint = {endpoint}:51820\n"
+    )
+    server = subprocess.Popen([*INSIDE, namespace, sys.executable, "-c", service])
+    gateway = subprocess.Popen(
+        [*INSIDE, namespace, *WGCELL, "gateway", "run", str(config)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert gateway.stdout is not None and json.loads(gateway.stdout.readline())
+        yield vpn
+    finally:
+        for process in (gateway, server):
+            process.terminate()
+            process.communicate()
