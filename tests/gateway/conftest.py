@@ -342,10 +342,11 @@ class Tunnel:
             "wireguard-go", "-f", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         end = time.monotonic() + 5
-        while "private" not in net.run("wg", "show", name, check=False).replace(
-            "listening", "private"
-        ):
-            assert time.monotonic() < end, "wireguard-go made no interface"
+        # It answers. What else it says hangs on a race of its own: a port is there once it takes the
+        # interface, which is still down, for up.
+        while f"interface: {name}" not in (said := net.run("wg", "show", name, check=False)):
+            ended = self._daemon.poll()
+            assert time.monotonic() < end and ended is None, f"no {name}: {said}, exit code {ended}"
             time.sleep(0.02)
         lines = [f"[Interface]\nPrivateKey = {private_key}\n[Peer]\nPublicKey = {server_key}"]
         lines += [f"PresharedKey = {preshared_key}"] if preshared_key else []
