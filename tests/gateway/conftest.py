@@ -342,8 +342,8 @@ class Tunnel:
             "wireguard-go", "-f", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         end = time.monotonic() + 5
-        # It answers. What else it says hangs on a race of its own: a port is there once it takes the
-        # interface, which is still down, for up.
+        # It answers. What else it says hangs on a race of its own: a port is there once it takes
+        # the interface, which is still down, for up.
         while f"interface: {name}" not in (said := net.run("wg", "show", name, check=False)):
             ended = self._daemon.poll()
             assert time.monotonic() < end and ended is None, f"no {name}: {said}, exit code {ended}"
