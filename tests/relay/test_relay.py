@@ -80,7 +80,7 @@ def test_the_payload_alone_goes_out() -> None:
 def test_nothing_behind_a_rogue_frame_passes() -> None:
     made = relay()
     commands = feed(made, ROGUE + GOOD)
-    assert [type(command) for command in commands] == [Report, Cut]
+    assert [type(command) for command in commands] == [Cut, Report]
     assert feed(made, GOOD) == []
     assert made.inbound(arrived(b"\x04\0\0\0" + bytes(28)), 1) == []
 
@@ -96,7 +96,7 @@ def test_in_stopping_a_rogue_frame_is_dropped_and_counted() -> None:
 def test_a_length_that_lies_cuts_the_link(length: int) -> None:
     made = relay()
     commands = feed(made, GOOD + length.to_bytes(4, "big") + GOOD)
-    assert [type(command) for command in commands] == [Send, Report, Cut]
+    assert [type(command) for command in commands] == [Send, Cut, Report]
     assert made.refused == {Reason.STREAM.value: 1}
 
 

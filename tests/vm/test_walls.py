@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.vm.deaths import alive, family
 
 from wgcell.image import store
 
@@ -164,6 +165,13 @@ def gateway_of(process: subprocess.Popen[str]) -> int:
     return next(pid for pid, line in lines.items() if b"wgcell.gateway" in line)
 
 
+def machine_of(process: subprocess.Popen[str]) -> int:
+    """QEMU's process, which is its jail's only child."""
+    members = family(process.pid).items()
+    (jail,) = (pid for pid, line in members if line.split()[0].endswith("bwrap"))
+    return next(pid for pid in family(jail) if pid != jail)
+
+
 def test_a_tunnel_that_falls_silent_is_lost(tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     job.write_text('[policy]\ntunnel_timeout = "10s"\n')
@@ -197,6 +205,48 @@ def test_a_frozen_machine_is_kept_until_it_is_stopped(tmp_path: Path, wgcell: st
     assert process.returncode == 120
 
 
+def test_a_rogue_machine_dies_under_a_supervisor_that_stands_still(tmp_path: Path) -> None:
+    rogue = "import socket,time; print('up', flush=True); time.sleep(2)\n"
+    rogue += "s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(('eth0', 0))\n"
+    rogue += "s.send(bytes(60)); time.sleep(60)"
+    process = started(tmp_path, "--guest-walls", "off", command=["python3", "-c", rogue])
+    machine = machine_of(process)
+    os.kill(process.pid, signal.SIGSTOP)
+    assert alive(machine)
+    deadline = time.monotonic() + 20
+    while alive(machine) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    lived = alive(machine)
+    os.kill(process.pid, signal.SIGCONT)
+    _, stderr = process.communicate(timeout=60)
+    assert not lived, stderr
+    assert process.returncode == 120, stderr
+    result = result_of(tmp_path)
+    assert result["outcome"] == "rogue" and "destination_mac" in result["reason"], result
+
+
+def test_a_dead_relay_takes_the_machine_along_and_is_named(tmp_path: Path) -> None:
+    process = started(tmp_path, command=["sh", "-c", "echo up; sleep 60"])
+    members = family(process.pid)
+    relay = max(pid for pid in members if "wgcell.relay" in members[pid])
+    os.kill(relay, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 125, stderr
+    assert "the relay died" in result_of(tmp_path)["reason"]
+
+
+def test_a_machine_that_has_booted_keeps_no_page_of_its_kernel(tmp_path: Path) -> None:
+    """Killing it means unmapping them, one by one."""
+    process = started(tmp_path, command=["sh", "-c", "echo up; sleep 5"])
+    machine = machine_of(process)
+    maps = Path(f"/proc/{machine}/smaps").read_text().split("VmFlags")
+    kept = [area for area in maps if "/memfd:kernel" in area or "/memfd:initramfs" in area]
+    assert len(kept) == 2
+    assert all("Rss:                   0 kB" in area for area in kept), kept
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+
+
 STOOD = int(os.environ.get("WGCELL_STOOD", "10"))
 
 
@@ -208,16 +258,11 @@ def test_a_cell_that_stood_still_for_a_while_goes_on(tmp_path: Path) -> None:
     """
     talk = "echo up; sleep 12; ping -c 9 -W 5 10.99.0.1 | grep -q 'from 10.99.0.1' && echo alive"
     process = started(tmp_path, command=["sh", "-c", talk])
-    family, waiting = [process.pid], [process.pid]
-    while waiting:
-        pid = waiting.pop()
-        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        family += map(int, below)
-        waiting += map(int, below)
-    for pid in family:
+    members = list(family(process.pid))
+    for pid in members:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(STOOD)
-    for pid in reversed(family):
+    for pid in reversed(members):
         os.kill(pid, signal.SIGCONT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wgcell.errors import LaunchError
+from wgcell.machine.fuse import Fuse
 from wgcell.machine.process import die_with_parent
 
 __all__ = ["GatewayProcess", "RelayProcess"]
@@ -52,29 +53,41 @@ class RelayProcess:
 
     @classmethod
     async def spawn(
-        cls, nic: socket.socket, udp: socket.socket, cell: str = "", *, sealed: bool = True
+        cls,
+        nic: socket.socket,
+        udp: socket.socket,
+        cell: str = "",
+        fuse: Fuse | None = None,
+        *,
+        sealed: bool = True,
     ) -> RelayProcess:
         """Start the relay of ``cell`` between ``nic`` and ``udp``; `configure` makes it work.
 
         ``nic`` is closed here then. ``udp`` may be connected later, but before `configure`: until
-        then the relay reads neither. ``sealed`` false leaves the seal open: for measuring what it
-        costs, and for no cell.
+        then the relay reads neither. ``fuse`` blows at a rogue frame, and when the relay is gone.
+        ``sealed`` false leaves the seal open: for measuring what it costs, and for no cell.
         """
         ours, theirs = socket.socketpair()
         argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", "--nic-fd", str(nic.fileno()))
         argv += ("--udp-fd", str(udp.fileno()), "--control-fd", str(theirs.fileno()))
         argv += ("--cell", cell, *(() if sealed else ("--open",)))
+        inherited = [nic.fileno(), udp.fileno(), theirs.fileno()]
+        if fuse is not None:
+            argv += ("--fuse-fd", str(fuse.end))
+            inherited.append(fuse.end)
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            pass_fds=(nic.fileno(), udp.fileno(), theirs.fileno()),
+            pass_fds=inherited,
             start_new_session=True,
             preexec_fn=die_with_parent(os.getpid()),
         )
         for handed_over in (theirs, nic):
             handed_over.close()
+        if fuse is not None:
+            fuse.hand_over()
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
         return cls(process, {}, False, ours, reader, writer)
 
@@ -102,11 +115,12 @@ class RelayProcess:
         nic: socket.socket,
         udp: socket.socket,
         configuration: Mapping[str, Any],
+        fuse: Fuse | None = None,
         *,
         sealed: bool = True,
     ) -> RelayProcess:
         """`spawn` and `configure` in one, for a ``udp`` that is connected; closed here then."""
-        relay = await cls.spawn(nic, udp, sealed=sealed)
+        relay = await cls.spawn(nic, udp, fuse=fuse, sealed=sealed)
         await relay.configure(udp, configuration)
         return relay
 

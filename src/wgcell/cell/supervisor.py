@@ -58,6 +58,8 @@ from wgcell.image.store import Image
 from wgcell.machine import cgroup
 from wgcell.machine.accelerator import host_tsc_khz
 from wgcell.machine.argv import Accelerator, Drive, MachineSpec, kernel_command_line
+from wgcell.machine.boot import Boot
+from wgcell.machine.fuse import Fuse
 from wgcell.machine.jail import Jail, find_jail
 from wgcell.machine.process import KVM_DEVICE, Machine, find_qemu
 from wgcell.relay import evidence, link
@@ -172,6 +174,9 @@ class Supervisor:
         self._machine: Machine | None = None
         self._relay: RelayProcess | None = None
         self._jail: Jail | None = None
+        # A machine that is to be frozen must outlive its rogue frame.
+        self._fuse = None if job.on_rogue is OnRogue.FREEZE else Fuse()
+        self._boot: Boot | None = None
         self._cgroup: cgroup.Cgroup | None = None
         self._limits = ""
         self._gateway: GatewayProcess | None = None
@@ -247,20 +252,14 @@ class Supervisor:
         if taken.state is not self._state:
             self._enter_state(taken.state, reason)
 
-    def _kill_at_once(self) -> None:
-        """A rogue frame's kill, not one turn of the loop later, where it is what `_act` will do."""
-        taken = step(self._state, Cause.ROGUE_FRAME)
-        certain = taken is not None and taken.state is State.ENDED and self._causes.empty()
-        if self._machine is not None and certain and self._job.on_rogue is not OnRogue.FREEZE:
-            self._machine.kill()
-
     async def _kill(self, machine: Machine) -> None:
         """Kill it and wait until it is gone; more than once does no harm."""
         machine.kill()
-        await machine.reap()
+        await machine.dead()
         if self._seen.rogue_at is not None and self._seen.killed_after is None:
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
             self._seen.killed_after = round(now - self._seen.rogue_at, 6)
+        await machine.reap()
 
     async def _until_stopped_or_dead(self, machine: Machine) -> None:
         """The frozen machine's wait: the link is cut, its relay and QEMU may still die."""
@@ -370,24 +369,24 @@ class Supervisor:
             self._limits = f"cgroup ({', '.join(place.controllers)}), resource limits"
 
     async def _relay_of(self, nic: socket.socket, udp: socket.socket) -> None:
-        self._relay = await self._spawn_relay(nic, udp, self._around.folder.id)
+        self._relay = await self._spawn_relay(nic, udp, self._around.folder.id, self._fuse)
 
     async def _machine_of(self, theirs: Mapping[str, socket.socket], qmp: socket.socket) -> None:
         """QEMU in its jail, its processor stopped, its one network card looked at."""
         job, around = self._job, self._around
         device = KVM_DEVICE if around.accelerator is Accelerator.KVM else None
-        drives, jail = await _together(
+        self._boot, drives, jail = await _together(
+            asyncio.to_thread(Boot, around.image.kernel, around.image.initramfs),
             asyncio.to_thread(self._drives),
             asyncio.to_thread(find_jail, unprivileged_id(around.folder.id), device),
         )
         self._jail = jail
         self._require_walls(sealed=True)
-        kernel, initramfs = _opened(around.image.kernel), _opened(around.image.initramfs)
         spec = MachineSpec(
             qemu=find_qemu(),
             accelerator=around.accelerator,
-            kernel_fd=kernel,
-            initramfs_fd=initramfs,
+            kernel_fd=self._boot.kernel,
+            initramfs_fd=self._boot.initramfs,
             command_line=kernel_command_line(
                 around.accelerator, host_tsc_khz(Path("/proc/cpuinfo").read_text())
             ),
@@ -400,12 +399,13 @@ class Supervisor:
             console_fd=theirs["console"].fileno(),
             ports={f"wgcell.{name}": theirs[name].fileno() for name in _PORTS},
         )
-        machine = await Machine.start(spec, qmp, jail, job.disk, self._cgroup)
+        machine = await Machine.start(spec, qmp, jail, job.disk, self._cgroup, self._fuse)
         self._machine = machine
         for handed_over in theirs.values():
             handed_over.close()
-        for fd in (kernel, initramfs, *(fd for drive in drives for fd in drive.fds)):
-            os.close(fd)
+        for drive in drives:
+            for fd in drive.fds:
+                os.close(fd)
         if machine.process.stderr is not None:
             self._drain(self._copy(machine.process.stderr, self._diagnostics.write))
         self._spawn(self._follow_machine(machine), "QEMU's end")
@@ -537,7 +537,6 @@ class Supervisor:
                 case "rogue":
                     reason = f"{event['reason']}: {event.get('detail', '')}".rstrip(": ")
                     self._seen.rogue_at = self._seen.rogue_at or float(event["boottime"])
-                    self._kill_at_once()
                     self._cause(Cause.ROGUE_FRAME, reason)
                     self._keep_evidence(event)
                 case "quota":
@@ -580,6 +579,8 @@ class Supervisor:
                 if seen.configured:
                     raise GuestError("the guest said hello twice")
                 seen.configured = True
+                if self._boot is not None:
+                    self._boot.forget()
                 if self._control is not None and self._config is not None:
                     self._control.write(protocol.encode_config(self._config))
                 self._cause(Cause.GUEST_READY)
@@ -637,7 +638,9 @@ class Supervisor:
 
     async def _follow_machine(self, machine: Machine) -> None:
         code = await machine.process.wait()
-        await asyncio.sleep(0.05)  # what it said before its end is still in the sockets
+        # What it said before its end is still in the sockets; so is what the relay says of a blown
+        # fuse, or the relay's own end.
+        await asyncio.sleep(1 if self._fuse is not None and self._fuse.blown else 0.05)
         self._cause(Cause.MACHINE_DIED, f"the machine ended by itself (exit code {code})")
 
     async def _follow_gateway(self, gateway: GatewayProcess) -> None:
@@ -806,6 +809,10 @@ class Supervisor:
             self._console.close()
         if self._relay is not None:
             self._relay.close()
+        if self._fuse is not None:
+            self._fuse.close()
+        if self._boot is not None:
+            self._boot.forget()
 
     def _host_walls(self) -> dict[str, Any]:
         """Which walls of the host's stand, and why the others don't."""

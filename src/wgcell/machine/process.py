@@ -26,6 +26,7 @@ from qemu.qmp.error import QMPError
 from wgcell.errors import LaunchError
 from wgcell.machine.argv import Accelerator, MachineSpec, qemu_argv
 from wgcell.machine.cgroup import Cgroup
+from wgcell.machine.fuse import Fuse
 from wgcell.machine.jail import Jail, bwrap_argv, closed_filter, limits
 
 __all__ = ["Machine", "die_with_parent", "find_qemu"]
@@ -60,9 +61,10 @@ def find_qemu() -> str:
 
 
 def _before_qemu(
-    jail: Jail, memory: int, disk: int, parent: int, cgroup: Cgroup | None
+    jail: Jail, memory: int, disk: int, parent: int, cgroup: Cgroup | None, fuse: Fuse | None
 ) -> Callable[[], None]:
-    """What QEMU's process does before exec: bounds, an unprivileged user, death with us."""
+    """What QEMU's process does before exec: bounds, an unprivileged user, death with us and by
+    the fuse."""
     bounds = limits(memory, disk)
     armed = die_with_parent(parent)
 
@@ -78,6 +80,8 @@ def _before_qemu(
             os.setresgid(jail.user, jail.user, jail.user)
             os.setresuid(jail.user, jail.user, jail.user)
         armed()
+        if fuse is not None:
+            fuse.arm()
 
     return arm
 
@@ -103,12 +107,13 @@ class Machine:
         jail: Jail,
         disk: int,
         cgroup: Cgroup | None = None,
+        fuse: Fuse | None = None,
     ) -> Machine:
         """Start QEMU for ``spec``, its processor stopped; ``qmp_socket`` is our end of its monitor.
 
         ``disk`` is the most bytes any file it writes may have; ``cgroup`` is where it lives, the
-        caller's to remove. Raises LaunchError, with QEMU's own
-        words, if it can't be started.
+        caller's to remove; ``fuse`` is what it dies by, the caller's to close. Raises LaunchError,
+        with QEMU's own words, if it can't be started.
         """
         argv = qemu_argv(spec)
         inherited = list(spec.fds)
@@ -128,7 +133,7 @@ class Machine:
                 pass_fds=inherited,
                 cwd="/",
                 start_new_session=True,
-                preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup),
+                preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup, fuse),
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(info)
@@ -194,17 +199,21 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
-    async def reap(self) -> int:
-        """Wait until it is dead, jail and all; the exit code (negative: a signal)."""
-        code = await self.process.wait()
+    async def dead(self) -> None:
+        """Wait until it is dead, jail and all: the jail's first process goes before QEMU has."""
         for pidfd in self._pidfds:
-            # Readable when its process is dead: the jail's first process goes before QEMU has. Only
-            # a few milliseconds before, so not a thread for it at once.
+            # Readable when its process is dead, a few milliseconds after the kill: no thread for
+            # that at once, nor asyncio's word, which waits for all that QEMU had open.
             if not select.select([pidfd], [], [], _DIES_WITHIN)[0]:
                 await asyncio.to_thread(select.select, [pidfd], [], [], 5)
+
+    async def reap(self) -> int:
+        """Wait until it is dead, and let go of it; the exit code (negative: a signal)."""
+        await self.dead()
+        for pidfd in self._pidfds:
             os.close(pidfd)
         self._pidfds.clear()
-        return code
+        return await self.process.wait()
 
     async def hang_up(self) -> None:
         """Close the monitor, once the machine is dead."""

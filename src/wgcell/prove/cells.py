@@ -333,7 +333,7 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
 
 
 def _opened(ground: Ground) -> Callable[..., Coroutine[Any, Any, Any]]:
-    async def spawn(nic: socket.socket, udp: socket.socket, cell: str) -> OpenedRelay:
+    async def spawn(nic: socket.socket, udp: socket.socket, cell: str, fuse: Any) -> OpenedRelay:
         return OpenedRelay(nic, udp.dup(), ground.wire)
 
     return spawn

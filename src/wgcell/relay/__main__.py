@@ -26,6 +26,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="wgcell.relay", description=__doc__)
     for name in ("--nic-fd", "--udp-fd", "--control-fd"):
         parser.add_argument(name, type=int, required=True)
+    parser.add_argument(
+        "--fuse-fd", type=int, default=-1, help="what kills the machine when it is closed"
+    )
     parser.add_argument("--cell", default="", help="the cell's id")
     parser.add_argument("--open", action="store_true", help="without the seal: for controls only")
     asked = parser.parse_args()
@@ -35,9 +38,9 @@ def main() -> int:
         return 1
     # Ctrl-C is for the supervisor, which then ends everyone in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    owned = Descriptors(asked.nic_fd, asked.udp_fd, asked.control_fd)
+    owned = Descriptors(asked.nic_fd, asked.udp_fd, asked.control_fd, asked.fuse_fd)
     nic, udp, control = (socket.socket(fileno=fd) for fd in (owned.nic, owned.udp, owned.control))
-    loop = Loop(nic, udp, control)
+    loop = Loop(nic, udp, control, owned.fuse)
     loop.warm()
     if asked.open:
         closed = Seal(dict.fromkeys(STAGES, "left open on purpose"))

@@ -1,7 +1,8 @@
 """The relay's only sockets and its only clock.
 
 Three descriptors: the NIC's stream, the connected UDP socket, the supervisor's control socket.
-Sending on the connected socket is the one way out; no address is ever given here.
+Sending on the connected socket is the one way out; no address is ever given here. A fourth, the
+fuse, is only ever closed, which kills the machine.
 
 Nothing is queued: when QEMU reads slower than the endpoint sends, the rest of what was received
 waits where it was received, the UDP socket is not read meanwhile, and its buffer in the kernel
@@ -54,8 +55,15 @@ def boottime() -> float:
 class Loop:
     """Runs one relay until the supervisor says ``quit`` or is gone."""
 
-    def __init__(self, nic: socket.socket, udp: socket.socket, control: socket.socket) -> None:
+    def __init__(
+        self,
+        nic: socket.socket,
+        udp: socket.socket,
+        control: socket.socket,
+        fuse: int = -1,
+    ) -> None:
         nic.setblocking(False)
+        self._fuse = fuse
         self._nic: socket.socket | None = nic
         self._udp = udp
         self._datagrams = Datagrams(udp)
@@ -175,8 +183,6 @@ class Loop:
         match line.get("command"):
             case "phase" if self._relay is not None:
                 self._relay.phase = Phase(line["phase"])
-            case "cut":
-                self._cut()
             case "quit":
                 self._done = True
 
@@ -195,7 +201,7 @@ class Loop:
         except OSError:
             count = 0
         if not count:
-            self._cut()
+            self._unplug()
             self._tell("closed", which="nic")
             return
         self._read_at, carried = boottime(), self._relay.bytes_out
@@ -243,7 +249,6 @@ class Loop:
 
     def _report(self, reason: str, detail: str, rogue: bool, frame: bytes) -> None:
         if rogue:
-            # The cut comes first in effect: nothing behind this frame was forwarded.
             shown = base64.b64encode(frame[:EVIDENCE_BYTES]).decode()
             at = {"time": time.time(), "boottime": self._read_at}
             self._tell("rogue", reason=reason, detail=detail, frame=shown, **at)
@@ -316,6 +321,13 @@ class Loop:
         self._tell("quota", bytes=relay.bytes_out + relay.bytes_in)
 
     def _cut(self) -> None:
+        """First the machine, then the words about it."""
+        if self._fuse >= 0:
+            os.close(self._fuse)
+            self._fuse = -1
+        self._unplug()
+
+    def _unplug(self) -> None:
         if self._relay is not None:
             self._relay.cut = True
         if self._nic is not None:

@@ -89,7 +89,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Close the NIC's socket; nothing passes any more."""
+    """Close the NIC's socket and blow the fuse; nothing passes any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ class Relay:
         self.refused[refusal.reason.value] += 1
         self.cut = True
         at = self._stream.at
-        return [Report(refusal, bytes(self._stream.view[at : at + 64])), Cut()]
+        return [Cut(), Report(refusal, bytes(self._stream.view[at : at + 64]))]
 
     def _refuse(self, refusal: Refusal, frame: bytes) -> list[Command]:
         self.refused[refusal.reason.value] += 1
@@ -231,7 +231,7 @@ class Relay:
         if self.phase is Phase.STOPPING:
             return []
         self.cut = True
-        return [Report(refusal, frame), Cut()]
+        return [Cut(), Report(refusal, frame)]
 
     def inbound(self, arrived: Iterable[Arrived], now: float) -> list[Command]:
         """Datagrams of the endpoint's."""

@@ -71,11 +71,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """The three descriptors a relay owns, by number."""
+    """The three descriptors a relay owns, by number, and the fuse, which it can only close."""
 
     nic: int
     udp: int
     control: int
+    fuse: int = -1
 
 
 @dataclass(slots=True)
@@ -243,7 +244,7 @@ def _empty_root() -> None:
 
 def _limit(owned: Descriptors) -> None:
     # One descriptor more than the highest: a fresh socket has to arrive somewhere.
-    descriptors = max(owned.nic, owned.udp, owned.control) + 2
+    descriptors = max(owned.nic, owned.udp, owned.control, owned.fuse) + 2
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),

@@ -1,0 +1,78 @@
+"""Whoever holds the relay's end, the machine's first process dies when it is closed; by the kernel.
+
+A shell that ignores every signal it can stands for the machine. What this can't show: QEMU itself
+(tests/vm/test_walls.py does).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from wgcell.machine.fuse import Fuse
+
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def fuse() -> Iterator[Fuse]:
+    made = Fuse()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    made: list[subprocess.Popen[bytes]] = []
+
+    def one(command: str, **options: object) -> subprocess.Popen[bytes]:
+        made.append(subprocess.Popen(["sh", "-c", command], **options))  # type: ignore[call-overload]
+        return made[-1]
+
+    yield one
+    for process in made:
+        process.kill()
+        process.wait()
+
+
+VICTIM = "trap '' HUP INT TERM IO; while :; do sleep 1; done"
+
+
+def test_it_kills_when_the_relays_end_is_closed(fuse: Fuse, start: Start) -> None:
+    victim = start(VICTIM, preexec_fn=fuse.arm)
+    time.sleep(0.2)
+    assert victim.poll() is None and not fuse.blown
+    fuse.hand_over()
+    assert victim.wait(1) == -signal.SIGKILL and fuse.blown
+
+
+@pytest.mark.parametrize("end", ["exit 0", "kill -9 $$"])
+def test_it_kills_when_the_holder_is_gone(fuse: Fuse, start: Start, end: str) -> None:
+    holder = start(f"read _; {end}", pass_fds=(fuse.end,), stdin=subprocess.PIPE)
+    fuse.hand_over()
+    victim = start(VICTIM, preexec_fn=fuse.arm)
+    time.sleep(0.2)
+    assert victim.poll() is None and not fuse.blown
+    holder.stdin.close()
+    assert victim.wait(1) == -signal.SIGKILL and fuse.blown
+
+
+def test_a_machine_is_not_started_over_a_blown_fuse(fuse: Fuse, start: Start) -> None:
+    fuse.hand_over()
+    assert start("exec sleep 9", preexec_fn=fuse.arm).wait(1) == -signal.SIGKILL
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_it_may_kill_a_machine_that_became_another_user(fuse: Fuse, start: Start) -> None:
+    def become_and_arm() -> None:
+        os.setresuid(0x70000001, 0x70000001, 0x70000001)
+        fuse.arm()
+
+    victim = start(VICTIM, preexec_fn=become_and_arm)
+    fuse.hand_over()
+    assert victim.wait(1) == -signal.SIGKILL
