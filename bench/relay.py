@@ -30,6 +30,7 @@ from pathlib import Path
 
 from wgcell.relay import link
 from wgcell.relay.framing import prefixed
+from wgcell.relay.seal import keeper
 from wgcell.wire import ethernet, ipv4, wireguard
 
 HERE = Path(__file__).parent
@@ -135,16 +136,18 @@ class Setup:
 def wgcell(setup: Setup) -> None:
     udp = setup.connected_udp()
     setup.control, control = socket.socketpair()
-    nic_fd, udp_fd, control_fd = setup.theirs.fileno(), udp.fileno(), control.fileno()
-    argv = [sys.executable, "-P", "-m", "wgcell.relay", "--nic-fd", str(nic_fd)]
-    argv += ["--udp-fd", str(udp_fd), "--control-fd", str(control_fd)]
-    setup.start(argv, udp, control)
+    given = [setup.theirs.fileno(), udp.fileno()]
+    socket.send_fds(setup.control, [b"\0"], given)
+    argv = [sys.executable, "-P", "-m", "wgcell.relay", str(control.fileno()), ""]
+    setup.start([*keeper(), *argv], udp, control)
     keys = {"guest_public_key": GUEST, "endpoint_public_key": ENDPOINT}
     told = {name: base64.b64encode(key).decode() for name, key in keys.items()}
     setup.control.sendall(
         json.dumps({"command": "configure", **told, "mtu": 1420}).encode() + b"\n"
     )
-    if b"ready" not in setup.control.recv(1000):
+    with setup.control.makefile() as lines:
+        events = [json.loads(lines.readline())["event"] for _ in range(2)]
+    if events != ["begun", "ready"]:
         raise RuntimeError("the relay did not start")
     covered = struct.pack("<II", 1, GUEST_INDEX) + bytes(108)
     setup.nic.sendall(guests(covered + wireguard.mac1(ENDPOINT, covered) + bytes(16)))

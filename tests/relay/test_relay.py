@@ -22,6 +22,7 @@ from wgcell.relay import link
 from wgcell.relay.evidence import CapturedFrame, pcapng
 from wgcell.relay.framing import LONGEST_FRAME, prefixed
 from wgcell.relay.relay import Arrived, Command, Cut, Phase, Relay, Report, Send
+from wgcell.relay.seal import keeper
 from wgcell.relay.session import SessionTable
 from wgcell.relay.verdict import Reason
 from wgcell.wire import wireguard
@@ -155,10 +156,9 @@ class Process:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         udp.connect(self.endpoint.getsockname())
         self.guest_port = udp.getsockname()
-        fds = [nic.fileno(), udp.fileno(), control.fileno()]
-        argv = [sys.executable, "-P", "-m", "wgcell.relay", "--nic-fd", str(fds[0])]
-        argv += ["--udp-fd", str(fds[1]), "--control-fd", str(fds[2])]
-        self.process = subprocess.Popen(argv, pass_fds=fds)
+        argv = [*keeper(), sys.executable, "-P", "-m", "wgcell.relay", str(control.fileno()), ""]
+        self.process = subprocess.Popen(argv, pass_fds=(control.fileno(),))
+        socket.send_fds(self.control, [b"\0"], [nic.fileno(), udp.fileno()])
         for sock in (nic, udp, control):
             sock.close()
         for sock in (self.nic, self.control, self.endpoint):
@@ -170,7 +170,7 @@ class Process:
             endpoint_public_key=base64.b64encode(ENDPOINT).decode(),
             mtu=1420,
         )
-        assert self.event()["event"] == "ready"
+        assert [self.event()["event"] for _ in range(2)] == ["begun", "ready"]
         self.tell("phase", phase="running")
 
     def tell(self, command: str, **fields: Any) -> None:

@@ -19,16 +19,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from wgcell.relay.seal import RULES, unprivileged_id
+from wgcell.relay.seal import RULES, keeper, unprivileged_id
 
 PROLOGUE = """
 import ctypes, json, mmap, os, signal, socket, sys
-import pyseccomp
 from wgcell.relay import seal as module
+module.load()
 nic_fd, udp_fd, control_fd, decoy_port, sibling, mode = (*map(int, sys.argv[1:6]), sys.argv[6])
 nic, udp, control = (socket.socket(fileno=fd) for fd in (nic_fd, udp_fd, control_fd))
 decoy = ("127.0.0.1", decoy_port)
@@ -138,8 +137,9 @@ def attempt(act: str, mode: str) -> Tried:
     fds = [nic_end.fileno(), udp.fileno(), control_end.fileno()]
     numbers = [*fds, decoy.getsockname()[1], sibling.pid]
     code = PROLOGUE + ACTS[act] + EPILOGUE
+    before = () if mode == "open" else keeper()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", code, *map(str, numbers), mode],
+        [*before, sys.executable, "-P", "-c", code, *map(str, numbers), mode],
         pass_fds=fds,
         stderr=subprocess.PIPE,
     )
@@ -169,7 +169,7 @@ def attempt(act: str, mode: str) -> Tried:
 @pytest.mark.parametrize("act", ACTS)
 def test_sealed_it_dies_or_fails(act: str) -> None:
     tried = attempt(act, "sealed")
-    assert tried.said == "" and tried.code == 128 + signal.SIGSYS
+    assert tried.said == "" and tried.code == -signal.SIGSYS
     assert tried.heard == b""
 
 
@@ -207,17 +207,17 @@ def test_each_cell_of_roots_has_a_user_of_its_own() -> None:
         assert unprivileged_id("no digits") == 65534
 
 
-def relay(*options: str, **popen: Any) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def relay(cell: str = "") -> tuple[subprocess.Popen[bytes], socket.socket]:
     (nic, nic_end), (control, control_end) = socket.socketpair(), socket.socketpair()
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.connect(("127.0.0.1", 9))
-    fds = [nic_end.fileno(), udp.fileno(), control_end.fileno()]
-    argv = [sys.executable, "-P", "-m", "wgcell.relay", "--nic-fd", str(fds[0])]
-    argv += ["--udp-fd", str(fds[1]), "--control-fd", str(fds[2]), *options]
-    process = subprocess.Popen(argv, pass_fds=fds, **popen)
+    argv = [*keeper(), sys.executable, "-P", "-m", "wgcell.relay", str(control_end.fileno()), cell]
+    process = subprocess.Popen(argv, pass_fds=(control_end.fileno(),))
+    socket.send_fds(control, [b"\0"], [nic_end.fileno(), udp.fileno()])
     for made in (nic, nic_end, control_end, udp):
         made.close()
     control.settimeout(10)
+    assert b"begun" in control.recv(100)
     return process, control
 
 
@@ -239,7 +239,7 @@ def test_an_exception_behind_the_seal_is_one_line_and_the_end() -> None:
 
 
 def test_it_is_no_process_of_this_user_and_dies_with_its_keeper() -> None:
-    process, control = relay("--cell", "x-0000aa")
+    process, control = relay("x-0000aa")
     control.send(json.dumps(CONFIGURE).encode() + b"\n")
     control.recv(4096)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -251,7 +251,9 @@ def test_it_is_no_process_of_this_user_and_dies_with_its_keeper() -> None:
     if os.geteuid() == 0:
         assert fields["Uid"].split()[0] == str(unprivileged_id("x-0000aa"))
         assert os.listdir(f"/proc/{inside}/root") == []
-        assert len(os.listdir(f"/proc/{process.pid}/fd")) == 1  # the keeper's pipe
+        kept = [Path(f"/proc/{process.pid}/fd", fd).readlink() for fd in ("0", "1", "2")]
+        held = {link.readlink() for link in Path(f"/proc/{process.pid}/fd").iterdir()} - set(kept)
+        assert len(held) == 1  # the control socket
     process.kill()
     process.wait()
     control.settimeout(1)

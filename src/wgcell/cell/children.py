@@ -20,6 +20,7 @@ from typing import Any
 from wgcell.errors import LaunchError
 from wgcell.machine.fuse import Fuse
 from wgcell.machine.process import die_with_parent
+from wgcell.relay.seal import keeper
 
 __all__ = ["GatewayProcess", "RelayProcess"]
 
@@ -37,6 +38,37 @@ async def _end(process: asyncio.subprocess.Process, patience: float) -> int:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         return await process.wait()
+
+
+async def _begun(
+    argv: tuple[str, ...], control: socket.socket, reader: asyncio.StreamReader
+) -> asyncio.subprocess.Process | None:
+    """A relay that has said its first word on ``control``; None if it came to nothing."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=(control.fileno(),),
+            start_new_session=True,
+            preexec_fn=die_with_parent(os.getpid()),
+        )
+    except FileNotFoundError:
+        return None
+    word = asyncio.create_task(reader.readline())
+    end = asyncio.create_task(process.wait())
+    try:
+        await asyncio.wait((word, end), return_when=asyncio.FIRST_COMPLETED)
+        return process if word.done() else None
+    except BaseException:
+        # Cancelled: nobody else knows of it.
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        raise
+    finally:
+        word.cancel()
+        end.cancel()
 
 
 @dataclass(slots=True)
@@ -68,28 +100,20 @@ class RelayProcess:
         ``sealed`` false leaves the seal open: for measuring what it costs, and for no cell.
         """
         ours, theirs = socket.socketpair()
-        argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", "--nic-fd", str(nic.fileno()))
-        argv += ("--udp-fd", str(udp.fileno()), "--control-fd", str(theirs.fileno()))
-        argv += ("--cell", cell, *(() if sealed else ("--open",)))
-        inherited = [nic.fileno(), udp.fileno(), theirs.fileno()]
-        if fuse is not None:
-            argv += ("--fuse-fd", str(fuse.end))
-            inherited.append(fuse.end)
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=inherited,
-            start_new_session=True,
-            preexec_fn=die_with_parent(os.getpid()),
-        )
-        for handed_over in (theirs, nic):
-            handed_over.close()
+        given = [nic.fileno(), udp.fileno(), *(() if fuse is None else (fuse.end,))]
+        socket.send_fds(ours, [b"\0"], given)
+        nic.close()
         if fuse is not None:
             fuse.hand_over()
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
-        return cls(process, {}, False, ours, reader, writer)
+        argv = (*_PYTHON, "wgcell.relay", str(theirs.fileno()), cell)
+        with theirs:
+            # Where unshare can make no pid namespace, the relay runs without, and says so.
+            for command in ((*keeper(), *argv), argv) if sealed else ((*argv, "open"),):
+                process = await _begun(command, theirs, reader)
+                if process is not None:
+                    return cls(process, {}, False, ours, reader, writer)
+        raise LaunchError("the relay did not start", argv=argv)
 
     async def configure(self, udp: socket.socket, configuration: Mapping[str, Any]) -> None:
         """Let it begin, now that its ``udp`` is connected; closed here then.

@@ -1,4 +1,8 @@
-"""``python -P -m wgcell.relay``: the relay as a process, started by the supervisor alone.
+"""``python -P -m wgcell.relay CONTROL CELL``: the relay as a process, of a supervisor's alone.
+
+``CONTROL`` is the control socket's descriptor, over which come the NIC's socket, the UDP socket and
+the fuse, with the first byte; ``CELL`` is the cell's id. A third argument, ``open``, leaves the
+seal open: for measuring, and for controls.
 
 Everything is loaded and has run once before the seal closes: afterwards there is no file to load
 from, and an exception's traceback, which opens source files, would be the process's death.
@@ -6,7 +10,6 @@ from, and an exception's traceback, which opens source files, would be the proce
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import json
@@ -16,38 +19,32 @@ import socket
 import sys
 
 from wgcell.relay.loop import Loop
-from wgcell.relay.seal import STAGES, Descriptors, Seal, seal
+from wgcell.relay.seal import STAGES, Descriptors, Seal, load, seal
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """Run until told to quit; 1 if the descriptors are not what they should be."""
-    parser = argparse.ArgumentParser(prog="wgcell.relay", description=__doc__)
-    for name in ("--nic-fd", "--udp-fd", "--control-fd"):
-        parser.add_argument(name, type=int, required=True)
-    parser.add_argument(
-        "--fuse-fd", type=int, default=-1, help="what kills the machine when it is closed"
-    )
-    parser.add_argument("--cell", default="", help="the cell's id")
-    parser.add_argument("--open", action="store_true", help="without the seal: for controls only")
-    asked = parser.parse_args()
+    fd, cell, *opened = sys.argv[1:]
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return 1
     # Ctrl-C is for the supervisor, which then ends everyone in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    owned = Descriptors(asked.nic_fd, asked.udp_fd, asked.control_fd, asked.fuse_fd)
-    nic, udp, control = (socket.socket(fileno=fd) for fd in (owned.nic, owned.udp, owned.control))
+    control = socket.socket(fileno=int(fd))
+    _, given, _, _ = socket.recv_fds(control, 1, 3)
+    if len(given) < 2:
+        return 1
+    nic, udp = (socket.socket(fileno=each) for each in given[:2])
+    owned = Descriptors(nic.fileno(), udp.fileno(), control.fileno(), *given[2:])
+    control.sendall(b'{"event": "begun"}\n')
     loop = Loop(nic, udp, control, owned.fuse)
     loop.warm()
-    if asked.open:
-        closed = Seal(dict.fromkeys(STAGES, "left open on purpose"))
-    else:
-        with contextlib.suppress(ImportError):
-            import pyseccomp  # noqa: F401  # while there are files
-        closed = seal(owned, asked.cell)
+    load()
+    left_open = Seal(dict.fromkeys(STAGES, "left open on purpose"))
+    closed = left_open if opened else seal(owned, cell)
     code = 0
     try:
         loop.run(closed)

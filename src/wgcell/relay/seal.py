@@ -6,8 +6,8 @@ Then, in this order, because each stage needs a right that a later one takes awa
 1. *user*        started by root, it becomes an unprivileged user that owns no file;
 2. *namespaces*  own user, mount, pid, ipc, uts and network namespace. The network is empty: an
                  inherited socket keeps the namespace it was born in, a new one reaches nothing.
-                 A pid namespace begins with a child, so the process splits: the *keeper* outside
-                 holds no descriptor and waits; the relay goes on inside, and dies with the keeper;
+                 A pid namespace begins with a child, so the relay has been started as the first
+                 process of one, by its *keeper*, `keeper`, who waits outside and takes it along;
 3. *root*        an empty, read-only tmpfs is the whole file system;
 4. *limits*      no core, no file, no process, no more descriptors, memory bounded;
 5. *rights*      no capability, no_new_privs, not dumpable (no ptrace, no pidfd_getfd by a sibling);
@@ -22,19 +22,20 @@ What could not be built here is said in ``Seal.missing`` and never passed over i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import resource
-import select
 import signal
 import socket
 import struct
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-__all__ = ["RULES", "STAGES", "Descriptors", "Seal", "seal", "unprivileged_id"]
+__all__ = ["RULES", "STAGES", "Descriptors", "Seal", "keeper", "load", "seal", "unprivileged_id"]
 
 STAGES = ("user", "namespaces", "root", "limits", "rights", "landlock", "seccomp")
 
@@ -43,11 +44,8 @@ _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUTS = 0x04000000
 _CLONE_NEWIPC = 0x08000000
 _CLONE_NEWUSER = 0x10000000
-_CLONE_NEWPID = 0x20000000
 _CLONE_NEWNET = 0x40000000
-_NAMESPACES = (
-    _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWNET
-)
+_NAMESPACES = _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWNET
 # sys/mount.h
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REMOUNT, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 32, 16384, 1 << 18, 2
@@ -131,20 +129,37 @@ def unprivileged_id(tag: str) -> int | None:
         wanted = _FIRST_ID + int(tag[-6:], 16)
     except ValueError:
         wanted = _NOBODY
-    mapped = [
-        (inside, inside + count)
-        for inside, _, count in (
-            map(int, line.split()) for line in Path("/proc/self/uid_map").read_text().splitlines()
-        )
-    ]
+    lines = (tuple(map(int, line.split())) for line in _proc("uid_map").splitlines())
+    mapped = [(inside, inside + count) for inside, _, count in lines]
     for candidate in (wanted, _NOBODY):
         if any(first <= candidate < end for first, end in mapped):
             return candidate
     return None
 
 
+def keeper() -> tuple[str, ...]:
+    """The command before a relay's own, which then is the first process of a pid namespace.
+
+    util-linux's ``unshare``: it holds what it inherits until the relay is gone, so that must be no
+    more than the control socket; the relay is given the rest over it.
+    """
+    right = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    return ("unshare", *right, "--pid", "--fork", "--kill-child", "--")
+
+
+def load() -> None:
+    """Load what the last stage needs, while there are files."""
+    # pyseccomp finds its libraries by a module that loads a dozen others, for good, and starts
+    # ldconfig. The loader knows their names.
+    lookup = types.ModuleType("ctypes.util")
+    vars(lookup)["find_library"] = {"c": "libc.so.6", "seccomp": "libseccomp.so.2"}.get
+    sys.modules["ctypes.util"] = vars(ctypes)["util"] = lookup
+    with contextlib.suppress(ImportError, OSError, RuntimeError):
+        import pyseccomp  # noqa: F401
+
+
 def seal(owned: Descriptors, tag: str = "") -> Seal:
-    """Seal this process around ``owned``; returns in the relay, inside, never in the keeper.
+    """Seal this process around ``owned``.
 
     ``tag`` is the cell's id. Raises nothing for a stage that can't be built here: it is in the
     result's ``missing``, and the stages after it are built all the same.
@@ -181,6 +196,18 @@ def _prctl(option: int, value: int) -> None:
     _check(_libc.prctl(option, value, 0, 0, 0), f"prctl {option}")
 
 
+def _proc(name: str, text: str | None = None) -> str:
+    """Read this process's file in /proc, or write ``text`` to it; pathlib would stay loaded."""
+    descriptor = os.open(f"/proc/self/{name}", os.O_RDONLY if text is None else os.O_WRONLY)
+    try:
+        if text is None:
+            return os.read(descriptor, 1 << 16).decode()
+        os.write(descriptor, text.encode())
+        return text
+    finally:
+        os.close(descriptor)
+
+
 def _become_nobody(tag: str) -> None:
     chosen = unprivileged_id(tag)
     if chosen is None:
@@ -201,29 +228,9 @@ def _enter_namespaces() -> None:
         ("uid_map", f"{_NOBODY} {user} 1"),
         ("gid_map", f"{_NOBODY} {group} 1"),
     ):
-        Path("/proc/self", file).write_text(text)
-    kept, watched = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(kept)
-        _keep(child, watched)
-    os.close(watched)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The keeper may have died before that took hold: then its end of the pipe is closed.
-    poll = select.poll()
-    poll.register(kept, select.POLLIN)
-    if poll.poll(0):
-        os._exit(1)
-    os.close(kept)
-
-
-def _keep(child: int, watched: int) -> None:
-    """The keeper: no descriptor but the pipe that shows it lives; waits, and passes the end on."""
-    os.closerange(0, watched)
-    os.closerange(watched + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    os._exit(code if code >= 0 else 128 - code)
+        _proc(file, text)
+    if os.getpid() != 1:
+        raise OSError("it is not the first process of a pid namespace: unshare(1) made none")
 
 
 def _empty_root() -> None:
@@ -256,8 +263,7 @@ def _limit(owned: Descriptors) -> None:
 
 
 def _mapped() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * resource.getpagesize()
+    return int(_proc("statm").split()[0]) * resource.getpagesize()
 
 
 _MAPPED = _mapped()
@@ -286,7 +292,6 @@ def _landlock() -> None:
 
 
 def _filter(owned: Descriptors) -> None:
-    # Imported by whoever starts us, before there is no file left to import.
     from pyseccomp import ALLOW, EQ, KILL_PROCESS, MASKED_EQ, Arg, Attr, SyscallFilter
 
     made = SyscallFilter(KILL_PROCESS)
@@ -300,3 +305,4 @@ def _filter(owned: Descriptors) -> None:
     for name in _NEVER_EXECUTABLE:
         made.add_rule(ALLOW, name, Arg(2, MASKED_EQ, _PROT_EXEC, 0))
     made.load()
+    _libc.malloc_trim(0)  # what the filter's making took

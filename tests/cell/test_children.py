@@ -1,0 +1,48 @@
+"""A relay starts where no pid namespace can be made, too, and does not pretend that it has one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from wgcell.cell.children import RelayProcess, b64
+
+KEY = b64(bytes(32))
+CONFIGURATION = {"guest_public_key": KEY, "endpoint_public_key": KEY, "mtu": 1420}
+
+
+async def started() -> tuple[bool, dict[str, str], int]:
+    """Whether it is sealed, what is missing, and the exit code of its end in order."""
+    nic, ours = socket.socketpair()
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.connect(("127.0.0.1", 9))
+    relay = await RelayProcess.start(nic, udp, CONFIGURATION)
+    code = await relay.quit()
+    relay.close()
+    ours.close()
+    return relay.sealed, dict(relay.missing), code
+
+
+def test_with_every_wall() -> None:
+    sealed, missing, code = asyncio.run(started())
+    assert sealed and set(missing) <= {"landlock"} and code == 0
+
+
+@pytest.mark.parametrize("unshare", ["none", "refused"])
+def test_without_a_pid_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unshare: str
+) -> None:
+    shell = shutil.which("sh")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if unshare == "refused":
+        refusing = tmp_path / "unshare"
+        refusing.write_text(f"#!{shell}\necho 'unshare failed: not permitted' >&2\nexit 1\n")
+        refusing.chmod(0o755)
+    sealed, missing, code = asyncio.run(started())
+    assert not sealed and "unshare" in missing["namespaces"] and code == 0
+    assert os.listdir(tmp_path) == (["unshare"] if unshare == "refused" else [])
