@@ -44,6 +44,7 @@ lint: $(VENV)/.made
 
 bench: image
 	$(PY) bench/relay.py
+	$(PY) bench/path.py
 	$(PY) bench/many.py
 	$(PY) bench/start.py
 	$(PY) bench/kill.py

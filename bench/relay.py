@@ -162,22 +162,28 @@ def limit(setup: Setup) -> None:
     setup.start([str(BUILT / "limit"), str(setup.theirs.fileno()), str(udp.fileno())], udp)
 
 
+def passt_argv(nic: int) -> list[str]:
+    argv = ["passt", "-f", "-q", "-F", str(nic), "-4", "-t", "none", "-u", "none"]
+    argv += ["-a", "192.168.64.2", "-n", "24", "-g", "192.168.64.1", "-M", link.GATEWAY_MAC_TEXT]
+    return [*argv, "-m", "1500", "--runas", "0" if os.getuid() == 0 else str(os.getuid())]
+
+
 def passt(setup: Setup) -> None:
     setup.port = setup.endpoint.getsockname()[1]
-    argv = ["passt", "-f", "-q", "-F", str(setup.theirs.fileno()), "-4", "-t", "none", "-u", "none"]
-    argv += ["-a", "192.168.64.2", "-n", "24", "-g", "192.168.64.1", "-M", link.GATEWAY_MAC_TEXT]
-    argv += ["-m", "1500", "--runas", "0" if os.getuid() == 0 else str(os.getuid())]
-    setup.start(argv)
+    setup.start(passt_argv(setup.theirs.fileno()))
     time.sleep(0.3)
+
+
+def slirp_argv(nic: int) -> list[str]:
+    """libslirp; it learns the guest's MAC from an ARP request, and answers."""
+    arp = b"\xff" * 6 + link.GUEST_MAC + b"\x08\x06" + struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1)
+    arp += link.GUEST_MAC + link.GUEST_ADDRESS + bytes(6) + link.GATEWAY_ADDRESS
+    return [str(BUILT / "slirp"), str(nic), arp.ljust(60, b"\0").hex()]
 
 
 def slirp(setup: Setup) -> None:
     setup.port = setup.endpoint.getsockname()[1]
-    setup.start([str(BUILT / "slirp"), str(setup.theirs.fileno())])
-    # It learns the guest's MAC from an ARP request, and answers.
-    arp = b"\xff" * 6 + link.GUEST_MAC + b"\x08\x06" + struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1)
-    arp += link.GUEST_MAC + link.GUEST_ADDRESS + bytes(6) + link.GATEWAY_ADDRESS
-    setup.nic.sendall(prefixed(arp.ljust(60, b"\0")))
+    setup.start(slirp_argv(setup.theirs.fileno()))
     setup.nic.recv(2000)
 
 
@@ -190,7 +196,6 @@ def tools() -> tuple[dict[str, Start], dict[str, str]]:
     found: dict[str, Start] = {"wgcell": wgcell, "C": limit}
     missing = {
         "slirp4netns, tap and bridge": "need a namespace and root; not driven here",
-        "the whole path through a real VM": "not driven here",
     }
     if shutil.which("passt"):
         found["passt"] = passt

@@ -1,4 +1,5 @@
-// libslirp, QEMU's `-netdev user`, on a stream socket: `slirp NIC`. Built without its headers, which the
+// libslirp, QEMU's `-netdev user`, on a stream socket: `slirp NIC FRAME`, a first frame of the guest's in
+// hexadecimal, for it to learn the guest's MAC from. Built without its headers, which the
 // runtime package lacks; the declarations are those of its public interface, version 1.
 #include <errno.h>
 #include <netinet/in.h>
@@ -100,7 +101,7 @@ int main(int argc, char **argv)
 	static const struct callbacks calls = {send_packet, error, clock_ns, timer_new, timer_free, timer_mod, fd_changed, fd_changed, notify};
 	struct config c = {.version = 1, .in_enabled = true, .mtu = 1500, .mru = 1500};
 	int kept = 0;
-	if (argc < 2)
+	if (argc < 3)
 		return 2;
 	nic = atoi(argv[1]);
 	inet_aton("192.168.64.0", &c.network);
@@ -109,6 +110,10 @@ int main(int argc, char **argv)
 	inet_aton("192.168.64.15", &c.dhcp_start);
 	inet_aton("192.168.64.3", &c.nameserver);
 	Slirp *slirp = slirp_new(&c, &calls, NULL);
+	int length = 0;
+	for (const char *hex = argv[2]; sscanf(hex, "%2hhx", &buffer[length]) == 1; hex += 2)
+		length++;
+	slirp_input(slirp, buffer, length);
 	for (;;) {
 		uint32_t timeout = 1000;
 		fds[0] = (struct pollfd){nic, POLLIN, 0};

@@ -1,0 +1,241 @@
+"""The whole path with a real VM: a transfer each way through the tunnel, by the guest's clock.
+
+::
+
+    python3 in a guest -- wg0 -- eth0 --- stream socket --- the tool under test --- UDP on lo
+                                                                                      |
+                                      a TCP server --- the embedded gateway, 51820 ---+
+
+The same guest, accelerator, gateway and bytes, the tools taking turns: wgcell's sealed relay;
+libslirp, which is QEMU's ``-netdev user``, in a process of its own; passt. The guest's tunnel is
+verified by the relay alone; the others are taken at their word. Medians of the rates, and of each
+round's ratio. Adds to ``bench/results.json``. Run by ``make bench``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from relay import HERE, build, passt_argv, slirp_argv
+from wgcell.cell.children import GatewayProcess, RelayProcess
+from wgcell.cell.folder import create
+from wgcell.cell.job import Job
+from wgcell.cell.supervisor import Supervisor, Surroundings
+from wgcell.cell.wgquick import VpnConfig
+from wgcell.gateway.keys import decode_key, generate_private_key, public_key
+from wgcell.image import store
+from wgcell.machine.accelerator import choose
+from wgcell.machine.process import find_qemu
+from wgcell.relay import link
+
+ROUNDS = 7
+BYTES = 16 << 20
+INSIDE, DOWN, UP = "10.99.0.5", 81, 82
+SERVER = f"""
+import socket, threading
+def serve(listening, download):
+    while True:
+        stream, _ = listening.accept()
+        with stream:
+            if download:
+                stream.sendall(bytes({BYTES}))
+                continue
+            left = {BYTES}
+            while left > 0:
+                left -= len(stream.recv(1 << 18)) or left
+            stream.sendall(b"k")
+made = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+for listening, download in zip(made, (True, False)):
+    threading.Thread(target=serve, args=(listening, download)).start()
+print(*(listening.getsockname()[1] for listening in made), flush=True)
+"""
+GUEST = f"""
+import socket, time
+def seconds(port, transfer):
+    begun = time.monotonic()
+    with socket.create_connection(("{INSIDE}", port)) as stream:
+        transfer(stream)
+    print(time.monotonic() - begun, flush=True)
+def download(stream):
+    left = {BYTES}
+    while left > 0:
+        left -= len(stream.recv(1 << 18)) or exit("the download broke off")
+def upload(stream):
+    for _ in range({BYTES} >> 16):
+        stream.sendall(bytes(1 << 16))
+    stream.recv(1) or exit("the upload broke off")
+seconds({DOWN}, download)
+seconds({UP}, upload)
+"""
+
+
+class Tool:
+    """Another tool in the relay's place, with the shape that a supervisor wants."""
+
+    sealed = False
+    missing: Mapping[str, str] = MappingProxyType({"relay": "another tool in its place"})
+
+    def __init__(self, argv: Callable[[int], list[str]], nic: socket.socket) -> None:
+        quiet = subprocess.DEVNULL
+        command, fds = argv(nic.fileno()), (nic.fileno(),)
+        self._process = subprocess.Popen(command, pass_fds=fds, stdout=quiet, stderr=quiet)
+        nic.close()
+        self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    async def configure(self, udp: socket.socket, configuration: Mapping[str, Any]) -> None:
+        udp.close()
+
+    def tell(self, command: str, **fields: Any) -> None:
+        if fields.get("phase") == "verifying":
+            verified = {"event": "verified"}
+            asyncio.get_running_loop().call_later(2.0, self._events.put_nowait, verified)
+
+    def replace_udp(self, fresh: socket.socket) -> None:
+        fresh.close()
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        while (event := await self._events.get()) is not None:
+            yield event
+
+    async def quit(self) -> int:
+        self._process.kill()
+        self._events.put_nowait(None)
+        return self._process.wait()
+
+    def close(self) -> None:
+        """Nothing is left to close."""
+
+
+def spawner(argv: Callable[[int], list[str]]) -> Callable[..., Any]:
+    async def spawn(nic: socket.socket, udp: socket.socket, cell: str, fuse: Any) -> Tool:
+        return Tool(argv, nic)
+
+    return spawn
+
+
+def tools() -> tuple[dict[str, Callable[..., Any]], dict[str, str]]:
+    """What can be run here, and why the rest can't."""
+    found: dict[str, Callable[..., Any]] = {"wgcell": RelayProcess.spawn}
+    missing = {}
+    if build("slirp", "-l:libslirp.so.0"):
+        found["libslirp"] = spawner(slirp_argv)
+    else:
+        missing["libslirp"] = "not installed: apt-get install libslirp0"
+    if shutil.which("passt"):
+        found["passt"] = spawner(passt_argv)
+    else:
+        missing["passt"] = "not installed: apt-get install passt"
+    return found, missing
+
+
+async def measure(spawn: Callable[..., Any], keys: tuple[str, str], folder: Path) -> list[float]:
+    """Megabits a second, down and up, of one cell."""
+    ours, theirs = keys
+    image = store.load("debian")
+    accelerator, why = choose(find_qemu(), image.kernel, store.cache_folder())
+    job = Job(
+        name="bench",
+        command=("python3", "-c", GUEST),
+        image="debian",
+        inputs=(),
+        outputs=(),
+        timeout=300.0,
+        env=(),
+        cpus=1,
+        memory=512 << 20,
+        disk=64 << 20,
+        vpn=None,
+        gateway=None,
+    )
+    vpn = VpnConfig(
+        private_key=decode_key(ours),
+        peer_public_key=decode_key(public_key(theirs)),
+        endpoint_host="127.0.0.1",
+        endpoint_port=link.PORT,
+        addresses=(ip_interface("10.99.0.2/32"),),
+        allowed_ips=(ip_network("0.0.0.0/0"),),
+        mtu=1420,
+    )
+    said = bytearray()
+    cell = create(folder, "bench")
+    around = Surroundings(cell, image, accelerator, why, vpn, "127.0.0.1", link.PORT)
+    supervisor = Supervisor(
+        job,
+        around,
+        tell=lambda event: None,
+        stdout=said.extend,
+        stderr=said.extend,
+        spawn_relay=spawn,
+    )
+    result = await supervisor.run()
+    if result["outcome"] != "completed":
+        raise SystemExit(f"{result['outcome']}: {result['reason']}\n{said.decode()}")
+    return [BYTES * 8 / 1e6 / float(line) for line in said.split()]
+
+
+async def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    asked = parser.parse_args()
+    found, missing = tools()
+    for name, why in missing.items():
+        print(f"missing: {name}: {why}")
+    keys = generate_private_key(), generate_private_key()
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    down, up = server.stdout.readline().split() if server.stdout else ("", "")
+    gateway = await GatewayProcess.start(
+        {
+            # Where the other tools lead the guest's link: the same port, on this machine.
+            "listen": f"127.0.0.1:{link.PORT}",
+            "private_key": keys[1],
+            "services": {
+                f"{INSIDE}:{DOWN}": f"127.0.0.1:{down}",
+                f"{INSIDE}:{UP}": f"127.0.0.1:{up}",
+            },
+            "peers": {"cell": {"public_key": public_key(keys[0]), "address": "10.99.0.2"}},
+        }
+    )
+    rounds: list[dict[str, list[float]]] = []
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            for n in range(asked.rounds):
+                order = list(found.items())[:: 1 if n % 2 == 0 else -1]
+                one = {name: await measure(spawn, keys, Path(temporary)) for name, spawn in order}
+                rounds.append({name: one[name] for name in found})
+    finally:
+        await gateway.quit()
+        server.kill()
+        server.communicate()
+    results: dict[str, Any] = {"missing": missing, "rounds": rounds}
+    for at, way in enumerate(("download", "upload")):
+        print(f"\nthrough a real VM, {way}")
+        for name in found:
+            print(f"  {name:<9} {statistics.median(one[name][at] for one in rounds):6.1f} Mbit/s")
+        for name in list(found)[1:]:
+            ratios = sorted(one["wgcell"][at] / one[name][at] for one in rounds)
+            middle = statistics.median(ratios)
+            results[f"{way} {name}"] = [ratios[0], middle, ratios[-1]]
+            met = "met" if middle >= 1 else "MISSED"
+            spread = f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            print(f"    {middle:.2f} x {name} {spread}   goal 1: {met}")
+    kept = HERE / "results.json"
+    whole = json.loads(kept.read_text()) if kept.exists() else {}
+    kept.write_text(json.dumps(whole | {"path": results}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
