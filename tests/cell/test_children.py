@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from wgcell.cell.children import RelayProcess, b64
+from wgcell.errors import LaunchError
 
 KEY = b64(bytes(32))
 CONFIGURATION = {"guest_public_key": KEY, "endpoint_public_key": KEY, "mtu": 1420}
@@ -21,10 +22,10 @@ async def started() -> tuple[bool, dict[str, str], int]:
     nic, ours = socket.socketpair()
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.connect(("127.0.0.1", 9))
-    relay = await RelayProcess.start(nic, udp, CONFIGURATION)
-    code = await relay.quit()
-    relay.close()
-    ours.close()
+    with ours, udp:
+        relay = await RelayProcess.start(nic, udp, CONFIGURATION)
+        code = await relay.quit()
+        relay.close()
     return relay.sealed, dict(relay.missing), code
 
 
@@ -41,8 +42,22 @@ def test_without_a_pid_namespace(
     monkeypatch.setenv("PATH", str(tmp_path))
     if unshare == "refused":
         refusing = tmp_path / "unshare"
-        refusing.write_text(f"#!{shell}\necho 'unshare failed: not permitted' >&2\nexit 1\n")
+        refusing.write_text(
+            f"#!{shell}\necho 'unshare: unshare failed: Operation not permitted' >&2\nexit 1\n"
+        )
         refusing.chmod(0o755)
     sealed, missing, code = asyncio.run(started())
     assert not sealed and "unshare" in missing["namespaces"] and code == 0
     assert os.listdir(tmp_path) == (["unshare"] if unshare == "refused" else [])
+
+
+def test_a_relay_that_is_killed_as_it_starts_is_not_started_with_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does anyone wait for it: the cell ends."""
+    shell = shutil.which("sh")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "unshare").write_text(f"#!{shell}\nkill -9 $$\n")
+    (tmp_path / "unshare").chmod(0o755)
+    with pytest.raises(LaunchError, match="the relay did not start"):
+        asyncio.run(started())

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import json
 import os
+import resource
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -42,8 +43,16 @@ async def _end(process: asyncio.subprocess.Process, patience: float) -> int:
 
 async def _begun(
     argv: tuple[str, ...], control: socket.socket, reader: asyncio.StreamReader
-) -> asyncio.subprocess.Process | None:
-    """A relay that has said its first word on ``control``; None if it came to nothing."""
+) -> asyncio.subprocess.Process | str:
+    """A relay that has said its first word on ``control``, or what was said as it came to
+    nothing."""
+    armed = die_with_parent(os.getpid())
+
+    def arm() -> None:
+        # A relay that its seal kills has its keeper die in the same way, which would dump core.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        armed()
+
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -52,15 +61,18 @@ async def _begun(
             stderr=asyncio.subprocess.PIPE,
             pass_fds=(control.fileno(),),
             start_new_session=True,
-            preexec_fn=die_with_parent(os.getpid()),
+            preexec_fn=arm,
         )
     except FileNotFoundError:
-        return None
+        return f"{argv[0]}: not found"
     word = asyncio.create_task(reader.readline())
     end = asyncio.create_task(process.wait())
     try:
         await asyncio.wait((word, end), return_when=asyncio.FIRST_COMPLETED)
-        return process if word.done() else None
+        if word.done():
+            return process
+        said = await process.stderr.read(4096) if process.stderr else b""
+        return said.decode("utf-8", "replace") or f"exit code {process.returncode}"
     except BaseException:
         # Cancelled: nobody else knows of it.
         with contextlib.suppress(ProcessLookupError):
@@ -108,12 +120,14 @@ class RelayProcess:
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
         argv = (*_PYTHON, "wgcell.relay", str(theirs.fileno()), cell)
         with theirs:
-            # Where unshare can make no pid namespace, the relay runs without, and says so.
-            for command in ((*keeper(), *argv), argv) if sealed else ((*argv, "open"),):
-                process = await _begun(command, theirs, reader)
-                if process is not None:
-                    return cls(process, {}, False, ours, reader, writer)
-        raise LaunchError("the relay did not start", argv=argv)
+            begun = await _begun((*keeper(), *argv) if sealed else (*argv, "open"), theirs, reader)
+            if isinstance(begun, str) and begun.startswith("unshare:"):
+                # It can make no pid namespace here: the relay runs without, and says so.
+                begun = await _begun(argv, theirs, reader)
+        if isinstance(begun, str):
+            writer.close()
+            raise LaunchError("the relay did not start", argv=argv, output=begun)
+        return cls(begun, {}, False, ours, reader, writer)
 
     async def configure(self, udp: socket.socket, configuration: Mapping[str, Any]) -> None:
         """Let it begin, now that its ``udp`` is connected; closed here then.
