@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wgcell.cell.children import RelayProcess, b64
+from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.errors import LaunchError
 
 KEY = b64(bytes(32))
@@ -61,3 +61,22 @@ def test_a_relay_that_is_killed_as_it_starts_is_not_started_with_less(
     (tmp_path / "unshare").chmod(0o755)
     with pytest.raises(LaunchError, match="the relay did not start"):
         asyncio.run(started())
+
+
+def test_a_gateway_whose_start_is_cancelled_is_dead() -> None:
+    """As when the relay, or QEMU, comes to nothing meanwhile."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+
+    async def cancelled() -> None:
+        starting = asyncio.create_task(GatewayProcess.start({}))
+        before = children.read_text()
+        while (now := children.read_text()) == before:
+            await asyncio.sleep(0.001)
+        assert set(now.split()) - set(before.split())
+        await asyncio.sleep(0.05)  # by now it is waited for, and still loads
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert set(children.read_text().split()) <= set(before.split())
+
+    asyncio.run(cancelled())

@@ -221,7 +221,14 @@ class GatewayProcess:
         if process.stdin is None or process.stdout is None or process.stderr is None:
             raise LaunchError("the gateway has no pipes", argv=argv)
         process.stdin.write(json.dumps(configuration).encode() + b"\n")
-        line = await asyncio.wait_for(process.stdout.readline(), 30)
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), 30)
+        except BaseException:
+            # Cancelled, or too late: nobody else knows of it.
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise
         ready = json.loads(line) if line else {}
         if ready.get("event") != "ready":
             process.stdin.close()
