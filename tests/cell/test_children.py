@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import signal
 import socket
 from pathlib import Path
 
@@ -51,16 +53,33 @@ def test_without_a_pid_namespace(
     assert os.listdir(tmp_path) == (["unshare"] if unshare == "refused" else [])
 
 
-def test_a_relay_that_is_killed_as_it_starts_is_not_started_with_less(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor does anyone wait for it: the cell ends."""
-    shell = shutil.which("sh")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "unshare").write_text(f"#!{shell}\nkill -9 $$\n")
-    (tmp_path / "unshare").chmod(0o755)
-    with pytest.raises(LaunchError, match="the relay did not start"):
-        asyncio.run(started())
+def test_a_relay_that_is_killed_as_it_starts_is_not_started_with_less() -> None:
+    """Its keeper fails then, too, in words of its own."""
+
+    async def killed() -> None:
+        nic, ours = socket.socketpair()
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with ours, udp:
+            starting = asyncio.create_task(RelayProcess.spawn(nic, udp))
+            while not (relays := [p for p, line in below() if b"wgcell.relay" in line][1:]):
+                await asyncio.sleep(0.001)
+            os.kill(relays[0], signal.SIGKILL)
+            with pytest.raises(LaunchError, match="the relay did not start"):
+                await starting
+
+    asyncio.run(killed())
+
+
+def below() -> list[tuple[int, bytes]]:
+    """The processes below this one, each with its command line."""
+    found, waiting = [], [os.getpid()]
+    while waiting:
+        with contextlib.suppress(OSError):
+            pid = waiting.pop()
+            found.append((pid, Path(f"/proc/{pid}/cmdline").read_bytes()))
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+            waiting += map(int, children.split())
+    return found[1:]
 
 
 def test_a_gateway_whose_start_is_cancelled_is_dead() -> None:

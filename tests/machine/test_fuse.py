@@ -44,7 +44,8 @@ VICTIM = "trap '' HUP INT TERM IO; while :; do sleep 1; done"
 
 
 def test_it_kills_when_the_relays_end_is_closed(fuse: Fuse, start: Start) -> None:
-    victim = start(VICTIM, preexec_fn=fuse.arm)
+    victim = start(VICTIM)
+    fuse.arm(victim.pid)
     time.sleep(0.2)
     assert victim.poll() is None and not fuse.blown
     fuse.hand_over()
@@ -55,24 +56,24 @@ def test_it_kills_when_the_relays_end_is_closed(fuse: Fuse, start: Start) -> Non
 def test_it_kills_when_the_holder_is_gone(fuse: Fuse, start: Start, end: str) -> None:
     holder = start(f"read _; {end}", pass_fds=(fuse.end,), stdin=subprocess.PIPE)
     fuse.hand_over()
-    victim = start(VICTIM, preexec_fn=fuse.arm)
+    victim = start(VICTIM)
+    fuse.arm(victim.pid)
     time.sleep(0.2)
     assert victim.poll() is None and not fuse.blown
     holder.stdin.close()
     assert victim.wait(1) == -signal.SIGKILL and fuse.blown
 
 
-def test_a_machine_is_not_started_over_a_blown_fuse(fuse: Fuse, start: Start) -> None:
+def test_a_fuse_that_has_blown_kills_whom_it_is_armed_with(fuse: Fuse, start: Start) -> None:
     fuse.hand_over()
-    assert start("exec sleep 9", preexec_fn=fuse.arm).wait(1) == -signal.SIGKILL
+    victim = start(VICTIM)
+    fuse.arm(victim.pid)
+    assert victim.wait(1) == -signal.SIGKILL
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 def test_it_may_kill_a_machine_that_became_another_user(fuse: Fuse, start: Start) -> None:
-    def become_and_arm() -> None:
-        os.setresuid(0x70000001, 0x70000001, 0x70000001)
-        fuse.arm()
-
-    victim = start(VICTIM, preexec_fn=become_and_arm)
+    victim = start(VICTIM, user=0x70000001)
+    fuse.arm(victim.pid)
     fuse.hand_over()
     assert victim.wait(1) == -signal.SIGKILL

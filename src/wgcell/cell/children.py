@@ -41,6 +41,18 @@ async def _end(process: asyncio.subprocess.Process, patience: float) -> int:
         return await process.wait()
 
 
+async def _can_keep() -> bool:
+    """Whether a pid namespace can be made here. Tried, for a relay's own failure tells nothing."""
+    quiet = asyncio.subprocess.DEVNULL
+    try:
+        tried = await asyncio.create_subprocess_exec(
+            *keeper(), "true", stdin=quiet, stdout=quiet, stderr=quiet
+        )
+    except FileNotFoundError:
+        return False
+    return await tried.wait() == 0
+
+
 async def _begun(
     argv: tuple[str, ...], control: socket.socket, reader: asyncio.StreamReader
 ) -> asyncio.subprocess.Process | str:
@@ -53,18 +65,15 @@ async def _begun(
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         armed()
 
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=(control.fileno(),),
-            start_new_session=True,
-            preexec_fn=arm,
-        )
-    except FileNotFoundError:
-        return f"{argv[0]}: not found"
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        pass_fds=(control.fileno(),),
+        start_new_session=True,
+        preexec_fn=arm,
+    )
     word = asyncio.create_task(reader.readline())
     end = asyncio.create_task(process.wait())
     try:
@@ -118,12 +127,14 @@ class RelayProcess:
         if fuse is not None:
             fuse.hand_over()
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
-        argv = (*_PYTHON, "wgcell.relay", str(theirs.fileno()), cell)
+        argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", str(theirs.fileno()), cell)
         with theirs:
-            begun = await _begun((*keeper(), *argv) if sealed else (*argv, "open"), theirs, reader)
-            if isinstance(begun, str) and begun.startswith("unshare:"):
-                # It can make no pid namespace here: the relay runs without, and says so.
-                begun = await _begun(argv, theirs, reader)
+            if not sealed:
+                argv = (*argv, "open")
+            elif await _can_keep():
+                argv = (*keeper(), *argv)
+            # else it runs without a pid namespace, and says so.
+            begun = await _begun(argv, theirs, reader)
         if isinstance(begun, str):
             writer.close()
             raise LaunchError("the relay did not start", argv=argv, output=begun)

@@ -399,7 +399,7 @@ class Supervisor:
             console_fd=theirs["console"].fileno(),
             ports={f"wgcell.{name}": theirs[name].fileno() for name in _PORTS},
         )
-        machine = await Machine.start(spec, qmp, jail, job.disk, self._cgroup, self._fuse)
+        machine = await Machine.start(spec, qmp, jail, job.disk, self._cgroup)
         self._machine = machine
         for handed_over in theirs.values():
             handed_over.close()
@@ -410,6 +410,10 @@ class Supervisor:
             self._drain(self._copy(machine.process.stderr, self._diagnostics.write))
         self._spawn(self._follow_machine(machine), "QEMU's end")
         await machine.connect_monitor()
+        if self._fuse is not None:
+            # QEMU answers: so it is past the point from which it dies with its jail.
+            with contextlib.suppress(ProcessLookupError):
+                self._fuse.arm(machine.process.pid)
 
     @property
     def _jailed(self) -> bool:

@@ -4,6 +4,9 @@ A pipe that nobody writes to. The relay holds one end, and closes it at a rogue 
 is gone, however it went, the end is closed as well. The other end is set to send SIGKILL to the
 machine's first process at that (fcntl(2): O_ASYNC, F_SETSIG, F_SETOWN). No process of ours need run
 for it: a supervisor that stands still, or waits for a disk, holds up no kill.
+
+The kernel sends it if we might: not from the root of a user namespace to another user in there. The
+supervisor's own kill, a moment later, is all that such a cell has.
 """
 
 from __future__ import annotations
@@ -22,15 +25,17 @@ class Fuse:
     def __init__(self) -> None:
         self._watched, self.end = os.pipe()
 
-    def arm(self) -> None:
-        """Its victim is whoever calls this: the machine's first process, before exec, as the user
-        it will be, which is whom the kernel asks whether the signal may be sent."""
+    def arm(self, pid: int) -> None:
+        """From now on it kills ``pid``, a child of ours; at once, if it has blown already.
+
+        Not before that one's own children die with it. Raises ProcessLookupError if it is gone.
+        """
         fcntl.fcntl(self._watched, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(self._watched, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self._watched, fcntl.F_SETOWN, pid)
         flags = fcntl.fcntl(self._watched, fcntl.F_GETFL)
         fcntl.fcntl(self._watched, fcntl.F_SETFL, flags | os.O_ASYNC)
-        if self.blown:  # before anyone could be killed by it
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.blown:
+            os.kill(pid, signal.SIGKILL)
 
     @property
     def blown(self) -> bool:

@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from qemu.qmp.error import QMPError
 from wgcell.errors import LaunchError
 from wgcell.machine.argv import Accelerator, MachineSpec, qemu_argv
 from wgcell.machine.cgroup import Cgroup
-from wgcell.machine.fuse import Fuse
 from wgcell.machine.jail import Jail, bwrap_argv, closed_filter, limits
 
 __all__ = ["Machine", "die_with_parent", "find_qemu"]
@@ -34,6 +34,8 @@ __all__ = ["Machine", "die_with_parent", "find_qemu"]
 _PR_SET_PDEATHSIG = 1
 _DIES_WITHIN = 0.02
 """Seconds that a machine takes to die of SIGKILL, and more."""
+_STOPS_WITHIN = 0.2
+"""Seconds that a process takes to stop, and more."""
 KVM_DEVICE = Path("/dev/kvm")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -61,10 +63,9 @@ def find_qemu() -> str:
 
 
 def _before_qemu(
-    jail: Jail, memory: int, disk: int, parent: int, cgroup: Cgroup | None, fuse: Fuse | None
+    jail: Jail, memory: int, disk: int, parent: int, cgroup: Cgroup | None
 ) -> Callable[[], None]:
-    """What QEMU's process does before exec: bounds, an unprivileged user, death with us and by
-    the fuse."""
+    """What QEMU's process does before exec: bounds, an unprivileged user, death with us."""
     bounds = limits(memory, disk)
     armed = die_with_parent(parent)
 
@@ -80,10 +81,26 @@ def _before_qemu(
             os.setresgid(jail.user, jail.user, jail.user)
             os.setresuid(jail.user, jail.user, jail.user)
         armed()
-        if fuse is not None:
-            fuse.arm()
 
     return arm
+
+
+def _kill_starting(pid: int) -> None:
+    """Kill a jail's first process and its child, which outlives it until it has asked the kernel
+    to die with it, shortly before it becomes QEMU."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGSTOP)
+        end = time.monotonic() + _STOPS_WITHIN
+        while _state(pid) not in "TZX" and time.monotonic() < end:
+            time.sleep(0.0005)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for one in (pid, *map(int, children)):
+            os.kill(one, signal.SIGKILL)
+
+
+def _state(pid: int) -> str:
+    """One letter; see proc(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 class Machine:
@@ -107,13 +124,11 @@ class Machine:
         jail: Jail,
         disk: int,
         cgroup: Cgroup | None = None,
-        fuse: Fuse | None = None,
     ) -> Machine:
         """Start QEMU for ``spec``, its processor stopped; ``qmp_socket`` is our end of its monitor.
 
         ``disk`` is the most bytes any file it writes may have; ``cgroup`` is where it lives, the
-        caller's to remove; ``fuse`` is what it dies by, the caller's to close. Raises LaunchError,
-        with QEMU's own words, if it can't be started.
+        caller's to remove. Raises LaunchError, with QEMU's own words, if it can't be started.
         """
         argv = qemu_argv(spec)
         inherited = list(spec.fds)
@@ -133,7 +148,7 @@ class Machine:
                 pass_fds=inherited,
                 cwd="/",
                 start_new_session=True,
-                preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup, fuse),
+                preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup),
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(info)
@@ -147,7 +162,7 @@ class Machine:
             except BaseException:
                 # Cancelled half way: nobody else knows of it. Dead before the file is closed, for
                 # the thread that reads it holds its lock until then.
-                process.kill()
+                _kill_starting(process.pid)
                 await process.wait()
                 raise
         if jail.bwrap is None:
