@@ -123,6 +123,7 @@ def test_it_writes_nowhere_that_outlives_it(place: str) -> None:
 def test_it_is_nobody_and_holds_no_right() -> None:
     done = jailed("open(F, '/proc/self/status'); print grep /^(Cap|NoNewPrivs|Seccomp:)/, <F>")
     fields = dict(line.split(":\t") for line in done.stdout.splitlines())
+    assert jailed("print join ' ', $<, $>, $(+0, $)+0").stdout == "65534 65534 65534 65534"
     assert {fields[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == {"0" * 16}
     assert fields["NoNewPrivs"] == "1" and fields["Seccomp"] == "2"
 
@@ -140,6 +141,7 @@ def test_without_bubblewrap_the_jail_is_missing_and_the_mend_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "unshare").symlink_to("/usr/bin/unshare")
     jail = find_jail(None, None)
     assert jail.bwrap is None and "apt-get install bubblewrap" in jail.missing
     refusing = tmp_path / "bwrap"

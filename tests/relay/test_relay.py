@@ -18,11 +18,11 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from scapy.utils import PcapNgReader
 
+from wgcell.machine.keeper import keeper
 from wgcell.relay import link
 from wgcell.relay.evidence import CapturedFrame, pcapng
 from wgcell.relay.framing import LONGEST_FRAME, prefixed
 from wgcell.relay.relay import Arrived, Command, Cut, Phase, Relay, Report, Send
-from wgcell.relay.seal import keeper
 from wgcell.relay.session import SessionTable
 from wgcell.relay.verdict import Reason
 from wgcell.wire import wireguard
@@ -156,7 +156,8 @@ class Process:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         udp.connect(self.endpoint.getsockname())
         self.guest_port = udp.getsockname()
-        argv = [*keeper(), sys.executable, "-P", "-m", "wgcell.relay", str(control.fileno()), ""]
+        argv = [*keeper(root=os.geteuid() == 0), sys.executable, "-P", "-m", "wgcell.relay"]
+        argv += [str(control.fileno()), ""]
         self.process = subprocess.Popen(argv, pass_fds=(control.fileno(),))
         socket.send_fds(self.control, [b"\0"], [nic.fileno(), udp.fileno()])
         for sock in (nic, udp, control):

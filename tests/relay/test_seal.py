@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from wgcell.relay.seal import RULES, keeper, unprivileged_id
+from wgcell.machine.keeper import keeper
+from wgcell.relay.seal import RULES, unprivileged_id
 
 PROLOGUE = """
 import ctypes, json, mmap, os, signal, socket, sys
@@ -137,7 +138,7 @@ def attempt(act: str, mode: str) -> Tried:
     fds = [nic_end.fileno(), udp.fileno(), control_end.fileno()]
     numbers = [*fds, decoy.getsockname()[1], sibling.pid]
     code = PROLOGUE + ACTS[act] + EPILOGUE
-    before = () if mode == "open" else keeper()
+    before = () if mode == "open" else keeper(root=os.geteuid() == 0)
     process = subprocess.Popen(
         [*before, sys.executable, "-P", "-c", code, *map(str, numbers), mode],
         pass_fds=fds,
@@ -211,7 +212,8 @@ def relay(cell: str = "") -> tuple[subprocess.Popen[bytes], socket.socket]:
     (nic, nic_end), (control, control_end) = socket.socketpair(), socket.socketpair()
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.connect(("127.0.0.1", 9))
-    argv = [*keeper(), sys.executable, "-P", "-m", "wgcell.relay", str(control_end.fileno()), cell]
+    argv = [*keeper(root=os.geteuid() == 0), sys.executable, "-P", "-m", "wgcell.relay"]
+    argv += [str(control_end.fileno()), cell]
     process = subprocess.Popen(argv, pass_fds=(control_end.fileno(),))
     socket.send_fds(control, [b"\0"], [nic_end.fileno(), udp.fileno()])
     for made in (nic, nic_end, control_end, udp):

@@ -35,7 +35,7 @@ while True:
         raw.send(bytes.fromhex("ffffffffffff0277670000020806") + bytes(46))
     time.sleep(0.01)
 """
-VICTIMS = ("supervisor", "keeper", "relay", "jail", "qemu", "gateway")
+VICTIMS = ("supervisor", "keeper", "relay", "jail-keeper", "jail", "qemu", "gateway")
 
 
 def family(pid: int) -> dict[int, str]:
@@ -54,19 +54,16 @@ def family(pid: int) -> dict[int, str]:
 
 def pick(victim: str, members: dict[int, str], supervisor: int) -> int:
     """The process of that name; the supervisor where it has not been started yet."""
-    words = {
-        "keeper": "wgcell.relay",
-        "relay": "wgcell.relay",
-        "jail": "bwrap",
-        "qemu": "qemu-system",
-        "gateway": "wgcell.gateway",
-    }
-    named = sorted(pid for pid, line in members.items() if words.get(victim, "\0") in line)
-    if victim == "qemu":
-        named = [pid for pid in named if "bwrap" not in members[pid].split()[0]]
-    if not named:
-        return supervisor
-    return named[-1] if victim in ("relay", "qemu") else named[0]
+    word, first = {
+        "keeper": ("wgcell.relay", "unshare"),
+        "relay": ("wgcell.relay", "python"),
+        "jail-keeper": ("qemu-system", "unshare"),
+        "jail": ("qemu-system", "bwrap"),
+        "qemu": ("qemu-system", "qemu-system"),
+        "gateway": ("wgcell.gateway", "python"),
+    }.get(victim, ("\0", ""))
+    named = [pid for pid, line in members.items() if word in line and first in line.split()[0]]
+    return max(named, default=supervisor)
 
 
 def alive(pid: int) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vm.deaths import alive, family
+from tests.vm.deaths import alive, family, pick
 
 from wgcell.image import store
 
@@ -166,10 +166,8 @@ def gateway_of(process: subprocess.Popen[str]) -> int:
 
 
 def machine_of(process: subprocess.Popen[str]) -> int:
-    """QEMU's process, which is its jail's only child."""
-    members = family(process.pid).items()
-    (jail,) = (pid for pid, line in members if line.split()[0].endswith("bwrap"))
-    return next(pid for pid in family(jail) if pid != jail)
+    """QEMU's process, in its jail."""
+    return pick("qemu", family(process.pid), process.pid)
 
 
 def test_a_tunnel_that_falls_silent_is_lost(tmp_path: Path) -> None:

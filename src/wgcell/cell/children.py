@@ -20,8 +20,7 @@ from typing import Any
 
 from wgcell.errors import LaunchError
 from wgcell.machine.fuse import Fuse
-from wgcell.machine.process import die_with_parent
-from wgcell.relay.seal import keeper
+from wgcell.machine.keeper import die_with_parent, keeper
 
 __all__ = ["GatewayProcess", "RelayProcess"]
 
@@ -41,12 +40,18 @@ async def _end(process: asyncio.subprocess.Process, patience: float) -> int:
         return await process.wait()
 
 
+def _keeper() -> tuple[str, ...]:
+    """The relay's. What it inherits must be no more than the control socket, for it holds that
+    until the relay is gone; the relay is given the rest over it."""
+    return keeper(root=os.geteuid() == 0)
+
+
 async def _can_keep() -> bool:
     """Whether a pid namespace can be made here. Tried, for a relay's own failure tells nothing."""
     quiet = asyncio.subprocess.DEVNULL
     try:
         tried = await asyncio.create_subprocess_exec(
-            *keeper(), "true", stdin=quiet, stdout=quiet, stderr=quiet
+            *_keeper(), "true", stdin=quiet, stdout=quiet, stderr=quiet
         )
     except FileNotFoundError:
         return False
@@ -132,7 +137,7 @@ class RelayProcess:
             if not sealed:
                 argv = (*argv, "open")
             elif await _can_keep():
-                argv = (*keeper(), *argv)
+                argv = (*_keeper(), *argv)
             # else it runs without a pid namespace, and says so.
             begun = await _begun(argv, theirs, reader)
         if isinstance(begun, str):

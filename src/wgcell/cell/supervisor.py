@@ -401,6 +401,9 @@ class Supervisor:
         )
         machine = await Machine.start(spec, qmp, jail, job.disk, self._cgroup)
         self._machine = machine
+        if self._fuse is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._fuse.arm(machine.process.pid)
         for handed_over in theirs.values():
             handed_over.close()
         for drive in drives:
@@ -410,10 +413,6 @@ class Supervisor:
             self._drain(self._copy(machine.process.stderr, self._diagnostics.write))
         self._spawn(self._follow_machine(machine), "QEMU's end")
         await machine.connect_monitor()
-        if self._fuse is not None:
-            # QEMU answers: so it is past the point from which it dies with its jail.
-            with contextlib.suppress(ProcessLookupError):
-                self._fuse.arm(machine.process.pid)
 
     @property
     def _jailed(self) -> bool:

@@ -1,9 +1,9 @@
 """The fuse between a relay and its machine: when it blows, the kernel kills the machine.
 
 A pipe that nobody writes to. The relay holds one end, and closes it at a rogue frame; if the relay
-is gone, however it went, the end is closed as well. The other end is set to send SIGKILL to the
-machine's first process at that (fcntl(2): O_ASYNC, F_SETSIG, F_SETOWN). No process of ours need run
-for it: a supervisor that stands still, or waits for a disk, holds up no kill.
+is gone, however it went, the end is closed as well. The other end is set to send SIGKILL at that to
+the machine's first process, its jail's keeper (fcntl(2): O_ASYNC, F_SETSIG, F_SETOWN). No process
+of ours need run for it: a supervisor that stands still, or waits for a disk, holds up no kill.
 
 The kernel sends it if we might: not from the root of a user namespace to another user in there. The
 supervisor's own kill, a moment later, is all that such a cell has.
@@ -28,7 +28,7 @@ class Fuse:
     def arm(self, pid: int) -> None:
         """From now on it kills ``pid``, a child of ours; at once, if it has blown already.
 
-        Not before that one's own children die with it. Raises ProcessLookupError if it is gone.
+        Its own children must die with it. Raises ProcessLookupError if it is gone.
         """
         fcntl.fcntl(self._watched, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(self._watched, fcntl.F_SETOWN, pid)

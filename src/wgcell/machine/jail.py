@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wgcell.machine.keeper import keeper
+
 __all__ = ["Jail", "bwrap_argv", "closed_filter", "find_jail", "limits"]
 
 _SHARE = ("/usr/share/qemu", "/usr/share/seabios")
@@ -41,6 +43,7 @@ _HEAP = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.top_pad=33
 unmapped fast when QEMU is killed."""
 _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
 """Where glibc reads whether they are."""
+_NOBODY = "65534"
 _CLONE_NEWUSER = 0x10000000
 _ENOSYS = 38
 
@@ -80,13 +83,13 @@ def _why_not(jail: Jail) -> str:
         import pyseccomp  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
         return f"libseccomp can't be used ({error}): apt-get install libseccomp2"
-    argv = [jail.bwrap, "--unshare-all", "--ro-bind", "/usr", "/usr", *_links()]
+    argv = [*keeper(root=False), jail.bwrap, "--unshare-all", "--ro-bind", "/usr", "/usr"]
     become: dict[str, Any] = {}
     if jail.user is not None:
         become = {"user": jail.user, "group": jail.user, "extra_groups": jail.groups}
     try:
         done = subprocess.run(
-            [*argv, "--", "/usr/bin/true"],
+            [*argv, *_links(), "--", "/usr/bin/true"],
             capture_output=True,
             text=True,
             timeout=10,
@@ -95,7 +98,7 @@ def _why_not(jail: Jail) -> str:
             **become,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return f"bubblewrap can't be started: {error}"
+        return f"the jail can't be started: {error}"
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no word why"])[-1]
         return f"{said} (wgcell doctor names the mend)"
@@ -118,14 +121,15 @@ def bwrap_argv(
 ) -> list[str]:
     """``command``, whose first word is QEMU's path, inside the jail.
 
-    ``filter_fd`` holds the compiled filter, ``info_fd`` is told the inner process's id.
+    ``filter_fd`` holds the compiled filter, ``info_fd`` is told when the inner process is there.
     """
     program = str(Path(command[0]).resolve())
     argv = [
         jail.bwrap or "bwrap",
         *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
         *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1"),
-        *("--cap-drop", "ALL", "--clearenv", "--hostname", "cell"),
+        *("--uid", _NOBODY, "--gid", _NOBODY, "--cap-drop", "ALL"),
+        *("--clearenv", "--hostname", "cell"),
         *("--setenv", "GLIBC_TUNABLES", _HEAP),
         *("--ro-bind", program, program),
     ]

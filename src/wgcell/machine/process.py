@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import json
 import os
 import resource
 import select
@@ -17,9 +15,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from qemu.qmp import QMPClient
 from qemu.qmp.error import QMPError
@@ -28,27 +26,13 @@ from wgcell.errors import LaunchError
 from wgcell.machine.argv import Accelerator, MachineSpec, qemu_argv
 from wgcell.machine.cgroup import Cgroup
 from wgcell.machine.jail import Jail, bwrap_argv, closed_filter, limits
+from wgcell.machine.keeper import die_with_parent, keeper
 
-__all__ = ["Machine", "die_with_parent", "find_qemu"]
+__all__ = ["Machine", "find_qemu"]
 
-_PR_SET_PDEATHSIG = 1
 _DIES_WITHIN = 0.02
 """Seconds that a machine takes to die of SIGKILL, and more."""
-_STOPS_WITHIN = 0.2
-"""Seconds that a process takes to stop, and more."""
 KVM_DEVICE = Path("/dev/kvm")
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def die_with_parent(parent: int) -> Callable[[], None]:
-    """What a child runs before exec: SIGKILL when ``parent`` dies, even if it is dead already."""
-
-    def arm() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return arm
 
 
 def find_qemu() -> str:
@@ -85,34 +69,50 @@ def _before_qemu(
     return arm
 
 
-def _kill_starting(pid: int) -> None:
-    """Kill a jail's first process and its child, which outlives it until it has asked the kernel
-    to die with it, shortly before it becomes QEMU."""
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGSTOP)
-        end = time.monotonic() + _STOPS_WITHIN
-        while _state(pid) not in "TZX" and time.monotonic() < end:
-            time.sleep(0.0005)
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for one in (pid, *map(int, children)):
-            os.kill(one, signal.SIGKILL)
+def _kept(argv: Sequence[str]) -> list[str]:
+    """``argv``, which is bubblewrap's, after its keeper and a shell that says a line and reads one.
+
+    bubblewrap's child asks to die with it only just before it becomes QEMU: hence the keeper. The
+    keeper's own asks at once, but not before its first step: hence the shell. If we are dead by
+    then, it finds nobody at the other end, and starts nothing.
+    """
+    shell = ("sh", "-c", 'echo && read -r _ && exec "$@" </dev/null >/dev/null', "sh")
+    return [*keeper(root=False), *shell, *argv]
 
 
-def _state(pid: int) -> str:
-    """One letter; see proc(5)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+def _read_to(last: bytes, info: IO[bytes]) -> None:
+    """Read lines up to that one, or until none is to come: to the end would be to the keeper's."""
+    while (line := info.readline()) and line != last:
+        pass
+
+
+def _jailed(keeper: int) -> tuple[int, int]:
+    """The ids of QEMU and of bubblewrap, below their keeper, as they are here.
+
+    bubblewrap itself tells QEMU's as the keeper's namespace has it. Raises OSError or ValueError if
+    there is no such line.
+    """
+    line = [keeper]
+    for _ in range(2):
+        (child,) = Path(f"/proc/{line[-1]}/task/{line[-1]}/children").read_text().split()
+        line.append(int(child))
+    return line[2], line[1]
 
 
 class Machine:
     """One QEMU process. ``stderr`` is a pipe for the caller to drain."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, inner: int, qmp_socket: socket.socket
+        self,
+        process: asyncio.subprocess.Process,
+        qmp_socket: socket.socket,
+        jailed: tuple[int, ...] = (),
     ) -> None:
         self.process = process
-        self.pid = inner
-        """QEMU's own, seen from here; ``process`` may be the jail's first process."""
-        self._pidfds = [os.pidfd_open(pid) for pid in dict.fromkeys((inner, process.pid))]
+        inner = (*jailed, process.pid)
+        self.pid = inner[0]
+        """QEMU's own, seen from here; ``process`` is its jail's keeper, if it has a jail."""
+        self._pidfds = [os.pidfd_open(pid) for pid in inner]
         self._qmp_socket = qmp_socket
         self._qmp = QMPClient("wgcell")
 
@@ -132,6 +132,7 @@ class Machine:
         """
         argv = qemu_argv(spec)
         inherited = list(spec.fds)
+        ends = (asyncio.subprocess.DEVNULL, asyncio.subprocess.DEVNULL)
         info, told = os.pipe()
         ours = [told]
         try:
@@ -140,10 +141,11 @@ class Machine:
                 ours.append(closed_filter())
                 inherited += ours
                 argv = bwrap_argv(jail, argv, filter_fd=ours[1], info_fd=told, device=device)
+                argv, ends = _kept(argv), (asyncio.subprocess.PIPE, told)
             process = await asyncio.create_subprocess_exec(
                 *argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
+                stdin=ends[0],
+                stdout=ends[1],
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=inherited,
                 cwd="/",
@@ -158,18 +160,26 @@ class Machine:
                 os.close(fd)
         with os.fdopen(info, "rb") as file:
             try:
-                said = await asyncio.to_thread(file.read)
+                await asyncio.to_thread(_read_to, b"\n", file)
+                if process.stdin is not None:
+                    process.stdin.write(b"\n")
+                    process.stdin.close()
+                await asyncio.to_thread(_read_to, b"}\n", file)  # its child is there
             except BaseException:
-                # Cancelled half way: nobody else knows of it. Dead before the file is closed, for
-                # the thread that reads it holds its lock until then.
-                _kill_starting(process.pid)
+                # Cancelled half way: nobody else knows of it. Its whole process group, for the
+                # keeper's child may not have asked yet to die with it. Dead before the file is
+                # closed: the thread that reads it holds its lock until then.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
                 raise
         if jail.bwrap is None:
-            return cls(process, process.pid, qmp_socket)
+            return cls(process, qmp_socket)
         try:
-            return cls(process, int(json.loads(said)["child-pid"]), qmp_socket)
-        except (ValueError, KeyError, TypeError):
+            return cls(process, qmp_socket, _jailed(process.pid))
+        except (OSError, ValueError):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             code = await process.wait()
             output = (await process.stderr.read(4096)).decode() if process.stderr else ""
             raise LaunchError(
@@ -215,7 +225,7 @@ class Machine:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     async def dead(self) -> None:
-        """Wait until it is dead, jail and all: the jail's first process goes before QEMU has."""
+        """Wait until it is dead, jail and keeper and all."""
         for pidfd in self._pidfds:
             # Readable when its process is dead, a few milliseconds after the kill: no thread for
             # that at once, nor asyncio's word, which waits for all that QEMU had open.

@@ -25,7 +25,7 @@ class Toll:
     machine: int = 0
     """Resident memory of QEMU."""
     others: int = 0
-    """Resident memory of the relay, its keeper and the jail's first process."""
+    """Resident memory of the relay, bubblewrap, and the keepers of both."""
     disk: int = 0
     """Of the cell's folder and its scratch disk."""
     scratch: int = 0

@@ -35,7 +35,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["RULES", "STAGES", "Descriptors", "Seal", "keeper", "load", "seal", "unprivileged_id"]
+__all__ = ["RULES", "STAGES", "Descriptors", "Seal", "load", "seal", "unprivileged_id"]
 
 STAGES = ("user", "namespaces", "root", "limits", "rights", "landlock", "seccomp")
 
@@ -135,16 +135,6 @@ def unprivileged_id(tag: str) -> int | None:
         if any(first <= candidate < end for first, end in mapped):
             return candidate
     return None
-
-
-def keeper() -> tuple[str, ...]:
-    """The command before a relay's own, which then is the first process of a pid namespace.
-
-    util-linux's ``unshare``: it holds what it inherits until the relay is gone, so that must be no
-    more than the control socket; the relay is given the rest over it.
-    """
-    right = () if os.geteuid() == 0 else ("--user", "--map-root-user")
-    return ("unshare", *right, "--pid", "--fork", "--kill-child", "--")
 
 
 def load() -> None:
