@@ -1,4 +1,4 @@
-"""The embedded engine between a real peer and real TLS and HTTP servers: which host is asked for.
+"""Either engine between a real peer and real TLS and HTTP servers: which host is asked for.
 
 The topology is drawn in conftest.py.
 """
@@ -24,13 +24,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Server, Topology, Tunnel, config_of
+from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
 from tests.gateway.peer import Peer
 
-from wgcell.gateway import door
-from wgcell.gateway.config import parse_config
+from wgcell.gateway import joining
 from wgcell.gateway.flows import Flow
 from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.gateway.policy import Decision, Verdict
 
 pytestmark = pytest.mark.namespaces
 
@@ -97,7 +97,7 @@ def world(topology: Topology, trust: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def between(
-    topology: Topology, port: int = 52000, **changes: Any
+    topology: Topology, port: int = 52000, engine: str = "embedded", **changes: Any
 ) -> Iterator[tuple[Gateway, Tunnel]]:
     peer = {"public_key": public_key(ALICE), "address": "10.99.0.2", "port": port}
     config = {
@@ -109,7 +109,8 @@ def between(
         "peers": {"alice": peer},
         **changes,
     }
-    gateway = Gateway(config, topology.gateway.enter)
+    argv = [f"wgc{port}"] if engine == "kernel" else []
+    gateway = Gateway(config, topology.gateway.enter, argv)
     assert gateway.first["event"] == "ready", gateway.first
     tunnel = Tunnel(topology.client, f"hosts{port}", ALICE, "10.99.0.2", public_key(SERVER), port)
     try:
@@ -119,9 +120,11 @@ def between(
         gateway.close()
 
 
-@pytest.fixture(scope="module")
-def around(topology: Topology, world: None) -> Iterator[tuple[Gateway, Tunnel]]:
-    with between(topology, 51000) as made:
+@pytest.fixture(scope="module", params=["embedded", "kernel"])
+def around(
+    request: pytest.FixtureRequest, topology: Topology, world: None
+) -> Iterator[tuple[Gateway, Tunnel]]:
+    with between(topology, 51000, request.param) as made:
         yield made
 
 
@@ -199,23 +202,38 @@ def test_a_name_that_was_asked_later_is_as_good(
         assert over_tls(tunnel, trust, name) == b"over tls"
 
 
+@contextlib.contextmanager
+def changed(gateway: Gateway, **changes: Any) -> Iterator[None]:
+    """The same gateway under another policy, meanwhile."""
+    for config in ({**gateway.config, **changes}, gateway.config):
+        gateway.tell(config)
+        gateway.event("applied")
+        if config is not gateway.config:
+            yield
+
+
 def test_what_is_learned_is_what_would_have_sufficed(
-    topology: Topology, world: None, trust: Path
+    around: tuple[Gateway, Tunnel], trust: Path
 ) -> None:
-    def use(tunnel: Tunnel) -> list[Any]:
+    gateway, tunnel = around
+
+    def use() -> list[Any]:
         found = [tunnel.ask("api.example.com").rcode(), bool(tunnel.talk("203.0.113.7", 25))]
         found.append(over_tls(tunnel, trust, "api.example.com"))
         return [*found, tunnel.ask("rebind.example.com").rcode(), tunnel.talk(RESOLVER, 53)]
 
-    with between(topology, rules=[], learn=True) as (gateway, tunnel):
-        learned = use(tunnel)
+    with changed(gateway, rules=[], learn=True):
+        gateway.drain()
+        learned = use()
+        time.sleep(0.3)
         events = [event for event in gateway.drain() if event["event"] == "flow"]
     rules = {str(e["mend"]) for e in events if e["verdict"] == "allow"}
     assert rules == {"api.example.com:25", "api.example.com:443"}
     # What is on this side stays closed.
     assert sum(event["verdict"] == "refuse" for event in events) == 2
-    with between(topology, rules=[f"allow {rule}" for rule in rules]) as (_, tunnel):
-        assert use(tunnel) == learned
+    rules = {f"allow {rule}" for rule in rules}
+    with changed(gateway, rules=sorted(rules)):
+        assert use() == learned
 
 
 _ECHO = """
@@ -288,27 +306,27 @@ def test_a_greedy_peer_does_not_starve_forty_nine_others(topology: Topology, wor
 
 def test_a_head_that_does_not_end_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow loris: a byte now and then, and never a whole head."""
-    monkeypatch.setattr(door, "HELLO_TIMEOUT", 0.3)
+    monkeypatch.setattr(joining, "HELLO_TIMEOUT", 0.3)
 
     class Slow:
         async def read(self, count: int) -> bytes:
             await asyncio.sleep(0.05)
             return b"a"
 
-    config = parse_config(config_of())
-    (peer,) = config.peers
-    waiting = door.Door(config, peer, lambda event: None)
     flow = Flow(1, "cell", "tcp", ipaddress.ip_address("203.0.113.7"), 80)
+    decision = Decision(Verdict.ALLOW, "", "", names=("api.example.com",))
+    waiting = joining.Joining(Slow(), flow, decision)  # type: ignore[arg-type]
     begun = time.monotonic()
-    with pytest.raises(door._Refused, match="no whole TLS hello or HTTP head within"):
-        asyncio.run(waiting._greeted(Slow(), flow, ("api.example.com",), b"GET /"))  # type: ignore[arg-type]
+    with pytest.raises(joining.Refused, match="no whole TLS hello or HTTP head within"):
+        asyncio.run(waiting._greeted(b"GET /"))
     assert time.monotonic() - begun < 1
 
 
 def test_unfinished_heads_take_no_more_than_the_peers_own_flows(
-    topology: Topology, world: None
+    around: tuple[Gateway, Tunnel],
 ) -> None:
-    with between(topology, limits={"flows": 2}) as (_, tunnel):
+    gateway, tunnel = around
+    with changed(gateway, limits={"flows": 2}):
         tunnel.ask("api.example.com")
         with tunnel.connect("203.0.113.7", 80) as one, tunnel.connect("203.0.113.7", 80) as two:
             one.sendall(b"GET / HT")

@@ -88,6 +88,13 @@ def test_a_name_leads_for_its_answers_lifetime_and_a_moment() -> None:
     assert table.names(FIRST, 1059 + GRACE) == ("a.example.com",)
 
 
+def test_the_name_that_was_asked_last_is_the_last() -> None:
+    table, address = NameTable(), ipaddress.ip_address("203.0.113.7")
+    for name in ("a.example.com", "b.example.com", "a.example.com"):
+        table.learn(name, (address,), 60, now=0)
+    assert table.names(address, 1) == ("b.example.com", "a.example.com")
+
+
 def test_a_table_has_its_bound_and_keeps_what_lives_longest() -> None:
     table = NameTable()
     for number in range(MOST_LEADS * 2):

@@ -5,7 +5,8 @@ of every change: policy -> text -> one atomic apply -> a look at what is there. 
 before the interface does, so there is no moment at which the tunnel is open and the policy is not.
 
 What the text can't do is done here: the resolver inside the tunnel, which fills the sets behind
-names, and services, which are joined as the embedded engine joins them.
+names; flows that a name allows, which the kernel turns to this process, and services: they are
+judged, compared and joined as the embedded engine's flows are.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ import asyncio
 import contextlib
 import fcntl
 import ipaddress
-import itertools
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wgcell.errors import HostError, PolicyError
+from wgcell.errors import HostError
 from wgcell.gateway import netlink, nftables
 from wgcell.gateway.config import GatewayConfig, Peer
-from wgcell.gateway.flows import Flow, FlowLog, Report, mend
-from wgcell.gateway.leads import GRACE, NameTable
-from wgcell.gateway.nameserver import Nameserver
-from wgcell.gateway.policy import Address, Service
-from wgcell.gateway.resolver import Upstream, host_resolvers
+from wgcell.gateway.flows import Flow, FlowLog, Report
+from wgcell.gateway.gate import DNS_PORT, Gate
+from wgcell.gateway.joining import Joining
+from wgcell.gateway.leads import GRACE
+from wgcell.gateway.policy import Address, Verdict
 
 __all__ = ["INTERFACE", "KernelEngine"]
 
@@ -40,12 +41,16 @@ INTERFACE = "wgcell0"
 _TOOLS = {"ip": "iproute2", "nft": "nftables", "wg": "wireguard-tools"}
 _APPEARS = 5.0
 """Seconds for wireguard-go to make its interface."""
-_DNS_PORT = 53
+_DNS_IDLE = 30.0
+"""Seconds that a peer may take for its queries over one TCP connection."""
 _MOST_OPEN = 4096
-_SERVICE_IDLE = 3600.0
+_BACKLOG = 1024
+_ORIGINAL_DST = 80
+"""SO_ORIGINAL_DST (linux/netfilter_ipv4.h); IP6T_SO_ORIGINAL_DST has the same number."""
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER's: what is closed is reset."""
 LOOK_EVERY = 2.0
 """Seconds between two looks for flows that are over, and summaries of what was not told."""
-_NUMBERS = itertools.count(1)
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _ACCOUNTING = "net/netfilter/nf_conntrack_acct"
 
@@ -205,14 +210,11 @@ class KernelEngine:
             raise HostError(f"nftables did not take the policy: {wrong}")
 
     async def apply(self, config: GatewayConfig) -> None:
-        """Make it so. A peer that is gone is cut off; a changed rule holds for new flows.
+        """Make it so. A peer that is gone is cut off; a changed rule holds for new flows, and for
+        open ones that a name has allowed.
 
-        Raises HostError, PolicyError.
+        Raises HostError.
         """
-        if any(peer.policy.learn for peer in config.peers):
-            raise PolicyError(
-                "learn: the kernel engine can't: a name it has no rule for has no set"
-            )
         name = self._interface
         self._apply_rules(config)
         verb = "syncconf" if self._peers else "setconf"
@@ -234,14 +236,19 @@ class KernelEngine:
             )
         for address in set(self._peers) - {peer.address for peer in config.peers}:
             _quietly("ip", "route", "del", f"{address}/{address.max_prefixlen}", "dev", name)
-        upstream = Upstream(config.resolver or host_resolvers())
-        served = {
-            peer.address: _Served(peer, config, upstream, self._interface, self._report)
-            for peer in config.peers
-        }
-        for address, old in self._peers.items():
-            if address in served and served[address].peer.name == old.peer.name:
-                served[address].inherit(old)
+        own = config.address, config.resolver
+        unchanged = own == (self._config.address, self._config.resolver)
+        served = {}
+        for peer in config.peers:
+            known = self._peers.get(peer.address)
+            if known is not None and unchanged and known.gate.peer.name == peer.name:
+                known.change(peer)
+            else:
+                known = _Served(peer, config, self._interface, self._report)
+            served[peer.address] = known
+        for address, one in self._peers.items():
+            if served.get(address) is not one:
+                one.gate.close()
         # The servers hold this very table of peers.
         self._peers.clear()
         self._peers.update(served)
@@ -259,18 +266,13 @@ class KernelEngine:
         loop = asyncio.get_running_loop()
         own = str(config.address)
         self._datagrams, _ = await loop.create_datagram_endpoint(
-            lambda: _Datagrams(self._peers), local_addr=(own, _DNS_PORT)
+            lambda: _Datagrams(self._peers), local_addr=(own, DNS_PORT)
         )
-        self._servers.append(await asyncio.start_server(self._dns_over_tcp, own, _DNS_PORT))
-        for service in config.services:
-
-            async def join(
-                reader: asyncio.StreamReader, writer: asyncio.StreamWriter, to: Service = service
-            ) -> None:
-                await self._join_service(reader, writer, to)
-
+        self._servers.append(await asyncio.start_server(self._dns_over_tcp, own, DNS_PORT))
+        places = {(str(service.address), service.port) for service in config.services}
+        for place in sorted({(own, nftables.ASKED_PORT), *places}):
             self._servers.append(
-                await asyncio.start_server(join, str(service.address), service.port)
+                await asyncio.start_server(self._accepted, *place, backlog=_BACKLOG)
             )
 
     def _end_servers(self) -> None:
@@ -285,49 +287,36 @@ class KernelEngine:
     ) -> None:
         served = self._peers.get(_source(writer))
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(_DNS_IDLE):
                 while served is not None:
                     size = int.from_bytes(await reader.readexactly(2), "big")
-                    answer = await served.nameserver.reply(await reader.readexactly(size), tcp=True)
+                    query = await reader.readexactly(size)
+                    answer = await served.gate.nameserver.reply(query, tcp=True)
                     if not answer:
                         break
                     writer.write(len(answer).to_bytes(2, "big") + answer)
                     await writer.drain()
         writer.close()
 
-    async def _join_service(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, service: Service
-    ) -> None:
-        served = self._peers.get(_source(writer))
-        if served is None:
-            writer.close()
-            return
-        rule = f"service {service.target_host}:{service.target_port}"
-        flow = Flow(
-            next(_NUMBERS), served.peer.name, "tcp", service.address, service.port, "", rule
-        )
-        served.log.tell(flow.event("flow", "allow", "a service"))
-        reason = "closed"
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A service's flow, or one that the kernel has turned here: joined, or reset."""
+        source, ended = _source(writer), ""
+        served = self._peers.get(source)
         try:
-            async with asyncio.timeout(10):
-                back, out = await asyncio.open_connection(service.target_host, service.target_port)
-
-            async def pump(
-                source: asyncio.StreamReader, sink: asyncio.StreamWriter, what: str
-            ) -> None:
-                while raw := await asyncio.wait_for(source.read(65536), _SERVICE_IDLE):
-                    setattr(flow, what, getattr(flow, what) + len(raw))
-                    sink.write(raw)
-                    await sink.drain()
-                sink.write_eof()
-
-            await asyncio.gather(pump(reader, out, "bytes_out"), pump(back, writer, "bytes_in"))
-            out.close()
-        except (OSError, TimeoutError) as error:
-            reason = f"broken: {error or 'timed out'}"
+            if served is not None:
+                flow = served.gate.flow("tcp", *_destination(writer))
+                decision = served.gate.decide(flow, source)
+                if decision.verdict is Verdict.ALLOW:
+                    work = Joining(_Accepted(reader, writer), flow, decision).run()
+                    ended = await served.gate.join(flow, decision, work)
+        except OSError:
+            pass  # either side may end a connection at any moment
         finally:
+            if ended != "closed":
+                accepted = writer.get_extra_info("socket")
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                writer.transport.abort()
             writer.close()
-            served.log.tell(flow.end("allow", reason))
 
     # Seeing.
 
@@ -351,26 +340,25 @@ class KernelEngine:
         if served is None or begin != nftables.PREFIX:
             return
         verdict, _, rest = rest.partition(":")
-        names = served.names.names(packet.address, time.monotonic())
-        name = names[-1] if names else ""
-        peer, number = served.peer, rest.rpartition(":")[2]
-        flow = Flow(next(_NUMBERS), peer.name, packet.protocol, packet.address, packet.port, name)
-        again = peer.policy.evaluate(packet.address, packet.port, packet.protocol, names)
+        gate, number = served.gate, rest.rpartition(":")[2]
+        names = gate.names.names(packet.address, time.monotonic())
+        flow = gate.flow(packet.protocol, packet.address, packet.port)
+        again = gate.peer.policy.evaluate(packet.address, packet.port, packet.protocol, names)
+        rule, reason = "", "a rule allows it"
         if verdict == "allow":
-            if number.isdigit() and int(number) < len(peer.policy.rules):
-                flow.rule = peer.policy.rules[int(number)].text
-            served.log.tell(flow.event("flow", "allow", "a rule allows it"))
+            if number.isdigit() and int(number) < len(gate.peer.policy.rules):
+                flow.rule = gate.peer.policy.rules[int(number)].text
+            elif number == nftables.LEARNED:
+                flow.rule, reason = again.rule, again.reason
+                rule = gate.mend_of(flow, again)
             if len(self._open) < _MOST_OPEN:
-                self._open[_key(packet)] = flow, served.log
-            return
-        flow.rule = again.rule if again.verdict.value == "refuse" else ""
-        limit = again.verdict.value == "allow"
-        reason = "too many flows, or too many new ones a second" if limit else again.reason
-        host = "" if peer.policy.kept(packet.address) else name
-        rule = (
-            "" if flow.rule or limit else mend(packet.protocol, packet.address, packet.port, host)
-        )
-        served.log.tell({**flow.event("flow", "refuse", reason), "mend": rule})
+                self._open[_key(packet)] = flow, gate.log
+        elif again.verdict is Verdict.ALLOW:
+            reason = "too many flows, or too many new ones a second"
+        else:
+            flow.rule, reason = again.rule, again.reason
+            rule = gate.mend_of(flow, again)
+        gate.log.tell({**flow.event("flow", verdict, reason), "mend": rule})
 
     def _gone(self, gone: netlink.Gone) -> None:
         flow, log = self._open.pop(_key(gone), (None, None))
@@ -384,7 +372,7 @@ class KernelEngine:
             with contextlib.suppress(OSError):
                 netlink.sweep(ends)
             for served in self._peers.values():
-                served.log.summarise()
+                served.gate.log.summarise()
             if self._daemon is not None and self._daemon.poll() is not None:
                 self._report({"event": "fault", "detail": "wireguard-go died"})
 
@@ -405,53 +393,48 @@ class KernelEngine:
                 _system(name, value)
         _quietly("nft", "delete", "table", *nftables.table_name(self._interface).split())
         for served in self._peers.values():
-            served.log.summarise()
+            served.gate.close()
         os.ftruncate(self._lock, 0)
         os.close(self._lock)
         self._lock = -1
 
 
-class _Served:
-    """One peer's resolver and records."""
+class _Accepted:
+    """A connection that was accepted, as `Joining` wants it."""
 
-    def __init__(
-        self, peer: Peer, config: GatewayConfig, upstream: Upstream, interface: str, report: Report
-    ) -> None:
-        self.peer = peer
-        self.log = FlowLog(peer.name, report)
-        self.names = NameTable()
-        self.nameserver = Nameserver(peer.policy, upstream, self._refused, self._learned)
-        self._own = config.address
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.read, self.write = reader.read, writer.write
+        self.drain, self.write_eof = writer.drain, writer.write_eof
+
+
+class _Served:
+    """One peer's gate, and what the kernel knows of its names."""
+
+    def __init__(self, peer: Peer, config: GatewayConfig, interface: str, report: Report) -> None:
+        self.gate = Gate(config, peer, report, self._learned)
         self._interface = interface
         self._report = report
         self._ends: dict[tuple[str, Address], float] = {}
 
-    def inherit(self, old: _Served) -> None:
-        """What ``old`` has answered leads on: the sets are new, and empty."""
-        now = time.monotonic()
-        every = [lead for lead in old.names.living(now) if self.peer.policy.rule_for_name(lead[0])]
-        for name, address, left in every:
-            self.names.learn(name, (address,), left - GRACE, now)
-        self._lead(every, now)
+    def change(self, peer: Peer) -> None:
+        """Another policy. What was answered leads on: the sets are new, and empty."""
+        self.gate.change(peer)
+        self._ends.clear()
+        living = self.gate.names.living(time.monotonic())
+        self._lead([lead for lead in living if peer.policy.rule_for_name(lead[0])])
 
-    def _refused(self, name: str, reason: str) -> None:
-        flow = Flow(next(_NUMBERS), self.peer.name, "dns", self._own, _DNS_PORT, name)
-        rule = mend("dns", flow.address, flow.port, name) if reason == "no rule names it" else ""
-        self.log.tell({**flow.event("flow", "refuse", reason), "mend": rule})
-
-    def _learned(self, name: str, addresses: tuple[Address, ...], ttl: float) -> None:
+    def _learned(self, leads: tuple[tuple[str, Address, float], ...]) -> None:
         """Into the kernel's sets before the answer leaves: the workload connects at once."""
-        now = time.monotonic()
-        self.names.learn(name, addresses, ttl, now)
-        self._lead([(name, address, ttl + GRACE) for address in addresses], now)
+        self._lead([(name, address, ttl + GRACE) for name, address, ttl in leads])
 
-    def _lead(self, leads: list[tuple[str, Address, float]], now: float) -> None:
+    def _lead(self, leads: list[tuple[str, Address, float]]) -> None:
         """One transaction for all of them; an element that lives longer already stays."""
+        now = time.monotonic()
         self._ends = {key: end for key, end in self._ends.items() if end > now}
         new = {
             (place, address): left
             for name, address, left in leads
-            for place in nftables.leads(self.peer, name, address)
+            for place in nftables.leads(self.gate.peer, name, address)
             if self._ends.get((place, address), 0.0) < now + left
         }
         if not new:
@@ -484,12 +467,25 @@ class _Datagrams(asyncio.DatagramProtocol):
             task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, served: _Served, data: bytes, address: tuple[Any, ...]) -> None:
-        if answer := await served.nameserver.reply(data):
+        if answer := await served.gate.nameserver.reply(data):
             self._transport.sendto(answer, address)
 
 
 def _source(writer: asyncio.StreamWriter) -> Address:
     return ipaddress.ip_address(writer.get_extra_info("peername")[0])
+
+
+def _destination(writer: asyncio.StreamWriter) -> tuple[Address, int]:
+    """Where the peer meant to connect to: what is turned here was meant for elsewhere."""
+    host, port = writer.get_extra_info("sockname")[:2]
+    accepted, address = writer.get_extra_info("socket"), ipaddress.ip_address(host)
+    if port != nftables.ASKED_PORT:
+        return address, port
+    if address.version == 4:
+        raw = accepted.getsockopt(socket.IPPROTO_IP, _ORIGINAL_DST, 16)
+        return ipaddress.ip_address(raw[4:8]), int.from_bytes(raw[2:4], "big")
+    raw = accepted.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL_DST, 28)
+    return ipaddress.ip_address(raw[8:24]), int.from_bytes(raw[2:4], "big")
 
 
 def _key(flow: netlink.Seen | netlink.Gone) -> tuple[object, ...]:

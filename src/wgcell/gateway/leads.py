@@ -25,7 +25,8 @@ class NameTable:
         for address in addresses:
             names = self._leads.setdefault(address, {})
             self._count += name not in names
-            names[name] = max(names.get(name, 0.0), now + ttl + GRACE)
+            # Out and in again: the youngest answer is the last.
+            names[name] = max(names.pop(name, 0.0), now + ttl + GRACE)
         if self._count > MOST_LEADS:
             self._shrink(now)
 

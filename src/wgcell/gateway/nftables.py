@@ -6,8 +6,8 @@ sake: then it must not become one for others. A peer is known by its source addr
 WireGuard's AllowedIPs has already held it to; any other source is refused here again.
 
 A rule with a name matches a set that the resolver fills, an element for each answer, as long as
-the answer lives. The kernel does not look into a flow: which host a TLS hello asks for is compared
-by the embedded engine only.
+the answer lives. The kernel does not look into a flow, so TCP that a name allows is turned to this
+machine's own `ASKED_PORT`, where the engine compares the host that is asked for, and joins it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from wgcell.gateway.keys import public_key
 from wgcell.gateway.policy import PROTECTED, Address, Network, Rule, Verdict
 
 __all__ = [
+    "ASKED_PORT",
+    "LEARNED",
     "LOG_GROUP",
     "leads",
     "peer_file",
@@ -35,6 +37,10 @@ LOG_GROUP = 5182
 """The NFLOG group where each new flow's first packet goes."""
 PREFIX = "wgcell"
 """Begins a log prefix; behind it ``:allow`` or ``:refuse``, the peer and the rule's number."""
+ASKED_PORT = 5183
+"""TCP port of the gateway's address for flows that a name allows; open to none but those."""
+LEARNED = "learn"
+"""In place of a rule's number: no rule refuses it, and the peer's policy is still learned."""
 _MOST_LEADS = 4096
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 
@@ -44,8 +50,17 @@ def table_name(interface: str) -> str:
     return f"inet wgcell_{re.sub('[^a-z0-9]', '_', interface)}"
 
 
+def _chain_of(peer: Peer) -> str:
+    """Behind a chain's or a set's own word."""
+    return peer.name.replace("-", "_")
+
+
+def _family(address: Address) -> str:
+    return "ip" if address.version == 4 else "ip6"
+
+
 def _set_name(peer: Peer, number: int, version: int) -> str:
-    return f"lead_{peer.name.replace('-', '_')}_{number}_v{version}"
+    return f"lead_{_chain_of(peer)}_{number}_v{version}"
 
 
 def leads(peer: Peer, name: str, address: Address) -> list[str]:
@@ -110,27 +125,62 @@ def _match(peer: Peer, number: int, rule: Rule) -> Iterator[str]:
         yield match
 
 
-def _rules(peer: Peer) -> Iterator[str]:
-    limits, me = peer.policy.limits, peer.name.replace("-", "_")
-    family = "ip" if peer.address.version == 4 else "ip6"
+def _limits(peer: Peer, beyond: str) -> Iterator[str]:
+    limits, family = peer.policy.limits, _family(peer.address)
     rate = f"limit rate over {limits.flows_per_second}/second burst {limits.flows} packets"
     most = f"{family} saddr ct count over {limits.flows}"
-    yield f"add @flows_v{peer.address.version} {{ {most} }} goto refuse_{me}"
-    yield f"update @new_{me} {{ {family} saddr {rate} }} goto refuse_{me}"
+    yield f"add @flows_v{peer.address.version} {{ {most} }} {beyond}"
+    yield f"update @new_{_chain_of(peer)} {{ {family} saddr {rate} }} {beyond}"
+
+
+def _asked(rule: Rule) -> bool:
+    """Whether what this rule allows is compared with the host that it asks for."""
+    return rule.verdict is Verdict.ALLOW and bool(rule.name) and rule.protocol == "tcp"
+
+
+def _rules(peer: Peer) -> Iterator[str]:
+    refuse = f"goto refuse_{_chain_of(peer)}"
+    log = f'log prefix "{PREFIX}:allow:{peer.name}:%s" group {LOG_GROUP} accept'
+    yield from _limits(peer, refuse)
     for number, rule in enumerate(peer.policy.rules):
+        # What is compared is turned away before; what comes here was beyond a limit, or is late.
+        for match in () if _asked(rule) else _match(peer, number, rule):
+            yield f"{match} {refuse if rule.verdict is Verdict.REFUSE else log % number}"
+    if peer.policy.learn:
+        for version, family, _ in _FAMILIES:
+            match = f"{family} daddr != @protected_v{version} meta l4proto {{ tcp, udp }}"
+            yield f"{match} {log % LEARNED}"
+    yield refuse
+
+
+def _turns(peer: Peer) -> Iterator[str]:
+    """What is asked of this machine in the target's place: the same rules, in the same order."""
+    for number, rule in enumerate(peer.policy.rules):
+        verdict = f"goto asked_{_chain_of(peer)}" if _asked(rule) else "accept"
         for match in _match(peer, number, rule):
-            if rule.verdict is Verdict.REFUSE:
-                yield f"{match} goto refuse_{me}"
-            else:
-                log = f'log prefix "{PREFIX}:allow:{peer.name}:{number}" group {LOG_GROUP}'
-                yield f"{match} {log} accept"
-    yield f"goto refuse_{me}"
+            yield f"{match} {verdict}"
 
 
-def _dispatch(peers: Iterable[Peer]) -> Iterator[str]:
+def _turned(peer: Peer, to: Address) -> Iterator[str]:
+    """Beyond a limit it goes its way unturned: to where it is refused, and told."""
+    yield from _limits(peer, "accept")
+    place = f"[{to}]" if to.version == 6 else str(to)
+    yield f"meta l4proto tcp dnat {_family(to)} to {place}:{ASKED_PORT}"
+
+
+def _asking(config: GatewayConfig) -> list[Peer]:
+    """The peers that may have a flow turned: a gateway's address is of one family."""
+    return [
+        peer
+        for peer in config.peers
+        if peer.address.version == config.address.version and any(map(_asked, peer.policy.rules))
+    ]
+
+
+def _dispatch(peers: Iterable[Peer], chain: str = "peer") -> Iterator[str]:
     for version, family, _ in _FAMILIES:
         pairs = [
-            f"{peer.address} : goto peer_{peer.name.replace('-', '_')}"
+            f"{peer.address} : goto {chain}_{_chain_of(peer)}"
             for peer in peers
             if peer.address.version == version
         ]
@@ -138,18 +188,16 @@ def _dispatch(peers: Iterable[Peer]) -> Iterator[str]:
             yield f"{family} saddr vmap {_braces(pairs)}"
 
 
-def _pace(peers: Iterable[Peer]) -> Iterator[str]:
+def _pace(peers: Iterable[Peer], end: str) -> Iterator[str]:
     for peer in peers:
         rate = peer.policy.limits.bytes_per_second
         if rate:
-            family = "ip" if peer.address.version == 4 else "ip6"
+            family = _family(peer.address)
             # A bucket of bytes holds the rate and the burst (Linux, net/netfilter/nft_limit.c).
             burst = max(65536 - rate, 0)
             limit = f"limit rate over {rate} bytes/second burst {burst} bytes"
-            name = f"pace_{peer.name.replace('-', '_')}"
-            for end in ("saddr", "daddr"):
-                meter = f"update @{name} {{ {family} {end} {limit} }}"
-                yield f"{family} {end} {peer.address} {meter} drop"
+            meter = f"update @pace_{_chain_of(peer)} {{ {family} {end} {limit} }}"
+            yield f"{family} {end} {peer.address} {meter} drop"
 
 
 def _protected(version: int, own: Iterable[Network]) -> list[Network]:
@@ -185,7 +233,7 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
         lines += _set(f"flows_v{version}", f"type {kind}", "flags dynamic", "size 1024")
     for peer in config.peers:
         kind = "ipv4_addr" if peer.address.version == 4 else "ipv6_addr"
-        me = peer.name.replace("-", "_")
+        me = _chain_of(peer)
         meter = (f"type {kind}", "flags dynamic,timeout", "timeout 1m", "size 16")
         lines += _set(f"new_{me}", *meter)
         if peer.policy.limits.bytes_per_second:
@@ -196,15 +244,44 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
                 # What the resolver has answered for this peer; see the module's head.
                 lines += _set(name, f"type {of}", "flags timeout", f"size {_MOST_LEADS}")
     for peer in config.peers:
-        me = peer.name.replace("-", "_")
+        me = _chain_of(peer)
         lines += _chain(f"refuse_{me}", _refuse(peer.name))
         lines += _chain(f"peer_{me}", _rules(peer))
+    asking = _asking(config)
+    for peer in asking:
+        lines += _chain(f"asked_{_chain_of(peer)}", _turned(peer, config.address))
+        lines += _chain(f"asks_{_chain_of(peer)}", _turns(peer))
+    lines += _chain(
+        "turn",
+        [
+            "type nat hook prerouting priority dstnat; policy accept;",
+            *(f"{inside} meta l4proto tcp {line}" for line in _dispatch(asking, "asks")),
+        ],
+    )
+    lines += _chain(
+        "pace_out",
+        [
+            "type filter hook prerouting priority mangle; policy accept;",
+            *(f"{inside} {line}" for line in _pace(config.peers, "saddr")),
+        ],
+    )
+    lines += _chain(
+        "pace_in",
+        [
+            "type filter hook postrouting priority mangle; policy accept;",
+            *(f'oifname "{interface}" {line}' for line in _pace(config.peers, "daddr")),
+        ],
+    )
     lines += _chain("refuse", _refuse(""))
-    family = "ip" if config.address.version == 4 else "ip6"
+    family = _family(config.address)
     services = [
-        f"{'ip' if s.address.version == 4 else 'ip6'} daddr {s.address} tcp dport {s.port} accept"
-        for s in config.services
+        f"{_family(service.address)} daddr {service.address} tcp dport {service.port} accept"
+        for service in config.services
     ]
+    if asking:
+        services.append(
+            f"{family} daddr {config.address} ct status dnat tcp dport {ASKED_PORT} accept"
+        )
     lines += _chain(
         "input",
         [
@@ -223,7 +300,7 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
             ),
             *services,
             # What is this machine's own is refused, whatever a rule says of the address.
-            *_dispatch_refusal(config.peers),
+            *_dispatch(config.peers, "refuse"),
             "goto refuse",
         ],
     )
@@ -232,7 +309,6 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
         [
             "type filter hook forward priority filter; policy drop;",
             *([f'iifname != "{interface}" oifname != "{interface}" accept'] if router else []),
-            *_pace(config.peers),
             "ct state established,related accept",
             "ct state invalid drop",
             f'{inside} oifname "{interface}" goto refuse',
@@ -261,11 +337,6 @@ def _spoofed(peers: Iterable[Peer]) -> Iterator[str]:
         sources = [peer.address for peer in peers if peer.address.version == version]
         among = f"{family} saddr != {_braces(sources)}" if sources else f"meta nfproto ipv{version}"
         yield f"{among} drop"
-
-
-def _dispatch_refusal(peers: Iterable[Peer]) -> Iterator[str]:
-    for line in _dispatch(peers):
-        yield line.replace(": goto peer_", ": goto refuse_")
 
 
 def _peer_section(peer: Peer) -> list[str]:

@@ -1,0 +1,185 @@
+"""What one peer may do, decided, told and held to: the same in each engine.
+
+An engine brings a flow's facts here, and does what is answered. The policy decides, over the names
+that lead to an address now; the peer's limits are kept; each decision is an event. Flows that this
+process itself joins are known here, so that another policy, or the peer's end, ends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from wgcell.gateway.config import GatewayConfig, Peer
+from wgcell.gateway.flows import Flow, FlowLog, Report, mend
+from wgcell.gateway.joining import CHUNK, NotReached, Refused
+from wgcell.gateway.leads import NameTable
+from wgcell.gateway.limits import Bucket
+from wgcell.gateway.policy import Address, Decision, Verdict
+
+if TYPE_CHECKING:
+    from wgcell.gateway.nameserver import Nameserver
+
+__all__ = ["DNS_PORT", "Gate"]
+
+DNS_PORT = 53
+_NUMBERS = itertools.count(1)
+_CUT_OFF = "cut off"
+
+Learned = Callable[[tuple[tuple[str, Address, float], ...]], None]
+"""Called with each name and address that an answer is about to open, and for how many seconds."""
+
+
+class Gate:
+    """One peer's. ``learned`` is called before an answer leaves, for who must know it by then."""
+
+    def __init__(
+        self, config: GatewayConfig, peer: Peer, report: Report, learned: Learned | None = None
+    ) -> None:
+        self.peer = peer
+        self.log = FlowLog(peer.name, report)
+        self.names = NameTable()
+        self._config = config
+        self._learned = learned
+        self._open: dict[asyncio.Task[None], tuple[Flow, Decision]] = {}
+        self._closed = False
+        self._limit()
+
+    def _limit(self) -> None:
+        limits = self.peer.policy.limits
+        self._new = Bucket(limits.flows_per_second, limits.flows)
+        rate = limits.bytes_per_second
+        self._bytes = Bucket(rate, max(rate, CHUNK)) if rate else None
+
+    @cached_property
+    def nameserver(self) -> Nameserver:
+        """Made when it is first wanted: a gateway that starts need not wait for dnspython."""
+        from wgcell.gateway.nameserver import Nameserver
+        from wgcell.gateway.resolver import Upstream, host_resolvers
+
+        upstream = Upstream(self._config.resolver or host_resolvers())
+        return Nameserver(self.peer.policy, upstream, self._name_refused, self._name_learned)
+
+    def change(self, peer: Peer) -> None:
+        """Another policy for the same peer; flows that it does not allow end now."""
+        limits = self.peer.policy.limits
+        self.peer = peer
+        self.nameserver.policy = peer.policy
+        if peer.policy.limits != limits:
+            self._limit()
+        for task, (flow, decision) in list(self._open.items()):
+            again = peer.policy.evaluate(flow.address, flow.port, flow.protocol, decision.names)
+            if again.verdict is Verdict.REFUSE:
+                task.cancel()
+
+    def cut(self) -> list[asyncio.Task[None]]:
+        """End every flow that is open now, and tell what was not told; the flows' tasks."""
+        for task in self._open:
+            task.cancel()
+        self.log.summarise()
+        return list(self._open)
+
+    def close(self) -> list[asyncio.Task[None]]:
+        """`cut`, and nothing is kept open any more."""
+        self._closed = True
+        return self.cut()
+
+    # Deciding.
+
+    def flow(self, protocol: str, address: Address, port: int) -> Flow:
+        """A new one's facts."""
+        names = self.names.names(address, time.monotonic())
+        name = names[-1] if names else ""
+        return Flow(next(_NUMBERS), self.peer.name, protocol, address, port, name)
+
+    def decide(self, flow: Flow, source: Address) -> Decision:
+        """Whether ``flow``, which came from ``source``, may go on. Told before a byte moves."""
+        policy = self.peer.policy
+        names = self.names.names(flow.address, time.monotonic())
+        decision = policy.evaluate(flow.address, flow.port, flow.protocol, names)
+        rule = self.mend_of(flow, decision)
+        if source != self.peer.address:
+            decision = Decision(Verdict.REFUSE, "", f"its source, {source}, is not the peer's")
+            rule = ""
+        elif decision.verdict is Verdict.REFUSE:
+            pass
+        elif len(self._open) >= policy.limits.flows:
+            decision = Decision(Verdict.REFUSE, "", f"{policy.limits.flows} flows are open already")
+        elif not self._new.take(time.monotonic()):
+            rate = policy.limits.flows_per_second
+            decision = Decision(Verdict.REFUSE, "", f"more than {rate} new flows a second")
+        if decision.names:
+            flow.name = decision.names[-1]
+        flow.rule = decision.rule
+        event = flow.event("flow", decision.verdict.value, decision.reason)
+        self.log.tell({**event, "mend": rule})
+        return decision
+
+    def mend_of(self, flow: Flow, decision: Decision) -> str:
+        """The rule that would allow what no rule allows; the one that what is learned lacks."""
+        if decision.rule != "learn" and (decision.rule or decision.verdict is Verdict.ALLOW):
+            return ""
+        name = "" if self.peer.policy.kept(flow.address) else flow.name
+        return mend(flow.protocol, flow.address, flow.port, name)
+
+    def _name_refused(self, name: str, reason: str) -> None:
+        own = self._config.address
+        flow = Flow(next(_NUMBERS), self.peer.name, "dns", own, DNS_PORT, name)
+        rule = mend("dns", flow.address, flow.port, name) if reason == "no rule names it" else ""
+        self.log.tell({**flow.event("flow", Verdict.REFUSE.value, reason), "mend": rule})
+
+    def _name_learned(self, name: str, addresses: tuple[Address, ...], ttl: float) -> None:
+        self.names.learn(name, addresses, ttl, time.monotonic())
+        if self._learned is not None:
+            self._learned(tuple((name, address, ttl) for address in addresses))
+
+    # Flows that this process joins.
+
+    @contextmanager
+    def counted(self, flow: Flow, decision: Decision) -> Iterator[bool]:
+        """The current task is an open flow of this peer's meanwhile; false: it may not be."""
+        task = asyncio.current_task()
+        if task is None or self._closed or len(self._open) >= self.peer.policy.limits.flows:
+            yield False
+            return
+        self._open[task] = flow, decision
+        try:
+            yield True
+        finally:
+            del self._open[task]
+
+    async def join(self, flow: Flow, decision: Decision, work: Coroutine[Any, Any, str]) -> str:
+        """Do ``work``, which returns why it ended, as an open flow; tell its end, and return that.
+
+        A flow that is refused after it has begun is told as refused.
+        """
+        with self.counted(flow, decision) as counted:
+            verdict, reason = Verdict.ALLOW, _CUT_OFF
+            if not counted:
+                work.close()
+                return reason
+            try:
+                reason = await work
+            except Refused as refused:
+                verdict, reason = Verdict.REFUSE, str(refused)
+                host = refused.host
+                rule = mend(flow.protocol, flow.address, flow.port, host) if host else ""
+                event = flow.event("flow", verdict.value, reason)
+                self.log.tell({**event, "host": host, "mend": rule})
+            except NotReached as error:
+                reason = str(error)
+            except OSError as error:
+                reason = f"broken: {error}"
+            finally:
+                self.log.tell(flow.end(verdict.value, reason))
+        return reason
+
+    async def pace(self, count: int) -> None:
+        """Wait until so many bytes may move."""
+        if self._bytes is not None and (wait := self._bytes.wait(time.monotonic(), count)) > 0:
+            await asyncio.sleep(wait)

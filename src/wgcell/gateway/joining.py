@@ -1,0 +1,167 @@
+"""An allowed TCP flow, joined to its target by a socket of this process's: the same in each engine.
+
+What a client says first is compared with the name that its flow is allowed by (see
+`wgcell.gateway.hello`) before a byte of it goes on. The engine has decided; here the bytes move,
+are counted and paced, until either side has ended, has been silent too long, or is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from wgcell.gateway import hello
+from wgcell.gateway.flows import Flow
+from wgcell.gateway.policy import Decision
+
+__all__ = ["CHUNK", "Joining", "NotReached", "Refused", "Stream", "cancel", "until_done"]
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds an allowed flow may take to reach its target."""
+HELLO_TIMEOUT = 10.0
+"""Seconds from a client's first byte to the end of its TLS hello or HTTP head."""
+TCP_IDLE = 3600.0
+"""Seconds without a byte after which a flow is over."""
+CHUNK = 65536
+
+
+class Refused(Exception):
+    """A flow that is refused after it has begun, with the reason and the host it asked for."""
+
+    def __init__(self, reason: str, host: str) -> None:
+        super().__init__(reason)
+        self.host = host
+
+
+class NotReached(Exception):
+    """The target did not answer; why."""
+
+
+class Stream(Protocol):
+    """The peer's end of a flow."""
+
+    async def read(self, n: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+
+    def write(self, data: bytes, /) -> Any:
+        """Queue bytes."""
+
+    async def drain(self) -> None:
+        """Wait until there is room for more."""
+
+    def write_eof(self) -> Any:
+        """End this direction."""
+
+
+@dataclass(slots=True)
+class Joining:
+    """One flow between the peer's ``stream`` and its target.
+
+    ``pace`` is awaited before so many bytes are moved; ``soonest_end`` is the least time, in
+    seconds from the flow's start, after which the target's end is passed on.
+    """
+
+    stream: Stream
+    flow: Flow
+    decision: Decision
+    pace: Callable[[int], Awaitable[None]] | None = None
+    soonest_end: float = 0.0
+    _moved: list[float] = field(default_factory=lambda: [time.monotonic()])
+
+    async def run(self) -> str:
+        """Why it ended. Raises NotReached, Refused and OSError."""
+        flow = self.flow
+        host, port = self.decision.target or (str(flow.address), flow.port)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                reader, writer = await asyncio.open_connection(host, port)
+        except (OSError, TimeoutError) as error:
+            raise NotReached(f"target not reached: {error or 'timed out'}") from None
+        self._moved[0] = time.monotonic()
+        tasks = [
+            asyncio.create_task(self._outward(writer)),
+            asyncio.create_task(self._inward(reader)),
+        ]
+        try:
+            return await until_done(tasks, self._moved, TCP_IDLE)
+        finally:
+            await cancel(tasks)
+            writer.transport.abort()
+
+    async def _count(self, raw: bytes) -> None:
+        self._moved[0] = time.monotonic()
+        if self.pace is not None:
+            await self.pace(len(raw))
+
+    async def _outward(self, writer: asyncio.StreamWriter) -> None:
+        raw = await self.stream.read(CHUNK)
+        if raw and self.decision.names and self.decision.rule != "learn":
+            raw = await self._greeted(raw)
+        while raw:
+            self.flow.bytes_out += len(raw)
+            await self._count(raw)
+            writer.write(raw)
+            await writer.drain()
+            raw = await self.stream.read(CHUNK)
+        if writer.can_write_eof():
+            writer.write_eof()
+
+    async def _greeted(self, raw: bytes) -> bytes:
+        """The first bytes, once they are seen to ask for one of the names. Raises `Refused`."""
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT):
+                while (seen := hello.judge(raw, self.decision.names, self.flow.port)) is None:
+                    more = await self.stream.read(CHUNK)
+                    if not more:
+                        raise Refused("it ended within its TLS hello or HTTP head", "")
+                    raw += more
+        except TimeoutError:
+            why = f"no whole TLS hello or HTTP head within {HELLO_TIMEOUT:.0f} s"
+            raise Refused(why, "") from None
+        if seen.refusal:
+            raise Refused(seen.refusal, seen.host)
+        return raw
+
+    async def _inward(self, reader: asyncio.StreamReader) -> None:
+        while raw := await reader.read(CHUNK):
+            self.flow.bytes_in += len(raw)
+            await self._count(raw)
+            self.stream.write(raw)
+            await self.stream.drain()
+        early = self.flow.started + self.soonest_end - time.monotonic()
+        if early > 0 and not self.flow.bytes_out:
+            await asyncio.sleep(early)
+        self.stream.write_eof()
+
+
+async def until_done(
+    tasks: list[asyncio.Task[None]],
+    moved: list[float],
+    idle: float,
+    others: list[asyncio.Task[None]] | None = None,
+) -> str:
+    """Until all of ``tasks`` are done, one of any fails (raises its error), or nothing moves.
+
+    ``moved`` holds the moment of the last byte, ``idle`` the seconds without one.
+    """
+    every = {*tasks, *(others or ())}
+    while True:
+        left = moved[0] + idle - time.monotonic()
+        if left <= 0:
+            return "idle"
+        done, _ = await asyncio.wait(every, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            every.discard(task)
+            task.result()
+        if all(task.done() for task in tasks):
+            return "closed"
+
+
+async def cancel(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel them and wait for their end."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
