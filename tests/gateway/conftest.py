@@ -77,8 +77,10 @@ class Net:
         self._children.append(child)
         return child
 
-    def socket(self, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket.socket:
-        self._ours.send(f"{int(family)} {int(kind)}".encode())
+    def socket(
+        self, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET, protocol: int = 0
+    ) -> socket.socket:
+        self._ours.send(f"{int(family)} {int(kind)} {protocol}".encode())
         _, fds, _, _ = socket.recv_fds(self._ours, 1, 1)
         made = socket.socket(fileno=fds[0])
         made.settimeout(8)
@@ -338,6 +340,10 @@ class Tunnel:
         preshared_key: str = "",
     ) -> None:
         self.net, self.address = net, address
+        six = ":" in address
+        self.family = socket.AF_INET6 if six else socket.AF_INET
+        self.resolver = "fd99::1" if six else "10.99.0.1"
+        everywhere, host, ip = ("::/0", "128", "-6") if six else ("0.0.0.0/0", "32", "-4")
         self._daemon = net.start(
             "wireguard-go", "-f", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -350,24 +356,24 @@ class Tunnel:
             time.sleep(0.02)
         lines = [f"[Interface]\nPrivateKey = {private_key}\n[Peer]\nPublicKey = {server_key}"]
         lines += [f"PresharedKey = {preshared_key}"] if preshared_key else []
-        lines += ["AllowedIPs = 0.0.0.0/0", f"Endpoint = 192.0.2.1:{port}"]
+        lines += [f"AllowedIPs = {everywhere}", f"Endpoint = 192.0.2.1:{port}"]
         net.run("wg", "setconf", name, "/dev/stdin", stdin="\n".join(lines) + "\n")
         table = str(next(_TABLES))
-        net.run("ip", "addr", "add", f"{address}/32", "dev", name)
+        net.run("ip", "addr", "add", f"{address}/{host}", "dev", name)
         net.run("ip", "link", "set", name, "mtu", "1420", "up")
-        net.run("ip", "route", "add", "default", "dev", name, "table", table)
+        net.run("ip", ip, "route", "add", "default", "dev", name, "table", table)
         # The latest tunnel of an address is the one that its packets take.
         preference = str(1000 - int(table))
-        net.run("ip", "rule", "add", "pref", preference, "from", address, "table", table)
-        self.table = table
+        net.run("ip", ip, "rule", "add", "pref", preference, "from", address, "table", table)
+        self.table, self._ip = table, ip
 
     def close(self) -> None:
-        self.net.run("ip", "rule", "del", "table", self.table)
+        self.net.run("ip", self._ip, "rule", "del", "table", self.table)
         self._daemon.terminate()
         self._daemon.wait(5)
 
     def connect(self, address: str, port: int, timeout: float = 4) -> socket.socket:
-        made = self.net.socket()
+        made = self.net.socket(family=self.family)
         made.settimeout(timeout)
         try:
             made.bind((self.address, 0))
@@ -393,7 +399,7 @@ class Tunnel:
     def datagram(
         self, address: str, port: int, data: bytes = b"x", timeout: float = 4
     ) -> bytes | None:
-        with self.net.socket(socket.SOCK_DGRAM) as sock:
+        with self.net.socket(socket.SOCK_DGRAM, self.family) as sock:
             sock.settimeout(timeout)
             sock.bind((self.address, 0))
             sock.connect((address, port))
@@ -405,6 +411,6 @@ class Tunnel:
 
     def ask(self, name: str, kind: str = "A", **options: Any) -> dns.message.Message:
         query = dns.message.make_query(name, kind, **options)
-        raw = self.datagram("10.99.0.1", 53, query.to_wire())
+        raw = self.datagram(self.resolver, 53, query.to_wire())
         assert raw is not None, "no answer"
         return dns.message.from_wire(raw)

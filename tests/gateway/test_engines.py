@@ -136,6 +136,8 @@ def around(request: pytest.FixtureRequest, topology: Topology, world: None) -> I
         ("alice", "198.51.100.1", 7000, False),
         ("alice", "10.99.0.1", 7000, False),
         ("alice", "10.99.0.3", 7000, False),
+        # Where the kernel engine has hosts compared: open to what it turns there alone.
+        ("alice", "10.99.0.1", 5183, False),
         # A name's address without its name.
         ("alice", "203.0.113.7", 8443, False),
         ("alice", "203.0.113.7", 9443, False),

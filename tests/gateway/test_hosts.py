@@ -322,6 +322,23 @@ def test_a_head_that_does_not_end_is_refused_in_time(monkeypatch: pytest.MonkeyP
     assert time.monotonic() - begun < 1
 
 
+def test_a_flow_that_the_policy_does_not_allow_any_more_ends(
+    around: tuple[Gateway, Tunnel],
+) -> None:
+    gateway, tunnel = around
+    tunnel.ask("api.example.com")
+    with tunnel.connect("203.0.113.7", 25) as stream:
+        assert stream.recv(100) == b"220 ready\r\n"
+        with (
+            changed(gateway, rules=["allow shared.example.com:443"]),
+            contextlib.suppress(ConnectionError),
+        ):
+            assert stream.recv(100) == b""
+        with changed(gateway, rules=["allow api.example.com:25"]):
+            # What was answered before leads on.
+            assert (tunnel.talk("203.0.113.7", 25) or b"").startswith(b"220 ready\r\n")
+
+
 def test_unfinished_heads_take_no_more_than_the_peers_own_flows(
     around: tuple[Gateway, Tunnel],
 ) -> None:

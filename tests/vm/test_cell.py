@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from scapy.layers.inet import IP
 from scapy.utils import PcapNgReader
+from tests.gateway.conftest import Gateway
 
 from wgcell.cell.events import broken_link
+from wgcell.gateway.keys import generate_private_key, public_key
 
 Cell = Callable[..., Any]
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
@@ -119,6 +121,39 @@ def test_data_comes_through_the_tunnel_and_results_come_home(
     assert (ended.folder / "outputs/results/deep/data.csv").read_bytes() == b"name,value\na,1\n"
     assert ended.result["relay"]["refused"] == {}
     assert ended.flows("allow") == ["10.99.0.5:80"]
+
+
+def test_a_tunnel_may_be_ipv6_within(cell: Cell, service: str, tmp_path: Path) -> None:
+    ours, theirs = generate_private_key(), generate_private_key()
+    (tmp_path / "vpn.conf").write_text(
+        f"[Interface]\nPrivateKey = {ours}\nAddress = fd99::2/128\nDNS = fd99::1\n"
+        f"[Peer]\nPublicKey = {public_key(theirs)}\nAllowedIPs = ::/0\nEndpoint = 127.0.0.1:%d\n"
+    )
+    config = {
+        "listen": "127.0.0.1:0",
+        "private_key": theirs,
+        "address": "fd99::1",
+        "services": {"[fd99::5]:80": service.partition("=")[2]},
+        "peers": {"cell": {"public_key": public_key(ours), "address": "fd99::2"}},
+    }
+    gateway = Gateway(config)
+    vpn = tmp_path / "vpn.conf"
+    vpn.write_text(vpn.read_text() % gateway.first["port"])
+    fetch = FETCH.format("data.csv").replace("10.99.0.5", "[fd99::5]")
+    fetch += "\nimport socket\ntry: socket.getaddrinfo('attacker.example', 80)"
+    fetch += "\nexcept OSError: print('refused')"
+    try:
+        given = ["--vpn", str(vpn), "--allow-endpoint", "127.0.0.1/32"]
+        ended = cell(*given, command=["python3", "-c", fetch])
+    finally:
+        gateway.close()
+    assert ended.code == 0, ended.stdout + ended.stderr
+    assert ended.stdout == "15\nrefused\n"
+    flows = [event for event in gateway.drain() if event["event"] == "flow"]
+    assert (flows[0]["address"], flows[0]["verdict"]) == ("fd99::5", "allow")
+    assert {(flow["name"], flow["verdict"]) for flow in flows[1:]} == {
+        ("attacker.example", "refuse")
+    }
 
 
 def test_what_the_gateway_does_not_allow_is_refused_and_the_cell_goes_on(cell: Cell) -> None:

@@ -42,6 +42,7 @@ ASKED_PORT = 5183
 LEARNED = "learn"
 """In place of a rule's number: no rule refuses it, and the peer's policy is still learned."""
 _MOST_LEADS = 4096
+_ECHO = {"ip": "icmp", "ip6": "icmpv6"}
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 
 
@@ -218,7 +219,6 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
     ``router``: this machine already forwards for others, whose packets are none of our business.
     If it does not, nothing but the tunnel's is forwarded.
     """
-    own = [config.address]
     inside = f'iifname "{interface}"'
     lines = [f"table {table_name(interface)}", f"delete table {table_name(interface)}"]
     lines.append(f"table {table_name(interface)} {{")
@@ -289,15 +289,8 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
             f'iifname != "{interface}" accept',
             "ct state established,related accept",
             *_spoofed(config.peers),
-            *(
-                f"{family} daddr {address} meta l4proto {{ tcp, udp }} th dport 53 accept"
-                for address in own
-            ),
-            *(
-                f"{family} daddr {address} icmp type echo-request accept"
-                for address in own
-                if address.version == 4
-            ),
+            f"{family} daddr {config.address} meta l4proto {{ tcp, udp }} th dport 53 accept",
+            f"{family} daddr {config.address} {_ECHO[family]} type echo-request accept",
             *services,
             # What is this machine's own is refused, whatever a rule says of the address.
             *_dispatch(config.peers, "refuse"),

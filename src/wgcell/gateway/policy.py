@@ -192,7 +192,7 @@ def parse_rule(text: str, verdict: Verdict = Verdict.ALLOW) -> Rule:
     if bracketed:
         host = host[1:-1]
     elif ":" in host:
-        raise PolicyError(f"rule {text!r}: write an IPv6 address in brackets, as [2001:db8::1]:443")
+        raise PolicyError(f"rule {text!r}: write IPv6 in brackets, as [2001:db8::1]:443")
     name, network = "", None
     try:
         network = ipaddress.ip_network(host)
