@@ -17,6 +17,8 @@ from scapy.utils import PcapNgReader
 from tests.gateway.conftest import Gateway
 
 from wgcell.cell.events import broken_link
+from wgcell.gateway import nftables
+from wgcell.gateway.config import parse_config
 from wgcell.gateway.keys import generate_private_key, public_key
 
 Cell = Callable[..., Any]
@@ -154,6 +156,45 @@ def test_a_tunnel_may_be_ipv6_within(cell: Cell, service: str, tmp_path: Path) -
     assert {(flow["name"], flow["verdict"]) for flow in flows[1:]} == {
         ("attacker.example", "refuse")
     }
+
+
+TWO_ENDS = """
+set -e
+ip link set lo up
+ip link add wgcell0 type wireguard
+wg setconf wgcell0 server.conf
+ip link set wgcell0 mtu 1420 up
+ip addr add 10.98.0.1/32 dev wgcell0
+ip route replace 10.98.0.2/32 dev wgcell0
+ip link add peer type wireguard
+wg setconf peer peer.conf
+unshare --net sleep 60 &
+trap "kill $!" EXIT
+sleep 0.5
+ip link set peer netns $!
+nsenter --net=/proc/$!/ns/net sh -c 'ip addr add 10.98.0.2/32 dev peer
+    ip link set peer up && ip route add default dev peer && ping -c 2 -W 3 10.98.0.1'
+"""
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_kernels_own_wireguard_takes_a_gateways_settings(
+    cell: Cell, tmp_path: Path, known: bool
+) -> None:
+    """The guest's kernel has it. Two ends there, the gateway's by the text of its kernel engine."""
+    ours, theirs, preshared = (generate_private_key() for _ in range(3))
+    peer = {"public_key": public_key(ours), "address": "10.98.0.2", "preshared_key": preshared}
+    raw = {"listen": "0.0.0.0:51999", "private_key": theirs, "address": "10.98.0.1"}
+    config = parse_config({**raw, "engine": "kernel", "peers": {"one": peer}})
+    (tmp_path / "server.conf").write_text(nftables.wireguard_settings(config))
+    text = f"[Interface]\nPrivateKey = {ours}\n[Peer]\nPublicKey = {public_key(theirs)}\n"
+    text += f"PresharedKey = {preshared if known else generate_private_key()}\n"
+    text += "AllowedIPs = 0.0.0.0/0\nEndpoint = 127.0.0.1:51999\n"
+    (tmp_path / "peer.conf").write_text(text)
+    given = [f"--input={tmp_path / name}" for name in ("server.conf", "peer.conf")]
+    ended = cell("--guest-walls", "off", *given, command=["sh", "-c", TWO_ENDS])
+    assert (ended.code == 0) is known, ended.stdout + ended.stderr
+    assert ("2 received" in ended.stdout) is known, ended.stdout
 
 
 def test_what_the_gateway_does_not_allow_is_refused_and_the_cell_goes_on(cell: Cell) -> None:
