@@ -182,7 +182,8 @@ class Relay:
                 if payload[0] == MessageType.TRANSPORT and not stream.alone(length):
                     runs.learn(stream)
             stream.at += PREFIX + length
-        return commands + self._progress()
+        commands += self._progress()
+        return commands
 
     def _send(self, commands: list[Command], payloads: list[memoryview]) -> None:
         """As segments: a datagram joins the last send if it is no longer than the first of it, and
@@ -268,7 +269,8 @@ class Relay:
                 else:
                     self.dropped_in[refusal.reason.value] += 1
         commands: list[Command] = [WriteNic(buffers)] if buffers else []
-        return commands + self._progress()
+        commands += self._progress()
+        return commands
 
     def _live(self, head: int, size: int, now: float) -> bool:
         """Whether what begins so is transport of a live session."""
@@ -278,6 +280,8 @@ class Relay:
     def _progress(self) -> list[Command]:
         """What the last messages completed."""
         done: list[Command] = list(self._sessions.handshakes())
+        if not done:  # nearly always
+            return done
         self.handshakes += len(done)
         if not self._verified and Handshake(Side.GUEST) in done:
             self._verified = True
