@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from wgcell.machine import jail as jail_module
 from wgcell.machine.jail import ABSENT, KILLED, bwrap_argv, closed_filter, find_jail, limits
 from wgcell.relay.seal import unprivileged_id
 
@@ -151,6 +152,13 @@ def test_without_bubblewrap_the_jail_is_missing_and_the_mend_is_named(
     refusing.chmod(0o755)
     jail = find_jail(None, None)
     assert jail.bwrap is None and "Permission denied (wgcell doctor" in jail.missing
+
+
+def test_a_kernel_that_lists_no_children_has_no_jail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU could not be found in it."""
+    monkeypatch.setattr(jail_module, "CHILDREN", "/proc/{0}/nothing")
+    jail = find_jail(None, None)
+    assert jail.bwrap is None and "CONFIG_PROC_CHILDREN" in jail.missing
 
 
 def test_python_can_not_be_run_in_qemus_place_by_the_guests_word() -> None:

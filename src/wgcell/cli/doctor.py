@@ -79,7 +79,11 @@ def _kvm() -> Finding:
 def _namespaces_mend() -> str:
     """What opens user namespaces here: each system closes them in a way of its own."""
     for setting, closed, mend in (
-        ("kernel/apparmor_restrict_unprivileged_userns", "1", "=0, or an AppArmor profile"),
+        (
+            "kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "=0, or AppArmor profiles for unshare and bwrap",
+        ),
         ("user/max_user_namespaces", "0", "=15000"),
         ("kernel/unprivileged_userns_clone", "0", "=1"),
     ):

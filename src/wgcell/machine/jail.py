@@ -22,7 +22,7 @@ from typing import Any
 
 from wgcell.machine.keeper import keeper
 
-__all__ = ["Jail", "bwrap_argv", "closed_filter", "find_jail", "limits"]
+__all__ = ["CHILDREN", "Jail", "bwrap_argv", "closed_filter", "find_jail", "limits"]
 
 _SHARE = ("/usr/share/qemu", "/usr/share/seabios")
 _LIBRARIES = ("/usr/lib", "/usr/lib64")
@@ -43,6 +43,8 @@ _HEAP = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.top_pad=33
 unmapped fast when QEMU is killed."""
 _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
 """Where glibc reads whether they are."""
+CHILDREN = "/proc/{0}/task/{0}/children"
+"""Where a process's are listed (proc(5)): QEMU is found in its jail by it."""
 _NOBODY = "65534"
 _CLONE_NEWUSER = 0x10000000
 _ENOSYS = 38
@@ -83,6 +85,8 @@ def _why_not(jail: Jail) -> str:
         import pyseccomp  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
         return f"libseccomp can't be used ({error}): apt-get install libseccomp2"
+    if not Path(CHILDREN.format(os.getpid())).exists():
+        return "this kernel does not list a process's children (CONFIG_PROC_CHILDREN)"
     argv = [*keeper(root=False), jail.bwrap, "--unshare-all", "--ro-bind", "/usr", "/usr"]
     become: dict[str, Any] = {}
     if jail.user is not None:

@@ -25,7 +25,7 @@ from qemu.qmp.error import QMPError
 from wgcell.errors import LaunchError
 from wgcell.machine.argv import Accelerator, MachineSpec, qemu_argv
 from wgcell.machine.cgroup import Cgroup
-from wgcell.machine.jail import Jail, bwrap_argv, closed_filter, limits
+from wgcell.machine.jail import CHILDREN, Jail, bwrap_argv, closed_filter, limits
 from wgcell.machine.keeper import die_with_parent, keeper
 
 __all__ = ["Machine", "find_qemu"]
@@ -94,7 +94,7 @@ def _jailed(keeper: int) -> tuple[int, int]:
     """
     line = [keeper]
     for _ in range(2):
-        (child,) = Path(f"/proc/{line[-1]}/task/{line[-1]}/children").read_text().split()
+        (child,) = Path(CHILDREN.format(line[-1])).read_text().split()
         line.append(int(child))
     return line[2], line[1]
 
@@ -177,13 +177,13 @@ class Machine:
             return cls(process, qmp_socket)
         try:
             return cls(process, qmp_socket, _jailed(process.pid))
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = await process.wait()
             output = (await process.stderr.read(4096)).decode() if process.stderr else ""
             raise LaunchError(
-                "the jail did not start", argv=argv, exit_code=code, output=output
+                "the jail did not start", argv=argv, exit_code=code, output=output or str(error)
             ) from None
 
     async def connect_monitor(self) -> None:
