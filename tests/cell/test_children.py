@@ -8,10 +8,12 @@ import os
 import shutil
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
+from wgcell.cell import children
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.errors import LaunchError
 
@@ -51,6 +53,30 @@ def test_without_a_pid_namespace(
     sealed, missing, code = asyncio.run(started())
     assert not sealed and "unshare" in missing["namespaces"] and code == 0
     assert os.listdir(tmp_path) == (["unshare"] if unshare == "refused" else [])
+
+
+TALKS = """
+import json, sys
+print(json.dumps({"event": "ready", "host": "127.0.0.1", "port": 1}), flush=True)
+sys.stderr.write("a" * (4 << 20))
+print(json.dumps({"event": "afterwards"}), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_gateway_that_writes_errors_does_not_stand_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(children, "_PYTHON", (sys.executable, "-c", TALKS))
+
+    async def listen() -> list[str]:
+        gateway = await GatewayProcess.start({})
+        async with asyncio.timeout(10):
+            event = await anext(gateway.flows())
+        assert await gateway.quit() == 0
+        return [event["event"]]
+
+    assert asyncio.run(listen()) == ["afterwards"]
 
 
 def test_a_relay_that_is_killed_as_it_starts_is_not_started_with_less() -> None:

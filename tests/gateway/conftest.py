@@ -260,7 +260,7 @@ class Gateway:
         while True:
             found = self._events.get(timeout=max(0.01, end - time.monotonic()))
             assert found is not None, "the gateway has ended"
-            assert kind == "fault" or found["event"] != "fault", found
+            assert found["event"] not in {"fault", "stumble"} - {kind}, found
             if not kind or found["event"] == kind:
                 return found
 

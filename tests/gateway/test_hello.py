@@ -24,6 +24,8 @@ def client_hello(name: str | None) -> bytes:
 
 
 HELLO = client_hello("api.example.com")
+LONG = b"\x16\x03\x01\0\0" + b"\x01\x00\xf0\x00" + bytes(60_000)
+"""Begins as a handshake of 61,440 bytes, which would take some time to be read byte by byte."""
 
 
 def http(*lines: str) -> bytes:
@@ -43,6 +45,7 @@ def records(hello: bytes, size: int) -> bytes:
         (HELLO, 443, "tls", "api.example.com", ""),
         (HELLO, 8443, "tls", "api.example.com", ""),
         (records(HELLO, 7), 443, "tls", "api.example.com", ""),
+        (records(LONG, 1)[: 6 * 129], 443, "tls", "", "in more than 128 records"),
         (client_hello("CDN.example.com"), 443, "tls", "cdn.example.com", ""),
         (client_hello("other.example.com"), 443, "tls", "other.example.com", "asks for other.exam"),
         (client_hello(None), 443, "tls", "", "asks for no host"),

@@ -12,6 +12,7 @@ import ipaddress
 import select
 import socket
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dns.message
+import dns.rcode
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -337,6 +340,126 @@ def test_a_flow_that_the_policy_does_not_allow_any_more_ends(
         with changed(gateway, rules=["allow api.example.com:25"]):
             # What was answered before leads on.
             assert (tunnel.talk("203.0.113.7", 25) or b"").startswith(b"220 ready\r\n")
+
+
+def test_an_open_flow_does_not_outlive_the_name_it_was_for(
+    around: tuple[Gateway, Tunnel], trust: Path
+) -> None:
+    """Two names share an address. The flow may stay, but not ask for the one that is closed."""
+    gateway, tunnel = around
+    for name in ("shared.example.com", "api.example.com"):
+        tunnel.ask(name)
+    context = ssl.create_default_context(cafile=str(trust / "server.pem"))
+    for name, passes in (("api.example.com", False), ("shared.example.com", True)):
+        with tunnel.connect("203.0.113.7", 443) as stream:
+            time.sleep(0.2)
+            with changed(gateway, rules=["allow shared.example.com:443"]):
+                try:
+                    with context.wrap_socket(stream, server_hostname=name) as safe:
+                        assert safe.recv(100) == b"over tls" and passes
+                except (ssl.SSLError, ConnectionError):
+                    assert not passes
+
+
+def test_a_name_that_is_denied_now_closes_the_address_it_led_to(
+    around: tuple[Gateway, Tunnel],
+) -> None:
+    gateway, tunnel = around
+    tunnel.ask("api.example.com")
+    for first, passes in (("deny b.example.com:*", True), ("deny api.example.com:*", False)):
+        with changed(gateway, rules=[first, "allow 203.0.113.0/24:25"]):
+            assert bool(tunnel.talk("203.0.113.7", 25)) is passes
+
+
+def test_limits_change_in_place(around: tuple[Gateway, Tunnel]) -> None:
+    gateway, tunnel = around
+    with changed(gateway, limits={"queries_per_second": 1}):
+        codes = [tunnel.ask("api.example.com").rcode() for _ in range(8)]
+    assert codes[:4] == [dns.rcode.NOERROR] * 4 and dns.rcode.REFUSED in codes[4:]
+    assert tunnel.ask("api.example.com").rcode() == dns.rcode.NOERROR
+
+
+def test_a_name_does_not_lead_to_the_gateways_own_machine(
+    around: tuple[Gateway, Tunnel], topology: Topology
+) -> None:
+    """By an address that it has got since: nothing says of it that it is protected."""
+    gateway, tunnel = around
+    heard: list[bytes] = []
+
+    def secret(stream: socket.socket) -> None:
+        stream.sendall(b"the gateway's own")
+        heard.append(stream.recv(100))
+
+    with changed(gateway, rules=["allow many.example.com:2222"]):
+        tunnel.ask("many.example.com")
+        topology.gateway.run("ip", "addr", "add", "203.0.113.10/32", "dev", "lo")
+        server = Server(topology.gateway, "203.0.113.10", 2222, secret)
+        try:
+            assert tunnel.talk("203.0.113.10", 2222) is None
+            # The control: it is there, and heard where nothing is in the way.
+            with topology.gateway.socket() as beside:
+                beside.connect(("203.0.113.10", 2222))
+                assert beside.recv(100) == b"the gateway's own"
+            assert b"x" not in heard
+        finally:
+            server.close()
+            topology.gateway.run("ip", "addr", "del", "203.0.113.10/32", "dev", "lo")
+
+
+def test_a_peer_that_resets_its_flows_is_no_trouble(around: tuple[Gateway, Tunnel]) -> None:
+    """A stumble would be told: what no code of the gateway's has caught."""
+    gateway, tunnel = around
+    tunnel.ask("api.example.com")
+    for _ in range(20):
+        with tunnel.connect("203.0.113.7", 25) as stream:
+            assert stream.recv(10)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with tunnel.connect("10.99.0.1", 53) as stream:
+        stream.sendall(b"\0")
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    time.sleep(0.3)
+    assert not [event for event in gateway.drain() if event["event"] == "stumble"]
+    assert tunnel.talk("203.0.113.7", 25)
+
+
+def test_idle_connections_to_the_resolver_count_as_flows(around: tuple[Gateway, Tunnel]) -> None:
+    gateway, tunnel = around
+    query = dns.message.make_query("api.example.com", "A").to_wire()
+    framed = len(query).to_bytes(2, "big") + query
+    with changed(gateway, limits={"flows": 2}), contextlib.ExitStack() as opened:
+        assert tunnel.talk("10.99.0.1", 53, framed)
+        for _ in range(2):
+            opened.enter_context(tunnel.connect("10.99.0.1", 53)).sendall(b"\0")
+        time.sleep(0.3)
+        assert tunnel.talk("10.99.0.1", 53, framed) is None
+
+
+def test_what_a_peer_does_not_take_keeps_its_flow_open(
+    around: tuple[Gateway, Tunnel], topology: Topology
+) -> None:
+    """Its target has ended, it has ended; but it reads nothing of what is left."""
+    gateway, tunnel = around
+    if not gateway.process.args[-1].startswith("wgc"):  # type: ignore[index, union-attr]
+        return  # the embedded engine's library buffers, and has no descriptor to hold
+
+    def much(stream: socket.socket) -> None:
+        stream.sendall(bytes(1 << 20))
+
+    server = Server(topology.world, "203.0.113.7", 9999, much)
+    tunnel.ask("api.example.com")
+    try:
+        with changed(gateway, limits={"flows": 1}):
+            with topology.client.socket() as stream:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                stream.bind((tunnel.address, 0))
+                stream.connect(("203.0.113.7", 9999))
+                stream.shutdown(socket.SHUT_WR)
+                time.sleep(1)
+                assert tunnel.talk("203.0.113.7", 25) is None
+            time.sleep(0.5)
+            assert tunnel.talk("203.0.113.7", 25)
+    finally:
+        server.close()
 
 
 def test_unfinished_heads_take_no_more_than_the_peers_own_flows(

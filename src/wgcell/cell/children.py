@@ -46,6 +46,12 @@ def _keeper() -> tuple[str, ...]:
     return keeper(root=os.geteuid() == 0)
 
 
+async def _drain(pipe: asyncio.StreamReader) -> None:
+    """Read it to its end: who writes to a full pipe stands still."""
+    while await pipe.read(1 << 16):
+        pass
+
+
 async def _can_keep() -> bool:
     """Whether a pid namespace can be made here. Tried, for a relay's own failure tells nothing."""
     quiet = asyncio.subprocess.DEVNULL
@@ -217,6 +223,7 @@ class GatewayProcess:
     process: asyncio.subprocess.Process
     host: str
     port: int
+    _draining: asyncio.Task[None]
 
     @classmethod
     async def start(cls, configuration: Mapping[str, Any], *arguments: str) -> GatewayProcess:
@@ -251,7 +258,8 @@ class GatewayProcess:
             code = await _end(process, 1)
             output = str(ready.get("detail") or (await process.stderr.read(4096)).decode())
             raise LaunchError("the gateway did not start", argv=argv, exit_code=code, output=output)
-        return cls(process, str(ready["host"]), int(ready["port"]))
+        draining = asyncio.create_task(_drain(process.stderr))
+        return cls(process, str(ready["host"]), int(ready["port"]), draining)
 
     def apply(self, configuration: Mapping[str, Any]) -> None:
         """Make it another configuration; ``applied`` or ``fault`` is among the next flows."""
@@ -269,7 +277,9 @@ class GatewayProcess:
         """Close its standard input, which ends it; the exit code."""
         if self.process.stdin is not None:
             self.process.stdin.close()
-        return await _end(self.process, 2)
+        code = await _end(self.process, 2)
+        await self._draining
+        return code
 
 
 def b64(key: bytes) -> str:

@@ -17,10 +17,11 @@ import os
 import resource
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wgcell.errors import WgcellError
 from wgcell.gateway.config import GatewayConfig, parse_config
+from wgcell.gateway.limits import Bucket
 
 if TYPE_CHECKING:
     from wgcell.gateway.engine import Engine
@@ -75,8 +76,22 @@ def _engine(config: GatewayConfig, interface: str) -> Engine | KernelEngine:
     return KernelEngine(config, _say, interface=interface, preexec=lambda: _end_with(parent))
 
 
+class _Stumbles:
+    """What no code of ours has caught: told, but only so often, and never written to a pipe that
+    nobody reads."""
+
+    def __init__(self) -> None:
+        self._bucket = Bucket(1, 8)
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if self._bucket.take(loop.time()):
+            error = context.get("exception")
+            _say({"event": "stumble", "detail": f"{context.get('message')}: {error!r}"[:500]})
+
+
 async def _serve(interface: str) -> int:
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_Stumbles())
     reader = asyncio.StreamReader(limit=_LONGEST_LINE)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     try:

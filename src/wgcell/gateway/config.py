@@ -271,6 +271,10 @@ def parse_config(
         learn=table.get("learn", False),
     )
     address = reading.address("address", table.get("address", DEFAULT_ADDRESS))
+    peers = _peers(reading, table.get("peers", {}), common, listen[1], address)
+    # The tunnel's own addresses lie on this side of its end, too: no name may lead there.
+    inside = [address, *(s.address for s in common.services), *(peer.address for peer in peers)]
+    protected = (*protected, *map(ipaddress.ip_network, dict.fromkeys(inside)))
     return GatewayConfig(
         engine=engine,
         listen=listen,
@@ -279,7 +283,9 @@ def parse_config(
         address=address,
         services=common.services,
         protected=protected,
-        peers=_peers(reading, table.get("peers", {}), common, listen[1], address),
+        peers=tuple(
+            replace(peer, policy=replace(peer.policy, protected=protected)) for peer in peers
+        ),
         resolver=tuple(
             reading.place(key, item, 53)
             for key, item in reading.each("resolver", table.get("resolver", []))

@@ -23,7 +23,14 @@ import mitmproxy_rs
 from wgcell.gateway.config import GatewayConfig, Peer
 from wgcell.gateway.flows import SUMMARY_EVERY, Flow, Report
 from wgcell.gateway.gate import DNS_PORT, Gate
-from wgcell.gateway.joining import CHUNK, Joining, NotReached, cancel, until_done
+from wgcell.gateway.joining import (
+    CHUNK,
+    Joining,
+    NotReached,
+    OwnAddress,
+    cancel,
+    until_done,
+)
 from wgcell.gateway.policy import Address, Decision, Verdict
 
 __all__ = ["Door"]
@@ -67,7 +74,7 @@ class Door:
 
     def warm(self) -> None:
         """Load what a peer's first question would wait for."""
-        self._gate.change(self.peer)
+        self._gate.warm()
 
     async def _listen(self, place: tuple[str, int]) -> None:
         self._server = await mitmproxy_rs.wireguard.start_wireguard_server(
@@ -159,10 +166,11 @@ class Door:
 
     async def _join_tcp(self, stream: mitmproxy_rs.Stream, flow: Flow, decision: Decision) -> str:
         # A target that ends at once: see _refuse.
-        joining = Joining(stream, flow, decision, self._gate.pace, SILENT_REFUSAL)
+        own = self._gate.own(flow)
+        joining = Joining(stream, flow, decision, own, self._gate.pace, SILENT_REFUSAL)
         try:
             return await joining.run()
-        except NotReached:
+        except (NotReached, OwnAddress):
             await self._refuse(stream)
             raise
 
@@ -197,6 +205,8 @@ class Door:
         """RFC 7766, one query after the other, each behind its length of two bytes."""
         data = b""
         with self._gate.counted(flow, Decision(Verdict.ALLOW, "", "")) as counted:
+            if not counted:
+                await self._refuse(stream)
             while counted and (raw := await _read_within(stream, DNS_IDLE)):
                 data += raw
                 while len(data) >= 2 and len(data) >= (size := int.from_bytes(data[:2], "big")) + 2:
@@ -211,6 +221,8 @@ class Door:
         family = socket.AF_INET if flow.address.version == 4 else socket.AF_INET6
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
             sock.connect((str(flow.address), flow.port))
+            if sock.getsockname()[0] == str(flow.address) and not self._gate.own(flow):
+                raise OwnAddress
             moved = [time.monotonic()]
 
             async def outward() -> None:

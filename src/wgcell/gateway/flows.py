@@ -41,6 +41,9 @@ class Flow:
     name: str = ""
     """The name that led to ``address``, if one did."""
     rule: str = ""
+    names: tuple[str, ...] = ()
+    """Those it is allowed by, so that it must ask for one of them; empty if a rule is about its
+    address. A changed policy changes them; what was asked for is the only one left."""
     started: float = field(default_factory=time.monotonic)
     bytes_out: int = 0
     bytes_in: int = 0

@@ -20,7 +20,7 @@ from wgcell.gateway.flows import Flow, FlowLog, Report, mend
 from wgcell.gateway.joining import CHUNK, NotReached, Refused
 from wgcell.gateway.leads import NameTable
 from wgcell.gateway.limits import Bucket
-from wgcell.gateway.policy import Address, Decision, Verdict
+from wgcell.gateway.policy import Address, Decision, Limits, Verdict
 
 if TYPE_CHECKING:
     from wgcell.gateway.nameserver import Nameserver
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["DNS_PORT", "Gate"]
 
 DNS_PORT = 53
+MOST_JOINED = 3500
+"""Flows that this process joins for all peers together: two descriptors each, and some are left."""
 _NUMBERS = itertools.count(1)
 _CUT_OFF = "cut off"
 
@@ -50,6 +52,13 @@ class Gate:
         self._closed = False
         self._limit()
 
+    _everyone = 0
+    """Flows open of all gates: descriptors are the process's."""
+
+    def warm(self) -> None:
+        """Load what a peer's first question would wait for."""
+        _ = self.nameserver
+
     def _limit(self) -> None:
         limits = self.peer.policy.limits
         self._new = Bucket(limits.flows_per_second, limits.flows)
@@ -67,15 +76,15 @@ class Gate:
 
     def change(self, peer: Peer) -> None:
         """Another policy for the same peer; flows that it does not allow end now."""
-        limits = self.peer.policy.limits
-        self.peer = peer
-        self.nameserver.policy = peer.policy
-        if peer.policy.limits != limits:
+        if peer.policy.limits != self.peer.policy.limits:
             self._limit()
+        self.peer = peer
+        vars(self).pop("nameserver", None)
         for task, (flow, decision) in list(self._open.items()):
-            again = peer.policy.evaluate(flow.address, flow.port, flow.protocol, decision.names)
-            if again.verdict is Verdict.REFUSE:
+            again = peer.policy.evaluate(flow.address, flow.port, flow.protocol, flow.names)
+            if again.verdict is Verdict.REFUSE or again.target != decision.target:
                 task.cancel()
+            flow.names = again.names
 
     def cut(self) -> list[asyncio.Task[None]]:
         """End every flow that is open now, and tell what was not told; the flows' tasks."""
@@ -108,17 +117,31 @@ class Gate:
             rule = ""
         elif decision.verdict is Verdict.REFUSE:
             pass
-        elif len(self._open) >= policy.limits.flows:
-            decision = Decision(Verdict.REFUSE, "", f"{policy.limits.flows} flows are open already")
-        elif not self._new.take(time.monotonic()):
-            rate = policy.limits.flows_per_second
-            decision = Decision(Verdict.REFUSE, "", f"more than {rate} new flows a second")
+        elif beyond := self._beyond(policy.limits):
+            decision, rule = Decision(Verdict.REFUSE, "", beyond), ""
         if decision.names:
             flow.name = decision.names[-1]
-        flow.rule = decision.rule
+        flow.rule, flow.names = decision.rule, decision.names
         event = flow.event("flow", decision.verdict.value, decision.reason)
         self.log.tell({**event, "mend": rule})
         return decision
+
+    def _beyond(self, limits: Limits) -> str:
+        """Why a new flow would be one too many; empty if it would not."""
+        if len(self._open) >= limits.flows:
+            return f"{limits.flows} flows are open already"
+        if Gate._everyone >= MOST_JOINED:
+            return f"{MOST_JOINED} flows of all peers are open already"
+        if not self._new.take(time.monotonic()):
+            return f"more than {limits.flows_per_second} new flows a second"
+        return ""
+
+    def own(self, flow: Flow) -> bool:
+        """Whether ``flow`` may lead to this very machine: to a service, or by its address."""
+        policy = self.peer.policy
+        place = flow.address, flow.port
+        services = {(service.address, service.port) for service in policy.services}
+        return place in services or policy.listed(flow.address)
 
     def mend_of(self, flow: Flow, decision: Decision) -> str:
         """The rule that would allow what no rule allows; the one that what is learned lacks."""
@@ -144,14 +167,17 @@ class Gate:
     def counted(self, flow: Flow, decision: Decision) -> Iterator[bool]:
         """The current task is an open flow of this peer's meanwhile; false: it may not be."""
         task = asyncio.current_task()
-        if task is None or self._closed or len(self._open) >= self.peer.policy.limits.flows:
+        full = len(self._open) >= self.peer.policy.limits.flows or Gate._everyone >= MOST_JOINED
+        if task is None or self._closed or full:
             yield False
             return
         self._open[task] = flow, decision
+        Gate._everyone += 1
         try:
             yield True
         finally:
             del self._open[task]
+            Gate._everyone -= 1
 
     async def join(self, flow: Flow, decision: Decision, work: Coroutine[Any, Any, str]) -> str:
         """Do ``work``, which returns why it ended, as an open flow; tell its end, and return that.

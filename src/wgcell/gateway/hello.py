@@ -19,6 +19,8 @@ __all__ = ["LONGEST_HEAD", "Hello", "judge"]
 LONGEST_HEAD = 64 * 1024
 """Bytes of a ClientHello or of an HTTP head before it is refused."""
 
+_MOST_RECORDS = 128
+"""That a hello may come in: each reading goes through them all again."""
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME = 0
@@ -121,9 +123,8 @@ def _kind(data: bytes, port: int) -> tuple[str, Callable[[bytes], str] | None]:
 
 def _server_name(data: bytes) -> str:
     """RFC 8446, sections 5.1 and 4.1.2; RFC 6066, section 3."""
-    hello = b""
-    rest = data
-    while True:
+    hello, at = bytearray(), 0
+    for _ in range(_MOST_RECORDS + 1):
         if len(hello) >= 4:
             if hello[0] != _CLIENT_HELLO:
                 raise _Bad("the handshake does not begin with a ClientHello")
@@ -131,18 +132,19 @@ def _server_name(data: bytes) -> str:
             if size > LONGEST_HEAD:
                 raise _Bad("it is too long")
             if len(hello) >= 4 + size:
-                return _extension(_Cursor(hello[4 : 4 + size]))
-        if len(rest) < 5:
+                return _extension(_Cursor(bytes(hello[4 : 4 + size])))
+        if len(data) < at + 5:
             raise _Short
-        if rest[0] != _HANDSHAKE or rest[1] != 3:
+        if data[at] != _HANDSHAKE or data[at + 1] != 3:
             raise _Bad("a record that is no handshake")
-        size = int.from_bytes(rest[3:5], "big")
+        size = int.from_bytes(data[at + 3 : at + 5], "big")
         if not 0 < size <= 1 << 14:
             raise _Bad("a record of an impossible size")
-        if len(rest) < 5 + size:
+        if len(data) < at + 5 + size:
             raise _Short
-        hello += rest[5 : 5 + size]
-        rest = rest[5 + size :]
+        hello += data[at + 5 : at + 5 + size]
+        at += 5 + size
+    raise _Bad(f"it is in more than {_MOST_RECORDS} records")
 
 
 def _extension(hello: _Cursor) -> str:

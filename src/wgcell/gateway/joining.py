@@ -17,7 +17,16 @@ from wgcell.gateway import hello
 from wgcell.gateway.flows import Flow
 from wgcell.gateway.policy import Decision
 
-__all__ = ["CHUNK", "Joining", "NotReached", "Refused", "Stream", "cancel", "until_done"]
+__all__ = [
+    "CHUNK",
+    "Joining",
+    "NotReached",
+    "OwnAddress",
+    "Refused",
+    "Stream",
+    "cancel",
+    "until_done",
+]
 
 CONNECT_TIMEOUT = 10.0
 """Seconds an allowed flow may take to reach its target."""
@@ -25,6 +34,10 @@ HELLO_TIMEOUT = 10.0
 """Seconds from a client's first byte to the end of its TLS hello or HTTP head."""
 TCP_IDLE = 3600.0
 """Seconds without a byte after which a flow is over."""
+_QUICK_READS = 16
+_SLOW_READS = 0.25
+"""Seconds between two readings of a head that has come in more pieces than that: each piece has
+all of it read again."""
 CHUNK = 65536
 
 
@@ -34,6 +47,13 @@ class Refused(Exception):
     def __init__(self, reason: str, host: str) -> None:
         super().__init__(reason)
         self.host = host
+
+
+class OwnAddress(Refused):
+    """The target is this very machine, and no rule is its address. Found before a byte is read."""
+
+    def __init__(self) -> None:
+        super().__init__("it is this machine's own address, and no rule is that address", "")
 
 
 class NotReached(Exception):
@@ -60,19 +80,21 @@ class Stream(Protocol):
 class Joining:
     """One flow between the peer's ``stream`` and its target.
 
-    ``pace`` is awaited before so many bytes are moved; ``soonest_end`` is the least time, in
-    seconds from the flow's start, after which the target's end is passed on.
+    ``own`` is whether the target may be this very machine. ``pace`` is awaited before so many bytes
+    are moved; ``soonest_end`` is the least time, in seconds from the flow's start, after which the
+    target's end is passed on.
     """
 
     stream: Stream
     flow: Flow
     decision: Decision
+    own: bool = False
     pace: Callable[[int], Awaitable[None]] | None = None
     soonest_end: float = 0.0
     _moved: list[float] = field(default_factory=lambda: [time.monotonic()])
 
     async def run(self) -> str:
-        """Why it ended. Raises NotReached, Refused and OSError."""
+        """Why it ended. Raises NotReached, Refused (OwnAddress) and OSError."""
         flow = self.flow
         host, port = self.decision.target or (str(flow.address), flow.port)
         try:
@@ -80,6 +102,11 @@ class Joining:
                 reader, writer = await asyncio.open_connection(host, port)
         except (OSError, TimeoutError) as error:
             raise NotReached(f"target not reached: {error or 'timed out'}") from None
+        ends = [writer.get_extra_info(end)[0] for end in ("sockname", "peername")]
+        if ends[0] == ends[1] and not self.own:
+            # Whatever addresses this machine has by now.
+            writer.transport.abort()
+            raise OwnAddress
         self._moved[0] = time.monotonic()
         tasks = [
             asyncio.create_task(self._outward(writer)),
@@ -88,8 +115,8 @@ class Joining:
         try:
             return await until_done(tasks, self._moved, TCP_IDLE)
         finally:
-            await cancel(tasks)
             writer.transport.abort()
+            await cancel(tasks)
 
     async def _count(self, raw: bytes) -> None:
         self._moved[0] = time.monotonic()
@@ -98,7 +125,7 @@ class Joining:
 
     async def _outward(self, writer: asyncio.StreamWriter) -> None:
         raw = await self.stream.read(CHUNK)
-        if raw and self.decision.names and self.decision.rule != "learn":
+        if raw and self.flow.names and self.decision.rule != "learn":
             raw = await self._greeted(raw)
         while raw:
             self.flow.bytes_out += len(raw)
@@ -113,7 +140,11 @@ class Joining:
         """The first bytes, once they are seen to ask for one of the names. Raises `Refused`."""
         try:
             async with asyncio.timeout(HELLO_TIMEOUT):
-                while (seen := hello.judge(raw, self.decision.names, self.flow.port)) is None:
+                reads = 0
+                while (seen := hello.judge(raw, self.flow.names, self.flow.port)) is None:
+                    reads += 1
+                    if reads > _QUICK_READS:
+                        await asyncio.sleep(_SLOW_READS)
                     more = await self.stream.read(CHUNK)
                     if not more:
                         raise Refused("it ended within its TLS hello or HTTP head", "")
@@ -123,6 +154,8 @@ class Joining:
             raise Refused(why, "") from None
         if seen.refusal:
             raise Refused(seen.refusal, seen.host)
+        if seen.host:
+            self.flow.names = (seen.host,)
         return raw
 
     async def _inward(self, reader: asyncio.StreamReader) -> None:

@@ -33,7 +33,7 @@ from wgcell.gateway.flows import Flow, FlowLog, Report
 from wgcell.gateway.gate import DNS_PORT, Gate
 from wgcell.gateway.joining import Joining
 from wgcell.gateway.leads import GRACE
-from wgcell.gateway.policy import Address, Verdict
+from wgcell.gateway.policy import Address, Decision, Verdict
 
 __all__ = ["INTERFACE", "KernelEngine"]
 
@@ -43,6 +43,8 @@ _APPEARS = 5.0
 """Seconds for wireguard-go to make its interface."""
 _DNS_IDLE = 30.0
 """Seconds that a peer may take for its queries over one TCP connection."""
+_TAKES_REST = 30.0
+"""Seconds that a peer may take for the last bytes of what is over."""
 _MOST_OPEN = 4096
 _BACKLOG = 1024
 _ORIGINAL_DST = 80
@@ -57,7 +59,10 @@ _ACCOUNTING = "net/netfilter/nf_conntrack_acct"
 
 def _run(*argv: str, text: str = "") -> str:
     """A tool's output. Raises HostError with its words."""
-    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise HostError(f"{argv[0]} can't be started: {error}") from error
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise HostError(f"{' '.join(argv[:4])}: {said[0] if said else 'failed'}")
@@ -198,8 +203,12 @@ class KernelEngine:
             time.sleep(0.02)
 
     def _apply_rules(self, config: GatewayConfig) -> None:
-        """Text, checked; applied in one transaction; and looked at."""
+        """Text, checked; applied in one transaction; and looked at. What was answered leads on."""
         text = nftables.ruleset(config, self._interface, router=self._router)
+        for peer in config.peers:
+            known = self._known(peer, config)
+            if known is not None:
+                text += nftables.remember(self._interface, known.carried(peer), empty=True)
         _run("nft", "-c", "-f", "-", text=text)
         _run("nft", "-f", "-", text=text)
         seen = json.loads(
@@ -236,15 +245,13 @@ class KernelEngine:
             )
         for address in set(self._peers) - {peer.address for peer in config.peers}:
             _quietly("ip", "route", "del", f"{address}/{address.max_prefixlen}", "dev", name)
-        own = config.address, config.resolver
-        unchanged = own == (self._config.address, self._config.resolver)
         served = {}
         for peer in config.peers:
-            known = self._peers.get(peer.address)
-            if known is not None and unchanged and known.gate.peer.name == peer.name:
-                known.change(peer)
-            else:
+            known = self._known(peer, config)
+            if known is None:
                 known = _Served(peer, config, self._interface, self._report)
+            else:
+                known.gate.change(peer)
             served[peer.address] = known
         for address, one in self._peers.items():
             if served.get(address) is not one:
@@ -254,6 +261,12 @@ class KernelEngine:
         self._peers.update(served)
         await self._serve(config)
         self._config = config
+
+    def _known(self, peer: Peer, config: GatewayConfig) -> _Served | None:
+        """Who serves this peer already, if nothing but its policy has changed."""
+        known = self._peers.get(peer.address)
+        same = (config.address, config.resolver) == (self._config.address, self._config.resolver)
+        return known if known is not None and same and known.gate.peer.name == peer.name else None
 
     async def _serve(self, config: GatewayConfig) -> None:
         if self._servers and (config.address, config.services) == (
@@ -286,17 +299,24 @@ class KernelEngine:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         served = self._peers.get(_source(writer))
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
-            async with asyncio.timeout(_DNS_IDLE):
-                while served is not None:
-                    size = int.from_bytes(await reader.readexactly(2), "big")
-                    query = await reader.readexactly(size)
-                    answer = await served.gate.nameserver.reply(query, tcp=True)
-                    if not answer:
-                        break
-                    writer.write(len(answer).to_bytes(2, "big") + answer)
-                    await writer.drain()
-        writer.close()
+        try:
+            if served is not None:
+                gate = served.gate
+                flow = gate.flow("tcp", self._config.address, DNS_PORT)
+                with gate.counted(flow, Decision(Verdict.ALLOW, "", "")) as counted:
+                    async with asyncio.timeout(_DNS_IDLE):
+                        while counted:
+                            size = int.from_bytes(await reader.readexactly(2), "big")
+                            query = await reader.readexactly(size)
+                            answer = await gate.nameserver.reply(query, tcp=True)
+                            if not answer:
+                                break
+                            writer.write(len(answer).to_bytes(2, "big") + answer)
+                            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError, TimeoutError, asyncio.CancelledError):
+            pass  # the peer's end, its patience, or ours
+        finally:
+            writer.transport.abort()
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A service's flow, or one that the kernel has turned here: joined, or reset."""
@@ -304,19 +324,21 @@ class KernelEngine:
         served = self._peers.get(source)
         try:
             if served is not None:
-                flow = served.gate.flow("tcp", *_destination(writer))
-                decision = served.gate.decide(flow, source)
+                gate = served.gate
+                flow = gate.flow("tcp", *_destination(writer))
+                decision = gate.decide(flow, source)
                 if decision.verdict is Verdict.ALLOW:
-                    work = Joining(_Accepted(reader, writer), flow, decision).run()
-                    ended = await served.gate.join(flow, decision, work)
-        except OSError:
-            pass  # either side may end a connection at any moment
+                    joining = Joining(_Accepted(reader, writer), flow, decision, gate.own(flow))
+                    ended = await gate.join(flow, decision, _to_its_end(joining, writer))
+        except (OSError, asyncio.CancelledError):
+            pass  # either side may end a connection at any moment, and a changed policy this one
         finally:
             if ended != "closed":
-                accepted = writer.get_extra_info("socket")
-                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                writer.transport.abort()
-            writer.close()
+                with contextlib.suppress(OSError):  # the peer was faster
+                    writer.get_extra_info("socket").setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, _RESET
+                    )
+            writer.transport.abort()
 
     # Seeing.
 
@@ -399,6 +421,17 @@ class KernelEngine:
         self._lock = -1
 
 
+async def _to_its_end(joining: Joining, writer: asyncio.StreamWriter) -> str:
+    """Until the peer has taken all of it as well: it is an open flow for as long as that takes."""
+    ended = await joining.run()
+    if ended == "closed":
+        writer.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TAKES_REST):
+                await writer.wait_closed()
+    return ended
+
+
 class _Accepted:
     """A connection that was accepted, as `Joining` wants it."""
 
@@ -416,12 +449,18 @@ class _Served:
         self._report = report
         self._ends: dict[tuple[str, Address], float] = {}
 
-    def change(self, peer: Peer) -> None:
-        """Another policy. What was answered leads on: the sets are new, and empty."""
-        self.gate.change(peer)
-        self._ends.clear()
-        living = self.gate.names.living(time.monotonic())
-        self._lead([lead for lead in living if peer.policy.rule_for_name(lead[0])])
+    def carried(self, peer: Peer) -> list[tuple[str, Address, float]]:
+        """What belongs into the new, empty sets of ``peer``, which is this one with another policy.
+
+        Of every name that was answered, also one that is denied now: its set denies its address.
+        """
+        now = time.monotonic()
+        ends: dict[tuple[str, Address], float] = {}
+        for name, address, left in self.gate.names.living(now):
+            for place in nftables.leads(peer, name, address):
+                ends[place, address] = max(ends.get((place, address), 0.0), now + left)
+        self._ends = ends
+        return [(*key, end - now) for key, end in ends.items()]
 
     def _learned(self, leads: tuple[tuple[str, Address, float], ...]) -> None:
         """Into the kernel's sets before the answer leaves: the workload connects at once."""

@@ -73,16 +73,22 @@ def leads(peer: Peer, name: str, address: Address) -> list[str]:
     ]
 
 
-def remember(interface: str, elements: Iterable[tuple[str, Address, float]]) -> str:
-    """The transaction that puts addresses into sets, each for so many seconds from now."""
+def remember(
+    interface: str, elements: Iterable[tuple[str, Address, float]], *, empty: bool = False
+) -> str:
+    """The transaction that puts addresses into sets, each for so many seconds from now.
+
+    ``empty``: nothing is in them yet.
+    """
     table = table_name(interface)
     lines = []
     for name, address, seconds in elements:
         element = f"element {table} {name} {{ {address} timeout {max(1, round(seconds))}s }}"
         plain = f"element {table} {name} {{ {address} }}"
         # An element that is there keeps its old end; out and in again gives it the new one.
-        lines += [f"add {element}", f"delete {plain}", f"add {element}"]
-    return "\n".join(lines) + "\n"
+        lines += [] if empty else [f"add {element}", f"delete {plain}"]
+        lines.append(f"add {element}")
+    return "\n".join([*lines, ""])
 
 
 def _braces(items: Iterable[object]) -> str:
@@ -144,9 +150,10 @@ def _rules(peer: Peer) -> Iterator[str]:
     log = f'log prefix "{PREFIX}:allow:{peer.name}:%s" group {LOG_GROUP} accept'
     yield from _limits(peer, refuse)
     for number, rule in enumerate(peer.policy.rules):
-        # What is compared is turned away before; what comes here was beyond a limit, or is late.
-        for match in () if _asked(rule) else _match(peer, number, rule):
-            yield f"{match} {refuse if rule.verdict is Verdict.REFUSE else log % number}"
+        # What is compared is turned before; what comes here was beyond a limit, or is late.
+        refused = rule.verdict is Verdict.REFUSE or _asked(rule)
+        for match in _match(peer, number, rule):
+            yield f"{match} {refuse if refused else log % number}"
     if peer.policy.learn:
         for version, family, _ in _FAMILIES:
             match = f"{family} daddr != @protected_v{version} meta l4proto {{ tcp, udp }}"
@@ -255,6 +262,9 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
         "turn",
         [
             "type nat hook prerouting priority dstnat; policy accept;",
+            # Not what is for this machine, or for another peer: it is refused on its way there.
+            f"{inside} fib daddr type local accept",
+            f'{inside} fib daddr oifname "{interface}" accept',
             *(f"{inside} meta l4proto tcp {line}" for line in _dispatch(asking, "asks")),
         ],
     )

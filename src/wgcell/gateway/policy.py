@@ -303,12 +303,14 @@ class Policy:
                     return ""
         return _LEARNED if self.learn else ""
 
+    def listed(self, address: Address) -> bool:
+        """Whether a rule allows that very address, on whatever port."""
+        single = (r.network for r in self.rules if r.single and r.verdict is Verdict.ALLOW)
+        return any(network is not None and address in network for network in single)
+
     def kept(self, address: Address) -> str:
         """What kind of protected address this is; empty if it is none, or a rule is about it."""
-        listed = (r for r in self.rules if r.single and r.verdict is Verdict.ALLOW)
-        if any(rule.network is not None and address in rule.network for rule in listed):
-            return ""
-        return self._protected(address)
+        return "" if self.listed(address) else self._protected(address)
 
     def _protected(self, address: Address) -> str:
         for network, what in PROTECTED:

@@ -1,0 +1,63 @@
+"""One peer's gate, without an engine. What it can't show: a flow's bytes (test_hosts.py does)."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from typing import Any
+
+import pytest
+from tests.gateway.conftest import config_of
+
+from wgcell.gateway import gate
+from wgcell.gateway.config import parse_config
+from wgcell.gateway.gate import Gate
+from wgcell.gateway.policy import Verdict
+
+WORLD = ipaddress.ip_address("203.0.113.7")
+
+
+def made(**changes: Any) -> tuple[Gate, list[dict[str, object]]]:
+    config = parse_config(config_of(**changes))
+    told: list[dict[str, object]] = []
+    return Gate(config, config.peers[0], told.append), told
+
+
+def begin(one: Gate) -> tuple[Verdict, str]:
+    decision = one.decide(one.flow("tcp", WORLD, 80), one.peer.address)
+    return decision.verdict, decision.reason
+
+
+def test_what_a_limit_refuses_no_rule_would_mend() -> None:
+    one, told = made(learn=True, limits={"flows": 1, "flows_per_second": 1})
+    assert begin(one)[0] is Verdict.ALLOW and told[-1]["mend"] == "203.0.113.7:80"
+    assert begin(one)[0] is Verdict.REFUSE and told[-1]["mend"] == ""
+
+
+def test_all_peers_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each flow takes descriptors, and the gateway needs some to cut off who took the others."""
+    monkeypatch.setattr(gate, "MOST_JOINED", 2)
+    gates = [made(rules=["allow 203.0.113.7:80"])[0] for _ in range(3)]
+
+    async def hold() -> str:
+        await asyncio.sleep(0.2)
+        return "closed"
+
+    async def together() -> list[str]:
+        joined = []
+        for one in gates[:2]:
+            flow = one.flow("tcp", WORLD, 80)
+            joined.append(one.join(flow, one.decide(flow, one.peer.address), hold()))
+        tasks = [asyncio.create_task(work) for work in joined]
+        await asyncio.sleep(0.05)
+        assert begin(gates[2]) == (Verdict.REFUSE, "2 flows of all peers are open already")
+        return list(await asyncio.gather(*tasks))
+
+    assert asyncio.run(together()) == ["closed", "closed"]
+    assert begin(gates[2])[0] is Verdict.ALLOW
+
+
+def test_the_tunnels_own_addresses_are_on_this_side() -> None:
+    one, _ = made(address="203.0.113.1", services={"203.0.113.5:80": "127.0.0.1:8000"})
+    for address in ("203.0.113.1", "203.0.113.5", "10.99.0.2"):
+        assert one.peer.policy.kept(ipaddress.ip_address(address))
