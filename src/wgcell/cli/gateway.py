@@ -159,7 +159,9 @@ def check(file: File) -> None:
         port = peer.port if config.engine == "embedded" else config.listen[1]
         where = f"{peer.address}, UDP port {port}"
         console.print(f"{escape(peer.name)} ({where}): {escape(rules)}")
-    console.print(f"[green]{escape(str(file))} is right[/], {len(config.peers)} peers")
+    count = len(config.peers)
+    peers = "1 peer" if count == 1 else f"{count} peers"
+    console.print(f"[green]{escape(str(file))} is right[/], {peers}")
 
 
 @app.command()

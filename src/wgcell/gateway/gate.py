@@ -40,6 +40,9 @@ Learned = Callable[[tuple[tuple[str, Address, float], ...]], None]
 class Gate:
     """One peer's. ``learned`` is called before an answer leaves, for who must know it by then."""
 
+    _everyone = 0
+    """Flows open of all gates: descriptors are the process's."""
+
     def __init__(
         self, config: GatewayConfig, peer: Peer, report: Report, learned: Learned | None = None
     ) -> None:
@@ -51,9 +54,6 @@ class Gate:
         self._open: dict[asyncio.Task[None], tuple[Flow, Decision]] = {}
         self._closed = False
         self._limit()
-
-    _everyone = 0
-    """Flows open of all gates: descriptors are the process's."""
 
     def warm(self) -> None:
         """Load what a peer's first question would wait for."""
