@@ -102,8 +102,9 @@ class Joining:
                 reader, writer = await asyncio.open_connection(host, port)
         except (OSError, TimeoutError) as error:
             raise NotReached(f"target not reached: {error or 'timed out'}") from None
-        ends = [writer.get_extra_info(end)[0] for end in ("sockname", "peername")]
-        if ends[0] == ends[1] and not self.own:
+        here, there = (writer.get_extra_info(end) for end in ("sockname", "peername"))
+        # A target that has ended already has no name.
+        if there and here[0] == there[0] and not self.own:
             # Whatever addresses this machine has by now.
             writer.transport.abort()
             raise OwnAddress
