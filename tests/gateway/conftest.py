@@ -228,6 +228,8 @@ class Gateway:
         self, config: dict[str, Any], prefix: tuple[str, ...] = (), argv: Sequence[str] = ()
     ) -> None:
         self.config = config
+        self.kernel = bool(argv)
+        """Which engine it is."""
         self._stopped = False
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "wgcell.gateway", *argv],

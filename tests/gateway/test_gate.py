@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import time
 from typing import Any
 
 import pytest
 from tests.gateway.conftest import config_of
 
-from wgcell.gateway import gate
+from wgcell.gateway import __main__ as process
+from wgcell.gateway import gate, kernel
 from wgcell.gateway.config import parse_config
 from wgcell.gateway.gate import Gate
-from wgcell.gateway.policy import Verdict
+from wgcell.gateway.policy import LEARNED, Verdict
 
 WORLD = ipaddress.ip_address("203.0.113.7")
 
@@ -55,6 +57,62 @@ def test_all_peers_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert asyncio.run(together()) == ["closed", "closed"]
     assert begin(gates[2])[0] is Verdict.ALLOW
+
+
+def test_a_flow_that_was_learned_is_compared_once_the_policy_is_known() -> None:
+    one, _ = made(learn=True)
+    other, _ = made(rules=["allow api.example.com:443"])
+    one.names.learn("api.example.com", (WORLD,), 60, time.monotonic())
+    flow = one.flow("tcp", WORLD, 443)
+
+    async def changed_meanwhile() -> str:
+        assert flow.rule == LEARNED
+        one.change(other.peer)
+        return "closed"
+
+    asyncio.run(one.join(flow, one.decide(flow, one.peer.address), changed_meanwhile()))
+    assert (flow.rule, flow.names) == ("allow api.example.com:443", ("api.example.com",))
+
+
+def test_what_nothing_has_caught_is_told_but_not_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(process, "_say", told.append)
+    stumbles = process._Stumbles()
+
+    async def many() -> None:
+        for _ in range(1000):
+            stumbles(asyncio.get_running_loop(), {"message": "m", "exception": OSError("e")})
+
+    asyncio.run(many())
+    assert 1 <= len(told) <= 10 and told[0] == {"event": "stumble", "detail": "m: OSError('e')"}
+
+
+def test_what_a_peer_does_not_take_keeps_its_flow_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target has ended, and the peer; but it reads nothing of what is left."""
+    monkeypatch.setattr(kernel, "_TAKES_REST", 0.2)
+
+    class Ended:
+        async def run(self) -> str:
+            return "closed"
+
+    class Unread:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+        async def wait_closed(self) -> None:
+            await asyncio.sleep(60)
+
+    async def to_its_end() -> tuple[str, bool, float]:
+        begun, unread = time.monotonic(), Unread()
+        ended = await kernel._to_its_end(Ended(), unread)  # type: ignore[arg-type]
+        return ended, unread.closed, time.monotonic() - begun
+
+    ended, closed, taken = asyncio.run(to_its_end())
+    assert ended == "closed" and closed and 0.2 <= taken < 5
 
 
 def test_the_tunnels_own_addresses_are_on_this_side() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wgcell.gateway.limits import Bucket
-from wgcell.gateway.policy import Address
+from wgcell.gateway.policy import LEARNED, Address
 
 __all__ = ["Flow", "FlowLog", "Report", "Tally", "mend"]
 
@@ -127,7 +127,7 @@ class Tally:
             return False
         rule = str(event.get("mend") or "")
         if event.get("verdict") == "allow":
-            if event.get("rule") == "learn" and rule:
+            if event.get("rule") == LEARNED and rule:
                 self._learned[rule] = self._learned.get(rule, 0) + 1
             return False
         key = (self.what(event), rule)

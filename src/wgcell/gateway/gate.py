@@ -20,7 +20,7 @@ from wgcell.gateway.flows import Flow, FlowLog, Report, mend
 from wgcell.gateway.joining import CHUNK, NotReached, Refused
 from wgcell.gateway.leads import NameTable
 from wgcell.gateway.limits import Bucket
-from wgcell.gateway.policy import Address, Decision, Limits, Verdict
+from wgcell.gateway.policy import LEARNED, Address, Decision, Limits, Verdict
 
 if TYPE_CHECKING:
     from wgcell.gateway.nameserver import Nameserver
@@ -84,7 +84,7 @@ class Gate:
             again = peer.policy.evaluate(flow.address, flow.port, flow.protocol, flow.names)
             if again.verdict is Verdict.REFUSE or again.target != decision.target:
                 task.cancel()
-            flow.names = again.names
+            flow.rule, flow.names = again.rule, again.names
 
     def cut(self) -> list[asyncio.Task[None]]:
         """End every flow that is open now, and tell what was not told; the flows' tasks."""
@@ -145,7 +145,7 @@ class Gate:
 
     def mend_of(self, flow: Flow, decision: Decision) -> str:
         """The rule that would allow what no rule allows; the one that what is learned lacks."""
-        if decision.rule != "learn" and (decision.rule or decision.verdict is Verdict.ALLOW):
+        if decision.rule != LEARNED and (decision.rule or decision.verdict is Verdict.ALLOW):
             return ""
         name = "" if self.peer.policy.kept(flow.address) else flow.name
         return mend(flow.protocol, flow.address, flow.port, name)

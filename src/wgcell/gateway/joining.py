@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from wgcell.gateway import hello
 from wgcell.gateway.flows import Flow
-from wgcell.gateway.policy import Decision
+from wgcell.gateway.policy import LEARNED, Decision
 
 __all__ = [
     "CHUNK",
@@ -126,7 +126,7 @@ class Joining:
 
     async def _outward(self, writer: asyncio.StreamWriter) -> None:
         raw = await self.stream.read(CHUNK)
-        if raw and self.flow.names and self.decision.rule != "learn":
+        if raw and self.flow.names and self.flow.rule != LEARNED:
             raw = await self._greeted(raw)
         while raw:
             self.flow.bytes_out += len(raw)

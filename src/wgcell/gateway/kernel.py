@@ -33,7 +33,7 @@ from wgcell.gateway.flows import Flow, FlowLog, Report
 from wgcell.gateway.gate import DNS_PORT, Gate
 from wgcell.gateway.joining import Joining
 from wgcell.gateway.leads import GRACE
-from wgcell.gateway.policy import Address, Decision, Verdict
+from wgcell.gateway.policy import LEARNED, Address, Decision, Verdict
 
 __all__ = ["INTERFACE", "KernelEngine"]
 
@@ -370,7 +370,7 @@ class KernelEngine:
         if verdict == "allow":
             if number.isdigit() and int(number) < len(gate.peer.policy.rules):
                 flow.rule = gate.peer.policy.rules[int(number)].text
-            elif number == nftables.LEARNED:
+            elif number == LEARNED:
                 flow.rule, reason = again.rule, again.reason
                 rule = gate.mend_of(flow, again)
             if len(self._open) < _MOST_OPEN:

@@ -18,11 +18,10 @@ from collections.abc import Iterable, Iterator
 
 from wgcell.gateway.config import GatewayConfig, Peer
 from wgcell.gateway.keys import public_key
-from wgcell.gateway.policy import PROTECTED, Address, Network, Rule, Verdict
+from wgcell.gateway.policy import LEARNED, PROTECTED, Address, Network, Rule, Verdict
 
 __all__ = [
     "ASKED_PORT",
-    "LEARNED",
     "LOG_GROUP",
     "leads",
     "peer_file",
@@ -39,8 +38,6 @@ PREFIX = "wgcell"
 """Begins a log prefix; behind it ``:allow`` or ``:refuse``, the peer and the rule's number."""
 ASKED_PORT = 5183
 """TCP port of the gateway's address for flows that a name allows; open to none but those."""
-LEARNED = "learn"
-"""In place of a rule's number: no rule refuses it, and the peer's policy is still learned."""
 _MOST_LEADS = 4096
 _ECHO = {"ip": "icmp", "ip6": "icmpv6"}
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
@@ -262,9 +259,8 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
         "turn",
         [
             "type nat hook prerouting priority dstnat; policy accept;",
-            # Not what is for this machine, or for another peer: it is refused on its way there.
+            # Not what is for this machine: it is refused on its way there, as ever.
             f"{inside} fib daddr type local accept",
-            f'{inside} fib daddr oifname "{interface}" accept',
             *(f"{inside} meta l4proto tcp {line}" for line in _dispatch(asking, "asks")),
         ],
     )

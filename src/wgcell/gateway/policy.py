@@ -29,6 +29,7 @@ from enum import Enum
 from wgcell.errors import PolicyError
 
 __all__ = [
+    "LEARNED",
     "PROTECTED",
     "Address",
     "Decision",
@@ -80,6 +81,10 @@ PROTECTED: tuple[tuple[Network, str], ...] = tuple(
     )
 )
 """Ranges on this side of the tunnel's end (RFC 6890, 6052, 4380, 3056), and what each is."""
+
+
+LEARNED = "learn"
+"""In a rule's place: none refuses it, and the policy is still being learned."""
 
 
 class Verdict(Enum):
@@ -301,7 +306,7 @@ class Policy:
                     return rule.text
                 if (rule.first_port, rule.last_port, rule.protocol) == (1, 65535, ""):
                     return ""
-        return _LEARNED if self.learn else ""
+        return LEARNED if self.learn else ""
 
     def listed(self, address: Address) -> bool:
         """Whether a rule allows that very address, on whatever port."""
@@ -336,12 +341,9 @@ class Policy:
             if not kept or rule.single:
                 return Decision(Verdict.ALLOW, rule.text, "a rule allows it"), by_name
         if self.learn and not kept:
-            learned = Decision(Verdict.ALLOW, _LEARNED, "learning: no rule refuses it")
+            learned = Decision(Verdict.ALLOW, LEARNED, "learning: no rule refuses it")
             return learned, bool(names)
         return Decision(Verdict.REFUSE, "", refusal), False
-
-
-_LEARNED = "learn"
 
 
 def _article(word: str) -> str:
