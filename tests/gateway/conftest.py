@@ -17,6 +17,7 @@ import contextlib
 import errno
 import itertools
 import json
+import os
 import queue
 import signal
 import socket
@@ -126,6 +127,7 @@ def link(
         net.run("ip", "link", "set", device, "up")
 
 
+ENGINES = ("embedded", "namespace", "kernel")
 WORLD = ("203.0.113.7", "203.0.113.8", "2001:db8::7")
 RESOLVER = "198.51.100.2"
 _DNS = (
@@ -228,8 +230,7 @@ class Gateway:
         self, config: dict[str, Any], prefix: tuple[str, ...] = (), argv: Sequence[str] = ()
     ) -> None:
         self.config = config
-        self.kernel = bool(argv)
-        """Which engine it is."""
+        self.kernel = argv[:1] == ["kernel"]
         self._stopped = False
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "wgcell.gateway", *argv],
@@ -265,6 +266,17 @@ class Gateway:
             assert found["event"] not in {"fault", "stumble"} - {kind}, found
             if not kind or found["event"] == kind:
                 return found
+
+    def inside(self) -> tuple[str, ...]:
+        """What enters the network where its tunnel ends, from where it was started."""
+        if self.kernel:
+            return ()
+        pid = self.process.pid
+        threads = [f"/proc/{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]
+        ours = os.readlink(f"/proc/{pid}/ns/net")
+        (thread,) = [t for t in threads if os.readlink(f"{t}/ns/net") != ours]
+        places = (f"--user={thread}/ns/user", f"--net={thread}/ns/net", f"--mount={thread}/ns/mnt")
+        return ("nsenter", "--preserve-credentials", *places)
 
     def drain(self) -> list[dict[str, Any]]:
         """What is there now."""

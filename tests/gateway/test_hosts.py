@@ -27,7 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
+from tests.gateway.conftest import ENGINES, RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
 from tests.gateway.peer import Peer
 
 from wgcell.gateway import joining
@@ -112,7 +112,7 @@ def between(
         "peers": {"alice": peer},
         **changes,
     }
-    argv = [f"wgc{port}"] if engine == "kernel" else []
+    argv = [engine, f"wgc{port}"]
     gateway = Gateway(config, topology.gateway.enter, argv)
     assert gateway.first["event"] == "ready", gateway.first
     tunnel = Tunnel(topology.client, f"hosts{port}", ALICE, "10.99.0.2", public_key(SERVER), port)
@@ -123,7 +123,7 @@ def between(
         gateway.close()
 
 
-@pytest.fixture(scope="module", params=["embedded", "kernel"])
+@pytest.fixture(scope="module", params=ENGINES)
 def around(
     request: pytest.FixtureRequest, topology: Topology, world: None
 ) -> Iterator[tuple[Gateway, Tunnel]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import dns.rcode
 import pytest
-from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
+from tests.gateway.conftest import ENGINES, RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
 
 from wgcell.gateway.keys import generate_private_key, public_key
 
@@ -33,7 +33,7 @@ def echo(stream: socket.socket) -> None:
         stream.sendall(data)
 
 
-@pytest.fixture(scope="module", params=["embedded", "kernel"])
+@pytest.fixture(scope="module", params=ENGINES)
 def around(request: pytest.FixtureRequest, topology: Topology) -> Iterator[tuple[Gateway, Tunnel]]:
     peer = {"public_key": public_key(ALICE), "address": "fd99::2", "port": 53000}
     config = {
@@ -48,7 +48,7 @@ def around(request: pytest.FixtureRequest, topology: Topology) -> Iterator[tuple
     ports = (8080, 8081, 8082, 8083, 8443)
     servers = [Server(topology.world, WORLD, port, echo) for port in ports]
     servers += [Server(topology.world, "2001:db8:1::2", port, echo) for port in (8080, 9000)]
-    argv = ["wgc53000"] if request.param == "kernel" else []
+    argv = [request.param, "wgc53000"]
     gateway = Gateway(config, topology.gateway.enter, argv)
     assert gateway.first["event"] == "ready", gateway.first
     tunnel = Tunnel(topology.client, "six", ALICE, "fd99::2", public_key(SERVER), 53000)

@@ -1,6 +1,7 @@
-"""``python -m wgcell.gateway [INTERFACE]``: one gateway as a process.
+"""``python -m wgcell.gateway [ENGINE [INTERFACE]]``: one gateway as a process.
 
-With the name of an interface it is the kernel engine, else the embedded one.
+ENGINE is ``embedded`` (unless one is given), ``namespace``, ``kernel`` with the name of its
+interface, or ``auto``: the namespace engine where it can be, else the embedded one.
 
 A line of JSON on stdin says what to be, each further one what to be from then on; JSON lines on
 stdout say what happens: ``ready`` first, then each flow. The end of stdin, a closed stdout or the
@@ -19,13 +20,17 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from wgcell.errors import WgcellError
+from wgcell.errors import HostError, WgcellError
 from wgcell.gateway.config import GatewayConfig, parse_config
 from wgcell.gateway.limits import Bucket
 
 if TYPE_CHECKING:
-    from wgcell.gateway.engine import Engine
+    from collections.abc import Callable
+
+    from wgcell.gateway.engine import EmbeddedEngine
     from wgcell.gateway.kernel import KernelEngine
+
+    Engine = EmbeddedEngine | KernelEngine
 
 _PR_SET_PDEATHSIG = 1
 _LONGEST_LINE = 1 << 20
@@ -64,16 +69,36 @@ def _bound() -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _engine(config: GatewayConfig, interface: str) -> Engine | KernelEngine:
-    """The engine that is asked for; only its own libraries are loaded."""
-    if not interface:
-        from wgcell.gateway.engine import Engine
+def _die_with(parent: int) -> Callable[[], None]:
+    return lambda: _end_with(parent)
 
-        return Engine(config, _say)
-    from wgcell.gateway.kernel import KernelEngine
 
-    parent = os.getpid()
-    return KernelEngine(config, _say, interface=interface, preexec=lambda: _end_with(parent))
+async def _started(config: GatewayConfig, name: str, interface: str) -> Engine:
+    """The engine that is asked for, started; only its own libraries are loaded."""
+    preexec, reason = _die_with(os.getpid()), ""
+    if name in ("namespace", "auto"):
+        from wgcell.gateway.namespace import NamespaceEngine
+
+        try:
+            apart = NamespaceEngine(config, _say, preexec=preexec)
+            await apart.start()
+        except HostError as error:
+            if name == "namespace":
+                raise
+            reason = error.message
+        else:
+            return apart
+    if name == "kernel":
+        from wgcell.gateway.kernel import INTERFACE, KernelEngine
+
+        kernel = KernelEngine(config, _say, interface=interface or INTERFACE, preexec=preexec)
+        await kernel.start()
+        return kernel
+    from wgcell.gateway.engine import EmbeddedEngine
+
+    embedded = EmbeddedEngine(config, _say, reason)
+    await embedded.start()
+    return embedded
 
 
 class _Stumbles:
@@ -89,7 +114,7 @@ class _Stumbles:
             _say({"event": "stumble", "detail": f"{context.get('message')}: {error!r}"[:500]})
 
 
-async def _serve(interface: str) -> int:
+async def _serve(name: str = "embedded", interface: str = "") -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_Stumbles())
     reader = asyncio.StreamReader(limit=_LONGEST_LINE)
@@ -97,8 +122,7 @@ async def _serve(interface: str) -> int:
     try:
         line = await reader.readline()
         config = parse_config(json.loads(line))
-        engine = _engine(config, interface)
-        await engine.start()
+        engine = await _started(config, name, interface)
     except (WgcellError, ValueError, OSError) as error:
         _say({"event": "fault", "detail": str(error)})
         return 125
@@ -121,7 +145,7 @@ def main() -> int:
     # The terminal's Ctrl-C reaches every process of the group; the supervisor decides for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _bound()
-    code = asyncio.run(_serve(sys.argv[1] if len(sys.argv) > 1 else ""))
+    code = asyncio.run(_serve(*sys.argv[1:3]))
     sys.stdout.flush()
     # Threads of the WireGuard server's runtime must not hold up the exit.
     os._exit(code)

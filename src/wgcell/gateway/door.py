@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -25,18 +24,16 @@ from wgcell.gateway.flows import SUMMARY_EVERY, Flow, Report
 from wgcell.gateway.gate import DNS_PORT, Gate
 from wgcell.gateway.joining import (
     CHUNK,
+    UDP_IDLE,
     Joining,
     NotReached,
     OwnAddress,
-    cancel,
-    until_done,
+    join_datagrams,
 )
 from wgcell.gateway.policy import Address, Decision, Verdict
 
 __all__ = ["Door"]
 
-UDP_IDLE = 60.0
-"""Seconds without a byte after which a flow is over."""
 DNS_IDLE = 10.0
 SILENT_REFUSAL = 0.5
 """Seconds until a refused TCP stream on which the workload says nothing is ended."""
@@ -184,7 +181,8 @@ class Door:
                 return
             decision = self._gate.decide(flow, source)
             if decision.verdict is Verdict.ALLOW:
-                await self._gate.join(flow, decision, self._join_udp(stream, flow))
+                work = join_datagrams(stream, flow, self._gate.own(flow), self._gate.pace)
+                await self._gate.join(flow, decision, work)
         except OSError:
             # As for TCP: an ICMP unreachable from the target ends the flow.
             pass
@@ -215,37 +213,6 @@ class Door:
                         return
                     stream.write(len(answer).to_bytes(2, "big") + answer)
                     data = data[2 + size :]
-
-    async def _join_udp(self, stream: mitmproxy_rs.Stream, flow: Flow) -> str:
-        loop = asyncio.get_running_loop()
-        family = socket.AF_INET if flow.address.version == 4 else socket.AF_INET6
-        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-            sock.connect((str(flow.address), flow.port))
-            if sock.getsockname()[0] == str(flow.address) and not self._gate.own(flow):
-                raise OwnAddress
-            moved = [time.monotonic()]
-
-            async def outward() -> None:
-                while raw := await stream.read(CHUNK):
-                    moved[0] = time.monotonic()
-                    flow.bytes_out += len(raw)
-                    await self._gate.pace(len(raw))
-                    await loop.sock_sendall(sock, raw)
-
-            async def inward() -> None:
-                while True:
-                    raw = await loop.sock_recv(sock, CHUNK)
-                    moved[0] = time.monotonic()
-                    flow.bytes_in += len(raw)
-                    await self._gate.pace(len(raw))
-                    stream.write(raw)
-                    await stream.drain()
-
-            tasks = [asyncio.create_task(outward()), asyncio.create_task(inward())]
-            try:
-                return await until_done(tasks[:1], moved, UDP_IDLE, tasks[1:])
-            finally:
-                await cancel(tasks)
 
 
 async def _read_within(stream: mitmproxy_rs.Stream, seconds: float) -> bytes:

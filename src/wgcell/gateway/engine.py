@@ -13,15 +13,19 @@ from wgcell.gateway.config import GatewayConfig
 from wgcell.gateway.door import Door
 from wgcell.gateway.flows import Report
 
-__all__ = ["Engine"]
+__all__ = ["EmbeddedEngine"]
 
 
-class Engine:
-    """One running gateway. ``report`` gets each event as a JSON-able object."""
+class EmbeddedEngine:
+    """One running gateway. ``report`` gets each event as a JSON-able object.
 
-    def __init__(self, config: GatewayConfig, report: Report) -> None:
+    ``reason`` is why it is not another engine, for who is told that it is ready.
+    """
+
+    def __init__(self, config: GatewayConfig, report: Report, reason: str = "") -> None:
         self._config = config
         self._report = report
+        self._reason = reason
         self._doors: dict[str, Door] = {}
 
     async def start(self) -> None:
@@ -31,7 +35,8 @@ class Engine:
         if self._doors:
             host, port = next(iter(self._doors.values())).place
         ports = {name: door.place[1] for name, door in self._doors.items()}
-        self._report({"event": "ready", "host": host, "port": port, "peers": ports})
+        what = {"engine": "embedded", "reason": self._reason}
+        self._report({"event": "ready", "host": host, "port": port, "peers": ports, **what})
         for door in self._doors.values():
             door.warm()
 

@@ -1,6 +1,6 @@
-"""An allowed TCP flow, joined to its target by a socket of this process's: the same in each engine.
+"""An allowed flow, joined to its target by a socket of this process's: the same in each engine.
 
-What a client says first is compared with the name that its flow is allowed by (see
+What a TCP client says first is compared with the name that its flow is allowed by (see
 `wgcell.gateway.hello`) before a byte of it goes on. The engine has decided; here the bytes move,
 are counted and paced, until either side has ended, has been silent too long, or is cut off.
 """
@@ -8,6 +8,7 @@ are counted and paced, until either side has ended, has been silent too long, or
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,13 +20,13 @@ from wgcell.gateway.policy import LEARNED, Decision
 
 __all__ = [
     "CHUNK",
+    "UDP_IDLE",
     "Joining",
     "NotReached",
     "OwnAddress",
     "Refused",
     "Stream",
-    "cancel",
-    "until_done",
+    "join_datagrams",
 ]
 
 CONNECT_TIMEOUT = 10.0
@@ -34,6 +35,7 @@ HELLO_TIMEOUT = 10.0
 """Seconds from a client's first byte to the end of its TLS hello or HTTP head."""
 TCP_IDLE = 3600.0
 """Seconds without a byte after which a flow is over."""
+UDP_IDLE = 60.0
 _QUICK_READS = 16
 _SLOW_READS = 0.25
 """Seconds between two readings of a head that has come in more pieces than that: each piece has
@@ -114,10 +116,10 @@ class Joining:
             asyncio.create_task(self._inward(reader)),
         ]
         try:
-            return await until_done(tasks, self._moved, TCP_IDLE)
+            return await _until_done(tasks, self._moved, TCP_IDLE)
         finally:
             writer.transport.abort()
-            await cancel(tasks)
+            await _cancel(tasks)
 
     async def _count(self, raw: bytes) -> None:
         self._moved[0] = time.monotonic()
@@ -171,7 +173,44 @@ class Joining:
         self.stream.write_eof()
 
 
-async def until_done(
+async def join_datagrams(
+    stream: Stream, flow: Flow, own: bool, pace: Callable[[int], Awaitable[None]] | None = None
+) -> str:
+    """A UDP flow; why it ended. Raises OwnAddress and OSError: ICMP's errors end a flow."""
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET if flow.address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+        sock.connect((str(flow.address), flow.port))
+        if sock.getsockname()[0] == str(flow.address) and not own:
+            raise OwnAddress
+        moved = [time.monotonic()]
+
+        async def outward() -> None:
+            while raw := await stream.read(CHUNK):
+                moved[0] = time.monotonic()
+                flow.bytes_out += len(raw)
+                if pace is not None:
+                    await pace(len(raw))
+                await loop.sock_sendall(sock, raw)
+
+        async def inward() -> None:
+            while True:
+                raw = await loop.sock_recv(sock, CHUNK)
+                moved[0] = time.monotonic()
+                flow.bytes_in += len(raw)
+                if pace is not None:
+                    await pace(len(raw))
+                stream.write(raw)
+                await stream.drain()
+
+        tasks = [asyncio.create_task(outward()), asyncio.create_task(inward())]
+        try:
+            return await _until_done(tasks[:1], moved, UDP_IDLE, tasks[1:])
+        finally:
+            await _cancel(tasks)
+
+
+async def _until_done(
     tasks: list[asyncio.Task[None]],
     moved: list[float],
     idle: float,
@@ -194,7 +233,7 @@ async def until_done(
             return "closed"
 
 
-async def cancel(tasks: list[asyncio.Task[None]]) -> None:
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     """Cancel them and wait for their end."""
     for task in tasks:
         task.cancel()

@@ -24,7 +24,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from wgcell.errors import HostError
 from wgcell.gateway import netlink, nftables
@@ -35,7 +35,10 @@ from wgcell.gateway.joining import Joining
 from wgcell.gateway.leads import GRACE
 from wgcell.gateway.policy import LEARNED, Address, Decision, Verdict
 
-__all__ = ["INTERFACE", "KernelEngine"]
+__all__ = ["INTERFACE", "KernelEngine", "Served", "quietly", "run_tool", "system"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 INTERFACE = "wgcell0"
 _TOOLS = {"ip": "iproute2", "nft": "nftables", "wg": "wireguard-tools"}
@@ -45,6 +48,8 @@ _DNS_IDLE = 30.0
 """Seconds that a peer may take for its queries over one TCP connection."""
 _TAKES_REST = 30.0
 """Seconds that a peer may take for the last bytes of what is over."""
+_TUN = "/dev/net/tun"
+"""Where wireguard-go gets its interface."""
 _MOST_OPEN = 4096
 _BACKLOG = 1024
 _ORIGINAL_DST = 80
@@ -57,7 +62,7 @@ _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _ACCOUNTING = "net/netfilter/nf_conntrack_acct"
 
 
-def _run(*argv: str, text: str = "") -> str:
+def run_tool(*argv: str, text: str = "") -> str:
     """A tool's output. Raises HostError with its words."""
     try:
         done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
@@ -69,11 +74,12 @@ def _run(*argv: str, text: str = "") -> str:
     return done.stdout
 
 
-def _quietly(*argv: str) -> None:
+def quietly(*argv: str) -> None:
+    """Run a tool; whether it fails is no matter."""
     subprocess.run(argv, capture_output=True, check=False)
 
 
-def _system(name: str, value: str = "") -> str:
+def system(name: str, value: str = "") -> str:
     """A kernel setting as it is, and then set, if there is a ``value``. Raises HostError."""
     path = Path("/proc/sys") / name
     try:
@@ -87,6 +93,8 @@ def _system(name: str, value: str = "") -> str:
 
 class KernelEngine:
     """One gateway of this machine's. ``preexec`` is run in wireguard-go, to die with this one."""
+
+    name = "kernel"
 
     def __init__(
         self,
@@ -105,7 +113,7 @@ class KernelEngine:
         self._lock = -1
         self._router = True
         self._addresses: set[Address] = set()
-        self._peers: dict[Address, _Served] = {}
+        self._peers: dict[Address, Served] = {}
         self._servers: list[asyncio.Server] = []
         self._datagrams: asyncio.DatagramTransport | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -116,25 +124,64 @@ class KernelEngine:
         for tool, package in _TOOLS.items():
             if shutil.which(tool) is None:
                 raise HostError(f"{tool} is missing", mend=f"apt-get install {package}")
-        if os.geteuid() != 0:
-            raise HostError("the kernel engine needs root", mend="the embedded engine does not")
-        self._hold()
+        self._take_place()
         try:
-            self._forward()
-            self._apply_rules(self._config)
-            self._make_interface()
+            self._do(self._stand_up)
             await self.apply(self._config)
             loop = asyncio.get_running_loop()
-            log, ends = netlink.open_sockets(nftables.LOG_GROUP)
+            log, ends = self._do(netlink.open_sockets, nftables.LOG_GROUP)
             for sock in (log, ends):
                 loop.add_reader(sock, self._hear, sock)
             self._tasks = [asyncio.create_task(self._look_around(ends))]
         except BaseException:
             await self.stop()
             raise
-        host, port = self._config.listen
+        host, port = self._place()
         ports = {peer.name: port for peer in self._config.peers}
-        self._report({"event": "ready", "host": host, "port": port, "peers": ports})
+        what = {"engine": self.name, "reason": ""}
+        self._report({"event": "ready", "host": host, "port": port, "peers": ports, **what})
+
+    # What another ground than this machine's own network changes.
+
+    def _do(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """``work``'s result, done in the network that the tunnel ends in."""
+        return work(*args, **options)
+
+    def _take_place(self) -> None:
+        if os.geteuid() != 0:
+            raise HostError("the kernel engine needs root", mend="the others do not")
+        self._hold()
+
+    def _place(self) -> tuple[str, int]:
+        """Where peers come to."""
+        return self._config.listen
+
+    def _stand_up(self) -> None:
+        self._forward()
+        self._apply_rules(self._config)
+        self._make_interface()
+
+    def _ruleset(self, config: GatewayConfig) -> str:
+        return nftables.ruleset(config, self._interface, router=self._router)
+
+    def _settings_text(self, config: GatewayConfig) -> str:
+        return nftables.wireguard_settings(config)
+
+    def _listeners(self, config: GatewayConfig) -> list[socket.socket]:
+        """Where flows are accepted that are turned here."""
+        return [_listening(config.address, nftables.ASKED_PORT)]
+
+    def _destination(self, writer: asyncio.StreamWriter) -> tuple[Address, int]:
+        """Where the peer meant to connect to: what is turned here was meant for elsewhere."""
+        host, port = writer.get_extra_info("sockname")[:2]
+        accepted, address = writer.get_extra_info("socket"), ipaddress.ip_address(host)
+        if port != nftables.ASKED_PORT:
+            return address, port
+        if address.version == 4:
+            raw = accepted.getsockopt(socket.IPPROTO_IP, _ORIGINAL_DST, 16)
+            return ipaddress.ip_address(raw[4:8]), int.from_bytes(raw[2:4], "big")
+        raw = accepted.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL_DST, 28)
+        return ipaddress.ip_address(raw[8:24]), int.from_bytes(raw[2:4], "big")
 
     def _hold(self) -> None:
         """One engine an interface. The lock ends with the process, however it ends."""
@@ -160,23 +207,23 @@ class KernelEngine:
             found = {}
         versions = {peer.address.version for peer in self._config.peers} | {4}
         for name in [_FORWARDING[version] for version in sorted(versions)]:
-            self._settings[name] = str(found.get(name) or _system(name))
+            self._settings[name] = str(found.get(name) or system(name))
         with contextlib.suppress(HostError):
-            self._settings[_ACCOUNTING] = str(found.get(_ACCOUNTING) or _system(_ACCOUNTING))
+            self._settings[_ACCOUNTING] = str(found.get(_ACCOUNTING) or system(_ACCOUNTING))
         os.pwrite(self._lock, json.dumps(self._settings).encode(), 0)
         for name in self._settings:
-            _system(name, "1")
+            system(name, "1")
         # Made a router by us, this machine forwards for the tunnel and for nobody else.
         self._router = self._settings[_FORWARDING[4]] == "1"
 
     def _make_interface(self) -> None:
         name = self._interface
-        _quietly("ip", "link", "delete", name)
+        quietly("ip", "link", "delete", name)
         try:
-            _run("ip", "link", "add", name, "type", "wireguard")
+            run_tool("ip", "link", "add", name, "type", "wireguard")
         except HostError:
             self._start_wireguard_go()
-        _run("ip", "link", "set", name, "mtu", "1420", "up")
+        run_tool("ip", "link", "set", name, "mtu", "1420", "up")
 
     def _start_wireguard_go(self) -> None:
         program = shutil.which("wireguard-go")
@@ -185,6 +232,11 @@ class KernelEngine:
                 "this kernel has no WireGuard, and wireguard-go is missing",
                 mend="apt-get install wireguard-go",
             )
+        try:
+            os.close(os.open(_TUN, os.O_RDWR))
+        except OSError as error:
+            mend = f"chmod 0666 {_TUN}, which is what udev does with it"
+            raise HostError(f"this kernel has no WireGuard, and {error}", mend=mend) from None
         # One that was killed has left its socket behind.
         Path(f"/run/wireguard/{self._interface}.sock").unlink(missing_ok=True)
         self._daemon = subprocess.Popen(
@@ -204,15 +256,15 @@ class KernelEngine:
 
     def _apply_rules(self, config: GatewayConfig) -> None:
         """Text, checked; applied in one transaction; and looked at. What was answered leads on."""
-        text = nftables.ruleset(config, self._interface, router=self._router)
+        text = self._ruleset(config)
         for peer in config.peers:
             known = self._known(peer, config)
             if known is not None:
                 text += nftables.remember(self._interface, known.carried(peer), empty=True)
-        _run("nft", "-c", "-f", "-", text=text)
-        _run("nft", "-f", "-", text=text)
+        run_tool("nft", "-c", "-f", "-", text=text)
+        run_tool("nft", "-f", "-", text=text)
         seen = json.loads(
-            _run("nft", "-j", "list", "table", *nftables.table_name(self._interface).split())
+            run_tool("nft", "-j", "list", "table", *nftables.table_name(self._interface).split())
         )
         wrong = _difference(text, seen)
         if wrong:
@@ -224,32 +276,12 @@ class KernelEngine:
 
         Raises HostError.
         """
-        name = self._interface
-        self._apply_rules(config)
-        verb = "syncconf" if self._peers else "setconf"
-        _run("wg", verb, name, "/dev/stdin", text=nftables.wireguard_settings(config))
-        wanted = {config.address, *(service.address for service in config.services)}
-        for address in self._addresses - wanted:
-            _quietly("ip", "addr", "del", f"{address}/{address.max_prefixlen}", "dev", name)
-        for address in wanted - self._addresses:
-            _run("ip", "addr", "add", f"{address}/{address.max_prefixlen}", "dev", name)
-        self._addresses = wanted
-        for peer in config.peers:
-            _run(
-                "ip",
-                "route",
-                "replace",
-                f"{peer.address}/{peer.address.max_prefixlen}",
-                "dev",
-                name,
-            )
-        for address in set(self._peers) - {peer.address for peer in config.peers}:
-            _quietly("ip", "route", "del", f"{address}/{address.max_prefixlen}", "dev", name)
+        self._do(self._set_up, config)
         served = {}
         for peer in config.peers:
             known = self._known(peer, config)
             if known is None:
-                known = _Served(peer, config, self._interface, self._report)
+                known = Served(peer, config, self._interface, self._report, self._tell_sets)
             else:
                 known.gate.change(peer)
             served[peer.address] = known
@@ -262,7 +294,28 @@ class KernelEngine:
         await self._serve(config)
         self._config = config
 
-    def _known(self, peer: Peer, config: GatewayConfig) -> _Served | None:
+    def _set_up(self, config: GatewayConfig) -> None:
+        """The policy, the keys, the addresses and the routes."""
+        name = self._interface
+        self._apply_rules(config)
+        verb = "syncconf" if self._peers else "setconf"
+        run_tool("wg", verb, name, "/dev/stdin", text=self._settings_text(config))
+        wanted = {config.address, *(service.address for service in config.services)}
+        for address in self._addresses - wanted:
+            quietly("ip", "addr", "del", f"{address}/{address.max_prefixlen}", "dev", name)
+        for address in wanted - self._addresses:
+            run_tool("ip", "addr", "add", f"{address}/{address.max_prefixlen}", "dev", name)
+        self._addresses = wanted
+        for peer in config.peers:
+            to = f"{peer.address}/{peer.address.max_prefixlen}"
+            run_tool("ip", "route", "replace", to, "dev", name)
+        for address in set(self._peers) - {peer.address for peer in config.peers}:
+            quietly("ip", "route", "del", f"{address}/{address.max_prefixlen}", "dev", name)
+
+    def _tell_sets(self, text: str) -> None:
+        self._do(run_tool, "nft", "-f", "-", text=text)
+
+    def _known(self, peer: Peer, config: GatewayConfig) -> Served | None:
         """Who serves this peer already, if nothing but its policy has changed."""
         known = self._peers.get(peer.address)
         same = (config.address, config.resolver) == (self._config.address, self._config.resolver)
@@ -276,17 +329,23 @@ class KernelEngine:
             return
         self._end_servers()
         await asyncio.sleep(0)  # a transport's socket is closed in the loop's next round
-        loop = asyncio.get_running_loop()
-        own = str(config.address)
-        self._datagrams, _ = await loop.create_datagram_endpoint(
-            lambda: _Datagrams(self._peers), local_addr=(own, DNS_PORT)
+        questions, others = self._do(self._open_servers, config)
+        self._datagrams, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: _Datagrams(self._peers), sock=questions
         )
-        self._servers.append(await asyncio.start_server(self._dns_over_tcp, own, DNS_PORT))
-        places = {(str(service.address), service.port) for service in config.services}
-        for place in sorted({(own, nftables.ASKED_PORT), *places}):
-            self._servers.append(
-                await asyncio.start_server(self._accepted, *place, backlog=_BACKLOG)
-            )
+        talks = [self._dns_over_tcp, *[self._accepted] * len(others)]
+        for sock, talk in zip(others, talks, strict=False):
+            self._servers.append(await asyncio.start_server(talk, sock=sock, backlog=_BACKLOG))
+
+    def _open_servers(self, config: GatewayConfig) -> tuple[socket.socket, list[socket.socket]]:
+        """The resolver's UDP socket; and its TCP socket, the services' and the listeners."""
+        questions = socket.socket(_family(config.address), socket.SOCK_DGRAM)
+        questions.bind((str(config.address), DNS_PORT))
+        questions.setblocking(False)
+        places = {(service.address, service.port) for service in config.services}
+        others = [_listening(config.address, DNS_PORT)]
+        others += [_listening(*place) for place in sorted(places, key=str)]
+        return questions, others + self._listeners(config)
 
     def _end_servers(self) -> None:
         if self._datagrams is not None:
@@ -325,7 +384,7 @@ class KernelEngine:
         try:
             if served is not None:
                 gate = served.gate
-                flow = gate.flow("tcp", *_destination(writer))
+                flow = gate.flow("tcp", *self._destination(writer))
                 decision = gate.decide(flow, source)
                 if decision.verdict is Verdict.ALLOW:
                     joining = Joining(_Accepted(reader, writer), flow, decision, gate.own(flow))
@@ -399,26 +458,33 @@ class KernelEngine:
                 self._report({"event": "fault", "detail": "wireguard-go died"})
 
     async def stop(self) -> None:
-        """Take away the interface, then the table, then put back what was changed."""
+        """End what is open, and take away what was made."""
         self._end_servers()
         for task in self._tasks:
             task.cancel()
+        self._leave_place()
+        for served in self._peers.values():
+            served.gate.close()
+
+    def _leave_place(self) -> None:
+        """Take away the interface, then the table, then put back what was changed."""
         if self._lock < 0:
             return
-        _quietly("ip", "link", "delete", self._interface)
+        quietly("ip", "link", "delete", self._interface)
+        self._end_wireguard_go()
+        for name, value in self._settings.items():
+            with contextlib.suppress(HostError):
+                system(name, value)
+        quietly("nft", "delete", "table", *nftables.table_name(self._interface).split())
+        os.ftruncate(self._lock, 0)
+        os.close(self._lock)
+        self._lock = -1
+
+    def _end_wireguard_go(self) -> None:
         if self._daemon is not None:
             self._daemon.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._daemon.wait(3)
-        for name, value in self._settings.items():
-            with contextlib.suppress(HostError):
-                _system(name, value)
-        _quietly("nft", "delete", "table", *nftables.table_name(self._interface).split())
-        for served in self._peers.values():
-            served.gate.close()
-        os.ftruncate(self._lock, 0)
-        os.close(self._lock)
-        self._lock = -1
 
 
 async def _to_its_end(joining: Joining, writer: asyncio.StreamWriter) -> str:
@@ -440,13 +506,21 @@ class _Accepted:
         self.drain, self.write_eof = writer.drain, writer.write_eof
 
 
-class _Served:
+class Served:
     """One peer's gate, and what the kernel knows of its names."""
 
-    def __init__(self, peer: Peer, config: GatewayConfig, interface: str, report: Report) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        config: GatewayConfig,
+        interface: str,
+        report: Report,
+        tell: Callable[[str], None],
+    ) -> None:
         self.gate = Gate(config, peer, report, self._learned)
         self._interface = interface
         self._report = report
+        self._tell = tell
         self._ends: dict[tuple[str, Address], float] = {}
 
     def carried(self, peer: Peer) -> list[tuple[str, Address, float]]:
@@ -480,7 +554,7 @@ class _Served:
             return
         text = nftables.remember(self._interface, [(*key, left) for key, left in new.items()])
         try:
-            _run("nft", "-f", "-", text=text)
+            self._tell(text)
         except HostError as error:
             self._report({"event": "fault", "detail": f"names: {error.message}"})
             return
@@ -490,7 +564,7 @@ class _Served:
 class _Datagrams(asyncio.DatagramProtocol):
     """The resolver's UDP side; a source that is no peer's is not answered."""
 
-    def __init__(self, peers: dict[Address, _Served]) -> None:
+    def __init__(self, peers: dict[Address, Served]) -> None:
         self._peers = peers
         self._transport: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -505,7 +579,7 @@ class _Datagrams(asyncio.DatagramProtocol):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, served: _Served, data: bytes, address: tuple[Any, ...]) -> None:
+    async def _answer(self, served: Served, data: bytes, address: tuple[Any, ...]) -> None:
         if answer := await served.gate.nameserver.reply(data):
             self._transport.sendto(answer, address)
 
@@ -514,17 +588,12 @@ def _source(writer: asyncio.StreamWriter) -> Address:
     return ipaddress.ip_address(writer.get_extra_info("peername")[0])
 
 
-def _destination(writer: asyncio.StreamWriter) -> tuple[Address, int]:
-    """Where the peer meant to connect to: what is turned here was meant for elsewhere."""
-    host, port = writer.get_extra_info("sockname")[:2]
-    accepted, address = writer.get_extra_info("socket"), ipaddress.ip_address(host)
-    if port != nftables.ASKED_PORT:
-        return address, port
-    if address.version == 4:
-        raw = accepted.getsockopt(socket.IPPROTO_IP, _ORIGINAL_DST, 16)
-        return ipaddress.ip_address(raw[4:8]), int.from_bytes(raw[2:4], "big")
-    raw = accepted.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL_DST, 28)
-    return ipaddress.ip_address(raw[8:24]), int.from_bytes(raw[2:4], "big")
+def _family(address: Address) -> socket.AddressFamily:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _listening(address: Address, port: int) -> socket.socket:
+    return socket.create_server((str(address), port), family=_family(address))
 
 
 def _key(flow: netlink.Seen | netlink.Gone) -> tuple[object, ...]:

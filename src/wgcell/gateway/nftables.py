@@ -1,4 +1,4 @@
-"""A policy as nftables and WireGuard text, for the kernel engine. Pure: nothing is applied here.
+"""A policy as nftables and WireGuard text. Pure: nothing is applied here.
 
 The table's two filter chains drop by default all that comes from the tunnel or goes into it, and
 say nothing of other interfaces' packets, unless this machine is made a router for the tunnel's
@@ -8,6 +8,9 @@ WireGuard's AllowedIPs has already held it to; any other source is refused here 
 A rule with a name matches a set that the resolver fills, an element for each answer, as long as
 the answer lives. The kernel does not look into a flow, so TCP that a name allows is turned to this
 machine's own `ASKED_PORT`, where the engine compares the host that is asked for, and joins it.
+
+Of an engine in a namespace apart (see `wgcell.gateway.namespace`) all that is allowed is turned
+there, UDP too, and nothing is forwarded.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ from wgcell.gateway.policy import LEARNED, PROTECTED, Address, Network, Rule, Ve
 __all__ = [
     "ASKED_PORT",
     "LOG_GROUP",
+    "TURNED",
     "leads",
     "peer_file",
     "remember",
     "ruleset",
     "server_file",
     "table_name",
+    "turning_ruleset",
     "wireguard_settings",
 ]
 
@@ -37,7 +42,9 @@ LOG_GROUP = 5182
 PREFIX = "wgcell"
 """Begins a log prefix; behind it ``:allow`` or ``:refuse``, the peer and the rule's number."""
 ASKED_PORT = 5183
-"""TCP port of the gateway's address for flows that a name allows; open to none but those."""
+"""Of the gateway's address, for flows that are turned there; open to none but those."""
+TURNED = 1
+"""The mark of a packet that is turned without a change (tproxy), for the route to this process."""
 _MOST_LEADS = 4096
 _ECHO = {"ip": "icmp", "ip6": "icmpv6"}
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
@@ -166,6 +173,17 @@ def _turns(peer: Peer) -> Iterator[str]:
             yield f"{match} {verdict}"
 
 
+def _all_turns(peer: Peer) -> Iterator[str]:
+    """All that is allowed, and beyond no limit, is taken; the rest goes its way, to be refused."""
+    yield from (f"ct state new {line}" for line in _limits(peer, "accept"))
+    for number, rule in enumerate(peer.policy.rules):
+        for match in _match(peer, number, rule):
+            yield f"{match} {'accept' if rule.verdict is Verdict.REFUSE else 'goto take'}"
+    if peer.policy.learn:
+        for version, family, _ in _FAMILIES:
+            yield f"{family} daddr != @protected_v{version} goto take"
+
+
 def _turned(peer: Peer, to: Address) -> Iterator[str]:
     """Beyond a limit it goes its way unturned: to where it is refused, and told."""
     yield from _limits(peer, "accept")
@@ -224,34 +242,10 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
     If it does not, nothing but the tunnel's is forwarded.
     """
     inside = f'iifname "{interface}"'
-    lines = [f"table {table_name(interface)}", f"delete table {table_name(interface)}"]
-    lines.append(f"table {table_name(interface)} {{")
-    for version, _, kind in _FAMILIES:
-        networks = _protected(version, config.protected)
-        lines += _set(
-            f"protected_v{version}",
-            f"type {kind}",
-            "flags interval",
-            f"elements = {_braces(networks)}",
-        )
-        lines += _set(f"flows_v{version}", f"type {kind}", "flags dynamic", "size 1024")
-    for peer in config.peers:
-        kind = "ipv4_addr" if peer.address.version == 4 else "ipv6_addr"
-        me = _chain_of(peer)
-        meter = (f"type {kind}", "flags dynamic,timeout", "timeout 1m", "size 16")
-        lines += _set(f"new_{me}", *meter)
-        if peer.policy.limits.bytes_per_second:
-            lines += _set(f"pace_{me}", *meter)
-        for number, rule in enumerate(peer.policy.rules):
-            for version, _, of in _FAMILIES if rule.name else ():
-                name = _set_name(peer, number, version)
-                # What the resolver has answered for this peer; see the module's head.
-                lines += _set(name, f"type {of}", "flags timeout", f"size {_MOST_LEADS}")
-    for peer in config.peers:
-        me = _chain_of(peer)
-        lines += _chain(f"refuse_{me}", _refuse(peer.name))
-        lines += _chain(f"peer_{me}", _rules(peer))
     asking = _asking(config)
+    lines: list[str] = []
+    for peer in config.peers:
+        lines += _chain(f"peer_{_chain_of(peer)}", _rules(peer))
     for peer in asking:
         lines += _chain(f"asked_{_chain_of(peer)}", _turned(peer, config.address))
         lines += _chain(f"asks_{_chain_of(peer)}", _turns(peer))
@@ -262,45 +256,6 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
             # Not what is for this machine: it is refused on its way there, as ever.
             f"{inside} fib daddr type local accept",
             *(f"{inside} meta l4proto tcp {line}" for line in _dispatch(asking, "asks")),
-        ],
-    )
-    lines += _chain(
-        "pace_out",
-        [
-            "type filter hook prerouting priority mangle; policy accept;",
-            *(f"{inside} {line}" for line in _pace(config.peers, "saddr")),
-        ],
-    )
-    lines += _chain(
-        "pace_in",
-        [
-            "type filter hook postrouting priority mangle; policy accept;",
-            *(f'oifname "{interface}" {line}' for line in _pace(config.peers, "daddr")),
-        ],
-    )
-    lines += _chain("refuse", _refuse(""))
-    family = _family(config.address)
-    services = [
-        f"{_family(service.address)} daddr {service.address} tcp dport {service.port} accept"
-        for service in config.services
-    ]
-    if asking:
-        services.append(
-            f"{family} daddr {config.address} ct status dnat tcp dport {ASKED_PORT} accept"
-        )
-    lines += _chain(
-        "input",
-        [
-            "type filter hook input priority filter; policy drop;",
-            f'iifname != "{interface}" accept',
-            "ct state established,related accept",
-            *_spoofed(config.peers),
-            f"{family} daddr {config.address} meta l4proto {{ tcp, udp }} th dport 53 accept",
-            f"{family} daddr {config.address} {_ECHO[family]} type echo-request accept",
-            *services,
-            # What is this machine's own is refused, whatever a rule says of the address.
-            *_dispatch(config.peers, "refuse"),
-            "goto refuse",
         ],
     )
     lines += _chain(
@@ -325,6 +280,117 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
                 for version, name, _ in _FAMILIES
                 if (found := [p.address for p in config.peers if p.address.version == version])
             ),
+        ],
+    )
+    family = _family(config.address)
+    turned = f"{family} daddr {config.address} ct status dnat tcp dport {ASKED_PORT} accept"
+    return _table(config, interface, [turned] if asking else [], lines)
+
+
+def turning_ruleset(config: GatewayConfig, interface: str, generation: int) -> str:
+    """`ruleset` for a namespace apart: what is allowed comes to `ASKED_PORT` as it is, by tproxy.
+
+    A flow that is taken bears ``generation`` (1 to 2^32 - 1) as its mark, and is asked about no
+    more until the next ruleset, which must have another.
+    """
+    inside = f'iifname "{interface}"'
+    lines: list[str] = []
+    turn = f"meta mark set {TURNED} accept"
+    lines += _chain(
+        "taken",
+        [
+            f"meta nfproto ipv4 meta l4proto {{ tcp, udp }} tproxy ip to :{ASKED_PORT} {turn}",
+            f"meta nfproto ipv6 meta l4proto {{ tcp, udp }} tproxy ip6 to :{ASKED_PORT} {turn}",
+        ],
+    )
+    lines += _chain("take", [f"ct mark set {generation}", "goto taken"])
+    for peer in config.peers:
+        lines += _chain(f"asks_{_chain_of(peer)}", _all_turns(peer))
+    lines += _chain(
+        "turn",
+        [
+            "type filter hook prerouting priority mangle; policy accept;",
+            f'iifname != "{interface}" accept',
+            "meta l4proto != { tcp, udp } accept",
+            # Not what is for this machine: it is refused on its way there, as ever.
+            "fib daddr type local accept",
+            f"ct mark {generation} goto taken",
+            *_dispatch(config.peers, "asks"),
+        ],
+    )
+    lines += _chain(
+        "forward",
+        [
+            "type filter hook forward priority filter; policy drop;",
+            *(f"{inside} {line}" for line in _dispatch(config.peers, "refuse")),
+            f"{inside} goto refuse",
+        ],
+    )
+    return _table(config, interface, [f"meta mark {TURNED} accept"], lines)
+
+
+def _table(config: GatewayConfig, interface: str, turned: list[str], chains: list[str]) -> str:
+    """What every table has: the sets, who is paced, what may come to this machine, refusals."""
+    inside = f'iifname "{interface}"'
+    lines = [f"table {table_name(interface)}", f"delete table {table_name(interface)}"]
+    lines.append(f"table {table_name(interface)} {{")
+    for version, _, kind in _FAMILIES:
+        networks = _protected(version, config.protected)
+        lines += _set(
+            f"protected_v{version}",
+            f"type {kind}",
+            "flags interval",
+            f"elements = {_braces(networks)}",
+        )
+        lines += _set(f"flows_v{version}", f"type {kind}", "flags dynamic", "size 1024")
+    for peer in config.peers:
+        kind = "ipv4_addr" if peer.address.version == 4 else "ipv6_addr"
+        me = _chain_of(peer)
+        meter = (f"type {kind}", "flags dynamic,timeout", "timeout 1m", "size 16")
+        lines += _set(f"new_{me}", *meter)
+        if peer.policy.limits.bytes_per_second:
+            lines += _set(f"pace_{me}", *meter)
+        for number, rule in enumerate(peer.policy.rules):
+            for version, _, of in _FAMILIES if rule.name else ():
+                name = _set_name(peer, number, version)
+                # What the resolver has answered for this peer; see the module's head.
+                lines += _set(name, f"type {of}", "flags timeout", f"size {_MOST_LEADS}")
+        lines += _chain(f"refuse_{me}", _refuse(peer.name))
+    lines += _chain("refuse", _refuse(""))
+    lines += chains
+    lines += _chain(
+        "pace_out",
+        [
+            "type filter hook prerouting priority mangle - 1; policy accept;",
+            *(f"{inside} {line}" for line in _pace(config.peers, "saddr")),
+        ],
+    )
+    lines += _chain(
+        "pace_in",
+        [
+            "type filter hook postrouting priority mangle; policy accept;",
+            *(f'oifname "{interface}" {line}' for line in _pace(config.peers, "daddr")),
+        ],
+    )
+    family = _family(config.address)
+    services = [
+        f"{_family(service.address)} daddr {service.address} tcp dport {service.port} accept"
+        for service in config.services
+    ]
+    lines += _chain(
+        "input",
+        [
+            "type filter hook input priority filter; policy drop;",
+            f'iifname != "{interface}" accept',
+            "ct state established,related accept",
+            *_spoofed(config.peers),
+            f"{family} daddr {config.address} meta l4proto {{ tcp, udp }} th dport 53 accept",
+            f"{family} daddr {config.address} {_ECHO[family]} type echo-request accept",
+            *services,
+            *turned,
+            # What is this machine's own is refused, whatever a rule says of the address.
+            *_dispatch(config.peers, "refuse"),
+            "goto refuse",
         ],
     )
     return "\n".join([*lines, "}", ""])

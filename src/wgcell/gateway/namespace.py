@@ -1,0 +1,268 @@
+"""The kernel engine without root: WireGuard and nftables in a namespace of this process's own.
+
+Where the kernel engine forwards what an address allows, there is nowhere to forward to from here:
+the namespace has no other link. All that is allowed is turned to this process, as it is (Linux,
+Documentation/networking/tproxy.rst), and joined to an ordinary socket outside, so it reaches just
+what whoever runs this may reach. What is not allowed is refused by the kernel, with a reset or an
+ICMP message, and if that failed there would be no way on: the only route leads back into the
+tunnel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import itertools
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
+
+from wgcell.errors import HostError
+from wgcell.gateway import nftables
+from wgcell.gateway.apart import Apart
+from wgcell.gateway.config import GatewayConfig
+from wgcell.gateway.entrance import INSIDE, Entrance
+from wgcell.gateway.flows import Report
+from wgcell.gateway.joining import join_datagrams
+from wgcell.gateway.kernel import KernelEngine, quietly, run_tool, system
+from wgcell.gateway.policy import Address, Verdict
+
+__all__ = ["NamespaceEngine"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ROUTES = 100
+"""The table by which a turned packet finds this process."""
+_LARGEST = 65535
+_AT_ONCE = 64
+_MOST_WAITING = 64
+"""Datagrams of one flow that wait for their turn."""
+_ANCILLARY = socket.CMSG_SPACE(28)
+
+# linux/in.h and linux/in6.h: a family's options for sockets that speak for any address, and that
+# are told where a datagram was sent to. The latter's number is that of its control message, too.
+_TRANSPARENT = {
+    socket.AF_INET: (socket.IPPROTO_IP, 19, 20),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 75, 74),
+}
+_EVERYWHERE = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
+
+Ends = tuple[tuple[str, int], tuple[str, int]]
+"""Of a datagram: where from, and where to."""
+
+
+class NamespaceEngine(KernelEngine):
+    """One gateway, for whoever is not root. Must be made before the process has a second thread.
+
+    Raises HostError where there can be no namespace.
+    """
+
+    name = "namespace"
+
+    def __init__(
+        self, config: GatewayConfig, report: Report, *, preexec: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(config, report, preexec=preexec)
+        self._apart = Apart()
+        self._entrance = Entrance(lambda: self._do(_datagram_socket))
+        self._generations = itertools.count(1)
+        self._flows: dict[Ends, _PeersEnd] = {}
+        self._joining: set[asyncio.Task[None]] = set()
+        self._turned: list[socket.socket] = []
+
+    def _do(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        return self._apart.do(work, *args, **options)
+
+    def _take_place(self) -> None:
+        self._entrance.open(self._config.listen)
+
+    def _place(self) -> tuple[str, int]:
+        return self._entrance.place
+
+    async def apply(self, config: GatewayConfig) -> None:
+        if config.listen != self._config.listen:
+            self._entrance.open(config.listen)
+        await super().apply(config)
+
+    def _stand_up(self) -> None:
+        run_tool("ip", "link", "set", "lo", "up")
+        # Nothing is forwarded; but what a router does not forward it refuses in words.
+        system("net/ipv4/ip_forward", "1")
+        with contextlib.suppress(HostError):  # a machine without IPv6
+            system("net/ipv6/conf/all/forwarding", "1")
+        self._apply_rules(self._config)
+        self._make_interface()
+        table = ("table", str(_ROUTES))
+        for version, ask in (("-4", run_tool), ("-6", quietly)):
+            ask("ip", version, "rule", "add", "fwmark", str(nftables.TURNED), *table)
+            ask("ip", version, "route", "add", "local", "default", "dev", "lo", *table)
+            ask("ip", version, "route", "add", "default", "dev", self._interface)
+
+    def _ruleset(self, config: GatewayConfig) -> str:
+        return nftables.turning_ruleset(config, self._interface, next(self._generations))
+
+    def _settings_text(self, config: GatewayConfig) -> str:
+        return nftables.wireguard_settings(replace(config, listen=INSIDE))
+
+    def _destination(self, writer: asyncio.StreamWriter) -> tuple[Address, int]:
+        host, port = writer.get_extra_info("sockname")[:2]
+        return ipaddress.ip_address(host), int(port)
+
+    def _listeners(self, config: GatewayConfig) -> list[socket.socket]:
+        return [
+            _turned_socket(family, socket.SOCK_STREAM)
+            for family in _TRANSPARENT
+            if family == socket.AF_INET or socket.has_ipv6
+        ]
+
+    async def _serve(self, config: GatewayConfig) -> None:
+        await super()._serve(config)
+        if not self._turned:
+            loop = asyncio.get_running_loop()
+            for family in _TRANSPARENT:
+                sock = self._do(_turned_socket, family, socket.SOCK_DGRAM)
+                loop.add_reader(sock, self._come, sock)
+                self._turned.append(sock)
+
+    async def stop(self) -> None:
+        self._entrance.close()
+        for sock in self._turned:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+        await super().stop()
+
+    def _leave_place(self) -> None:
+        # What else was made ends with the namespace, and that with the process.
+        self._do(self._end_wireguard_go)
+
+    # Datagrams. Each flow has a socket of its own that bears the target's address; only what comes
+    # before it is there comes to the one for all.
+
+    def _come(self, sock: socket.socket) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                data, control, _, source = sock.recvmsg(_LARGEST, _ANCILLARY)
+            except OSError:
+                return
+            if (target := _target(control)) is not None:
+                ends = (source[0], source[1]), target
+                flow = self._flows.get(ends) or self._begin(ends, socket.AddressFamily(sock.family))
+                if flow is not None:
+                    flow.add(data)
+
+    def _begin(self, ends: Ends, family: socket.AddressFamily) -> _PeersEnd | None:
+        source = ipaddress.ip_address(ends[0][0])
+        served = self._peers.get(source)
+        if served is None:
+            return None
+        gate = served.gate
+        flow = gate.flow("udp", ipaddress.ip_address(ends[1][0]), ends[1][1])
+        decision = gate.decide(flow, source)
+        if decision.verdict is not Verdict.ALLOW:
+            return None
+        try:
+            stream = _PeersEnd(self._do(_bound_socket, family, ends))
+        except OSError:
+            return None
+        self._flows[ends] = stream
+
+        async def joined() -> None:
+            try:
+                work = join_datagrams(stream, flow, gate.own(flow))
+                await gate.join(flow, decision, work)
+            finally:
+                del self._flows[ends]
+                stream.close()
+
+        task = asyncio.create_task(joined())
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+        return stream
+
+
+class _PeersEnd:
+    """The peer's end of a UDP flow, as `join_datagrams` wants it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._waiting: asyncio.Queue[bytes] = asyncio.Queue(_MOST_WAITING)
+        asyncio.get_running_loop().add_reader(sock, self._come)
+
+    def _come(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                self.add(self._sock.recv(_LARGEST))
+            except OSError:
+                return
+
+    def add(self, data: bytes) -> None:
+        """One that came; lost, as UDP loses datagrams, if too many wait."""
+        if data:
+            with contextlib.suppress(asyncio.QueueFull):
+                self._waiting.put_nowait(data)
+
+    async def read(self, _: int, /) -> bytes:
+        return await self._waiting.get()
+
+    def write(self, data: bytes, /) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.send(data)
+
+    async def drain(self) -> None:
+        """Nothing waits: what the kernel does not take is lost."""
+
+    def write_eof(self) -> None:
+        """A UDP flow has no end that could be told."""
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._sock)
+        self._sock.close()
+
+
+def _datagram_socket() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+
+def _transparent(family: socket.AddressFamily, kind: int) -> socket.socket:
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    level, transparent, _ = _TRANSPARENT[family]
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(level, transparent, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(level, socket.IPV6_V6ONLY, 1)
+    return sock
+
+
+def _turned_socket(family: socket.AddressFamily, kind: int) -> socket.socket:
+    """Where what is turned arrives, whatever address it was sent to."""
+    sock = _transparent(family, kind)
+    level, _, told = _TRANSPARENT[family]
+    if kind == socket.SOCK_DGRAM:
+        sock.setsockopt(level, told, 1)
+    sock.bind((_EVERYWHERE[family], nftables.ASKED_PORT))
+    return sock
+
+
+def _bound_socket(family: socket.AddressFamily, ends: Ends) -> socket.socket:
+    """One that speaks for a flow's target, to its source."""
+    sock = _transparent(family, socket.SOCK_DGRAM)
+    try:
+        sock.bind(ends[1])
+        sock.connect(ends[0])
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _target(control: list[tuple[int, int, bytes]]) -> tuple[str, int] | None:
+    """Where a datagram was sent to, of its control message: a sockaddr_in or sockaddr_in6."""
+    for level, kind, raw in control:
+        for family, (at, _, told) in _TRANSPARENT.items():
+            if (level, kind) == (at, told):
+                begin, end = (4, 8) if family == socket.AF_INET else (8, 24)
+                return str(ipaddress.ip_address(raw[begin:end])), int.from_bytes(raw[2:4], "big")
+    return None
