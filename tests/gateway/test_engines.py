@@ -85,7 +85,7 @@ class Around:
         self.ports = ports
 
     def run(self, *argv: str) -> str:
-        """A tool, in the network where the tunnel ends. Not for the embedded engine: it has none."""
+        """A tool, in the network where the tunnel ends; the embedded engine has none."""
         return self.topology.gateway.run(*self.gateway.inside(), *argv)
 
     def flows(self, wait: float = 0.2) -> list[dict[str, Any]]:
@@ -159,6 +159,36 @@ def test_what_passes_and_what_is_refused_fast(
     answer = getattr(around, peer).talk(address, port, b"hello")
     assert answer == (b"hello" if passes else None)
     assert time.monotonic() - begun < 2
+
+
+def test_a_refused_flow_is_told_so_in_the_networks_own_words(around: Around) -> None:
+    """A reset, "administratively prohibited", REFUSED; of the embedded engine see test_door.py."""
+    assert around.alice.ask("attacker.example").rcode() == dns.rcode.REFUSED
+    if around.engine == "embedded":
+        return
+    begun = time.monotonic()
+    with pytest.raises(ConnectionRefusedError):
+        around.alice.connect("203.0.113.7", 8083)
+    with around.alice.net.socket(socket.SOCK_DGRAM) as sock:
+        sock.bind((around.alice.address, 0))
+        for place in (("203.0.113.8", 9001), ("10.99.0.1", 9001), (RESOLVER, 53)):
+            sock.connect(place)
+            sock.send(b"ping")
+            with pytest.raises(OSError, match="No route to host"):
+                sock.recv(100)
+    assert time.monotonic() - begun < 1
+
+
+def test_an_allowed_datagram_to_a_dead_port_is_told_so(around: Around) -> None:
+    if around.engine == "embedded":  # it can't
+        return
+    with around.alice.net.socket(socket.SOCK_DGRAM) as sock:
+        sock.bind((around.alice.address, 0))
+        sock.connect(("203.0.113.8", 9000))
+        for _ in range(2):
+            sock.send(b"ping")
+            with pytest.raises(ConnectionRefusedError):
+                sock.recv(100)
 
 
 def test_an_address_is_reached_by_the_name_that_led_to_it(around: Around) -> None:

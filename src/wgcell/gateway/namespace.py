@@ -25,7 +25,8 @@ from wgcell.gateway.apart import Apart
 from wgcell.gateway.config import GatewayConfig
 from wgcell.gateway.entrance import INSIDE, Entrance
 from wgcell.gateway.flows import Report
-from wgcell.gateway.joining import join_datagrams
+from wgcell.gateway.icmp import Why, unreachable
+from wgcell.gateway.joining import OwnAddress, join_datagrams
 from wgcell.gateway.kernel import KernelEngine, quietly, run_tool, system
 from wgcell.gateway.policy import Address, Verdict
 
@@ -47,6 +48,10 @@ _ANCILLARY = socket.CMSG_SPACE(28)
 _TRANSPARENT = {
     socket.AF_INET: (socket.IPPROTO_IP, 19, 20),
     socket.AF_INET6: (socket.IPPROTO_IPV6, 75, 74),
+}
+_ICMP = {
+    4: (socket.AF_INET, socket.IPPROTO_ICMP),
+    6: (socket.AF_INET6, socket.IPPROTO_ICMPV6),
 }
 _EVERYWHERE = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
 
@@ -72,6 +77,7 @@ class NamespaceEngine(KernelEngine):
         self._flows: dict[Ends, _PeersEnd] = {}
         self._joining: set[asyncio.Task[None]] = set()
         self._turned: list[socket.socket] = []
+        self._raw: dict[int, socket.socket] = {}
 
     def _do(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         return self._apart.do(work, *args, **options)
@@ -126,11 +132,15 @@ class NamespaceEngine(KernelEngine):
                 sock = self._do(_turned_socket, family, socket.SOCK_DGRAM)
                 loop.add_reader(sock, self._come, sock)
                 self._turned.append(sock)
+            for version, (family, protocol) in _ICMP.items():
+                self._raw[version] = self._do(_raw_socket, family, protocol)
 
     async def stop(self) -> None:
         self._entrance.close()
         for sock in self._turned:
             asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+        for sock in self._raw.values():
             sock.close()
         await super().stop()
 
@@ -162,17 +172,29 @@ class NamespaceEngine(KernelEngine):
         flow = gate.flow("udp", ipaddress.ip_address(ends[1][0]), ends[1][1])
         decision = gate.decide(flow, source)
         if decision.verdict is not Verdict.ALLOW:
+            # The kernel had let it pass: the limits are this process's, too.
+            self._answer(ends, Why.PROHIBITED)
             return None
         try:
             stream = _PeersEnd(self._do(_bound_socket, family, ends))
         except OSError:
+            self._answer(ends, Why.PROHIBITED)
             return None
         self._flows[ends] = stream
 
+        async def work() -> str:
+            try:
+                return await join_datagrams(stream, flow, gate.own(flow))
+            except OwnAddress:
+                self._answer(ends, Why.PROHIBITED)
+                raise
+            except OSError:
+                self._answer(ends, Why.PORT)
+                raise
+
         async def joined() -> None:
             try:
-                work = join_datagrams(stream, flow, gate.own(flow))
-                await gate.join(flow, decision, work)
+                await gate.join(flow, decision, work())
             finally:
                 del self._flows[ends]
                 stream.close()
@@ -181,6 +203,12 @@ class NamespaceEngine(KernelEngine):
         self._joining.add(task)
         task.add_done_callback(self._joining.discard)
         return stream
+
+    def _answer(self, ends: Ends, why: Why) -> None:
+        source, target = ends
+        raw = self._raw[6 if ":" in source[0] else 4]
+        with contextlib.suppress(OSError):
+            raw.sendto(unreachable(source, target, why), (source[0], 0))
 
 
 class _PeersEnd:
@@ -224,6 +252,13 @@ class _PeersEnd:
 
 def _datagram_socket() -> socket.socket:
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+
+def _raw_socket(family: socket.AddressFamily, protocol: int) -> socket.socket:
+    """One that only speaks."""
+    sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+    return sock
 
 
 def _transparent(family: socket.AddressFamily, kind: int) -> socket.socket:
