@@ -17,7 +17,7 @@ def test_the_message_quotes_the_datagram(why: Why, code: int) -> None:
     about = message[IPerror]
     assert (about.src, about.dst, about.proto) == ("10.99.0.2", "203.0.113.7", 17)
     assert (about[UDPerror].sport, about[UDPerror].dport) == (4000, 53)
-    again = IP(bytes(IP(src="203.0.113.7", dst="10.99.0.2") / raw))
+    again = IP(bytes(IP(src="203.0.113.7", dst="10.99.0.2", proto=1) / raw))
     del again[ICMP].chksum
     assert bytes(again)[20:] == raw
 

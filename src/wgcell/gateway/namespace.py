@@ -4,8 +4,7 @@ Where the kernel engine forwards what an address allows, there is nowhere to for
 the namespace has no other link. All that is allowed is turned to this process, as it is (Linux,
 Documentation/networking/tproxy.rst), and joined to an ordinary socket outside, so it reaches just
 what whoever runs this may reach. What is not allowed is refused by the kernel, with a reset or an
-ICMP message, and if that failed there would be no way on: the only route leads back into the
-tunnel.
+ICMP message; and if that failed, there would be no way on.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
-from wgcell.errors import HostError
 from wgcell.gateway import nftables
 from wgcell.gateway.apart import Apart
 from wgcell.gateway.config import GatewayConfig
@@ -27,7 +25,7 @@ from wgcell.gateway.entrance import INSIDE, Entrance
 from wgcell.gateway.flows import Report
 from wgcell.gateway.icmp import Why, unreachable
 from wgcell.gateway.joining import OwnAddress, join_datagrams
-from wgcell.gateway.kernel import KernelEngine, quietly, run_tool, system
+from wgcell.gateway.kernel import KernelEngine, quietly, run_tool
 from wgcell.gateway.policy import Address, Verdict
 
 __all__ = ["NamespaceEngine"]
@@ -95,17 +93,12 @@ class NamespaceEngine(KernelEngine):
 
     def _stand_up(self) -> None:
         run_tool("ip", "link", "set", "lo", "up")
-        # Nothing is forwarded; but what a router does not forward it refuses in words.
-        system("net/ipv4/ip_forward", "1")
-        with contextlib.suppress(HostError):  # a machine without IPv6
-            system("net/ipv6/conf/all/forwarding", "1")
         self._apply_rules(self._config)
         self._make_interface()
         table = ("table", str(_ROUTES))
         for version, ask in (("-4", run_tool), ("-6", quietly)):
             ask("ip", version, "rule", "add", "fwmark", str(nftables.TURNED), *table)
             ask("ip", version, "route", "add", "local", "default", "dev", "lo", *table)
-            ask("ip", version, "route", "add", "default", "dev", self._interface)
 
     def _ruleset(self, config: GatewayConfig) -> str:
         return nftables.turning_ruleset(config, self._interface, next(self._generations))

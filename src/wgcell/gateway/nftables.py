@@ -173,15 +173,18 @@ def _turns(peer: Peer) -> Iterator[str]:
             yield f"{match} {verdict}"
 
 
-def _all_turns(peer: Peer) -> Iterator[str]:
-    """All that is allowed, and beyond no limit, is taken; the rest goes its way, to be refused."""
-    yield from (f"ct state new {line}" for line in _limits(peer, "accept"))
+def _takes(peer: Peer) -> Iterator[str]:
+    """All that is allowed and beyond no limit is taken; the rest is refused on the spot."""
+    refuse = f"goto refuse_{_chain_of(peer)}"
+    yield from (f"ct state new {line}" for line in _limits(peer, refuse))
     for number, rule in enumerate(peer.policy.rules):
         for match in _match(peer, number, rule):
-            yield f"{match} {'accept' if rule.verdict is Verdict.REFUSE else 'goto take'}"
+            yield f"{match} {refuse if rule.verdict is Verdict.REFUSE else 'goto take'}"
     if peer.policy.learn:
         for version, family, _ in _FAMILIES:
-            yield f"{family} daddr != @protected_v{version} goto take"
+            match = f"{family} daddr != @protected_v{version} meta l4proto {{ tcp, udp }}"
+            yield f"{match} goto take"
+    yield refuse
 
 
 def _turned(peer: Peer, to: Address) -> Iterator[str]:
@@ -288,12 +291,12 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
 
 
 def turning_ruleset(config: GatewayConfig, interface: str, generation: int) -> str:
-    """`ruleset` for a namespace apart: what is allowed comes to `ASKED_PORT` as it is, by tproxy.
+    """`ruleset` for a namespace apart: what is allowed comes to `ASKED_PORT` as it is, by tproxy,
+    and nothing is forwarded. It is refused before it is routed, so that no route is needed.
 
     A flow that is taken bears ``generation`` (1 to 2^32 - 1) as its mark, and is asked about no
     more until the next ruleset, which must have another.
     """
-    inside = f'iifname "{interface}"'
     lines: list[str] = []
     turn = f"meta mark set {TURNED} accept"
     lines += _chain(
@@ -305,27 +308,20 @@ def turning_ruleset(config: GatewayConfig, interface: str, generation: int) -> s
     )
     lines += _chain("take", [f"ct mark set {generation}", "goto taken"])
     for peer in config.peers:
-        lines += _chain(f"asks_{_chain_of(peer)}", _all_turns(peer))
+        lines += _chain(f"asks_{_chain_of(peer)}", _takes(peer))
     lines += _chain(
         "turn",
         [
             "type filter hook prerouting priority mangle; policy accept;",
             f'iifname != "{interface}" accept',
-            "meta l4proto != { tcp, udp } accept",
-            # Not what is for this machine: it is refused on its way there, as ever.
+            # What is for this machine itself has its own rules.
             "fib daddr type local accept",
-            f"ct mark {generation} goto taken",
+            f"ct mark {generation} meta l4proto {{ tcp, udp }} goto taken",
             *_dispatch(config.peers, "asks"),
+            "goto refuse",
         ],
     )
-    lines += _chain(
-        "forward",
-        [
-            "type filter hook forward priority filter; policy drop;",
-            *(f"{inside} {line}" for line in _dispatch(config.peers, "refuse")),
-            f"{inside} goto refuse",
-        ],
-    )
+    lines += _chain("forward", ["type filter hook forward priority filter; policy drop;"])
     return _table(config, interface, [f"meta mark {TURNED} accept"], lines)
 
 
