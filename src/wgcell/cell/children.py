@@ -218,18 +218,21 @@ class RelayProcess:
 
 @dataclass(slots=True)
 class GatewayProcess:
-    """A gateway: the embedded one of one cell on a UDP port of loopback, or one for many."""
+    """A gateway: of one cell, on a UDP port of loopback, or one for many."""
 
     process: asyncio.subprocess.Process
     host: str
     port: int
+    engine: str
+    reason: str
+    """Why it is not another engine; empty if it was asked for."""
     _draining: asyncio.Task[None]
 
     @classmethod
     async def start(cls, configuration: Mapping[str, Any], *arguments: str) -> GatewayProcess:
         """Start the gateway. Raises LaunchError with what it said if it does not get ready.
 
-        ``arguments``: the interface, for the kernel engine.
+        ``arguments``: the engine, and for the kernel engine its interface.
         """
         argv = (*_PYTHON, "wgcell.gateway", *arguments)
         process = await asyncio.create_subprocess_exec(
@@ -259,7 +262,8 @@ class GatewayProcess:
             output = str(ready.get("detail") or (await process.stderr.read(4096)).decode())
             raise LaunchError("the gateway did not start", argv=argv, exit_code=code, output=output)
         draining = asyncio.create_task(_drain(process.stderr))
-        return cls(process, str(ready["host"]), int(ready["port"]), draining)
+        where = str(ready["host"]), int(ready["port"])
+        return cls(process, *where, str(ready["engine"]), str(ready["reason"]), draining)
 
     def apply(self, configuration: Mapping[str, Any]) -> None:
         """Make it another configuration; ``applied`` or ``fault`` is among the next flows."""

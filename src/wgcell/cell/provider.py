@@ -6,6 +6,7 @@
     allow_emulation = true                 # QEMU's TCG where KVM does not work
     require_walls = false                  # refuse to run where a wall of the host's is missing
     allow_embedded_gateway = true          # whether a job may ask for the embedded gateway
+    gateway_engine = "auto"                # or "namespace", or "embedded"; see GatewayEngine
     allow_learn = true                     # whether --learn may open everything public
     resolver = ["192.0.2.53"]              # where cells' names are asked, not this host's own
     [ceilings]
@@ -24,6 +25,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from wgcell.cell.endpoint import parse_networks
@@ -31,9 +33,28 @@ from wgcell.cell.job import Job, parse_duration, parse_rate, parse_size
 from wgcell.cell.schema import Invalid, validated
 from wgcell.errors import EndpointError, JobError
 
-__all__ = ["Ceilings", "Provider", "apply_ceilings", "config_path", "load_provider"]
+__all__ = [
+    "Ceilings",
+    "GatewayEngine",
+    "Provider",
+    "apply_ceilings",
+    "config_path",
+    "load_provider",
+]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class GatewayEngine(Enum):
+    """Which engine a cell's own gateway is."""
+
+    AUTO = "auto"
+    """The namespace engine where this machine has what it takes, else the embedded one."""
+    NAMESPACE = "namespace"
+    """The host's kernel has the tunnel's end, in a network of its own: refusals in TCP's and ICMP's
+    own words. Without what it takes, no cell with a gateway of its own runs."""
+    EMBEDDED = "embedded"
+    """A program has it, so that no packet of a guest's is parsed by the host's kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +77,7 @@ class Provider:
     allow_emulation: bool = True
     require_walls: bool = False
     allow_embedded_gateway: bool = True
+    gateway_engine: GatewayEngine = GatewayEngine.AUTO
     allow_learn: bool = True
     resolver: tuple[str, ...] = ()
     ceilings: Ceilings = Ceilings()
@@ -77,6 +99,7 @@ class _File:
     allow_emulation: bool = True
     require_walls: bool = False
     allow_embedded_gateway: bool = True
+    gateway_engine: GatewayEngine = GatewayEngine.AUTO
     allow_learn: bool = True
     resolver: list[str] = field(default_factory=list)
     ceilings: _Ceilings = field(default_factory=_Ceilings)
@@ -118,6 +141,7 @@ def load_provider(path: Path | None = None) -> Provider:
         allow_emulation=file.allow_emulation,
         require_walls=file.require_walls,
         allow_embedded_gateway=file.allow_embedded_gateway,
+        gateway_engine=file.gateway_engine,
         allow_learn=file.allow_learn,
         resolver=tuple(file.resolver),
         ceilings=_ceilings(file.ceilings, place),

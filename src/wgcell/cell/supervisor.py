@@ -111,6 +111,8 @@ class Surroundings:
     address: str
     port: int
     require_walls: bool = False
+    gateway_engine: str = "auto"
+    """Of a gateway of the cell's own: ``auto``, ``namespace`` or ``embedded``."""
     vet_again: Callable[[], str] | None = None
     """Resolves the endpoint's name anew and vets the address. Raises EndpointError."""
 
@@ -450,10 +452,12 @@ class Supervisor:
                 "protected": [str(network) for network in own],
                 "resolver": list(asked.resolver),
                 "learn": asked.learn,
-            }
+            },
+            around.gateway_engine,
         )
         self._gateway = gateway
-        self._log.append("gateway", address=gateway.host, port=gateway.port)
+        what = {"engine": gateway.engine, "reason": gateway.reason}
+        self._log.append("gateway", address=gateway.host, port=gateway.port, **what)
         self._spawn(self._follow_gateway(gateway), "the gateway's reports")
         vpn = VpnConfig(
             private_key=decode_key(guest_key),

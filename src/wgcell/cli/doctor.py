@@ -14,9 +14,10 @@ from typing import Annotated
 
 import typer
 
-from wgcell.cell.children import RelayProcess, b64
+from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cli.terminal import console
-from wgcell.errors import WgcellError
+from wgcell.errors import LaunchError, WgcellError
+from wgcell.gateway.keys import generate_private_key
 from wgcell.image import store
 from wgcell.machine import cgroup
 from wgcell.machine.accelerator import choose
@@ -142,6 +143,26 @@ def _cgroup() -> Finding:
     return Finding("limits: cgroup", False, place, mend, needed=False)
 
 
+def _gateway() -> Finding:
+    """Start the namespace engine for nobody: it says what it lacks."""
+    what = "gateway: namespace"
+    try:
+        asyncio.run(_started_and_ended())
+    except LaunchError as error:
+        found, _, mend = error.output.partition("\n")
+        mend = (
+            f"{mend.strip() or found}; without it the embedded engine, which refuses less clearly"
+        )
+        return Finding(what, False, found, mend, needed=False)
+    return Finding(what, True, "works")
+
+
+async def _started_and_ended() -> None:
+    asked = {"listen": "127.0.0.1:0", "private_key": generate_private_key()}
+    gateway = await GatewayProcess.start(asked, "namespace")
+    await gateway.quit()
+
+
 LOOKS: tuple[Callable[[], Finding], ...] = (
     _program("qemu-system-x86_64", "qemu-system-x86"),
     _program("mke2fs", "e2fsprogs"),
@@ -152,6 +173,7 @@ LOOKS: tuple[Callable[[], Finding], ...] = (
     _kvm,
     _seal,
     _jail,
+    _gateway,
     _cgroup,
 )
 

@@ -44,6 +44,14 @@ FileOption = Annotated[Path, typer.Option("--file", metavar="GATEWAY.toml")]
 Interface = Annotated[str, typer.Option(help="The kernel engine's interface.")]
 
 
+class Engine(Enum):
+    """What a gateway's file may say."""
+
+    EMBEDDED = "embedded"
+    NAMESPACE = "namespace"
+    KERNEL = "kernel"
+
+
 class Export(Enum):
     """What is printed."""
 
@@ -136,12 +144,12 @@ def run(
 ) -> None:
     """Run a gateway; each flow is one JSON line. A changed file is applied at once.
 
-    The file's engine: "embedded" needs no root; "kernel" is WireGuard and nftables.
+    The file's engine: "embedded" is one program, without root; "kernel" is WireGuard and nftables,
+    as root; "namespace" is the same in a network of its own, without root.
     """
-    engine = load_config(file).engine
+    config = load_config(file)
     _warn_of_readers(file)
-    arguments = (interface,) if engine == "kernel" else ()
-    raise typer.Exit(asyncio.run(_serve(file, _Log(log), learn, arguments)))
+    raise typer.Exit(asyncio.run(_serve(file, _Log(log), learn, (config.engine, interface))))
 
 
 def _warn_of_readers(file: Path) -> None:
@@ -156,7 +164,7 @@ def check(file: File) -> None:
     _warn_of_readers(file)
     for peer in config.peers:
         rules = ", ".join(rule.text for rule in peer.policy.rules) or "nothing"
-        port = peer.port if config.engine == "embedded" else config.listen[1]
+        port = config.listen[1] if config.one_port else peer.port
         where = f"{peer.address}, UDP port {port}"
         console.print(f"{escape(peer.name)} ({where}): {escape(rules)}")
     count = len(config.peers)
@@ -211,11 +219,11 @@ def peer_add(
     file: FileOption = Path("gateway.toml"),
     endpoint_host: Annotated[str, typer.Option("--endpoint", help="The host peers come to.")] = "",
     preshared: Annotated[
-        bool, typer.Option("--preshared", help="With a preshared key: kernel engine only.")
+        bool, typer.Option("--preshared", help="With a preshared key: not for the embedded engine.")
     ] = False,
-    kernel: Annotated[
-        bool, typer.Option("--kernel", help="If the file is not there: one for the kernel engine.")
-    ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="If the file is not there: the engine of the one that is made.")
+    ] = Engine.EMBEDDED,
 ) -> None:
     """Make a peer: keys, an address, and NAME.conf, ready for wgcell run --vpn.
 
@@ -223,7 +231,7 @@ def peer_add(
     """
     conf = file.with_name(f"{name}.conf")
     if not file.exists():
-        write_secret(file, new_gateway("kernel" if kernel else "embedded"), fresh=True)
+        write_secret(file, new_gateway(engine.value), fresh=True)
         console.print(f"made {escape(str(file))}: nothing is allowed yet")
     if conf.exists():
         raise PolicyError(f"{conf} exists already", mend="take it away first, or name another peer")

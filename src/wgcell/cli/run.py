@@ -221,6 +221,7 @@ def run(
     around = Surroundings(
         *(folder, guest_image, accelerator, reason, tunnel, address, port),
         require_walls=provider.require_walls,
+        gateway_engine=provider.gateway_engine.value,
         vet_again=None
         if tunnel is None
         else lambda: _endpoint(job, provider, allow_endpoint or [])[1],

@@ -2,7 +2,7 @@
 
 ::
 
-    engine = "embedded"               # or "kernel"
+    engine = "embedded"               # or "namespace", or "kernel"
     listen = "0.0.0.0:51820"          # where peers come to; embedded: the first peer, see below
     endpoint = "vpn.example.com"      # what their files say of it; the port is the peer's
     private_key = "…"
@@ -53,7 +53,7 @@ __all__ = ["GatewayConfig", "Peer", "load_config", "parse_config"]
 
 DEFAULT_LISTEN = "0.0.0.0:51820"
 DEFAULT_ADDRESS = "10.99.0.1"
-_ENGINES = ("embedded", "kernel")
+_ENGINES = ("embedded", "namespace", "kernel")
 _LARGEST_FILE = 1 << 20
 _PEER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 _MOST_PEERS = 250
@@ -94,7 +94,7 @@ class Peer:
     """Where it comes to with the embedded engine; 0 is any that is free."""
     policy: Policy
     preshared_key: str = field(default="", repr=False)
-    """Empty for none. Kernel engine only."""
+    """Empty for none. Not for the embedded engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,11 @@ class GatewayConfig:
     resolver: tuple[tuple[str, int], ...] = ()
     """Where names are asked; empty is this machine's own resolver."""
     engine: str = "embedded"
+
+    @property
+    def one_port(self) -> bool:
+        """Whether all peers come to the same place."""
+        return self.engine != "embedded"
 
 
 class _Reading:

@@ -49,7 +49,7 @@ class EmbeddedEngine:
             if peer.preshared_key:
                 raise PolicyError(
                     f"peers.{peer.name}: preshared_key: the embedded engine can't use one",
-                    mend='engine = "kernel" can; or take it out of both files',
+                    mend='"namespace" and "kernel" can; or take it out of both files',
                 )
         wanted = {peer.name: peer for peer in config.peers}
         same = config.listen, config.private_key, config.address, config.resolver

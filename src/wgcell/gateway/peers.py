@@ -60,8 +60,8 @@ def new_gateway(engine: str) -> str:
 def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[Peer, str]:
     """A new peer in the gateway's file at ``path``; it, and the text of its wg-quick file.
 
-    ``endpoint`` is the host its file names, or empty for the gateway's own word. Only the kernel
-    engine can use a preshared key. Raises `PolicyError`.
+    ``endpoint`` is the host its file names, or empty for the gateway's own word. The embedded
+    engine can't use a preshared key. Raises `PolicyError`.
     """
     text = read_text(path)
     config = parse_config(parse_toml(path, text), str(path), text)
@@ -71,10 +71,10 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
         raise PolicyError(
             f"{path}: there is a peer {name} already", mend=f"wgcell gateway peer rm {name}"
         )
-    kernel = config.engine == "kernel"
-    if preshared and not kernel:
+    if preshared and not config.one_port:
         raise PolicyError(
-            f"{path}: the embedded engine can't use a preshared key", mend='engine = "kernel" can'
+            f"{path}: the embedded engine can't use a preshared key",
+            mend='engine = "namespace" and engine = "kernel" can',
         )
     if endpoint:
         config = replace(config, endpoint=endpoint)
@@ -88,7 +88,7 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
         name=name,
         public_key=public_key(private),
         address=_free_address(config),
-        port=config.listen[1] if kernel else _free_port(config),
+        port=config.listen[1] if config.one_port else _free_port(config),
         policy=Policy(),
         preshared_key=base64.b64encode(os.urandom(32)).decode() if preshared else "",
     )
@@ -96,7 +96,7 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
     if preshared:
         lines.append(f'preshared_key = "{peer.preshared_key}"')
     lines.append(f'address = "{peer.address}"')
-    lines += [""] if kernel else [f"port = {peer.port}", ""]
+    lines += [""] if config.one_port else [f"port = {peer.port}", ""]
     new = text.rstrip("\n") + "\n" + "\n".join(lines)
     parse_config(parse_toml(path, new), str(path), new)
     write_secret(path, new)
