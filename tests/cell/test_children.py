@@ -57,7 +57,8 @@ def test_without_a_pid_namespace(
 
 TALKS = """
 import json, sys
-print(json.dumps({"event": "ready", "host": "127.0.0.1", "port": 1}), flush=True)
+ready = {"event": "ready", "host": "127.0.0.1", "port": 1, "engine": "embedded", "reason": ""}
+print(json.dumps(ready), flush=True)
 sys.stderr.write("a" * (4 << 20))
 print(json.dumps({"event": "afterwards"}), flush=True)
 sys.stdin.read()

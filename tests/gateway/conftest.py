@@ -230,7 +230,7 @@ class Gateway:
         self, config: dict[str, Any], prefix: tuple[str, ...] = (), argv: Sequence[str] = ()
     ) -> None:
         self.config = config
-        self.kernel = argv[:1] == ["kernel"]
+        self.engine = argv[0] if argv else "embedded"
         self._stopped = False
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "wgcell.gateway", *argv],
@@ -269,7 +269,7 @@ class Gateway:
 
     def inside(self) -> tuple[str, ...]:
         """What enters the network where its tunnel ends, from where it was started."""
-        if self.kernel:
+        if self.engine == "kernel":
             return ()
         pid = self.process.pid
         threads = [f"/proc/{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]

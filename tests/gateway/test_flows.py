@@ -33,6 +33,13 @@ def test_the_summary_has_the_rule_that_would_allow() -> None:
     ]
 
 
+def test_no_rule_would_allow_a_ping_and_none_is_named() -> None:
+    assert mend("icmp", V4, 0, "") == mend("ip47", V4, 0, "a.example.com") == ""
+    tally = Tally()
+    tally.add(refusal(protocol="icmp", name="", port=0, mend=""))
+    assert tally.refusals() == ["refused 1 \u00d7 203.0.113.7 (icmp)"]
+
+
 def test_what_was_learned_is_told_once_each() -> None:
     tally = Tally()
     for rule in ("b.example.com:443", "a.example.com:80", "b.example.com:443"):

@@ -35,7 +35,7 @@ class Flow:
     number: int
     peer: str
     protocol: str
-    """``tcp``, ``udp``, or ``dns`` for a name that was asked."""
+    """``tcp``, ``udp``, ``dns`` for a name that was asked, or another of IP's, as ``icmp``."""
     address: Address
     port: int
     name: str = ""
@@ -75,12 +75,16 @@ class Flow:
 
 
 def mend(protocol: str, address: Address, port: int, host: str) -> str:
-    """The rule, without its verb, that would allow a flow; for a name alone, on TLS's port."""
+    """The rule, without its verb, that would allow a flow; for a name alone, on TLS's port.
+
+    Empty if none would: no rule allows a ping.
+    """
     if protocol == "dns":
         return f"{host}:443" if host else ""
+    if protocol not in ("tcp", "udp"):
+        return ""
     if not host:
         host = f"[{address}]" if address.version == 6 else str(address)
-        return f"{host}:{port}" + ("/udp" if protocol == "udp" else "")
     return f"{host}:{port}" + ("/udp" if protocol == "udp" else "")
 
 
@@ -143,8 +147,11 @@ class Tally:
         where = str(event.get("host") or event.get("name") or event.get("address") or "?")
         if event.get("protocol") == "dns":
             return where if event.get("name") else "a query that is none"
+        protocol = event.get("protocol")
+        if protocol not in ("tcp", "udp"):
+            return f"{where} ({protocol})"
         where = f"[{where}]" if ":" in where else where
-        return f"{where}:{event.get('port')}" + ("/udp" if event.get("protocol") == "udp" else "")
+        return f"{where}:{event.get('port')}" + ("/udp" if protocol == "udp" else "")
 
     def refusals(self) -> list[str]:
         """Each as "refused 3 \u00d7 a.example.com:443: --allow a.example.com:443"; most first."""

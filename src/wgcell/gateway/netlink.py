@@ -35,6 +35,7 @@ _ORIG, _COUNT_ORIG, _COUNT_REPLY = 1, 9, 10
 _TYPE = 0x3FFF
 _RECEIVE_BUFFER = 1 << 20
 _PROTOCOLS = {6: "tcp", 17: "udp"}
+_OTHERS = {1: "icmp", 58: "icmpv6"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Seen:
     address: Address
     port: int
     protocol: str
-    """``tcp``, ``udp`` or ``ip`` and a number."""
+    """``tcp``, ``udp``, ``icmp``, ``icmpv6``, or ``ip`` and a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def _seen(attributes: dict[int, bytes]) -> Seen | None:
         protocol, source, address, ports = packet[6], packet[8:24], packet[24:40], packet[40:44]
     else:
         return None
-    name = _PROTOCOLS.get(protocol, f"ip{protocol}")
+    name = _PROTOCOLS.get(protocol) or _OTHERS.get(protocol, f"ip{protocol}")
     first, second = (
         struct.unpack(">HH", ports) if len(ports) == 4 and protocol in _PROTOCOLS else (0, 0)
     )
