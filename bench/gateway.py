@@ -1,13 +1,13 @@
-"""The embedded gateway's throughput against wireguard-go and plain forwarding, as a ratio.
+"""The gateways without root, against wireguard-go and plain forwarding: throughput, as a ratio.
 
 ::
 
     client ns ---- veth ---- gateway ns ---- veth ---- world ns
-    wireguard-go             embedded engine,          sends or receives
-                             or wireguard-go + nftables
+    wireguard-go             embedded, namespace,      sends or receives
+                             or kernel engine
 
 The same client (wireguard-go), links and bytes, alternating in one run; a whole TCP transfer each
-time, seconds by the client's clock; medians of the rates, and of each pair's ratio. Needs the
+time, seconds by the client's clock; medians of the rates, and of each round's ratios. Needs the
 packages that the tests need, and no root. Run by ``make bench``.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
+from tests.gateway.conftest import ENGINES, RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
 
 from wgcell.gateway.keys import generate_private_key, public_key
 
@@ -68,7 +68,7 @@ def main() -> int:
     ]
     gateways, tunnels = {}, {}
     try:
-        for number, (engine, argv) in enumerate((("embedded", []), ("kernel", ["bench0"]))):
+        for number, engine in enumerate(ENGINES):
             port, address = 52000 + number, f"10.99.{number}.2"
             peer = {"public_key": public_key(key), "address": address, "port": port}
             config = {
@@ -79,22 +79,24 @@ def main() -> int:
                 "resolver": [RESOLVER],
                 "peers": {"bench": peer},
             }
-            gateways[engine] = Gateway(config, topology.gateway.enter, argv)
+            gateways[engine] = Gateway(config, topology.gateway.enter, [engine, "bench0"])
             tunnels[engine] = Tunnel(
                 topology.client, f"b{number}", key, address, public_key(SERVER), port
             )
         figures: dict[str, object] = {"bytes": BYTES, "rounds": ROUNDS}
         for way in PORTS:
-            pairs = [
-                (rate(tunnels["embedded"], way), rate(tunnels["kernel"], way))
-                for _ in range(ROUNDS)
+            rounds = [
+                {engine: rate(tunnels[engine], way) for engine in ENGINES} for _ in range(ROUNDS)
             ]
-            embedded, kernel = (statistics.median(column) for column in zip(*pairs, strict=True))
-            ratio = statistics.median(one / other for one, other in pairs)
-            print(f"gateway, {way:<9} embedded {embedded:7.0f} Mbit/s")
-            print(f"gateway, {way:<9} wireguard-go and nftables {kernel:7.0f} Mbit/s")
-            print(f"gateway, {way:<9} ratio {ratio:5.2f}")
-            figures[way] = {"embedded": embedded, "kernel": kernel, "ratio": ratio}
+            found = {}
+            for engine in ENGINES:
+                found[engine] = statistics.median(one[engine] for one in rounds)
+                print(f"gateway, {way:<9} {engine:<10} {found[engine]:7.0f} Mbit/s")
+            for engine in ENGINES[:-1]:
+                ratio = statistics.median(one[engine] / one["kernel"] for one in rounds)
+                print(f"gateway, {way:<9} {engine:<10} to kernel {ratio:5.2f}")
+                found[f"{engine}_ratio"] = ratio
+            figures[way] = found
         print(json.dumps(figures))
     finally:
         for closing in (*tunnels.values(), *gateways.values(), *servers, topology):
