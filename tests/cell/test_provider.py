@@ -10,6 +10,7 @@ import pytest
 from wgcell.cell.job import HostLimits, Job, JobOptions, job_from_options
 from wgcell.cell.provider import (
     Ceilings,
+    GatewayEngine,
     Provider,
     apply_ceilings,
     config_path,
@@ -41,7 +42,7 @@ def test_a_full_file(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(
         "allow_endpoints = ['192.0.2.0/24']\nallow_emulation = false\nrequire_walls = true\n"
-        "allow_embedded_gateway = false\n"
+        "allow_embedded_gateway = false\ngateway_engine = 'embedded'\n"
         "[ceilings]\ncpus = 2\nmemory = '1GiB'\ndisk = '2GiB'\ntimeout = '1h'\n"
     )
     assert load_provider(path) == Provider(
@@ -49,6 +50,7 @@ def test_a_full_file(tmp_path: Path) -> None:
         allow_emulation=False,
         require_walls=True,
         allow_embedded_gateway=False,
+        gateway_engine=GatewayEngine.EMBEDDED,
         ceilings=Ceilings(2, 2**30, 2**31, 3600.0),
     )
 
@@ -59,6 +61,7 @@ def test_a_full_file(tmp_path: Path) -> None:
         ("allow_endpoint = []", "allow_endpoint: "),
         ("allow_endpoints = ['lan']", "allow_endpoints: 'lan'"),
         ("allow_emulation = 'no'", "allow_emulation: "),
+        ("gateway_engine = 'kernel'", "gateway_engine: found 'kernel'; allowed: auto, namespace"),
         ("[ceilings]\nmemory = '1'", "ceilings: found '1'"),
         ("[ceilings]\ntimeout = 'soon'", "ceilings: found 'soon'"),
         ("[ceilings]\ncpus = 0", "ceilings.cpus"),

@@ -99,7 +99,7 @@ class _File:
     allow_emulation: bool = True
     require_walls: bool = False
     allow_embedded_gateway: bool = True
-    gateway_engine: GatewayEngine = GatewayEngine.AUTO
+    gateway_engine: str = GatewayEngine.AUTO.value
     allow_learn: bool = True
     resolver: list[str] = field(default_factory=list)
     ceilings: _Ceilings = field(default_factory=_Ceilings)
@@ -141,7 +141,7 @@ def load_provider(path: Path | None = None) -> Provider:
         allow_emulation=file.allow_emulation,
         require_walls=file.require_walls,
         allow_embedded_gateway=file.allow_embedded_gateway,
-        gateway_engine=file.gateway_engine,
+        gateway_engine=_gateway_engine(file.gateway_engine, place),
         allow_learn=file.allow_learn,
         resolver=tuple(file.resolver),
         ceilings=_ceilings(file.ceilings, place),
@@ -153,6 +153,16 @@ def _networks(texts: list[str], place: Path) -> tuple[Network, ...]:
         return parse_networks(texts, f"{place}: allow_endpoints")
     except EndpointError as error:
         raise JobError(error.message) from None
+
+
+def _gateway_engine(text: str, place: Path) -> GatewayEngine:
+    try:
+        return GatewayEngine(text)
+    except ValueError:
+        allowed = ", ".join(engine.value for engine in GatewayEngine)
+        raise JobError(
+            f"{place}: gateway_engine: found {text[:80]!r}; allowed: {allowed}"
+        ) from None
 
 
 def _ceilings(file: _Ceilings, place: Path) -> Ceilings:

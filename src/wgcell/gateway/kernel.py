@@ -127,7 +127,7 @@ class KernelEngine:
         self._take_place()
         try:
             self._do(self._stand_up)
-            await self.apply(self._config)
+            await self._admit(self._config)
             loop = asyncio.get_running_loop()
             log, ends = self._do(netlink.open_sockets, nftables.LOG_GROUP)
             for sock in (log, ends):
@@ -159,7 +159,9 @@ class KernelEngine:
     def _stand_up(self) -> None:
         self._forward()
         self._apply_rules(self._config)
+        quietly("ip", "link", "delete", self._interface)
         self._make_interface()
+        self._configure(self._config)
 
     def _ruleset(self, config: GatewayConfig) -> str:
         return nftables.ruleset(config, self._interface, router=self._router)
@@ -218,7 +220,6 @@ class KernelEngine:
 
     def _make_interface(self) -> None:
         name = self._interface
-        quietly("ip", "link", "delete", name)
         try:
             run_tool("ip", "link", "add", name, "type", "wireguard")
         except HostError:
@@ -252,16 +253,15 @@ class KernelEngine:
         while not (control.exists() and self._interface in {n for _, n in socket.if_nameindex()}):
             if self._daemon.poll() is not None or time.monotonic() > end:
                 raise HostError(f"wireguard-go made no interface {self._interface}")
-            time.sleep(0.02)
+            time.sleep(0.002)
 
     def _apply_rules(self, config: GatewayConfig) -> None:
-        """Text, checked; applied in one transaction; and looked at. What was answered leads on."""
+        """Text, applied in one transaction, and looked at. What was answered leads on."""
         text = self._ruleset(config)
         for peer in config.peers:
             known = self._known(peer, config)
             if known is not None:
                 text += nftables.remember(self._interface, known.carried(peer), empty=True)
-        run_tool("nft", "-c", "-f", "-", text=text)
         run_tool("nft", "-f", "-", text=text)
         seen = json.loads(
             run_tool("nft", "-j", "list", "table", *nftables.table_name(self._interface).split())
@@ -276,7 +276,11 @@ class KernelEngine:
 
         Raises HostError.
         """
-        self._do(self._set_up, config)
+        self._do(self._apply_rules, config)
+        self._do(self._configure, config)
+        await self._admit(config)
+
+    async def _admit(self, config: GatewayConfig) -> None:
         served = {}
         for peer in config.peers:
             known = self._known(peer, config)
@@ -294,21 +298,20 @@ class KernelEngine:
         await self._serve(config)
         self._config = config
 
-    def _set_up(self, config: GatewayConfig) -> None:
-        """The policy, the keys, the addresses and the routes."""
+    def _configure(self, config: GatewayConfig) -> None:
+        """The keys, the addresses and the routes."""
         name = self._interface
-        self._apply_rules(config)
         verb = "syncconf" if self._peers else "setconf"
         run_tool("wg", verb, name, "/dev/stdin", text=self._settings_text(config))
         wanted = {config.address, *(service.address for service in config.services)}
         for address in self._addresses - wanted:
             quietly("ip", "addr", "del", f"{address}/{address.max_prefixlen}", "dev", name)
-        for address in wanted - self._addresses:
-            run_tool("ip", "addr", "add", f"{address}/{address.max_prefixlen}", "dev", name)
-        self._addresses = wanted
+        new = sorted(wanted - self._addresses, key=str)
+        lines = [f"addr add {address}/{address.max_prefixlen} dev {name}" for address in new]
         for peer in config.peers:
-            to = f"{peer.address}/{peer.address.max_prefixlen}"
-            run_tool("ip", "route", "replace", to, "dev", name)
+            lines.append(f"route replace {peer.address}/{peer.address.max_prefixlen} dev {name}")
+        run_tool("ip", "-batch", "-", text="\n".join([*lines, ""]))
+        self._addresses = wanted
         for address in set(self._peers) - {peer.address for peer in config.peers}:
             quietly("ip", "route", "del", f"{address}/{address.max_prefixlen}", "dev", name)
 

@@ -25,7 +25,7 @@ from wgcell.gateway.entrance import INSIDE, Entrance
 from wgcell.gateway.flows import Report
 from wgcell.gateway.icmp import Why, unreachable
 from wgcell.gateway.joining import OwnAddress, join_datagrams
-from wgcell.gateway.kernel import KernelEngine, quietly, run_tool
+from wgcell.gateway.kernel import KernelEngine, run_tool
 from wgcell.gateway.policy import Address, Verdict
 
 __all__ = ["NamespaceEngine"]
@@ -35,6 +35,10 @@ T = TypeVar("T")
 
 _ROUTES = 100
 """The table by which a turned packet finds this process."""
+_TURNING = f"""\
+rule add fwmark {nftables.TURNED} lookup {_ROUTES}
+route add local default dev lo table {_ROUTES}
+"""
 _LARGEST = 65535
 _AT_ONCE = 64
 _MOST_WAITING = 64
@@ -75,6 +79,7 @@ class NamespaceEngine(KernelEngine):
         self._flows: dict[Ends, _PeersEnd] = {}
         self._joining: set[asyncio.Task[None]] = set()
         self._turned: list[socket.socket] = []
+        self._six = False
         self._raw: dict[int, socket.socket] = {}
 
     def _do(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
@@ -92,13 +97,17 @@ class NamespaceEngine(KernelEngine):
         await super().apply(config)
 
     def _stand_up(self) -> None:
-        run_tool("ip", "link", "set", "lo", "up")
         self._apply_rules(self._config)
         self._make_interface()
-        table = ("table", str(_ROUTES))
-        for version, ask in (("-4", run_tool), ("-6", quietly)):
-            ask("ip", version, "rule", "add", "fwmark", str(nftables.TURNED), *table)
-            ask("ip", version, "route", "add", "local", "default", "dev", "lo", *table)
+        run_tool("ip", "-batch", "-", text="link set lo up\n" + _TURNING)
+        self._configure(self._config)
+
+    def _configure(self, config: GatewayConfig) -> None:
+        addresses = [config.address, *(peer.address for peer in config.peers)]
+        if not self._six and any(address.version == 6 for address in addresses):
+            run_tool("ip", "-6", "-batch", "-", text=_TURNING)
+            self._six = True
+        super()._configure(config)
 
     def _ruleset(self, config: GatewayConfig) -> str:
         return nftables.turning_ruleset(config, self._interface, next(self._generations))
