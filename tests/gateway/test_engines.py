@@ -7,9 +7,12 @@ The topology is drawn in conftest.py. ``embedded`` is mitmproxy_rs (boringtun) w
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dns.rcode
@@ -96,6 +99,16 @@ class Around:
         self.alice.close()
         self.bob.close()
         self.gateway.close()
+
+
+def wireguard_go(gateway: Gateway) -> int:
+    """Its process."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{gateway.process.pid}/task").iterdir():
+        found += map(int, (thread / "children").read_text().split())
+    if not found:
+        pytest.skip("this kernel has WireGuard of its own")
+    return found[0]
 
 
 def echo(stream: socket.socket) -> None:
@@ -412,6 +425,32 @@ def test_two_gateways_on_one_place_is_an_error_that_says_so(around: Around) -> N
     assert words[around.engine] in second.first["detail"]
     assert second.close() == 125
     assert around.alice.talk("203.0.113.7", 8082, b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("engine", ["namespace", "kernel"])
+def test_the_end_of_wireguard_is_the_engines(engine: str, topology: Topology) -> None:
+    config = {"private_key": SERVER, "listen": "0.0.0.0:53000"}
+    gateway = Gateway(config, topology.client.enter, [engine, "wgcell9"])
+    assert gateway.first["event"] == "ready", gateway.first
+    pid = wireguard_go(gateway)
+    os.kill(pid, signal.SIGKILL)
+    assert "wireguard-go died" in gateway.event("fault", timeout=1)["detail"]
+    gateway.process.wait(2)
+    assert gateway.close() == 125
+
+
+def test_nothing_outlives_a_namespace_engine_that_is_killed(topology: Topology) -> None:
+    config = {"private_key": SERVER, "listen": "0.0.0.0:53000"}
+    gateway = Gateway(config, topology.client.enter, ["namespace"])
+    pid = wireguard_go(gateway)
+    gateway.kill()
+    end = time.monotonic() + 1
+    while (stat := Path(f"/proc/{pid}/stat")).exists() and stat.read_text().split()[2] != "Z":
+        assert time.monotonic() < end, "wireguard-go lives on"
+        time.sleep(0.01)
+    again = Gateway(config, topology.client.enter, ["namespace"])
+    assert again.first["event"] == "ready", again.first
+    assert again.close() == 0
 
 
 def test_the_kernel_engine_leaves_nothing_behind_even_after_one_that_was_killed(

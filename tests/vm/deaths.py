@@ -35,7 +35,7 @@ while True:
         raw.send(bytes.fromhex("ffffffffffff0277670000020806") + bytes(46))
     time.sleep(0.01)
 """
-VICTIMS = ("supervisor", "keeper", "relay", "jail-keeper", "jail", "qemu", "gateway")
+VICTIMS = ("supervisor", "keeper", "relay", "jail-keeper", "jail", "qemu", "gateway", "wireguard")
 
 
 def family(pid: int) -> dict[int, str]:
@@ -46,7 +46,8 @@ def family(pid: int) -> dict[int, str]:
         one = waiting.pop()
         try:
             found[one] = Path(f"/proc/{one}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            waiting += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+            for thread in Path(f"/proc/{one}/task").iterdir():
+                waiting += map(int, (thread / "children").read_text().split())
         except OSError:
             found.pop(one, None)
     return found
@@ -61,6 +62,7 @@ def pick(victim: str, members: dict[int, str], supervisor: int) -> int:
         "jail": ("qemu-system", "bwrap"),
         "qemu": ("qemu-system", "qemu-system"),
         "gateway": ("wgcell.gateway", "python"),
+        "wireguard": ("wireguard-go", "wireguard-go"),
     }.get(victim, ("\0", ""))
     named = [pid for pid, line in members.items() if word in line and first in line.split()[0]]
     return max(named, default=supervisor)

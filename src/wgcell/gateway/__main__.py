@@ -73,14 +73,16 @@ def _die_with(parent: int) -> Callable[[], None]:
     return lambda: _end_with(parent)
 
 
-async def _started(config: GatewayConfig, name: str, interface: str) -> Engine:
+async def _started(
+    config: GatewayConfig, name: str, interface: str, give_up: Callable[[], None]
+) -> Engine:
     """The engine that is asked for, started; only its own libraries are loaded."""
     preexec, reason = _die_with(os.getpid()), ""
     if name in ("namespace", "auto"):
         from wgcell.gateway.namespace import NamespaceEngine
 
         try:
-            apart = NamespaceEngine(config, _say, preexec=preexec)
+            apart = NamespaceEngine(config, _say, preexec=preexec, give_up=give_up)
             await apart.start()
         except HostError as error:
             if name == "namespace":
@@ -91,7 +93,8 @@ async def _started(config: GatewayConfig, name: str, interface: str) -> Engine:
     if name == "kernel":
         from wgcell.gateway.kernel import INTERFACE, KernelEngine
 
-        kernel = KernelEngine(config, _say, interface=interface or INTERFACE, preexec=preexec)
+        place = interface or INTERFACE
+        kernel = KernelEngine(config, _say, interface=place, preexec=preexec, give_up=give_up)
         await kernel.start()
         return kernel
     from wgcell.gateway.engine import EmbeddedEngine
@@ -117,12 +120,18 @@ class _Stumbles:
 async def _serve(name: str = "embedded", interface: str = "") -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_Stumbles())
-    reader = asyncio.StreamReader(limit=_LONGEST_LINE)
+    reader, code = asyncio.StreamReader(limit=_LONGEST_LINE), 0
+
+    def give_up() -> None:
+        nonlocal code
+        code = 125
+        reader.feed_eof()
+
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     try:
         line = await reader.readline()
         config = parse_config(json.loads(line))
-        engine = await _started(config, name, interface)
+        engine = await _started(config, name, interface, give_up)
     except (WgcellError, ValueError, OSError) as error:
         _say({"event": "fault", "detail": str(error)})
         return 125
@@ -135,7 +144,7 @@ async def _serve(name: str = "embedded", interface: str = "") -> int:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             await engine.stop()
-    return 0
+    return code
 
 
 def main() -> int:

@@ -92,7 +92,11 @@ def system(name: str, value: str = "") -> str:
 
 
 class KernelEngine:
-    """One gateway of this machine's. ``preexec`` is run in wireguard-go, to die with this one."""
+    """One gateway of this machine's.
+
+    ``preexec`` is run in wireguard-go, to die with this one; ``give_up`` is called when it has died
+    by itself: there is no tunnel any more, and whoever waits for this process should learn it.
+    """
 
     name = "kernel"
 
@@ -103,14 +107,16 @@ class KernelEngine:
         *,
         interface: str = INTERFACE,
         preexec: Callable[[], None] | None = None,
+        give_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._report = report
         self._interface = interface
         self._preexec = preexec
+        self._give_up = give_up
         self._daemon: subprocess.Popen[bytes] | None = None
         self._settings: dict[str, str] = {}
-        self._lock = -1
+        self._pidfd = self._lock = -1
         self._router = True
         self._addresses: set[Address] = set()
         self._peers: dict[Address, Served] = {}
@@ -133,6 +139,9 @@ class KernelEngine:
             for sock in (log, ends):
                 loop.add_reader(sock, self._hear, sock)
             self._tasks = [asyncio.create_task(self._look_around(ends))]
+            if self._daemon is not None:
+                self._pidfd = os.pidfd_open(self._daemon.pid)
+                loop.add_reader(self._pidfd, self._wireguard_go_died)
         except BaseException:
             await self.stop()
             raise
@@ -457,11 +466,21 @@ class KernelEngine:
                 netlink.sweep(ends)
             for served in self._peers.values():
                 served.gate.log.summarise()
-            if self._daemon is not None and self._daemon.poll() is not None:
-                self._report({"event": "fault", "detail": "wireguard-go died"})
+
+    def _wireguard_go_died(self) -> None:
+        self._forget_wireguard_go()
+        self._report({"event": "fault", "detail": "wireguard-go died, and with it the tunnel"})
+        self._give_up()
+
+    def _forget_wireguard_go(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     async def stop(self) -> None:
         """End what is open, and take away what was made."""
+        self._forget_wireguard_go()
         self._end_servers()
         for task in self._tasks:
             task.cancel()

@@ -70,9 +70,14 @@ class NamespaceEngine(KernelEngine):
     name = "namespace"
 
     def __init__(
-        self, config: GatewayConfig, report: Report, *, preexec: Callable[[], None] | None = None
+        self,
+        config: GatewayConfig,
+        report: Report,
+        *,
+        preexec: Callable[[], None] | None = None,
+        give_up: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(config, report, preexec=preexec)
+        super().__init__(config, report, preexec=preexec, give_up=give_up)
         self._apart = Apart()
         self._entrance = Entrance(lambda: self._do(_datagram_socket))
         self._generations = itertools.count(1)
