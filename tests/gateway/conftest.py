@@ -274,7 +274,7 @@ class Gateway:
         pid = self.process.pid
         threads = [f"/proc/{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]
         ours = os.readlink(f"/proc/{pid}/ns/net")
-        (thread,) = [t for t in threads if os.readlink(f"{t}/ns/net") != ours]
+        thread = next(t for t in threads if os.readlink(f"{t}/ns/net") != ours)
         places = (f"--user={thread}/ns/user", f"--net={thread}/ns/net", f"--mount={thread}/ns/mnt")
         return ("nsenter", "--preserve-credentials", *places)
 

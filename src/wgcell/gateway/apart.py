@@ -1,13 +1,14 @@
-"""A network namespace of this process's own, without root: one thread lives in it, the rest do not.
+"""A network namespace of this process's own, without root: two threads live in it, the rest do not.
 
 A user namespace (user_namespaces(7)) makes this process root over what it makes from then on, and
-over nothing that was there before. A network namespace belongs to a thread: the one in here makes
+over nothing that was there before. A network namespace belongs to a thread: those in here make
 interfaces, firewalls and sockets that nothing of the machine's reaches, and nothing there reaches
 the machine. A socket stays in the namespace where it was made, whichever thread uses it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 from collections.abc import Callable
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 
 class Apart:
-    """The namespace and its thread; both end with the process, and what was started there with it.
+    """The namespace and its threads; they end with the process, and what was started there with it.
 
     Must be made before the process has a second thread. Raises HostError where it can't be.
     """
@@ -49,8 +50,10 @@ class Apart:
                 Path("/proc/self", name).write_text(text)
         except OSError as error:
             raise HostError(f"no user namespace: {error}", mend=_USERNS_MEND) from error
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="apart")
+        self._thread = ThreadPoolExecutor(max_workers=1)
         self.do(self._leave)
+        # A thread is in the namespace of the one that starts it.
+        self._second = self.do(_started_pool)
 
     def _leave(self) -> None:
         self._ask("a network namespace", self._libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS))
@@ -66,3 +69,13 @@ class Apart:
     def do(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """The result of ``work``, done in the namespace; its errors are raised here."""
         return self._thread.submit(work, *args, **options).result()
+
+    async def later(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """The same without holding up this thread, or `do`."""
+        return await asyncio.wrap_future(self._second.submit(work, *args, **options))
+
+
+def _started_pool() -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(max_workers=1)
+    pool.submit(int).result()
+    return pool

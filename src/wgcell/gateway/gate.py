@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ MOST_JOINED = 3500
 _NUMBERS = itertools.count(1)
 _CUT_OFF = "cut off"
 
-Learned = Callable[[tuple[tuple[str, Address, float], ...]], None]
+Learned = Callable[[tuple[tuple[str, Address, float], ...]], Awaitable[None]]
 """Called with each name and address that an answer is about to open, and for how many seconds."""
 
 
@@ -156,10 +156,10 @@ class Gate:
         rule = mend("dns", flow.address, flow.port, name) if reason == "no rule names it" else ""
         self.log.tell({**flow.event("flow", Verdict.REFUSE.value, reason), "mend": rule})
 
-    def _name_learned(self, name: str, addresses: tuple[Address, ...], ttl: float) -> None:
+    async def _name_learned(self, name: str, addresses: tuple[Address, ...], ttl: float) -> None:
         self.names.learn(name, addresses, ttl, time.monotonic())
         if self._learned is not None:
-            self._learned(tuple((name, address, ttl) for address in addresses))
+            await self._learned(tuple((name, address, ttl) for address in addresses))
 
     # Flows that this process joins.
 

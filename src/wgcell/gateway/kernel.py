@@ -22,7 +22,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -124,6 +124,9 @@ class KernelEngine:
         self._datagrams: asyncio.DatagramTransport | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[tuple[object, ...], tuple[Flow, FlowLog]] = {}
+        self._changing = asyncio.Lock()
+        self._untold: list[_Asked] = []
+        self._telling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Be up, and report ``ready``. Raises HostError, naming the mend; nothing stays then."""
@@ -155,6 +158,10 @@ class KernelEngine:
     def _do(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """``work``'s result, done in the network that the tunnel ends in."""
         return work(*args, **options)
+
+    async def _later(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """The same, without holding up anybody."""
+        return await asyncio.to_thread(work, *args, **options)
 
     def _take_place(self) -> None:
         if os.geteuid() != 0:
@@ -285,16 +292,17 @@ class KernelEngine:
 
         Raises HostError.
         """
-        self._do(self._apply_rules, config)
-        self._do(self._configure, config)
-        await self._admit(config)
+        async with self._changing:
+            self._do(self._apply_rules, config)
+            self._do(self._configure, config)
+            await self._admit(config)
 
     async def _admit(self, config: GatewayConfig) -> None:
         served = {}
         for peer in config.peers:
             known = self._known(peer, config)
             if known is None:
-                known = Served(peer, config, self._interface, self._report, self._tell_sets)
+                known = Served(peer, config, self._interface, self._report, self._name_opens)
             else:
                 known.gate.change(peer)
             served[peer.address] = known
@@ -324,8 +332,44 @@ class KernelEngine:
         for address in set(self._peers) - {peer.address for peer in config.peers}:
             quietly("ip", "route", "del", f"{address}/{address.max_prefixlen}", "dev", name)
 
-    def _tell_sets(self, text: str) -> None:
-        self._do(run_tool, "nft", "-f", "-", text=text)
+    async def _name_opens(self, served: Served, leads: _Leads) -> None:
+        """Into the kernel's sets before the answer leaves: the workload connects at once."""
+        told = asyncio.get_running_loop().create_future()
+        self._untold.append((served, leads, told))
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell_sets())
+        await told
+
+    async def _tell_sets(self) -> None:
+        """A transaction takes the kernel some milliseconds: what comes meanwhile is the next."""
+        while self._untold:
+            async with self._changing:
+                batch, self._untold = self._untold, []
+                try:
+                    await self._tell_batch(batch)
+                finally:
+                    for _, _, told in batch:
+                        if not told.done():
+                            told.set_result(None)
+
+    async def _tell_batch(self, batch: list[_Asked]) -> None:
+        there = set(self._peers.values())  # who has been cut off meanwhile has no sets
+        new = [(one, *one.opening(leads)) for one, leads, _ in batch if one in there]
+        if not await self._told("".join(text for _, text, _ in new)):
+            # One peer's full set is no matter of another's.
+            new = [one for one in new if await self._told(one[1], report=True)]
+        for served, _, ends in new:
+            served.opened(ends)
+
+    async def _told(self, text: str, *, report: bool = False) -> bool:
+        try:
+            if text:
+                await self._later(run_tool, "nft", "-f", "-", text=text)
+        except HostError as error:
+            if report:
+                self._report({"event": "fault", "detail": f"names: {error.message}"})
+            return False
+        return True
 
     def _known(self, peer: Peer, config: GatewayConfig) -> Served | None:
         """Who serves this peer already, if nothing but its policy has changed."""
@@ -528,21 +572,21 @@ class _Accepted:
         self.drain, self.write_eof = writer.drain, writer.write_eof
 
 
+_Leads = tuple[tuple[str, Address, float], ...]
+"""Names, each with an address that it leads to and for how many seconds."""
+_Asked = tuple["Served", _Leads, asyncio.Future[None]]
+"""Whose answer waits for them, and what it waits on."""
+_Opens = Callable[["Served", _Leads], Awaitable[None]]
+
+
 class Served:
     """One peer's gate, and what the kernel knows of its names."""
 
     def __init__(
-        self,
-        peer: Peer,
-        config: GatewayConfig,
-        interface: str,
-        report: Report,
-        tell: Callable[[str], None],
+        self, peer: Peer, config: GatewayConfig, interface: str, report: Report, opens: _Opens
     ) -> None:
-        self.gate = Gate(config, peer, report, self._learned)
+        self.gate = Gate(config, peer, report, lambda leads: opens(self, leads))
         self._interface = interface
-        self._report = report
-        self._tell = tell
         self._ends: dict[tuple[str, Address], float] = {}
 
     def carried(self, peer: Peer) -> list[tuple[str, Address, float]]:
@@ -558,29 +602,25 @@ class Served:
         self._ends = ends
         return [(*key, end - now) for key, end in ends.items()]
 
-    def _learned(self, leads: tuple[tuple[str, Address, float], ...]) -> None:
-        """Into the kernel's sets before the answer leaves: the workload connects at once."""
-        self._lead([(name, address, ttl + GRACE) for name, address, ttl in leads])
+    def opening(self, leads: _Leads) -> tuple[str, dict[tuple[str, Address], float]]:
+        """The transaction for all of them, and the ends that are true once it is done.
 
-    def _lead(self, leads: list[tuple[str, Address, float]]) -> None:
-        """One transaction for all of them; an element that lives longer already stays."""
+        An element that lives longer already stays; no text if all do.
+        """
         now = time.monotonic()
         self._ends = {key: end for key, end in self._ends.items() if end > now}
         new = {
-            (place, address): left
-            for name, address, left in leads
+            (place, address): ttl + GRACE
+            for name, address, ttl in leads
             for place in nftables.leads(self.gate.peer, name, address)
-            if self._ends.get((place, address), 0.0) < now + left
+            if self._ends.get((place, address), 0.0) < now + ttl + GRACE
         }
-        if not new:
-            return
         text = nftables.remember(self._interface, [(*key, left) for key, left in new.items()])
-        try:
-            self._tell(text)
-        except HostError as error:
-            self._report({"event": "fault", "detail": f"names: {error.message}"})
-            return
-        self._ends.update((key, now + left) for key, left in new.items())
+        return text if new else "", {key: now + left for key, left in new.items()}
+
+    def opened(self, ends: dict[tuple[str, Address], float]) -> None:
+        """`opening`'s transaction is done."""
+        self._ends.update(ends)
 
 
 class _Datagrams(asyncio.DatagramProtocol):

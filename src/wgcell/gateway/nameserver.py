@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import dns.rcode
 
@@ -20,8 +20,8 @@ _BURST_SECONDS = 4
 
 Refused = Callable[[str, str], None]
 """Called with a name that was refused, and why."""
-Learned = Callable[[str, tuple[Address, ...], float], None]
-"""Called with a name, the addresses it leads to, and for how many seconds."""
+Learned = Callable[[str, tuple[Address, ...], float], Awaitable[None]]
+"""Called with a name, the addresses it leads to, and for how many seconds; the answer waits."""
 
 
 class Nameserver:
@@ -66,5 +66,5 @@ class Nameserver:
             what = f"{answer.kept[0]} is {self.policy.kept(answer.kept[0])}"
             self._refused(question.name, f"it leads to this side of the tunnel: {what}")
         if answer.addresses:
-            self._learned(question.name, answer.addresses, answer.ttl)
+            await self._learned(question.name, answer.addresses, answer.ttl)
         return answer

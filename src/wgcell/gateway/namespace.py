@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
+from wgcell.errors import HostError
 from wgcell.gateway import nftables
 from wgcell.gateway.apart import Apart
 from wgcell.gateway.config import GatewayConfig
@@ -25,7 +26,7 @@ from wgcell.gateway.entrance import INSIDE, Entrance
 from wgcell.gateway.flows import Report
 from wgcell.gateway.icmp import Why, unreachable
 from wgcell.gateway.joining import OwnAddress, join_datagrams
-from wgcell.gateway.kernel import KernelEngine, run_tool
+from wgcell.gateway.kernel import KernelEngine, run_tool, system
 from wgcell.gateway.policy import Address, Verdict
 
 __all__ = ["NamespaceEngine"]
@@ -90,6 +91,9 @@ class NamespaceEngine(KernelEngine):
     def _do(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         return self._apart.do(work, *args, **options)
 
+    async def _later(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        return await self._apart.later(work, *args, **options)
+
     def _take_place(self) -> None:
         self._entrance.open(self._config.listen)
 
@@ -102,6 +106,10 @@ class NamespaceEngine(KernelEngine):
         await super().apply(config)
 
     def _stand_up(self) -> None:
+        for name in ("net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"):
+            # Each refusal is told: Linux would tell a place only so many a second.
+            with contextlib.suppress(HostError):  # a machine without IPv6
+                system(name, "0")
         self._apply_rules(self._config)
         self._make_interface()
         run_tool("ip", "-batch", "-", text="link set lo up\n" + _TURNING)
