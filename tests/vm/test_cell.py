@@ -15,6 +15,7 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.utils import PcapNgReader
 from tests.gateway.conftest import Gateway
+from tests.vm.deaths import alive, family, pick
 
 from wgcell.cell.events import broken_link
 from wgcell.gateway import nftables
@@ -205,6 +206,58 @@ def test_what_the_gateway_does_not_allow_is_refused_and_the_cell_goes_on(cell: C
     assert any(flow.startswith("attacker.example:") for flow in refused)
 
 
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The provider's word on which engine a cell's own gateway is."""
+    (tmp_path / "config/wgcell").mkdir(parents=True)
+    asked = f'gateway_engine = "{request.param}"\n'
+    (tmp_path / "config/wgcell/config.toml").write_text(asked)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return str(request.param)
+
+
+REFUSED = """
+import socket, time
+def tried(what, act):
+    begun = time.monotonic()
+    try:
+        said = act()
+    except OSError as error:
+        said = type(error).__name__ + ' ' + str(error.errno)
+    print(what, said, 'fast' if time.monotonic() - begun < 2 else 'slow')
+def tcp():
+    with socket.create_connection(('203.0.113.7', 443), 10) as stream:
+        stream.sendall(b'x')
+        return stream.recv(10)
+def udp():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(3)
+        sock.connect(('203.0.113.7', 443))
+        sock.send(b'x')
+        return sock.recv(10)
+tried('name', lambda: socket.getaddrinfo('attacker.example', 443))
+tried('tcp', tcp)
+tried('udp', udp)
+"""
+
+
+@pytest.mark.parametrize("engine", ["namespace", "embedded"], indirect=True)
+def test_what_is_refused_fails_fast_inside_the_guest(cell: Cell, engine: str) -> None:
+    """The embedded engine has neither a reset nor ICMP: an end of the stream, and silence."""
+    ended = cell(command=["python3", "-c", REFUSED])
+    assert ended.code == 0, ended.stdout + ended.stderr
+    name, tcp, udp = ended.stdout.splitlines()
+    assert name.startswith("name gaierror") and name.endswith("fast")
+    if engine == "namespace":
+        assert tcp == "tcp ConnectionRefusedError 111 fast"
+        assert udp == "udp OSError 113 fast"  # EHOSTUNREACH
+    else:
+        assert tcp in ("tcp b'' fast", "tcp ConnectionResetError 104 fast")
+        assert udp == "udp TimeoutError None slow"
+    (started,) = [event for event in ended.events if event["event"] == "gateway"]
+    assert (started["engine"], started["reason"]) == (engine, "")
+
+
 def test_root_in_the_workload_reaches_nothing(cell: Cell) -> None:
     ended = cell("--input", str(DEMO / "hostile.py"), command=["python3", "hostile.py"])
     assert ended.code == 0, ended.stdout
@@ -276,6 +329,19 @@ def test_whichever_process_dies_the_others_die_with_it(
     process.communicate(timeout=20)
     assert process.returncode == code
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_the_end_of_the_gateways_wireguard_is_the_cells(tmp_path: Path, wgcell: str) -> None:
+    argv = [wgcell, "run", "--state-dir", str(tmp_path), "--", "sh", "-c", "echo up; sleep 60"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    members = family(process.pid)
+    os.kill(pick("wireguard", members, process.pid), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 125
+    assert "wireguard-go died" in stderr
+    assert not [pid for pid in members if alive(pid)]
 
 
 def test_a_supervisor_that_is_killed_leaves_no_machine_behind(tmp_path: Path, wgcell: str) -> None:

@@ -83,6 +83,10 @@ def test_a_whole_cell_with_all_walls_as_an_ordinary_user(public: Path) -> None:
     result = result_of(public / "home/cells")
     assert result["walls"]["seal"] is True and result["walls"]["jail"] is True, result["walls"]
     assert set(result["walls"]["missing"]) <= {"seal: landlock"}
+    (started,) = [e for e in events_of(public / "home/cells") if e["event"] == "gateway"]
+    others_may = os.stat("/dev/net/tun").st_mode & 0o006 == 0o006
+    assert started["engine"] == ("namespace" if others_may else "embedded"), started
+    assert bool(started["reason"]) is not others_may
     (folder,) = (public / "home/cells").iterdir()
     assert (folder / "outputs/made").read_text() == "home\n"
     assert folder.stat().st_mode & 0o777 == 0o700

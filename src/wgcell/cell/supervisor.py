@@ -651,15 +651,17 @@ class Supervisor:
         self._cause(Cause.MACHINE_DIED, f"the machine ended by itself (exit code {code})")
 
     async def _follow_gateway(self, gateway: GatewayProcess) -> None:
+        died = ""
         async for flow in gateway.flows():
             kind = str(flow.pop("event", "flow"))
+            died = f": {flow.get('detail')}" if kind == "fault" else ""
             self._log.chatter(kind, **{k: v for k, v in flow.items() if k not in ("time", "seq")})
             await asyncio.sleep(0)  # a flood of flows must not hold up what else there is to hear
             if kind == "flow":
                 verdict = str(flow.get("verdict"))
                 self._seen.flows[verdict] = self._seen.flows.get(verdict, 0) + 1
         if self._state is not State.ENDED:
-            self._cause(Cause.HOST_FAULTED, "the gateway died")
+            self._cause(Cause.HOST_FAULTED, f"the gateway died{died}")
 
     async def _watch(self) -> None:
         patience = HEARTBEAT_TIMEOUT[self._around.accelerator]

@@ -253,7 +253,9 @@ class KernelEngine:
             os.close(os.open(_TUN, os.O_RDWR))
         except OSError as error:
             mend = f"chmod 0666 {_TUN}, which is what udev does with it"
-            raise HostError(f"this kernel has no WireGuard, and {error}", mend=mend) from None
+            raise HostError(
+                f"this kernel has no WireGuard, and {_TUN}: {error.strerror}", mend=mend
+            ) from None
         # One that was killed has left its socket behind.
         Path(f"/run/wireguard/{self._interface}.sock").unlink(missing_ok=True)
         self._daemon = subprocess.Popen(
