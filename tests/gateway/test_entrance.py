@@ -12,9 +12,25 @@ import pytest
 
 from wgcell.gateway import entrance
 from wgcell.gateway.entrance import Entrance
+from wgcell.wire import wireguard
 
-MESSAGE = b"\4" + bytes(31)
 UDP_SEGMENT = 103
+KEY = bytes(range(32))
+INDEX = 0x01020304
+"""What WireGuard knows a session by, once it has answered a first message with it."""
+
+
+def initiation(mark: int = 0, key: bytes = KEY) -> bytes:
+    """A handshake's first message as far as one can tell without a private key."""
+    covered = b"\1\0\0\0" + struct.pack("<I", mark) + bytes(108)
+    return covered + wireguard.mac1(key, covered) + bytes(16)
+
+
+def transport(index: int = INDEX, length: int = 32) -> bytes:
+    return struct.pack("<II", 4, index) + bytes(length - 8)
+
+
+RESPONSE = struct.pack("<III", 2, INDEX, 0) + bytes(80)
 
 
 def datagram_socket(host: str = "127.0.0.1") -> socket.socket:
@@ -35,6 +51,7 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
 async def opened() -> AsyncIterator[Entrance]:
     made = Entrance(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     made.open(("127.0.0.1", 0))
+    made.admit(KEY)
     try:
         yield made
     finally:
@@ -63,31 +80,67 @@ async def nothing(sock: socket.socket) -> bool:
     return False
 
 
+async def welcomed(made: Entrance, inside: socket.socket, sock: socket.socket) -> tuple[str, int]:
+    """``sock`` has come in and was answered; its way."""
+    sock.sendto(initiation(), made.place)
+    data, way = await heard(inside)
+    assert data == initiation()
+    inside.sendto(RESPONSE, way)
+    assert await heard(sock) == (RESPONSE, made.place)
+    return way
+
+
 def test_each_place_has_a_way_of_its_own_and_its_answers(inside: socket.socket) -> None:
     async def body(made: Entrance) -> None:
         with datagram_socket() as one, datagram_socket() as other:
             ways = []
-            for sock, mark in ((one, b"1"), (other, b"2"), (one, b"1")):
-                sock.sendto(MESSAGE + mark, made.place)
+            for sock, mark in ((one, 1), (other, 2), (one, 3)):
+                sock.sendto(initiation(mark), made.place)
                 data, way = await heard(inside)
-                assert data == MESSAGE + mark
+                assert data == initiation(mark)
                 ways.append(way)
             assert ways[0] == ways[2]
             # WireGuard bounds handshakes by the address they come from.
             assert ways[0][0] != ways[1][0]
-            for sock, way, mark in ((one, ways[0], b"a"), (other, ways[1], b"b")):
+            for sock, way, mark in ((one, ways[0], b"4a"), (other, ways[1], b"4b")):
                 inside.sendto(mark, way)
                 assert await heard(sock) == (mark, made.place)
 
     run(body)
 
 
-@pytest.mark.parametrize("data", [b"\4" + bytes(30), bytes(32), b"\5" + bytes(31), b""])
-def test_what_is_no_wireguard_opens_no_way(inside: socket.socket, data: bytes) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        initiation(key=bytes(32)),
+        initiation()[:-1],
+        b"\1\0\0\1" + initiation()[4:],
+        transport(INDEX + 1),
+        transport()[:31],
+        b"\5" + transport()[1:],
+        struct.pack("<III", 2, 7, 7) + bytes(80),
+        b"",
+    ],
+)
+def test_who_knows_nothing_opens_no_way(inside: socket.socket, data: bytes) -> None:
     async def body(made: Entrance) -> None:
-        with datagram_socket() as sock:
+        with datagram_socket() as peer, datagram_socket() as sock:
+            await welcomed(made, inside, peer)
             sock.sendto(data, made.place)
             assert await nothing(inside)
+            sock.sendto(transport(), made.place)  # the control: who has moved, and knows
+            assert (await heard(inside))[0] == transport()
+
+    run(body)
+
+
+def test_an_empty_datagram_is_no_trouble(inside: socket.socket) -> None:
+    async def body(made: Entrance) -> None:
+        with datagram_socket() as peer:
+            await welcomed(made, inside, peer)
+            for data in (b"", b"4", transport()):
+                peer.sendto(data, made.place)
+            assert (await heard(inside))[0] == transport()
 
     run(body)
 
@@ -99,35 +152,57 @@ def test_strangers_displace_nobody_who_was_answered(
 
     async def body(made: Entrance) -> None:
         with datagram_socket() as peer:
-            peer.sendto(MESSAGE, made.place)
-            _, way = await heard(inside)
-            inside.sendto(b"welcome", way)
-            assert (await heard(peer))[0] == b"welcome"
+            way = await welcomed(made, inside, peer)
             for _ in range(50):
                 with datagram_socket() as stranger:
-                    stranger.sendto(MESSAGE, made.place)
+                    stranger.sendto(initiation(), made.place)
                     await heard(inside)
-            peer.sendto(MESSAGE, made.place)
+            peer.sendto(transport(), made.place)
             assert (await heard(inside))[1] == way
 
     run(body)
 
 
-def test_new_places_are_bounded_in_time(inside: socket.socket) -> None:
+@pytest.mark.parametrize(("message", "most"), [(initiation(), 64), (transport(), 7)])
+def test_new_places_are_bounded_in_time(inside: socket.socket, message: bytes, most: int) -> None:
+    """Of a host, and of a session; another host's are none the fewer."""
+
     async def body(made: Entrance) -> None:
+        with datagram_socket() as peer:
+            await welcomed(made, inside, peer)
         ways = set()
         with contextlib.ExitStack() as strangers:
-            for _ in range(400):
-                sock = strangers.enter_context(datagram_socket())
-                sock.sendto(MESSAGE, made.place)
+            for _ in range(200):
+                sock = strangers.enter_context(datagram_socket("127.0.0.2"))
+                sock.sendto(message, made.place)
                 await asyncio.sleep(0)
-                with contextlib.suppress(BlockingIOError):
-                    while True:
-                        ways.add(inside.recvfrom(100)[1])
             with contextlib.suppress(TimeoutError):
                 while True:
                     ways.add((await heard(inside))[1])
-        assert 200 < len(ways) < 350
+        assert most <= len(ways) < most + 30
+        with datagram_socket("127.0.0.3") as other:
+            await welcomed(made, inside, other)
+
+    run(body)
+
+
+def test_a_flood_takes_nothing_from_the_others(inside: socket.socket) -> None:
+    """The kernel keeps each place's datagrams apart: the flood's own are lost."""
+
+    async def body(made: Entrance) -> None:
+        inside.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        with datagram_socket() as greedy, datagram_socket() as peer:
+            for sock in (greedy, peer):
+                await welcomed(made, inside, sock)
+            # All of it before the entrance has its turn: more than any socket's buffer holds.
+            for _ in range(20_000):
+                greedy.sendto(transport(length=1400), made.place)
+            with datagram_socket() as stranger:
+                for _ in range(20_000):
+                    stranger.sendto(transport(9, 1400), made.place)
+            peer.sendto(transport(length=64), made.place)
+            while (await heard(inside))[0] != transport(length=64):
+                pass
 
     run(body)
 
@@ -135,10 +210,11 @@ def test_new_places_are_bounded_in_time(inside: socket.socket) -> None:
 def test_datagrams_in_one_piece_are_cut_as_they_were(inside: socket.socket) -> None:
     """GSO: what the relay sends in one call arrives in one, and each inside on its own."""
     sizes = [200] * 40 + [60]
-    datagrams = [MESSAGE + bytes([n]) * (size - 32) for n, size in enumerate(sizes)]
+    datagrams = [transport(INDEX + n, size) for n, size in enumerate(sizes)]
 
     async def body(made: Entrance) -> None:
         with datagram_socket() as sock:
+            await welcomed(made, inside, sock)
             segment = (socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", 200))
             sock.sendmsg([b"".join(datagrams)], [segment], 0, made.place)
             assert [(await heard(inside))[0] for _ in sizes] == datagrams
@@ -148,13 +224,12 @@ def test_datagrams_in_one_piece_are_cut_as_they_were(inside: socket.socket) -> N
 
 def test_answers_of_all_sizes_leave_whole_and_in_order(inside: socket.socket) -> None:
     sizes = [100] * 5 + [60, 100, 100, 1400, 1400, 32] + [1400] * 100 + [9000] * 8
-    datagrams = [bytes([n % 256]) * size for n, size in enumerate(sizes)]
+    datagrams = [b"4" + bytes([n % 256]) * (size - 1) for n, size in enumerate(sizes)]
 
     async def body(made: Entrance) -> None:
         with datagram_socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            sock.sendto(MESSAGE, made.place)
-            _, way = await heard(inside)
+            way = await welcomed(made, inside, sock)
             for datagram in datagrams:
                 inside.sendto(datagram, way)
             assert [(await heard(sock))[0] for _ in sizes] == datagrams
@@ -168,13 +243,35 @@ def test_another_place_takes_the_firsts_place(inside: socket.socket) -> None:
         made.open(("127.0.0.1", 0))
         assert made.place != first
         with datagram_socket() as sock:
-            sock.sendto(MESSAGE, first)
-            sock.sendto(MESSAGE + b"now", made.place)
-            assert (await heard(inside))[0] == MESSAGE + b"now"
+            sock.sendto(initiation(1), first)
+            sock.sendto(initiation(2), made.place)
+            assert (await heard(inside))[0] == initiation(2)
             taken = sock.getsockname()
             with pytest.raises(OSError, match=f"UDP port {taken[1]}: Address already in use"):
                 made.open(taken)
-            sock.sendto(MESSAGE + b"still", made.place)
-            assert (await heard(inside))[0] == MESSAGE + b"still"
+            sock.sendto(initiation(3), made.place)
+            assert (await heard(inside))[0] == initiation(3)
+            # Of one port, another address; and back, if it is somebody's.
+            port = made.place[1]
+            made.open(("127.0.0.2", port))
+            sock.sendto(initiation(4), ("127.0.0.2", port))
+            assert (await heard(inside))[0] == initiation(4)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.bind(("127.0.0.3", port))
+                with pytest.raises(OSError, match="Address already in use"):
+                    made.open(("127.0.0.3", port))
+            sock.sendto(initiation(5), ("127.0.0.2", port))
+            assert (await heard(inside))[0] == initiation(5)
+
+    run(body)
+
+
+def test_a_port_has_one_gateway(inside: socket.socket) -> None:
+    async def body(made: Entrance) -> None:
+        with datagram_socket() as sock:
+            await welcomed(made, inside, sock)
+            other = Entrance(lambda: sock)
+            with pytest.raises(OSError, match="Address already in use"):
+                other.open(made.place)
 
     run(body)

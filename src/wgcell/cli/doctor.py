@@ -148,6 +148,8 @@ def _gateway() -> Finding:
     what = "gateway: namespace"
     try:
         asyncio.run(_started_and_ended())
+    except TimeoutError:
+        return Finding(what, False, "it did not start in time", needed=False)
     except LaunchError as error:
         found, _, mend = error.output.partition("\n")
         mend = (

@@ -84,10 +84,11 @@ async def _started(
         try:
             apart = NamespaceEngine(config, _say, preexec=preexec, give_up=give_up)
             await apart.start()
-        except HostError as error:
+        except (HostError, OSError, RuntimeError) as error:
+            # What the embedded engine needs too, as a port that is free, it will miss itself.
             if name == "namespace":
                 raise
-            reason = error.message
+            reason = error.message if isinstance(error, HostError) else str(error)
         else:
             return apart
     if name == "kernel":
@@ -132,7 +133,7 @@ async def _serve(name: str = "embedded", interface: str = "") -> int:
         line = await reader.readline()
         config = parse_config(json.loads(line))
         engine = await _started(config, name, interface, give_up)
-    except (WgcellError, ValueError, OSError) as error:
+    except (WgcellError, ValueError, OSError, RuntimeError) as error:
         _say({"event": "fault", "detail": str(error)})
         return 125
     while line := await reader.readline():

@@ -1,9 +1,10 @@
-"""Where peers come to when WireGuard is in a namespace apart: one UDP socket, and a way in.
+"""Where peers come to when WireGuard is in a namespace apart: one UDP port, and ways in.
 
-Each place that datagrams come from has a socket of its own inside, so that WireGuard tells the
-places apart, answers where it was asked from, and follows a peer that moves. Nothing is understood
-here: WireGuard drops what is none of its own. Who was never answered makes room first, so a
-stranger's flood displaces no peer.
+Each place that datagrams come from has a way of its own: a socket outside, connected to it, so that
+the kernel keeps its datagrams apart from all others' and none can crowd them out; and a socket
+inside, so that WireGuard tells the places apart, answers where it was asked from, and follows a
+peer that moves. A way is made only for who knows the gateway's public key (mac1, section 5.4.4 of
+the WireGuard paper) or an index that WireGuard has given out; the rest is WireGuard's to judge.
 """
 
 from __future__ import annotations
@@ -15,23 +16,34 @@ import itertools
 import socket
 import struct
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from wgcell.gateway.limits import Bucket
+from wgcell.wire import wireguard
 
 __all__ = ["INSIDE", "Entrance"]
 
-INSIDE = ("127.0.0.1", 51820)
-"""Where WireGuard listens within its namespace, which holds nothing else."""
+INSIDE = ("127.0.0.1", 1)
+"""Where WireGuard listens within its namespace. A flow to this port of any target would not be
+joined, for its socket there needs the number; nobody serves anything on UDP port 1."""
 _SOURCES = ipaddress.ip_address("127.1.0.0")
-_MOST_PLACES = 1024
-_NEW_PER_SECOND = 64
-"""Places that may appear; bursts of as many as there may be at once, shared by all."""
-_LEAST, _MOST = 32, 65535
-"""Bytes of a datagram: a keepalive is the shortest message (WireGuard paper, 5.4.6)."""
-_AT_ONCE = 64
-"""Datagrams of one reading, and of one send: the kernel cuts no more (linux/udp.h)."""
+_MOST_PLACES = 384
+"""Two descriptors each, beside those of `wgcell.gateway.gate.MOST_JOINED` flows."""
+_MOST_KNOWN = 4096
+"""Hosts and indices that are remembered; the oldest are forgotten."""
+_PER_HOST = (8, 64)
+"""Places a second, and at once, that may appear of one host by a handshake's first message."""
+_PER_INDEX = (1, 8)
+"""The same of one session, whose peer may have moved."""
+_HANDSHAKES = (bytes([wireguard.MessageType.INITIATION]), bytes([wireguard.MessageType.RESPONSE]))
+_MOST = 65535
+_AT_ONCE = 16
+"""Readings of one socket before the others' turn; a reading may hold 64 datagrams."""
+_SEGMENTS = 64
+"""Datagrams of one send: the kernel cuts no more (linux/udp.h)."""
 _ONE_SEND = 60_000
 """Bytes of it after which no other datagram is added."""
 _BUFFER = 4 << 20
@@ -40,13 +52,32 @@ _BUFFER = 4 << 20
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _CONTROL = socket.CMSG_SPACE(4)
 
+Place = tuple[Any, ...]
+"""As the kernel tells it: address and port, and of IPv6 two numbers more."""
 
-@dataclass(slots=True)
+
+class _Known(OrderedDict[Any, Bucket]):
+    """A bucket each for what comes by; the oldest go."""
+
+    def take(self, key: object, bounds: tuple[int, int]) -> bool:
+        if key not in self:
+            self[key] = Bucket(*bounds)
+            if len(self) > _MOST_KNOWN:
+                self.popitem(last=False)
+        return self[key].take(time.monotonic())
+
+
+@dataclass(slots=True, eq=False)
 class _Way:
-    """One place's socket inside, and when WireGuard last answered through it."""
+    """One place's two sockets, and when WireGuard last answered through them."""
 
-    sock: socket.socket
+    place: Place
+    outer: socket.socket
+    """Connected to the place; or the entrance's own, where there can be none."""
+    inner: socket.socket
     answered: float = 0.0
+    segments: bool = True
+    """Whether the way out takes many datagrams in one call."""
 
 
 class Entrance:
@@ -54,26 +85,33 @@ class Entrance:
 
     def __init__(self, make: Callable[[], socket.socket]) -> None:
         self._make = make
-        self._ways: dict[tuple[str, int], _Way] = {}
-        self._new = Bucket(_NEW_PER_SECOND, 4 * _NEW_PER_SECOND)
+        self._key = bytes(32)
+        self._ways: dict[Place, _Way] = {}
+        self._hosts, self._indices = _Known(), _Known()
         self._numbers = itertools.count()
         self._outer: socket.socket | None = None
         self.place = ("", 0)
 
+    def admit(self, public_key: bytes) -> None:
+        """Who knows this key, WireGuard's own, may come in."""
+        self._key = wireguard.mac1_key(public_key)
+
     def open(self, place: tuple[str, int]) -> None:
-        """Listen at ``place`` and nowhere else. Raises OSError that says what is taken."""
-        family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
-        outer = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        """Listen at ``place`` and nowhere else. Raises OSError that says what is taken; then
+        nothing has changed, but who had come in comes in anew."""
+        before = self.place
+        if place[1] == before[1]:
+            self.close()  # of one port there is one, whatever the address
         try:
-            outer.bind(place)
-        except OSError as error:
-            outer.close()
-            where = f"{place[0]}, UDP port {place[1]}"
-            raise OSError(error.errno, f"can't listen on {where}: {error.strerror}") from None
+            outer = _bound(place)
+        except OSError:
+            if self._outer is None and before[1]:
+                self._listen(_bound(before))
+            raise
         self.close()
-        _prepare(outer)
-        with contextlib.suppress(OSError):
-            outer.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+        self._listen(outer)
+
+    def _listen(self, outer: socket.socket) -> None:
         self._outer = outer
         host, port = outer.getsockname()[:2]
         self.place = (str(host), int(port))
@@ -81,13 +119,13 @@ class Entrance:
 
     def close(self) -> None:
         """Nobody comes in any more."""
-        loop = asyncio.get_running_loop()
-        for sock in [self._outer, *(way.sock for way in self._ways.values())]:
-            if sock is not None:
-                loop.remove_reader(sock)
-                sock.close()
-        self._ways.clear()
-        self._outer = None
+        for place in list(self._ways):
+            self._close(place)
+        if self._outer is not None:
+            _forget(self._outer)
+            self._outer = None
+
+    # In.
 
     def _come(self, outer: socket.socket) -> None:
         for _ in range(_AT_ONCE):
@@ -97,74 +135,144 @@ class Entrance:
                 return
             except OSError:
                 continue  # what ICMP says of an earlier answer
-            way = self._ways.get(place) or self._way(place, data)
+            # What the kernel has coalesced goes on as it came, in one piece and cut again.
+            size = struct.unpack("i", control[0][2][:4])[0] if control else len(data)
+            if size < wireguard.SHORTEST_TRANSPORT:
+                continue
+            way = self._ways.get(place) or self._way(place, data[:size])
             if way is not None:
-                # What the kernel has coalesced goes on as it came, in one piece and cut again.
-                size = struct.unpack("i", control[0][2][:4])[0] if control else len(data)
-                _send(way.sock, data, size)
+                _send(way.inner, data, size)
 
-    def _way(self, place: tuple[str, int], data: bytes) -> _Way | None:
-        now = time.monotonic()
-        if len(data) < _LEAST or not 1 <= data[0] <= 4 or not self._new.take(now):
+    def _admitted(self, place: Place, data: bytes) -> bool:
+        try:
+            message = wireguard.parse(data)
+        except wireguard.MalformedMessageError:
+            return False
+        if isinstance(message, wireguard.Initiation):
+            right = message.mac1 == wireguard.keyed_mac1(self._key, message.covered)
+            return right and self._hosts.take(place[0], _PER_HOST)
+        return message.receiver in self._indices and self._indices.take(
+            message.receiver, _PER_INDEX
+        )
+
+    def _way(self, place: Place, data: bytes) -> _Way | None:
+        if not self._admitted(place, data) or self._outer is None:
             return None
         if len(self._ways) >= _MOST_PLACES:
-            least = min(self._ways, key=lambda place: self._ways[place].answered)
-            self._close(least)
+            self._close(min(self._ways, key=lambda place: self._ways[place].answered))
         try:
-            sock = self._make()
+            inner = self._make()
         except OSError:
-            return None  # no descriptor is free; who is let in already stays in
-        sock.setblocking(False)
-        _prepare(sock)
+            return None  # no descriptor is free; who is in stays in
+        inner.setblocking(False)
+        _make_room(inner)
         # WireGuard bounds handshakes by their source's address: each place has one of its own.
-        sock.bind((str(_SOURCES + next(self._numbers) % 65536), 0))
-        sock.connect(INSIDE)
-        way = self._ways[place] = _Way(sock)
-        asyncio.get_running_loop().add_reader(sock, self._answer, way, place)
+        inner.bind((str(_SOURCES + next(self._numbers) % 65536), 0))
+        inner.connect(INSIDE)
+        outer = self._outer
+        # Below port 1024 it takes root, whom this process has been: then they share one.
+        with contextlib.suppress(OSError):
+            outer = _bound(self.place, beside=True, to=place)
+        way = self._ways[place] = _Way(place, outer, inner)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(inner, self._answer, way)
+        if outer is not self._outer:
+            loop.add_reader(outer, self._come, outer)
         return way
 
-    def _close(self, place: tuple[str, int]) -> None:
+    def _close(self, place: Place) -> None:
         way = self._ways.pop(place)
-        asyncio.get_running_loop().remove_reader(way.sock)
-        way.sock.close()
+        _forget(way.inner)
+        if way.outer is not self._outer:
+            _forget(way.outer)
 
-    def _answer(self, way: _Way, place: tuple[str, int]) -> None:
-        """What WireGuard has for ``place``: datagrams of one size leave in one system call."""
-        way.answered = time.monotonic()
+    # Out.
+
+    def _answer(self, way: _Way) -> None:
+        """What WireGuard has for a place: datagrams of one size leave in one system call."""
         waiting: list[bytes] = []
-        for _ in range(_AT_ONCE):
+        for _ in range(_SEGMENTS):
             try:
-                data = way.sock.recv(_MOST)
+                data = way.inner.recv(_MOST)
             except OSError:
                 break
+            if data[:1] in _HANDSHAKES:
+                # The index by which WireGuard will know what belongs to this handshake.
+                self._indices.take(int.from_bytes(data[4:8], "little"), _PER_INDEX)
             if waiting and (len(data) != len(waiting[0]) or len(data) * len(waiting) > _ONE_SEND):
-                self._leave(waiting, place)
+                self._leave(way, waiting)
                 waiting = []
             waiting.append(data)
         if waiting:
-            self._leave(waiting, place)
+            way.answered = time.monotonic()
+            self._leave(way, waiting)
 
-    def _leave(self, datagrams: list[bytes], place: tuple[str, int]) -> None:
-        if self._outer is not None:
-            _send(self._outer, b"".join(datagrams), len(datagrams[0]), place)
+    def _leave(self, way: _Way, datagrams: list[bytes]) -> None:
+        to = way.place if way.outer is self._outer else None
+        if not (way.segments and len(datagrams) > 1):
+            for datagram in datagrams:
+                _send(way.outer, datagram, len(datagram), to)
+        elif not _send(way.outer, b"".join(datagrams), len(datagrams[0]), to):
+            # The path's MTU is less, or the card can't fill in checksums; fragments may pass.
+            way.segments = False
 
 
-def _prepare(sock: socket.socket) -> None:
+def _bound(
+    place: tuple[str, int], *, beside: bool = False, to: Place | None = None
+) -> socket.socket:
+    """A socket at ``place``, which nobody else's shares; ``beside`` another one of this process's.
+
+    Connected ``to``, it gets what comes from there. What comes from elsewhere between the two steps
+    has its source with it. Raises OSError that says what is taken.
+    """
+    family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        if beside:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(place)
+        # Now, and not before: the first must find out whether another gateway is there.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if to is not None:
+            sock.connect(to)
+    except OSError as error:
+        sock.close()
+        where = f"{place[0]}, UDP port {place[1]}"
+        raise OSError(error.errno, f"can't listen on {where}: {error.strerror}") from None
+    _make_room(sock)
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+    return sock
+
+
+def _make_room(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
 
 
-def _send(
-    sock: socket.socket, data: bytes, size: int, place: tuple[str, int] | None = None
-) -> None:
-    """Datagrams of ``size`` bytes, the last may be shorter. What the kernel does not take is lost,
-    as UDP loses datagrams."""
+def _forget(sock: socket.socket) -> None:
+    asyncio.get_running_loop().remove_reader(sock)
+    sock.close()
+
+
+def _send(sock: socket.socket, data: bytes, size: int, place: Place | None = None) -> bool:
+    """Datagrams of ``size`` bytes, the last may be shorter; whether they left as asked.
+
+    If not in one piece, then one by one; what the kernel does not take is lost, as UDP loses
+    datagrams.
+    """
     to = () if place is None else (place,)
     if len(data) > size:
-        with contextlib.suppress(OSError):
-            segment = (socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("H", size))
+        segment = (socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("H", size))
+        try:
             sock.sendmsg([data], [segment], 0, *to)
-            return
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        else:
+            return True
     for begin in range(0, len(data), size):
         with contextlib.suppress(OSError):
             sock.sendmsg([data[begin : begin + size]], [], 0, *to)
+    return len(data) <= size

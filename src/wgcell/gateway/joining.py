@@ -174,9 +174,17 @@ class Joining:
 
 
 async def join_datagrams(
-    stream: Stream, flow: Flow, own: bool, pace: Callable[[int], Awaitable[None]] | None = None
+    stream: Stream,
+    flow: Flow,
+    own: bool,
+    pace: Callable[[int], Awaitable[None]] | None = None,
+    *,
+    endless: bool = False,
 ) -> str:
-    """A UDP flow; why it ended. Raises OwnAddress and OSError: ICMP's errors end a flow."""
+    """A UDP flow; why it ended. Raises OwnAddress and OSError: ICMP's errors end a flow.
+
+    ``endless``: what is read and holds no byte is an empty datagram, not the end.
+    """
     loop = asyncio.get_running_loop()
     family = socket.AF_INET if flow.address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
@@ -186,7 +194,7 @@ async def join_datagrams(
         moved = [time.monotonic()]
 
         async def outward() -> None:
-            while raw := await stream.read(CHUNK):
+            while (raw := await stream.read(CHUNK)) or endless:
                 moved[0] = time.monotonic()
                 flow.bytes_out += len(raw)
                 if pace is not None:
@@ -202,6 +210,7 @@ async def join_datagrams(
                     await pace(len(raw))
                 stream.write(raw)
                 await stream.drain()
+                await asyncio.sleep(0)  # a socket with more to read holds up nobody else
 
         tasks = [asyncio.create_task(outward()), asyncio.create_task(inward())]
         try:

@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 INTERFACE = "wgcell0"
 _TOOLS = {"ip": "iproute2", "nft": "nftables", "wg": "wireguard-tools"}
+_PATIENCE = 10.0
+"""Seconds for a tool to end."""
 _APPEARS = 5.0
 """Seconds for wireguard-go to make its interface."""
 _DNS_IDLE = 30.0
@@ -65,9 +67,13 @@ _ACCOUNTING = "net/netfilter/nf_conntrack_acct"
 def run_tool(*argv: str, text: str = "") -> str:
     """A tool's output. Raises HostError with its words."""
     try:
-        done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            argv, input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE
+        )
     except OSError as error:
         raise HostError(f"{argv[0]} can't be started: {error}") from error
+    except subprocess.TimeoutExpired:
+        raise HostError(f"{' '.join(argv[:4])}: no end within {_PATIENCE:.0f} s") from None
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise HostError(f"{' '.join(argv[:4])}: {said[0] if said else 'failed'}")
@@ -99,6 +105,8 @@ class KernelEngine:
     """
 
     name = "kernel"
+    beside = False
+    """Whether what is turned here is accepted at any address, as a service may be."""
 
     def __init__(
         self,
@@ -402,7 +410,7 @@ class KernelEngine:
         questions.setblocking(False)
         places = {(service.address, service.port) for service in config.services}
         others = [_listening(config.address, DNS_PORT)]
-        others += [_listening(*place) for place in sorted(places, key=str)]
+        others += [_listening(*place, beside=self.beside) for place in sorted(places, key=str)]
         return questions, others + self._listeners(config)
 
     def _end_servers(self) -> None:
@@ -656,8 +664,9 @@ def _family(address: Address) -> socket.AddressFamily:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _listening(address: Address, port: int) -> socket.socket:
-    return socket.create_server((str(address), port), family=_family(address))
+def _listening(address: Address, port: int, *, beside: bool = False) -> socket.socket:
+    """``beside``: others of this process's listen on that number, at any address."""
+    return socket.create_server((str(address), port), family=_family(address), reuse_port=beside)
 
 
 def _key(flow: netlink.Seen | netlink.Gone) -> tuple[object, ...]:

@@ -27,6 +27,7 @@ from wgcell.gateway.flows import Report
 from wgcell.gateway.icmp import Why, unreachable
 from wgcell.gateway.joining import OwnAddress, join_datagrams
 from wgcell.gateway.kernel import KernelEngine, run_tool, system
+from wgcell.gateway.keys import decode_key, public_key
 from wgcell.gateway.policy import Address, Verdict
 
 __all__ = ["NamespaceEngine"]
@@ -40,10 +41,19 @@ _TURNING = f"""\
 rule add fwmark {nftables.TURNED} lookup {_ROUTES}
 route add local default dev lo table {_ROUTES}
 """
+_CONF = ("src_valid_mark", "rp_filter", "route_localnet", "accept_redirects", "forwarding")
+_ZERO = (
+    # Each refusal is told: Linux would tell a place only so many a second.
+    "net/ipv4/icmp_ratelimit",
+    # A namespace begins with the machine's own (ip-sysctl.rst, devconf_inherit_init_net); with some
+    # of its settings, as wg-quick's, nothing that is turned would arrive.
+    *(f"net/ipv4/conf/{of}/{name}" for of in ("all", "default", "lo") for name in _CONF),
+)
 _LARGEST = 65535
 _AT_ONCE = 64
-_MOST_WAITING = 64
-"""Datagrams of one flow that wait for their turn."""
+_MOST_HELD = 1 << 18
+"""Bytes of one flow's datagrams that wait for their turn, each with what it costs to keep."""
+_OVERHEAD = 64
 _ANCILLARY = socket.CMSG_SPACE(28)
 
 # linux/in.h and linux/in6.h: a family's options for sockets that speak for any address, and that
@@ -52,10 +62,7 @@ _TRANSPARENT = {
     socket.AF_INET: (socket.IPPROTO_IP, 19, 20),
     socket.AF_INET6: (socket.IPPROTO_IPV6, 75, 74),
 }
-_ICMP = {
-    4: (socket.AF_INET, socket.IPPROTO_ICMP),
-    6: (socket.AF_INET6, socket.IPPROTO_ICMPV6),
-}
+_ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 _EVERYWHERE = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
 
 Ends = tuple[tuple[str, int], tuple[str, int]]
@@ -69,6 +76,7 @@ class NamespaceEngine(KernelEngine):
     """
 
     name = "namespace"
+    beside = True
 
     def __init__(
         self,
@@ -79,14 +87,20 @@ class NamespaceEngine(KernelEngine):
         give_up: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config, report, preexec=preexec, give_up=give_up)
-        self._apart = Apart()
         self._entrance = Entrance(lambda: self._do(_datagram_socket))
+        # Before this process is root in a place of its own, and no more than others outside.
+        self._entrance.open(config.listen)
+        try:
+            self._apart = Apart()
+        except BaseException:
+            self._entrance.close()
+            raise
         self._generations = itertools.count(1)
         self._flows: dict[Ends, _PeersEnd] = {}
         self._joining: set[asyncio.Task[None]] = set()
         self._turned: list[socket.socket] = []
         self._six = False
-        self._raw: dict[int, socket.socket] = {}
+        self._raw: dict[socket.AddressFamily, socket.socket] = {}
 
     def _do(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         return self._apart.do(work, *args, **options)
@@ -95,21 +109,29 @@ class NamespaceEngine(KernelEngine):
         return await self._apart.later(work, *args, **options)
 
     def _take_place(self) -> None:
-        self._entrance.open(self._config.listen)
+        self._entrance.admit(decode_key(public_key(self._config.private_key)))
 
     def _place(self) -> tuple[str, int]:
         return self._entrance.place
 
     async def apply(self, config: GatewayConfig) -> None:
-        if config.listen != self._config.listen:
-            self._entrance.open(config.listen)
-        await super().apply(config)
+        before = self._config
+        try:
+            if config.listen != before.listen:
+                self._entrance.open(config.listen)
+            self._entrance.admit(decode_key(public_key(config.private_key)))
+            await super().apply(config)
+        except BaseException:
+            self._entrance.admit(decode_key(public_key(before.private_key)))
+            if config.listen != before.listen:
+                self._entrance.open(before.listen)
+            raise
 
     def _stand_up(self) -> None:
-        for name in ("net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"):
-            # Each refusal is told: Linux would tell a place only so many a second.
-            with contextlib.suppress(HostError):  # a machine without IPv6
-                system(name, "0")
+        for name in _ZERO:
+            system(name, "0")
+        with contextlib.suppress(HostError):  # a machine without IPv6
+            system("net/ipv6/icmp/ratelimit", "0")
         self._apply_rules(self._config)
         self._make_interface()
         run_tool("ip", "-batch", "-", text="link set lo up\n" + _TURNING)
@@ -133,22 +155,17 @@ class NamespaceEngine(KernelEngine):
         return ipaddress.ip_address(host), int(port)
 
     def _listeners(self, config: GatewayConfig) -> list[socket.socket]:
-        return [
-            _turned_socket(family, socket.SOCK_STREAM)
-            for family in _TRANSPARENT
-            if family == socket.AF_INET or socket.has_ipv6
-        ]
+        return [_turned_socket(family, socket.SOCK_STREAM) for family in _families()]
 
     async def _serve(self, config: GatewayConfig) -> None:
         await super()._serve(config)
         if not self._turned:
             loop = asyncio.get_running_loop()
-            for family in _TRANSPARENT:
+            for family in _families():
                 sock = self._do(_turned_socket, family, socket.SOCK_DGRAM)
                 loop.add_reader(sock, self._come, sock)
                 self._turned.append(sock)
-            for version, (family, protocol) in _ICMP.items():
-                self._raw[version] = self._do(_raw_socket, family, protocol)
+                self._raw[family] = self._do(_raw_socket, family, _ICMP[family])
 
     async def stop(self) -> None:
         self._entrance.close()
@@ -172,7 +189,8 @@ class NamespaceEngine(KernelEngine):
                 data, control, _, source = sock.recvmsg(_LARGEST, _ANCILLARY)
             except OSError:
                 return
-            if (target := _target(control)) is not None:
+            # A source port of 0 would stand for any of the peer's.
+            if source[1] and (target := _target(control)) is not None:
                 ends = (source[0], source[1]), target
                 flow = self._flows.get(ends) or self._begin(ends, socket.AddressFamily(sock.family))
                 if flow is not None:
@@ -192,14 +210,15 @@ class NamespaceEngine(KernelEngine):
             return None
         try:
             stream = _PeersEnd(self._do(_bound_socket, family, ends))
-        except OSError:
+        except OSError as error:
             self._answer(ends, Why.PROHIBITED)
+            gate.log.tell(flow.end("allow", f"broken: {error}"))
             return None
         self._flows[ends] = stream
 
         async def work() -> str:
             try:
-                return await join_datagrams(stream, flow, gate.own(flow))
+                return await join_datagrams(stream, flow, gate.own(flow), endless=True)
             except OwnAddress:
                 self._answer(ends, Why.PROHIBITED)
                 raise
@@ -221,7 +240,7 @@ class NamespaceEngine(KernelEngine):
 
     def _answer(self, ends: Ends, why: Why) -> None:
         source, target = ends
-        raw = self._raw[6 if ":" in source[0] else 4]
+        raw = self._raw[socket.AF_INET6 if ":" in source[0] else socket.AF_INET]
         with contextlib.suppress(OSError):
             raw.sendto(unreachable(source, target, why), (source[0], 0))
 
@@ -231,7 +250,8 @@ class _PeersEnd:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._waiting: asyncio.Queue[bytes] = asyncio.Queue(_MOST_WAITING)
+        self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
+        self._held = 0
         asyncio.get_running_loop().add_reader(sock, self._come)
 
     def _come(self) -> None:
@@ -243,12 +263,14 @@ class _PeersEnd:
 
     def add(self, data: bytes) -> None:
         """One that came; lost, as UDP loses datagrams, if too many wait."""
-        if data:
-            with contextlib.suppress(asyncio.QueueFull):
-                self._waiting.put_nowait(data)
+        if self._held + len(data) + _OVERHEAD <= _MOST_HELD:
+            self._held += len(data) + _OVERHEAD
+            self._waiting.put_nowait(data)
 
     async def read(self, _: int, /) -> bytes:
-        return await self._waiting.get()
+        data = await self._waiting.get()
+        self._held -= len(data) + _OVERHEAD
+        return data
 
     def write(self, data: bytes, /) -> None:
         with contextlib.suppress(OSError):
@@ -263,6 +285,15 @@ class _PeersEnd:
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._sock)
         self._sock.close()
+
+
+def _families() -> list[socket.AddressFamily]:
+    """Those that this machine has: IPv6 may be off."""
+    found = []
+    for family in _TRANSPARENT:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM):
+            found.append(family)
+    return found
 
 
 def _datagram_socket() -> socket.socket:
@@ -280,6 +311,8 @@ def _transparent(family: socket.AddressFamily, kind: int) -> socket.socket:
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     level, transparent, _ = _TRANSPARENT[family]
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if kind == socket.SOCK_STREAM:  # beside a service of the same number
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.setsockopt(level, transparent, 1)
     if family == socket.AF_INET6:
         sock.setsockopt(level, socket.IPV6_V6ONLY, 1)
