@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 
 from wgcell.gateway import entrance
+from wgcell.gateway.backlog import Backlog
 from wgcell.gateway.entrance import Entrance
 from wgcell.wire import wireguard
 
@@ -275,3 +277,82 @@ def test_a_port_has_one_gateway(inside: socket.socket) -> None:
                 other.open(made.place)
 
     run(body)
+
+
+@contextlib.asynccontextmanager
+async def crowded() -> AsyncIterator[tuple[Entrance, list[bool]]]:
+    """An entrance, and whether there is room behind it."""
+    room = [True]
+    made = Entrance(
+        lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), lambda count, size: room[0]
+    )
+    made.open(("127.0.0.1", 0))
+    made.admit(KEY)
+    try:
+        yield made, room
+    finally:
+        made.close()
+
+
+def test_without_room_what_comes_waits_and_the_places_take_turns(inside: socket.socket) -> None:
+    async def body() -> None:
+        async with crowded() as (made, room):
+            with datagram_socket() as greedy, datagram_socket() as peer:
+                for sock in (greedy, peer):
+                    await welcomed(made, inside, sock)
+                room[0] = False
+                for _ in range(100):
+                    greedy.sendto(transport(length=100), made.place)
+                await asyncio.sleep(0.01)
+                peer.sendto(transport(length=64), made.place)
+                assert await nothing(inside)
+                room[0] = True
+                lengths = [len((await heard(inside))[0]) for _ in range(101)]
+                assert lengths.count(100) == 100
+                assert lengths.index(64) == 1, "behind who waited longer, before who takes more"
+
+    asyncio.run(asyncio.wait_for(body(), 10))
+
+
+def test_who_is_displaced_while_it_waits_is_no_trouble(
+    inside: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entrance, "_MOST_PLACES", 1)
+
+    async def body() -> None:
+        async with crowded() as (made, room):
+            with datagram_socket() as peer, datagram_socket() as other:
+                await welcomed(made, inside, peer)
+                room[0] = False
+                peer.sendto(transport(), made.place)
+                await asyncio.sleep(0.01)
+                other.sendto(initiation(7), made.place)  # takes the one place there is
+                await asyncio.sleep(0.01)
+                room[0] = True
+                assert (await heard(inside))[0] == initiation(7)
+                peer.sendto(transport(), made.place)
+                assert (await heard(inside))[0] == transport()
+
+    asyncio.run(asyncio.wait_for(body(), 10))
+
+
+def test_the_backlog_of_a_processs_socket_is_seen() -> None:
+    backlog = Backlog()
+    assert backlog.has_room(64, 1500)  # nobody's: always
+    with datagram_socket() as sock, datagram_socket() as sender:
+        place = sock.getsockname()
+        backlog.borrow(os.getpid(), place[1])
+        try:
+            sent = 0
+            while backlog.has_room(1, 1400):
+                sender.sendto(bytes(1400), place)
+                sent += 1
+            assert sent > 10
+            for _ in range(sent):  # none was lost: there was room for each
+                assert len(sock.recv(2000)) == 1400
+            assert backlog.has_room(1, 1400)
+            assert backlog.has_room(64, 60_000), "what is empty takes anything"
+        finally:
+            backlog.give_back()
+    backlog.borrow(os.getpid(), 1)
+    assert backlog.has_room(64, 1500)

@@ -42,6 +42,8 @@ _HANDSHAKES = (bytes([wireguard.MessageType.INITIATION]), bytes([wireguard.Messa
 _MOST = 65535
 _AT_ONCE = 16
 """Readings of one socket before the others' turn; a reading may hold 64 datagrams."""
+_PAUSE = 0.0005
+"""Seconds between two looks for room."""
 _SEGMENTS = 64
 """Datagrams of one send: the kernel cuts no more (linux/udp.h)."""
 _ONE_SEND = 60_000
@@ -81,10 +83,22 @@ class _Way:
 
 
 class Entrance:
-    """``make`` gives a UDP socket of the namespace's."""
+    """``make`` gives a UDP socket of the namespace's.
 
-    def __init__(self, make: Callable[[], socket.socket]) -> None:
+    ``has_room`` says whether WireGuard has room for so many datagrams of so many bytes. While it
+    has none, what comes waits outside, each place's in its own socket, and the places take turns.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], socket.socket],
+        has_room: Callable[[int, int], bool] = lambda count, size: True,
+    ) -> None:
         self._make = make
+        self._has_room = has_room
+        self._held: dict[socket.socket, tuple[_Way, bytes, int]] = {}
+        """What was read of a socket when there was no room; who has waited longest is first."""
+        self._timer: asyncio.TimerHandle | None = None
         self._key = bytes(32)
         self._ways: dict[Place, _Way] = {}
         self._hosts, self._indices = _Known(), _Known()
@@ -119,6 +133,10 @@ class Entrance:
 
     def close(self) -> None:
         """Nobody comes in any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._held.clear()
         for place in list(self._ways):
             self._close(place)
         if self._outer is not None:
@@ -129,19 +147,45 @@ class Entrance:
 
     def _come(self, outer: socket.socket) -> None:
         for _ in range(_AT_ONCE):
-            try:
-                data, control, _, place = outer.recvmsg(_MOST, _CONTROL)
-            except BlockingIOError:
+            if not self._read(outer):
                 return
-            except OSError:
-                continue  # what ICMP says of an earlier answer
-            # What the kernel has coalesced goes on as it came, in one piece and cut again.
-            size = struct.unpack("i", control[0][2][:4])[0] if control else len(data)
-            if size < wireguard.SHORTEST_TRANSPORT:
-                continue
-            way = self._ways.get(place) or self._way(place, data[:size])
-            if way is not None:
-                _send(way.inner, data, size)
+
+    def _read(self, outer: socket.socket) -> bool:
+        """Read once and pass it on; whether there may be more that can be passed on."""
+        try:
+            data, control, _, place = outer.recvmsg(_MOST, _CONTROL)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True  # what ICMP says of an earlier answer
+        # What the kernel has coalesced goes on as it came, in one piece and cut again.
+        size = struct.unpack("i", control[0][2][:4])[0] if control else len(data)
+        if size < wireguard.SHORTEST_TRANSPORT:
+            return True
+        way = self._ways.get(place) or self._way(place, data[:size])
+        if way is None:
+            return True
+        # Who waits already is first.
+        if self._held or not self._has_room(-(-len(data) // size), size):
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(outer)
+            self._held[outer] = way, data, size
+            if self._timer is None:
+                self._timer = loop.call_later(_PAUSE, self._resume)
+            return False
+        _send(way.inner, data, size)
+        return True
+
+    def _resume(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        for outer, (way, data, size) in list(self._held.items()):
+            if not self._has_room(-(-len(data) // size), size):
+                self._timer = loop.call_later(_PAUSE, self._resume)
+                return
+            del self._held[outer]
+            _send(way.inner, data, size)
+            loop.add_reader(outer, self._come, outer)
 
     def _admitted(self, place: Place, data: bytes) -> bool:
         try:
@@ -184,6 +228,7 @@ class Entrance:
         way = self._ways.pop(place)
         _forget(way.inner)
         if way.outer is not self._outer:
+            self._held.pop(way.outer, None)
             _forget(way.outer)
 
     # Out.

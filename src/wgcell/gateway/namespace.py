@@ -21,6 +21,7 @@ from typing import ParamSpec, TypeVar
 from wgcell.errors import HostError
 from wgcell.gateway import nftables
 from wgcell.gateway.apart import Apart
+from wgcell.gateway.backlog import Backlog
 from wgcell.gateway.config import GatewayConfig
 from wgcell.gateway.entrance import INSIDE, Entrance
 from wgcell.gateway.flows import Report
@@ -87,7 +88,8 @@ class NamespaceEngine(KernelEngine):
         give_up: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config, report, preexec=preexec, give_up=give_up)
-        self._entrance = Entrance(lambda: self._do(_datagram_socket))
+        self._backlog = Backlog()
+        self._entrance = Entrance(lambda: self._do(_datagram_socket), self._backlog.has_room)
         # Before this process is root in a place of its own, and no more than others outside.
         self._entrance.open(config.listen)
         try:
@@ -142,7 +144,10 @@ class NamespaceEngine(KernelEngine):
         if not self._six and any(address.version == 6 for address in addresses):
             run_tool("ip", "-6", "-batch", "-", text=_TURNING)
             self._six = True
+        self._backlog.give_back()
         super()._configure(config)
+        if self._daemon is not None:
+            self._backlog.borrow(self._daemon.pid, INSIDE[1])
 
     def _ruleset(self, config: GatewayConfig) -> str:
         return nftables.turning_ruleset(config, self._interface, next(self._generations))
@@ -169,6 +174,7 @@ class NamespaceEngine(KernelEngine):
 
     async def stop(self) -> None:
         self._entrance.close()
+        self._backlog.give_back()
         for sock in self._turned:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
