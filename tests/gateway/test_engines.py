@@ -31,6 +31,7 @@ RULES = [
     "deny 203.0.113.7:8081",
     "allow 203.0.113.7:8080-8082/tcp",
     "allow 203.0.113.8:9000/udp",
+    "allow 203.0.113.8:51820/udp",
     "allow api.example.com:8443",
     "allow *.example.com:9443",
     "deny b.example.com:8444",
@@ -66,7 +67,11 @@ class Around:
             "listen": "0.0.0.0:51820",
             "private_key": SERVER,
             "rules": RULES,
-            "services": {"10.99.0.5:80": "198.51.100.2:7002"},
+            # The latter's port is also one of the engines' own, at another address.
+            "services": {
+                "10.99.0.5:80": "198.51.100.2:7002",
+                "10.99.0.5:5183": "198.51.100.2:7002",
+            },
             "resolver": [RESOLVER],
             "protected": ["198.51.100.0/24"],
             "peers": PEERS,
@@ -162,6 +167,8 @@ def around(request: pytest.FixtureRequest, topology: Topology, world: None) -> I
         ("alice", "203.0.113.7", 9443, False),
         ("alice", "10.99.0.5", 80, True),
         ("alice", "10.99.0.5", 81, False),
+        ("alice", "10.99.0.5", 5183, True),
+        ("alice", "10.99.0.1", 5183, False),
         ("bob", "203.0.113.8", 5000, True),
         ("bob", "203.0.113.7", 8080, False),
         ("bob", "203.0.113.7", 8082, True),
@@ -284,6 +291,46 @@ def test_udp_passes_and_is_refused(around: Around, topology: Topology) -> None:
             target.settimeout(0.3)
             with pytest.raises(TimeoutError):
                 target.recv(100)
+
+
+def test_wireguards_own_port_of_a_target_is_one_like_any(
+    around: Around, topology: Topology
+) -> None:
+    with topology.world.socket(socket.SOCK_DGRAM) as target:
+        target.bind(("203.0.113.8", 51820))
+        with around.alice.net.socket(socket.SOCK_DGRAM) as sock:
+            sock.bind((around.alice.address, 0))
+            sock.sendto(b"ping", ("203.0.113.8", 51820))
+            data, source = target.recvfrom(100)
+            target.sendto(data, source)
+            assert sock.recv(100) == b"ping"
+
+
+def test_an_empty_datagram_is_one(around: Around, topology: Topology) -> None:
+    if around.engine == "embedded":  # its library takes it for the flow's end
+        return
+    sent = [b"one", b"", b"two", b""]
+    with topology.world.socket(socket.SOCK_DGRAM) as target:
+        target.bind(("203.0.113.8", 9000))
+        with around.alice.net.socket(socket.SOCK_DGRAM) as sock:
+            sock.bind((around.alice.address, 0))
+            for data in sent:
+                sock.sendto(data, ("203.0.113.8", 9000))
+            came = [target.recvfrom(100) for _ in sent]
+            assert [data for data, _ in came] == sent
+            for data in sent:
+                target.sendto(data, came[0][1])
+            assert [sock.recv(100) for _ in sent] == sent
+
+
+def test_a_namespace_has_none_of_the_machines_settings(around: Around) -> None:
+    """It begins with them. With src_valid_mark, as wg-quick sets it, nothing turned would come."""
+    if around.engine != "namespace":
+        return
+    conf = "/proc/sys/net/ipv4/conf"
+    names = ("src_valid_mark", "rp_filter", "route_localnet", "forwarding")
+    paths = [f"{conf}/{of}/{name}" for of in ("all", "default", "wgcell0") for name in names]
+    assert around.run("cat", *paths).split() == ["0"] * len(paths)
 
 
 def test_a_source_that_is_not_the_peers_reaches_nothing(around: Around, topology: Topology) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
+import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.gateway.conftest import CLIENT, SERVER, Gateway, config_of
 from tests.gateway.test_door import LOOPBACK, connect
 
 from wgcell.cell import consent
+from wgcell.gateway import namespace
+from wgcell.gateway.flows import Flow
+from wgcell.gateway.joining import join_datagrams
 from wgcell.gateway.keys import decode_key, public_key
 
 pytestmark = pytest.mark.namespaces
@@ -26,9 +35,14 @@ NO_TUN = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
 NO_TUN += ('mount -t tmpfs none /dev/net && exec "$@"', "sh")
 
 
+def consents(sock: socket.socket) -> None:
+    mine, theirs = decode_key(CLIENT), decode_key(public_key(SERVER))
+    asyncio.run(consent.obtain(sock, mine, theirs, timeout=4))
+
+
 @contextlib.contextmanager
-def started(engine: str, prefix: tuple[str, ...]) -> Iterator[Gateway]:
-    gateway = Gateway(config_of(), prefix, [engine])
+def started(engine: str, prefix: tuple[str, ...] = (), **changes: Any) -> Iterator[Gateway]:
+    gateway = Gateway(config_of(**changes), prefix, [engine])
     try:
         yield gateway
     finally:
@@ -53,12 +67,98 @@ def test_where_it_can_not_be_it_says_why(prefix: tuple[str, ...], words: str) ->
     with started("auto", prefix) as other, connect(LOOPBACK, other.first["port"]) as sock:
         assert (other.first["event"], other.first["engine"]) == ("ready", "embedded")
         assert other.first["reason"] == words
-        mine, theirs = decode_key(CLIENT), decode_key(public_key(SERVER))
-        asyncio.run(consent.obtain(sock, mine, theirs, timeout=4))
+        consents(sock)
 
 
 def test_where_it_can_be_auto_is_it() -> None:
-    with started("auto", ()) as gateway, connect(LOOPBACK, gateway.first["port"]) as sock:
+    with started("auto") as gateway, connect(LOOPBACK, gateway.first["port"]) as sock:
         assert (gateway.first["engine"], gateway.first["reason"]) == ("namespace", "")
-        mine, theirs = decode_key(CLIENT), decode_key(public_key(SERVER))
-        asyncio.run(consent.obtain(sock, mine, theirs, timeout=4))
+        consents(sock)
+
+
+@pytest.mark.parametrize("engine", ["namespace", "auto"])
+def test_a_port_that_is_taken_is_named(engine: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        with started(engine, listen=f"127.0.0.1:{port}") as gateway:
+            assert gateway.first["event"] == "fault"
+            assert f"UDP port {port}: Address already in use" in gateway.first["detail"]
+
+
+def test_a_port_below_1024_is_bound_while_this_process_still_may() -> None:
+    if os.geteuid() != 0:
+        return
+    with started("namespace", listen="127.0.0.1:443") as gateway, connect(LOOPBACK, 443) as sock:
+        assert gateway.first["event"] == "ready", gateway.first
+        consents(sock)
+
+
+def test_a_machine_without_ipv6_has_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = socket.socket
+
+    def without(family: int = socket.AF_INET, *rest: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(97, "Address family not supported by protocol")
+        return made(family, *rest)
+
+    assert namespace._families() == [socket.AF_INET, socket.AF_INET6]
+    monkeypatch.setattr(namespace.socket, "socket", without)
+    assert namespace._families() == [socket.AF_INET]
+
+
+def test_a_target_that_sends_without_end_holds_up_nobody() -> None:
+    """Its socket always has more: whoever reads it must let the others have their turn."""
+
+    class Peers:
+        def __init__(self) -> None:
+            self.first = True
+
+        async def read(self, count: int, /) -> bytes:
+            if not self.first:
+                await asyncio.sleep(60)
+            self.first = False
+            return b"begin"
+
+        def write(self, data: bytes, /) -> None:
+            pass
+
+        async def drain(self) -> None:
+            pass
+
+        def write_eof(self) -> None:
+            pass
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
+        target.bind(("127.0.0.1", 0))
+        target.settimeout(5)
+        ended = threading.Event()
+
+        def flood() -> None:
+            _, source = target.recvfrom(100)
+            while not ended.is_set():
+                with contextlib.suppress(OSError):
+                    target.sendto(b"x", source)
+
+        async def measured() -> float:
+            flow = Flow(1, "cell", "udp", ipaddress.ip_address("127.0.0.1"), port)
+            joined = asyncio.create_task(join_datagrams(Peers(), flow, own=True))
+            worst, end = 0.0, time.monotonic() + 1
+            while time.monotonic() < end:
+                begun = time.monotonic()
+                await asyncio.sleep(0.001)
+                worst = max(worst, time.monotonic() - begun)
+            ended.set()
+            joined.cancel()
+            await asyncio.gather(joined, return_exceptions=True)
+            assert flow.bytes_in > 1000
+            return worst
+
+        port = target.getsockname()[1]
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            assert asyncio.run(measured()) < 0.2
+        finally:
+            ended.set()
+            thread.join()
