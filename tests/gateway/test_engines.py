@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -304,6 +305,20 @@ def test_wireguards_own_port_of_a_target_is_one_like_any(
             data, source = target.recvfrom(100)
             target.sendto(data, source)
             assert sock.recv(100) == b"ping"
+
+
+def test_a_datagram_without_a_source_port_goes_nowhere(around: Around, topology: Topology) -> None:
+    """A socket of the namespace engine's that is connected to port 0 would stand for any."""
+    with topology.world.socket(socket.SOCK_DGRAM) as target:
+        target.bind(("203.0.113.8", 9000))
+        target.settimeout(0.5)
+        with around.alice.net.socket(socket.SOCK_RAW, protocol=socket.IPPROTO_UDP) as raw:
+            raw.bind((around.alice.address, 0))
+            for port, passes in ((0, around.engine != "namespace"), (4000, True)):
+                header = struct.pack(">HHHH", port, 9000, 12, 0)  # without a checksum, RFC 768
+                raw.sendto(header + b"ping", ("203.0.113.8", 9000))
+                with contextlib.nullcontext() if passes else pytest.raises(TimeoutError):
+                    assert target.recv(100) == b"ping"
 
 
 def test_an_empty_datagram_is_one(around: Around, topology: Topology) -> None:

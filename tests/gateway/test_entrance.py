@@ -202,8 +202,9 @@ def test_a_flood_takes_nothing_from_the_others(inside: socket.socket) -> None:
             with datagram_socket() as stranger:
                 for _ in range(20_000):
                     stranger.sendto(transport(9, 1400), made.place)
-            peer.sendto(transport(length=64), made.place)
-            while (await heard(inside))[0] != transport(length=64):
+            last = transport(length=1399) + b"!"
+            peer.sendto(last, made.place)
+            while (await heard(inside))[0] != last:
                 pass
 
     run(body)
@@ -280,11 +281,13 @@ def test_a_port_has_one_gateway(inside: socket.socket) -> None:
 
 
 @contextlib.asynccontextmanager
-async def crowded() -> AsyncIterator[tuple[Entrance, list[bool]]]:
-    """An entrance, and whether there is room behind it."""
-    room = [True]
+async def crowded(
+    at_first: Callable[[int], bool] = lambda size: True,
+) -> AsyncIterator[tuple[Entrance, list[Callable[[int], bool]]]]:
+    """An entrance, and whether there is room behind it for a datagram of so many bytes."""
+    room = [at_first]
     made = Entrance(
-        lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), lambda count, size: room[0]
+        lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), lambda _, size: room[0](size)
     )
     made.open(("127.0.0.1", 0))
     made.admit(KEY)
@@ -300,16 +303,32 @@ def test_without_room_what_comes_waits_and_the_places_take_turns(inside: socket.
             with datagram_socket() as greedy, datagram_socket() as peer:
                 for sock in (greedy, peer):
                     await welcomed(made, inside, sock)
-                room[0] = False
+                room[0] = lambda size: False
                 for _ in range(100):
                     greedy.sendto(transport(length=100), made.place)
                 await asyncio.sleep(0.01)
                 peer.sendto(transport(length=64), made.place)
                 assert await nothing(inside)
-                room[0] = True
+                room[0] = lambda size: True
                 lengths = [len((await heard(inside))[0]) for _ in range(101)]
                 assert lengths.count(100) == 100
                 assert lengths.index(64) == 1, "behind who waited longer, before who takes more"
+
+    asyncio.run(asyncio.wait_for(body(), 10))
+
+
+def test_who_needs_less_room_does_not_overtake(inside: socket.socket) -> None:
+    async def body() -> None:
+        async with crowded(lambda size: size < 1000) as (made, room):
+            with datagram_socket() as greedy, datagram_socket() as peer:
+                for sock in (greedy, peer):
+                    await welcomed(made, inside, sock)
+                peer.sendto(transport(length=1400), made.place)
+                await asyncio.sleep(0.01)
+                greedy.sendto(transport(length=64), made.place)
+                assert await nothing(inside)
+                room[0] = lambda size: True
+                assert [len((await heard(inside))[0]) for _ in range(2)] == [1400, 64]
 
     asyncio.run(asyncio.wait_for(body(), 10))
 
@@ -323,12 +342,12 @@ def test_who_is_displaced_while_it_waits_is_no_trouble(
         async with crowded() as (made, room):
             with datagram_socket() as peer, datagram_socket() as other:
                 await welcomed(made, inside, peer)
-                room[0] = False
+                room[0] = lambda size: False
                 peer.sendto(transport(), made.place)
                 await asyncio.sleep(0.01)
                 other.sendto(initiation(7), made.place)  # takes the one place there is
                 await asyncio.sleep(0.01)
-                room[0] = True
+                room[0] = lambda size: True
                 assert (await heard(inside))[0] == initiation(7)
                 peer.sendto(transport(), made.place)
                 assert (await heard(inside))[0] == transport()

@@ -7,7 +7,8 @@ import contextlib
 import ipaddress
 import os
 import socket
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,9 @@ from tests.gateway.conftest import CLIENT, SERVER, Gateway, config_of
 from tests.gateway.test_door import LOOPBACK, connect
 
 from wgcell.cell import consent
+from wgcell.gateway import __main__ as process
 from wgcell.gateway import namespace
+from wgcell.gateway.config import parse_config
 from wgcell.gateway.flows import Flow
 from wgcell.gateway.joining import join_datagrams
 from wgcell.gateway.keys import decode_key, public_key
@@ -33,6 +36,20 @@ NO_NETWORKS = ("unshare", "--user", "--map-root-user", "sh", "-c")
 NO_NETWORKS += ('echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"', "sh")
 NO_TUN = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
 NO_TUN += ('mount -t tmpfs none /dev/net && exec "$@"', "sh")
+
+
+# A target that says its port, and to whoever speaks to it more than anybody can read, for 3 s.
+ENDLESS = """
+import socket, struct, time
+target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+target.bind(("127.0.0.1", 0))
+target.settimeout(5)
+print(target.getsockname()[1], flush=True)
+_, source = target.recvfrom(100)
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    target.sendmsg([bytes(60)], [(socket.IPPROTO_UDP, 103, struct.pack("H", 1))], 0, source)
+"""
 
 
 def consents(sock: socket.socket) -> None:
@@ -129,36 +146,61 @@ def test_a_target_that_sends_without_end_holds_up_nobody() -> None:
         def write_eof(self) -> None:
             pass
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
-        target.bind(("127.0.0.1", 0))
-        target.settimeout(5)
-        ended = threading.Event()
+    async def measured(port: int) -> float:
+        flow = Flow(1, "cell", "udp", ipaddress.ip_address("127.0.0.1"), port)
+        joined = asyncio.create_task(join_datagrams(Peers(), flow, own=True))
+        worst, end = 0.0, time.monotonic() + 1
+        while time.monotonic() < end:
+            begun = time.monotonic()
+            await asyncio.sleep(0.001)
+            worst = max(worst, time.monotonic() - begun)
+        joined.cancel()
+        await asyncio.gather(joined, return_exceptions=True)
+        assert flow.bytes_in > 1000
+        return worst
 
-        def flood() -> None:
-            _, source = target.recvfrom(100)
-            while not ended.is_set():
-                with contextlib.suppress(OSError):
-                    target.sendto(b"x", source)
-
-        async def measured() -> float:
-            flow = Flow(1, "cell", "udp", ipaddress.ip_address("127.0.0.1"), port)
-            joined = asyncio.create_task(join_datagrams(Peers(), flow, own=True))
-            worst, end = 0.0, time.monotonic() + 1
-            while time.monotonic() < end:
-                begun = time.monotonic()
-                await asyncio.sleep(0.001)
-                worst = max(worst, time.monotonic() - begun)
-            ended.set()
-            joined.cancel()
-            await asyncio.gather(joined, return_exceptions=True)
-            assert flow.bytes_in > 1000
-            return worst
-
-        port = target.getsockname()[1]
-        thread = threading.Thread(target=flood)
-        thread.start()
+    with subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE) as target:
+        assert target.stdout is not None
         try:
-            assert asyncio.run(measured()) < 0.2
+            assert asyncio.run(measured(int(target.stdout.readline()))) < 0.2
         finally:
-            ended.set()
-            thread.join()
+            target.kill()
+
+
+@pytest.mark.parametrize("error", [OSError(1, "Operation not permitted"), RuntimeError("threads")])
+def test_whatever_the_namespace_lacks_the_embedded_engine_is_there(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Lacking:
+        def __init__(self, *_: object, **__: object) -> None:
+            raise error
+
+    monkeypatch.setattr(namespace, "NamespaceEngine", Lacking)
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(process, "_say", told.append)
+
+    async def body() -> None:
+        engine = await process._started(parse_config(config_of()), "auto", "", lambda: None)
+        await engine.stop()
+        with pytest.raises(type(error)):
+            await process._started(parse_config(config_of()), "namespace", "", lambda: None)
+
+    asyncio.run(body())
+    assert (told[0]["engine"], told[0]["reason"]) == ("embedded", str(error))
+
+
+def test_a_namespace_begins_with_none_of_the_machines_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That they are written; a machine that has them can't be made here. See test_engines.py."""
+    engine = object.__new__(namespace.NamespaceEngine)
+    engine._config = parse_config(config_of())
+    written: dict[str, str] = {}
+    monkeypatch.setattr(namespace, "system", written.__setitem__)
+    monkeypatch.setattr(namespace, "run_tool", lambda *_, **__: "")
+    for step in ("_apply_rules", "_make_interface", "_configure"):
+        monkeypatch.setattr(engine, step, lambda *_: None)
+    engine._stand_up()
+    for of in ("all", "default"):
+        for name in ("src_valid_mark", "rp_filter", "route_localnet", "forwarding"):
+            assert written[f"net/ipv4/conf/{of}/{name}"] == "0"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import itertools
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,7 +96,6 @@ class NamespaceEngine(KernelEngine):
         except BaseException:
             self._entrance.close()
             raise
-        self._generations = itertools.count(1)
         self._flows: dict[Ends, _PeersEnd] = {}
         self._joining: set[asyncio.Task[None]] = set()
         self._turned: list[socket.socket] = []
@@ -150,7 +148,7 @@ class NamespaceEngine(KernelEngine):
             self._backlog.borrow(self._daemon.pid, INSIDE[1])
 
     def _ruleset(self, config: GatewayConfig) -> str:
-        return nftables.turning_ruleset(config, self._interface, next(self._generations))
+        return nftables.turning_ruleset(config, self._interface)
 
     def _settings_text(self, config: GatewayConfig) -> str:
         return nftables.wireguard_settings(replace(config, listen=INSIDE))

@@ -44,7 +44,7 @@ PREFIX = "wgcell"
 ASKED_PORT = 5183
 """Of the gateway's address, for flows that are turned there; open to none but those."""
 TURNED = 1
-"""The mark of a packet that is turned without a change (tproxy), for the route to this process."""
+"""The mark of what is turned as it is, by tproxy: a packet's for its route, a connection's."""
 _MOST_LEADS = 4096
 _ECHO = {"ip": "icmp", "ip6": "icmpv6"}
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
@@ -290,12 +290,12 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
     return _table(config, interface, [turned] if asking else [], lines)
 
 
-def turning_ruleset(config: GatewayConfig, interface: str, generation: int) -> str:
+def turning_ruleset(config: GatewayConfig, interface: str) -> str:
     """`ruleset` for a namespace apart: what is allowed comes to `ASKED_PORT` as it is, by tproxy,
     and nothing is forwarded. It is refused before it is routed, so that no route is needed.
 
-    A flow that is taken bears ``generation`` (1 to 2^32 - 1) as its mark, and is asked about no
-    more until the next ruleset, which must have another.
+    A connection that is taken bears a mark, and its packets are asked about no more: this process
+    has it, and ends it when another policy does not allow it.
     """
     lines: list[str] = []
     turn = f"meta mark set {TURNED} accept"
@@ -306,7 +306,7 @@ def turning_ruleset(config: GatewayConfig, interface: str, generation: int) -> s
             f"meta nfproto ipv6 meta l4proto {{ tcp, udp }} tproxy ip6 to :{ASKED_PORT} {turn}",
         ],
     )
-    lines += _chain("take", [f"ct mark set {generation}", "goto taken"])
+    lines += _chain("take", [f"ct mark set {TURNED}", "goto taken"])
     for peer in config.peers:
         lines += _chain(f"asks_{_chain_of(peer)}", _takes(peer))
     lines += _chain(
@@ -316,7 +316,7 @@ def turning_ruleset(config: GatewayConfig, interface: str, generation: int) -> s
             f'iifname != "{interface}" accept',
             # What is for this machine itself has its own rules.
             "fib daddr type local accept",
-            f"ct mark {generation} meta l4proto {{ tcp, udp }} goto taken",
+            f"ct mark {TURNED} meta l4proto {{ tcp, udp }} goto taken",
             *_dispatch(config.peers, "asks"),
             "goto refuse",
         ],
