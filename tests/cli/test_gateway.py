@@ -34,10 +34,14 @@ def typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+@pytest.fixture(params=["embedded", "namespace"])
+def running(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A gateway of two peers, on ports that were free a moment ago."""
-    assert typed(tmp_path, "peer", "add", "alice", "--endpoint", "127.0.0.1").returncode == 0
+    engine = ("--engine", request.param)
+    added = typed(tmp_path, "peer", "add", "alice", "--endpoint", "127.0.0.1", *engine)
+    assert added.returncode == 0, added.stderr
     file = tmp_path / "gateway.toml"
     with connect(ipaddress.ip_address("127.0.0.1"), 9) as sock:
         port = sock.getsockname()[1]

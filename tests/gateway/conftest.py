@@ -321,8 +321,8 @@ def gateway() -> Iterator[Callable[..., Gateway]]:
     """Starts gateways on loopback; they end with the test."""
     started: list[Gateway] = []
 
-    def start(**changes: Any) -> Gateway:
-        started.append(Gateway(config_of(**changes)))
+    def start(engine: str = "embedded", **changes: Any) -> Gateway:
+        started.append(Gateway(config_of(**changes), argv=[engine]))
         return started[-1]
 
     yield start

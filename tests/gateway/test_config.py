@@ -130,11 +130,12 @@ def test_peers_are_added_and_taken_out_and_the_rest_stays(tmp_path: Path) -> Non
         remove_peer(file, "bob")
 
 
-def test_peers_of_the_kernel_engine_share_a_port_and_may_have_a_preshared_key(
-    tmp_path: Path,
+@pytest.mark.parametrize("engine", ["namespace", "kernel"])
+def test_peers_of_the_other_engines_share_a_port_and_may_have_a_preshared_key(
+    tmp_path: Path, engine: str
 ) -> None:
     file = tmp_path / "gateway.toml"
-    file.write_text(new_gateway("kernel"))
+    file.write_text(new_gateway(engine))
     add_peer(file, "alice", endpoint="vpn.example.com", preshared=False)
     bob, conf = add_peer(file, "bob", endpoint="vpn.example.com", preshared=True)
     assert f"PresharedKey = {bob.preshared_key}\n" in conf

@@ -172,19 +172,21 @@ def test_a_peer_that_breaks_its_server_gets_another_one_and_breaks_no_ones_else(
         assert peer.ask("attacker.example", "A").rcode() == dns.rcode.REFUSED
 
 
-def test_a_gateway_that_was_killed_answers_the_next_handshake(gateway: Start) -> None:
-    first = gateway()
+@pytest.mark.parametrize("engine", ["embedded", "namespace"])
+def test_a_gateway_that_was_killed_answers_the_next_handshake(gateway: Start, engine: str) -> None:
+    first = gateway(engine=engine)
     port = first.first["port"]
     with connect(LOOPBACK, port) as sock:
         assert Peer(sock).ask("attacker.example", "A").rcode() == dns.rcode.REFUSED
         first.kill()
-        gateway(listen=f"127.0.0.1:{port}")
+        gateway(engine=engine, listen=f"127.0.0.1:{port}")
         assert Peer(sock).ask("attacker.example", "A").rcode() == dns.rcode.REFUSED
 
 
-def test_half_open_connections_do_not_stop_the_next(gateway: Start) -> None:
+@pytest.mark.parametrize("engine", ["embedded", "namespace"])
+def test_half_open_connections_do_not_stop_the_next(gateway: Start, engine: str) -> None:
     """A thousand SYNs whose handshake never ends, then one query."""
-    started = gateway()
+    started = gateway(engine=engine, rules=["allow 192.0.2.7:443"])
     with peer_of(started) as peer:
         for port in range(1024, 2024):
             peer.send(

@@ -278,6 +278,33 @@ def test_a_long_answer_is_truncated_and_comes_over_tcp(around: Around) -> None:
     assert len(dns.message.from_wire(raw).answer[0]) == 80
 
 
+def test_names_by_the_hundred_hold_up_nobody(around: Around) -> None:
+    """Each answer opens eighty addresses, and in nftables a transaction takes some 15 ms."""
+    query = dns.message.make_query("many.example.com", "A").to_wire()
+    worst, answers = 0.0, 0
+    with (
+        around.bob.connect("203.0.113.7", 8082) as stream,
+        around.alice.net.socket(socket.SOCK_DGRAM) as sock,
+    ):
+        sock.bind((around.alice.address, 0))
+        sock.connect(("10.99.0.1", 53))
+        for _ in range(20):
+            for _ in range(5):
+                sock.send(query)
+            begun = time.monotonic()
+            stream.sendall(b"x")
+            assert stream.recv(1) == b"x"
+            worst = max(worst, time.monotonic() - begun)
+            time.sleep(0.03)
+        sock.settimeout(2)
+        with contextlib.suppress(TimeoutError):
+            while answers < 100:
+                sock.recv(4096)
+                answers += 1
+    assert answers == 100
+    assert worst < 0.25, worst
+
+
 def test_udp_passes_and_is_refused(around: Around, topology: Topology) -> None:
     with topology.world.socket(socket.SOCK_DGRAM) as target:
         target.bind(("203.0.113.8", 9000))
