@@ -501,6 +501,22 @@ def test_a_cookie_reply_explains_the_mac2_of_who_received_it_alone() -> None:
     assert reason(made.outbound(initiation(11, mac2=b"m" * 16), 2)) is Reason.MAC2
 
 
+def test_an_initiation_is_answered_by_a_cookie_too() -> None:
+    """An endpoint that is under load says so: the way to it is no worse, and wants no renewal."""
+    made = established()
+    assert made.unanswered == 0
+    made.outbound(initiation(11), 1)
+    assert made.unanswered == 1
+    made.inbound(cookie_reply(11), 1)
+    assert made.unanswered == 0
+    made.outbound(initiation(12), 6)
+    assert made.unanswered == 1
+    made.inbound(response(22, 12), 6)
+    assert made.unanswered == 0
+    made.outbound(initiation(11), 12)  # the same index once more: not yet answered
+    assert made.unanswered == 1
+
+
 def test_what_a_cookie_reply_may_answer() -> None:
     made = established()
     made.outbound(initiation(11), 1)

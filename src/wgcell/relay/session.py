@@ -204,6 +204,8 @@ class SessionTable:
         self._sessions: list[_Session] = []
         self._initiated: deque[float] = deque(maxlen=INITIATION_BURST)
         self._cookie: dict[Side, float] = {}
+        self._put_off: set[int] = set()
+        """The guest's initiations that were answered by a cookie."""
         self._initiations_in = _Bucket()
         self._cookies_in = _Bucket()
         self._stumbles: deque[float] = deque(maxlen=OUT_OF_STEP_MOST + 1)
@@ -218,8 +220,11 @@ class SessionTable:
 
     @property
     def unanswered(self) -> int:
-        """The guest's latest initiations that nobody has answered."""
-        return sum(not candidates for candidates in self._asked.values())
+        """The guest's latest initiations that nobody has answered, be it by a cookie."""
+        return sum(
+            not candidates and index not in self._put_off
+            for index, candidates in self._asked.items()
+        )
 
     def sends(self, receiver: int, first: int, count: int, length: int, now: float) -> bool:
         """Whether transport of the guest's passes: ``count`` messages of ``length`` bytes each,
@@ -302,6 +307,7 @@ class SessionTable:
             return Refusal(Reason.INITIATION_RATE, "before the endpoint has answered")
         self._initiated.append(now)
         _remember(self._asked, message.sender, {}, ASKED_KEPT)
+        self._put_off.discard(message.sender)
         return None
 
     def _endpoint_answers(self, message: Response, now: float) -> Refusal | None:
@@ -349,6 +355,7 @@ class SessionTable:
         if not self._cookies_in.take(now):
             return Refusal(Reason.FLOOD, "too many cookie replies")
         self._cookie[Side.GUEST] = now
+        self._put_off = self._put_off & self._asked.keys() | {message.receiver}
         return None
 
     # Transport.
