@@ -129,6 +129,8 @@ def test_a_run_ends_with_what_was_refused_and_what_would_allow_it(
 ) -> None:
     monkeypatch.setattr(terminal.console, "file", sys.stderr)
     narrator = Narrator()
+    narrator({"event": "gateway", "engine": "namespace", "reason": ""})
+    narrator({"event": "gateway", "engine": "embedded", "reason": "nft is missing"})
     flow = {"event": "flow", "verdict": "refuse", "protocol": "tcp", "address": "203.0.113.7"}
     flow |= {"port": 443, "name": "cdn.example.com", "reason": "no rule allows it"}
     for _ in range(3):
@@ -136,6 +138,8 @@ def test_a_run_ends_with_what_was_refused_and_what_would_allow_it(
     narrator({**flow, "verdict": "allow", "rule": "learn", "mend": "b.example.com:80"})
     narrator({"event": "ended", "outcome": "completed", "reason": "", "exit_code": 0})
     said = capsys.readouterr().err
+    assert said.count("late or in silence: nft is missing; wgcell doctor") == 1
+    assert said.count("late or in silence") == 1
     assert "refused 3 \u00d7 cdn.example.com:443: --allow cdn.example.com:443\n" in said
     assert said.count("refused by the gateway") == 1
     assert "--allow b.example.com:80\n" in said

@@ -105,6 +105,11 @@ class Narrator:
                     if event["state"] == "running":
                         self._status.stop()  # from here on the workload's output has the screen
                 self.line(words)
+            case "gateway" if event.get("reason"):
+                self.line(
+                    "[yellow]what is refused will end late or in silence:[/] "
+                    f"{_clean(event['reason'])}; wgcell doctor names the mend"
+                )
             case "flow" | "flows_omitted":
                 if self._tally.add(event):
                     why = event.get("reason") or "no rule allows it"
