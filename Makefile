@@ -4,8 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PACKAGES := qemu-system-x86 bubblewrap libseccomp2 mmdebstrap erofs-utils e2fsprogs uidmap cpio kmod
 PACKAGES += lz4 xz-utils zstd shellcheck python3-venv
-# What the tests and the bench run in network namespaces of their own.
-PACKAGES += dnsmasq-base iproute2 nftables wireguard-go wireguard-tools
+# The gateway's engines with nftables; and what the tests and the bench run in namespaces of theirs.
+PACKAGES += iproute2 nftables wireguard-go wireguard-tools dnsmasq-base
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: demo test lint bench unit mutation image system clean

@@ -160,6 +160,34 @@ def test_the_report_files_are_written(tmp_path: Path) -> None:
     assert "Nothing leaked" in html.read_text() and "vlan [running]" in junit.read_text()
 
 
+_STUCK = """
+import asyncio, sys
+from wgcell.cli import main, prove
+from wgcell.prove import run
+async def conduct(*_):
+    print("up", flush=True)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(60)
+run.conduct = conduct
+sys.argv = ["wgcell", "prove", "--quick"]
+main.main()
+"""
+
+
+def test_a_clean_up_that_hangs_holds_up_no_interrupt() -> None:
+    argv = [sys.executable, "-c", _STUCK]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"up\n"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 130
+        finally:
+            process.kill()
+
+
 def test_interrupted_it_ends_at_once_and_leaves_no_relay_behind() -> None:
     argv = [sys.executable, "-m", "wgcell", "prove", "--quick"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -152,10 +152,9 @@ def _gateway() -> Finding:
         return Finding(what, False, "it did not start in time", needed=False)
     except LaunchError as error:
         found, _, mend = error.output.partition("\n")
-        mend = (
-            f"{mend.strip() or found}; without it the embedded engine, which refuses less clearly"
-        )
-        return Finding(what, False, found, mend, needed=False)
+        mend = _namespaces_mend() if "namespace:" in found else mend.strip()
+        instead = "until then the embedded engine, whose refusals are late or silent"
+        return Finding(what, False, found, f"{mend or 'mend that'}; {instead}", needed=False)
     return Finding(what, True, "works")
 
 

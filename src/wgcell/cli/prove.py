@@ -28,6 +28,8 @@ from wgcell.prove.verdict import Result, Status
 __all__ = ["prove"]
 
 MOST_BOOTS = 400
+_CLEAN_UP = 5
+"""Seconds that Ctrl-C leaves for it."""
 _COLOUR = {
     Status.HELD: "green",
     Status.LEAKED: "bold red",
@@ -128,6 +130,14 @@ def prove(
 
 
 def _interrupt(number: int, frame: object) -> None:
+    """Ctrl-C: clean up and end, or just end.
+
+    The exception hits whatever the main thread is at. If that was a lock of logging's, it stays
+    locked, the endpoint's own threads wait for it, and the clean-up for them (seen once). Whatever
+    was started ends with this process.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(EXIT_CODES[Outcome.CANCELLED]))
+    signal.alarm(_CLEAN_UP)
     raise KeyboardInterrupt
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import ipaddress
 import json
@@ -260,7 +261,8 @@ class KernelEngine:
         try:
             os.close(os.open(_TUN, os.O_RDWR))
         except OSError as error:
-            mend = f"chmod 0666 {_TUN}, which is what udev does with it"
+            gone = error.errno == errno.ENOENT
+            mend = "modprobe tun" if gone else f"chmod 0666 {_TUN}, which is what udev does with it"
             raise HostError(
                 f"this kernel has no WireGuard, and {_TUN}: {error.strerror}", mend=mend
             ) from None
