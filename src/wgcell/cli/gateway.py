@@ -115,7 +115,10 @@ async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...])
             if (now.st_mtime_ns, now.st_ino) != (mark.st_mtime_ns, mark.st_ino):
                 mark = now
                 try:
-                    gateway.apply(_raw(file, learn=learn))
+                    raw = _raw(file, learn=learn)
+                    if raw.get("engine", gateway.engine) != gateway.engine:
+                        warn(f"the engine stays {gateway.engine}: another one takes a restart")
+                    gateway.apply(raw)
                 except PolicyError as error:
                     warn(f"the file is not applied: {error}")
     code = await gateway.quit()
@@ -164,8 +167,7 @@ def check(file: File) -> None:
     _warn_of_readers(file)
     for peer in config.peers:
         rules = ", ".join(rule.text for rule in peer.policy.rules) or "nothing"
-        port = config.listen[1] if config.one_port else peer.port
-        where = f"{peer.address}, UDP port {port}"
+        where = f"{peer.address}, UDP port {config.port_of(peer)}"
         console.print(f"{escape(peer.name)} ({where}): {escape(rules)}")
     count = len(config.peers)
     peers = "1 peer" if count == 1 else f"{count} peers"
@@ -250,6 +252,8 @@ def peer_rm(name: str, file: FileOption = Path("gateway.toml")) -> None:
 @peer_app.command("ls")
 def peer_ls(file: FileOption = Path("gateway.toml")) -> None:
     """List the peers."""
-    for peer in load_config(file).peers:
+    config = load_config(file)
+    for peer in config.peers:
         psk = "  preshared" if peer.preshared_key else ""
-        print(f"{peer.name:<32}  {peer.address!s:<15}  {peer.port:>5}  {peer.public_key}{psk}")
+        port = config.port_of(peer)
+        print(f"{peer.name:<32}  {peer.address!s:<15}  {port:>5}  {peer.public_key}{psk}")

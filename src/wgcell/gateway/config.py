@@ -119,6 +119,10 @@ class GatewayConfig:
         """Whether all peers come to the same place."""
         return self.engine != "embedded"
 
+    def port_of(self, peer: Peer) -> int:
+        """Where ``peer`` comes to."""
+        return self.listen[1] if self.one_port else peer.port
+
 
 class _Reading:
     """Where a configuration comes from, and one way to complain about it."""
