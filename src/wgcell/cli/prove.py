@@ -137,7 +137,7 @@ def _interrupt(number: int, frame: object) -> None:
     was started ends with this process.
     """
     signal.signal(signal.SIGALRM, lambda *_: os._exit(EXIT_CODES[Outcome.CANCELLED]))
-    signal.alarm(_CLEAN_UP)
+    signal.alarm(signal.alarm(0) or _CLEAN_UP)
     raise KeyboardInterrupt
 
 

@@ -136,7 +136,7 @@ async def _serve(name: str = "embedded", interface: str = "") -> int:
     except (WgcellError, ValueError, OSError, RuntimeError) as error:
         _say({"event": "fault", "detail": str(error)})
         return 125
-    while line := await reader.readline():
+    while (line := await reader.readline()) and not code:
         try:
             await engine.apply(parse_config(json.loads(line)))
             _say({"event": "applied"})

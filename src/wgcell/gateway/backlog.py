@@ -67,7 +67,10 @@ class Backlog:
 
 def _borrowed(pidfd: int, entry: Path) -> socket.socket | None:
     """The UDP socket of IPv4 that a descriptor of the process's is."""
-    if not str(entry.readlink()).startswith("socket:"):
+    try:
+        if not str(entry.readlink()).startswith("socket:"):
+            return None
+    except OSError:  # closed since it was listed
         return None
     descriptor = ctypes.CDLL(None).syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
     if descriptor < 0:

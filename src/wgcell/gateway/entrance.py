@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import itertools
 import socket
 import struct
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from wgcell.gateway.limits import Bucket
@@ -35,9 +36,18 @@ _MOST_PLACES = 384
 _MOST_KNOWN = 4096
 """Hosts and indices that are remembered; the oldest are forgotten."""
 _PER_HOST = (8, 64)
-"""Places a second, and at once, that may appear of one host by a handshake's first message."""
+"""Places a second, and at once, that may appear of one host by a handshake's first message; of
+IPv6 a host is a /64, as to Linux's WireGuard."""
+_OF_ALL = (256, 1024)
+"""The same of all hosts together: a place costs 0.14 ms to make."""
 _PER_INDEX = (1, 8)
 """The same of one session, whose peer may have moved."""
+_INDICES_EACH = 8
+"""Of one way's that are remembered: a peer may shake hands without end."""
+_SOON = 5.0
+"""Seconds that WireGuard may take for its answer (REKEY_TIMEOUT, WireGuard paper, section 6.1)."""
+_LONG = 180.0
+"""Seconds without an answer after which a way's session is dead (REJECT_AFTER_TIME)."""
 _HANDSHAKES = (bytes([wireguard.MessageType.INITIATION]), bytes([wireguard.MessageType.RESPONSE]))
 _MOST = 65535
 _AT_ONCE = 16
@@ -52,20 +62,28 @@ _BUFFER = 4 << 20
 """Asked of the kernel in bytes; it gives what net.core.rmem_max allows."""
 # linux/udp.h; Python's socket names neither.
 _UDP_SEGMENT, _UDP_GRO = 103, 104
-_CONTROL = socket.CMSG_SPACE(4)
+_NO_SEGMENTS = frozenset({errno.EMSGSIZE, errno.EINVAL, errno.EIO})
+_IP_PKTINFO = 8  # linux/in.h
+_ASKED_AT = {
+    socket.AF_INET: (socket.IPPROTO_IP, _IP_PKTINFO),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
+}
+_CONTROL = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(20)
+_PRIVILEGED = 1024
 
 Place = tuple[Any, ...]
 """As the kernel tells it: address and port, and of IPv6 two numbers more."""
 
 
 class _Known(OrderedDict[Any, Bucket]):
-    """A bucket each for what comes by; the oldest go."""
+    """A bucket each for what comes by; the longest unused go."""
 
     def take(self, key: object, bounds: tuple[int, int]) -> bool:
         if key not in self:
             self[key] = Bucket(*bounds)
             if len(self) > _MOST_KNOWN:
                 self.popitem(last=False)
+        self.move_to_end(key)
         return self[key].take(time.monotonic())
 
 
@@ -77,9 +95,20 @@ class _Way:
     outer: socket.socket
     """Connected to the place; or the entrance's own, where there can be none."""
     inner: socket.socket
+    asked: str = ""
+    """The address of ours that ``outer`` is bound to; empty if it is the entrance's own."""
+    made: float = field(default_factory=time.monotonic)
     answered: float = 0.0
     segments: bool = True
     """Whether the way out takes many datagrams in one call."""
+    indices: deque[int] = field(default_factory=deque)
+
+    def worth(self, now: float) -> tuple[int, float]:
+        """Who has the least makes room: who was never answered and is not about to be, then who
+        was not for long, then who is new."""
+        if self.answered:
+            return (3 if now - self.answered < _LONG else 1), self.answered
+        return (2 if now - self.made < _SOON else 0), self.made
 
 
 class Entrance:
@@ -101,7 +130,7 @@ class Entrance:
         self._timer: asyncio.TimerHandle | None = None
         self._key = bytes(32)
         self._ways: dict[Place, _Way] = {}
-        self._hosts, self._indices = _Known(), _Known()
+        self._hosts, self._indices, self._all = _Known(), _Known(), Bucket(*_OF_ALL)
         self._numbers = itertools.count()
         self._outer: socket.socket | None = None
         self.place = ("", 0)
@@ -114,7 +143,10 @@ class Entrance:
         """Listen at ``place`` and nowhere else. Raises OSError that says what is taken; then
         nothing has changed, but who had come in comes in anew."""
         before = self.place
-        if place[1] == before[1]:
+        if self._outer is not None and place[1] == before[1]:
+            if place[1] < _PRIVILEGED:
+                # This process was root when it began, and could not have the port again.
+                raise OSError(errno.EACCES, f"another address of port {place[1]} takes a restart")
             self.close()  # of one port there is one, whatever the address
         try:
             outer = _bound(place)
@@ -126,6 +158,8 @@ class Entrance:
         self._listen(outer)
 
     def _listen(self, outer: socket.socket) -> None:
+        level, option = _ASKED_AT[outer.family]
+        outer.setsockopt(level, option, 1)
         self._outer = outer
         host, port = outer.getsockname()[:2]
         self.place = (str(host), int(port))
@@ -158,13 +192,18 @@ class Entrance:
             return False
         except OSError:
             return True  # what ICMP says of an earlier answer
+        size, asked = _told(control)
         # What the kernel has coalesced goes on as it came, in one piece and cut again.
-        size = struct.unpack("i", control[0][2][:4])[0] if control else len(data)
+        size = size or len(data)
         if size < wireguard.SHORTEST_TRANSPORT:
             return True
-        way = self._ways.get(place) or self._way(place, data[:size])
+        way = self._ways.get(place) or self._way(place, data[:size], asked)
         if way is None:
             return True
+        moved = asked and asked != way.asked and way.outer is not self._outer
+        if moved and self._hosts.take(_host(place), _PER_HOST):
+            # It has a socket of its own, and this came by another address of this machine's.
+            self._lead_out(way, asked)
         # Who waits already is first.
         if self._held or not self._has_room(-(-len(data) // size), size):
             loop = asyncio.get_running_loop()
@@ -194,16 +233,21 @@ class Entrance:
             return False
         if isinstance(message, wireguard.Initiation):
             right = message.mac1 == wireguard.keyed_mac1(self._key, message.covered)
-            return right and self._hosts.take(place[0], _PER_HOST)
+            return (
+                right
+                and self._hosts.take(_host(place), _PER_HOST)
+                and self._all.take(time.monotonic())
+            )
         return message.receiver in self._indices and self._indices.take(
             message.receiver, _PER_INDEX
         )
 
-    def _way(self, place: Place, data: bytes) -> _Way | None:
+    def _way(self, place: Place, data: bytes, asked: str) -> _Way | None:
         if not self._admitted(place, data) or self._outer is None:
             return None
         if len(self._ways) >= _MOST_PLACES:
-            self._close(min(self._ways, key=lambda place: self._ways[place].answered))
+            now = time.monotonic()
+            self._close(min(self._ways, key=lambda place: self._ways[place].worth(now)))
         try:
             inner = self._make()
         except OSError:
@@ -213,23 +257,31 @@ class Entrance:
         # WireGuard bounds handshakes by their source's address: each place has one of its own.
         inner.bind((str(_SOURCES + next(self._numbers) % 65536), 0))
         inner.connect(INSIDE)
-        outer = self._outer
+        way = self._ways[place] = _Way(place, self._outer, inner)
+        asyncio.get_running_loop().add_reader(inner, self._answer, way)
+        self._lead_out(way, asked)
+        return way
+
+    def _lead_out(self, way: _Way, asked: str) -> None:
+        """A socket of its own, at the address that was asked, for answers come from there."""
+        self._shut(way)
         # Below port 1024 it takes root, whom this process has been: then they share one.
         with contextlib.suppress(OSError):
-            outer = _bound(self.place, beside=True, to=place)
-        way = self._ways[place] = _Way(place, outer, inner)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(inner, self._answer, way)
-        if outer is not self._outer:
-            loop.add_reader(outer, self._come, outer)
-        return way
+            host = asked or self.place[0]
+            way.outer = _bound((host, self.place[1], *way.place[2:]), beside=True, to=way.place)
+            way.asked = asked
+            asyncio.get_running_loop().add_reader(way.outer, self._come, way.outer)
+
+    def _shut(self, way: _Way) -> None:
+        if self._outer is not None and way.outer is not self._outer:
+            self._held.pop(way.outer, None)
+            _forget(way.outer)
+            way.outer, way.asked = self._outer, ""
 
     def _close(self, place: Place) -> None:
         way = self._ways.pop(place)
         _forget(way.inner)
-        if way.outer is not self._outer:
-            self._held.pop(way.outer, None)
-            _forget(way.outer)
+        self._shut(way)
 
     # Out.
 
@@ -243,7 +295,7 @@ class Entrance:
                 break
             if data[:1] in _HANDSHAKES:
                 # The index by which WireGuard will know what belongs to this handshake.
-                self._indices.take(int.from_bytes(data[4:8], "little"), _PER_INDEX)
+                self._know(way, int.from_bytes(data[4:8], "little"))
             if waiting and (len(data) != len(waiting[0]) or len(data) * len(waiting) > _ONE_SEND):
                 self._leave(way, waiting)
                 waiting = []
@@ -251,6 +303,12 @@ class Entrance:
         if waiting:
             way.answered = time.monotonic()
             self._leave(way, waiting)
+
+    def _know(self, way: _Way, index: int) -> None:
+        self._indices.take(index, _PER_INDEX)
+        way.indices.append(index)
+        if len(way.indices) > _INDICES_EACH:
+            self._indices.pop(way.indices.popleft(), None)
 
     def _leave(self, way: _Way, datagrams: list[bytes]) -> None:
         to = way.place if way.outer is self._outer else None
@@ -262,9 +320,28 @@ class Entrance:
             way.segments = False
 
 
-def _bound(
-    place: tuple[str, int], *, beside: bool = False, to: Place | None = None
-) -> socket.socket:
+def _host(place: Place) -> object:
+    """Who a place is, as far as addresses tell."""
+    address = ipaddress.ip_address(place[0].partition("%")[0])
+    if address.version == 4:
+        return address
+    return address.ipv4_mapped or int(address) >> 64
+
+
+def _told(control: list[tuple[int, int, bytes]]) -> tuple[int, str]:
+    """The size of what was coalesced, 0 if nothing was; and the address of ours that was asked."""
+    size, asked = 0, ""
+    for level, kind, raw in control:
+        if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
+            size = struct.unpack("i", raw[:4])[0]
+        elif (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            asked = str(ipaddress.ip_address(raw[8:12]))
+        elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+            asked = str(ipaddress.ip_address(raw[:16]))
+    return size, asked
+
+
+def _bound(place: Place, *, beside: bool = False, to: Place | None = None) -> socket.socket:
     """A socket at ``place``, which nobody else's shares; ``beside`` another one of this process's.
 
     Connected ``to``, it gets what comes from there. What comes from elsewhere between the two steps
@@ -313,8 +390,12 @@ def _send(sock: socket.socket, data: bytes, size: int, place: Place | None = Non
             sock.sendmsg([data], [segment], 0, *to)
         except BlockingIOError:
             return True
-        except OSError:
-            pass
+        except OSError as error:
+            if error.errno not in _NO_SEGMENTS:
+                # What ICMP says of an earlier one, in the place of sending this.
+                with contextlib.suppress(OSError):
+                    sock.sendmsg([data], [segment], 0, *to)
+                return True
         else:
             return True
     for begin in range(0, len(data), size):

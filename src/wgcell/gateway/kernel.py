@@ -34,6 +34,7 @@ from wgcell.gateway.flows import Flow, FlowLog, Report
 from wgcell.gateway.gate import DNS_PORT, Gate
 from wgcell.gateway.joining import Joining
 from wgcell.gateway.leads import GRACE
+from wgcell.gateway.limits import Bucket
 from wgcell.gateway.policy import LEARNED, Address, Decision, Verdict
 
 __all__ = ["INTERFACE", "KernelEngine", "Served", "quietly", "run_tool", "system"]
@@ -53,6 +54,8 @@ _TAKES_REST = 30.0
 """Seconds that a peer may take for the last bytes of what is over."""
 _TUN = "/dev/net/tun"
 """Where wireguard-go gets its interface."""
+_MOST_HELD = nftables.MOST_LEADS * 3 // 4
+"""Elements of a set: what has ended leaves the kernel's sets a little later."""
 _MOST_OPEN = 4096
 _BACKLOG = 1024
 _ORIGINAL_DST = 80
@@ -136,14 +139,15 @@ class KernelEngine:
         self._changing = asyncio.Lock()
         self._untold: list[_Asked] = []
         self._telling: asyncio.Task[None] | None = None
+        self._faults = Bucket(0.1, 4)
 
     async def start(self) -> None:
         """Be up, and report ``ready``. Raises HostError, naming the mend; nothing stays then."""
-        for tool, package in _TOOLS.items():
-            if shutil.which(tool) is None:
-                raise HostError(f"{tool} is missing", mend=f"apt-get install {package}")
-        self._take_place()
         try:
+            for tool, package in _TOOLS.items():
+                if shutil.which(tool) is None:
+                    raise HostError(f"{tool} is missing", mend=f"apt-get install {package}")
+            self._take_place()
             self._do(self._stand_up)
             await self._admit(self._config)
             loop = asyncio.get_running_loop()
@@ -305,9 +309,24 @@ class KernelEngine:
         Raises HostError.
         """
         async with self._changing:
-            self._do(self._apply_rules, config)
-            self._do(self._configure, config)
+            try:
+                self._do(self._apply_rules, config)
+                self._do(self._configure, config)
+            except HostError:
+                self._back()
+                raise
             await self._admit(config)
+
+    def _back(self) -> None:
+        """After half of a change. One policy's rules with the other's names may open what neither
+        does, so the rules are what they were, or all ends; the rest the next change mends, too."""
+        try:
+            self._do(self._apply_rules, self._config)
+        except HostError as error:
+            self._report({"event": "fault", "detail": f"no way back: {error.message}"})
+            self._give_up()
+        with contextlib.suppress(HostError):
+            self._do(self._configure, self._config)
 
     async def _admit(self, config: GatewayConfig) -> None:
         served = {}
@@ -335,8 +354,12 @@ class KernelEngine:
         wanted = {config.address, *(service.address for service in config.services)}
         for address in self._addresses - wanted:
             quietly("ip", "addr", "del", f"{address}/{address.max_prefixlen}", "dev", name)
-        new = sorted(wanted - self._addresses, key=str)
-        lines = [f"addr add {address}/{address.max_prefixlen} dev {name}" for address in new]
+        # Until all is done any of them may be there.
+        self._addresses |= wanted
+        lines = [
+            f"addr replace {address}/{address.max_prefixlen} dev {name}"
+            for address in sorted(wanted, key=str)
+        ]
         for peer in config.peers:
             lines.append(f"route replace {peer.address}/{peer.address.max_prefixlen} dev {name}")
         run_tool("ip", "-batch", "-", text="\n".join([*lines, ""]))
@@ -359,6 +382,8 @@ class KernelEngine:
                 batch, self._untold = self._untold, []
                 try:
                     await self._tell_batch(batch)
+                except Exception as error:  # an answer must not wait for ever, whatever it is
+                    self._untold_fault(repr(error))
                 finally:
                     for _, _, told in batch:
                         if not told.done():
@@ -366,22 +391,31 @@ class KernelEngine:
 
     async def _tell_batch(self, batch: list[_Asked]) -> None:
         there = set(self._peers.values())  # who has been cut off meanwhile has no sets
-        new = [(one, *one.opening(leads)) for one, leads, _ in batch if one in there]
-        if not await self._told("".join(text for _, text, _ in new)):
-            # One peer's full set is no matter of another's.
-            new = [one for one in new if await self._told(one[1], report=True)]
+        asked: dict[Served, _Leads] = {}
+        for served, leads, _ in batch:
+            if served in there:
+                asked[served] = asked.get(served, ()) + leads
+        new = [(served, *served.opening(leads)) for served, leads in asked.items()]
+        if await self._told("".join(text for _, text, _ in new)):
+            # One peer's fault is no matter of another's.
+            new = [one for one in new if not await self._told(one[1], tell=True)]
         for served, _, ends in new:
             served.opened(ends)
 
-    async def _told(self, text: str, *, report: bool = False) -> bool:
+    async def _told(self, text: str, *, tell: bool = False) -> str:
+        """What went wrong with a transaction; empty if nothing did."""
         try:
             if text:
                 await self._later(run_tool, "nft", "-f", "-", text=text)
         except HostError as error:
-            if report:
-                self._report({"event": "fault", "detail": f"names: {error.message}"})
-            return False
-        return True
+            if tell:
+                self._untold_fault(error.message)
+            return error.message
+        return ""
+
+    def _untold_fault(self, why: str) -> None:
+        if self._faults.take(time.monotonic()):
+            self._report({"event": "fault", "detail": f"names: {why}"})
 
     def _known(self, peer: Peer, config: GatewayConfig) -> Served | None:
         """Who serves this peer already, if nothing but its policy has changed."""
@@ -617,16 +651,27 @@ class Served:
     def opening(self, leads: _Leads) -> tuple[str, dict[tuple[str, Address], float]]:
         """The transaction for all of them, and the ends that are true once it is done.
 
-        An element that lives longer already stays; no text if all do.
+        An element that lives longer already stays; no text if all do. What a set has no room for is
+        left out: the kernel would refuse all of the transaction.
         """
         now = time.monotonic()
         self._ends = {key: end for key, end in self._ends.items() if end > now}
-        new = {
-            (place, address): ttl + GRACE
-            for name, address, ttl in leads
-            for place in nftables.leads(self.gate.peer, name, address)
-            if self._ends.get((place, address), 0.0) < now + ttl + GRACE
-        }
+        held: dict[str, int] = {}
+        for place, _ in self._ends:
+            held[place] = held.get(place, 0) + 1
+        new: dict[tuple[str, Address], float] = {}
+        for name, address, ttl in leads:
+            for place in nftables.leads(self.gate.peer, name, address):
+                known = max(
+                    self._ends.get((place, address), 0.0) - now, new.get((place, address), 0.0)
+                )
+                if known >= ttl + GRACE:
+                    continue
+                if not known:
+                    if held.get(place, 0) >= _MOST_HELD:
+                        continue
+                    held[place] = held.get(place, 0) + 1
+                new[place, address] = ttl + GRACE
         text = nftables.remember(self._interface, [(*key, left) for key, left in new.items()])
         return text if new else "", {key: now + left for key, left in new.items()}
 

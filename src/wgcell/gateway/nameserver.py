@@ -15,7 +15,7 @@ from wgcell.gateway.resolver import Upstream
 __all__ = ["Nameserver", "Refused"]
 
 MOST_ASKED = 64
-"""Queries of one peer that wait for an upstream at a time."""
+"""Queries of one peer that wait at a time: for an upstream, and until what they open is open."""
 _BURST_SECONDS = 4
 
 Refused = Callable[[str, str], None]
@@ -58,9 +58,12 @@ class Nameserver:
             return names.error(question, dns.rcode.NOERROR)
         self._waiting += 1
         try:
-            found = await self._upstream.ask(question.message.question[0].name, question.kind)
+            return await self._found(question)
         finally:
             self._waiting -= 1
+
+    async def _found(self, question: names.Question) -> names.Answer:
+        found = await self._upstream.ask(question.message.question[0].name, question.kind)
         answer = names.digest(question, found, self.policy.kept)
         if answer.kept:
             what = f"{answer.kept[0]} is {self.policy.kept(answer.kept[0])}"

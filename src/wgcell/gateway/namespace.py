@@ -115,7 +115,7 @@ class NamespaceEngine(KernelEngine):
         return self._entrance.place
 
     async def apply(self, config: GatewayConfig) -> None:
-        before = self._config
+        before, stood = self._config, self._entrance.place
         try:
             if config.listen != before.listen:
                 self._entrance.open(config.listen)
@@ -123,8 +123,8 @@ class NamespaceEngine(KernelEngine):
             await super().apply(config)
         except BaseException:
             self._entrance.admit(decode_key(public_key(before.private_key)))
-            if config.listen != before.listen:
-                self._entrance.open(before.listen)
+            if self._entrance.place != stood:
+                self._entrance.open(stood)
             raise
 
     def _stand_up(self) -> None:
@@ -143,9 +143,11 @@ class NamespaceEngine(KernelEngine):
             run_tool("ip", "-6", "-batch", "-", text=_TURNING)
             self._six = True
         self._backlog.give_back()
-        super()._configure(config)
-        if self._daemon is not None:
-            self._backlog.borrow(self._daemon.pid, INSIDE[1])
+        try:
+            super()._configure(config)
+        finally:
+            if self._daemon is not None:
+                self._backlog.borrow(self._daemon.pid, INSIDE[1])
 
     def _ruleset(self, config: GatewayConfig) -> str:
         return nftables.turning_ruleset(config, self._interface)

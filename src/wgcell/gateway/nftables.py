@@ -26,6 +26,7 @@ from wgcell.gateway.policy import LEARNED, PROTECTED, Address, Network, Rule, Ve
 __all__ = [
     "ASKED_PORT",
     "LOG_GROUP",
+    "MOST_LEADS",
     "TURNED",
     "leads",
     "peer_file",
@@ -45,7 +46,8 @@ ASKED_PORT = 5183
 """Of the gateway's address, for flows that are turned there; open to none but those."""
 TURNED = 1
 """The mark of what is turned as it is, by tproxy: a packet's for its route, a connection's."""
-_MOST_LEADS = 4096
+MOST_LEADS = 4096
+"""Elements of a name's set."""
 _ECHO = {"ip": "icmp", "ip6": "icmpv6"}
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 
@@ -350,7 +352,7 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
             for version, _, of in _FAMILIES if rule.name else ():
                 name = _set_name(peer, number, version)
                 # What the resolver has answered for this peer; see the module's head.
-                lines += _set(name, f"type {of}", "flags timeout", f"size {_MOST_LEADS}")
+                lines += _set(name, f"type {of}", "flags timeout", f"size {MOST_LEADS}")
         lines += _chain(f"refuse_{me}", _refuse(peer.name))
     lines += _chain("refuse", _refuse(""))
     lines += chains
