@@ -165,6 +165,109 @@ def test_strangers_displace_nobody_who_was_answered(
     run(body)
 
 
+def test_places_long_gone_make_room_before_who_is_new(
+    inside: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entrance, "_MOST_PLACES", 4)
+    monkeypatch.setattr(entrance, "_LONG", 0.2)
+
+    async def body(made: Entrance) -> None:
+        with contextlib.ExitStack() as opened:
+            for _ in range(4):
+                await welcomed(made, inside, opened.enter_context(datagram_socket()))
+            await asyncio.sleep(0.3)
+            new = [opened.enter_context(datagram_socket()) for _ in range(4)]
+            ways = []
+            for sock in new:
+                sock.sendto(initiation(), made.place)
+                ways.append((await heard(inside))[1])
+            for sock, way in zip(new, ways, strict=True):
+                inside.sendto(RESPONSE, way)
+                assert (await heard(sock))[0] == RESPONSE
+
+    run(body)
+
+
+def test_who_is_not_answered_soon_makes_room_first(
+    inside: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entrance, "_MOST_PLACES", 2)
+    monkeypatch.setattr(entrance, "_SOON", 0.1)
+    monkeypatch.setattr(entrance, "_LONG", 0.1)
+
+    async def body(made: Entrance) -> None:
+        with datagram_socket() as peer, datagram_socket() as stranger, datagram_socket() as new:
+            way = await welcomed(made, inside, peer)
+            stranger.sendto(initiation(1), made.place)
+            await heard(inside)
+            await asyncio.sleep(0.2)
+            await welcomed(made, inside, new)
+            peer.sendto(transport(), made.place)
+            assert (await heard(inside))[1] == way
+
+    run(body)
+
+
+@pytest.mark.parametrize("anywhere", ["0.0.0.0", "::"])
+def test_the_answer_comes_from_where_it_was_asked(inside: socket.socket, anywhere: str) -> None:
+    """Whoever accepts one endpoint alone, as a cell does, takes no other's; and this machine may
+    get another address at any moment."""
+
+    async def body(made: Entrance) -> None:
+        made.open((anywhere, 0))
+        port = made.place[1]
+        with datagram_socket() as sock:
+            for last in (2, 3, 2):
+                sock.sendto(initiation(last), (f"127.0.0.{last}", port))
+                data, way = await heard(inside)
+                assert data == initiation(last)
+                inside.sendto(RESPONSE, way)
+                assert await heard(sock) == (RESPONSE, (f"127.0.0.{last}", port))
+
+    run(body)
+
+
+def test_an_error_of_the_path_is_not_taken_for_a_small_path(inside: socket.socket) -> None:
+    async def body(made: Entrance) -> None:
+        sock = datagram_socket()
+        place = sock.getsockname()
+        way = await welcomed(made, inside, sock)
+        sock.close()
+        for length in (100, 100, 200, 200):  # in two pieces: the first is "port unreachable"
+            inside.sendto(transport(length=length), way)
+        await asyncio.sleep(0.1)
+        assert made._ways[place].segments
+
+    run(body)
+
+
+def test_a_peer_that_shakes_hands_without_end_is_known_by_its_latest(
+    inside: socket.socket,
+) -> None:
+    async def body(made: Entrance) -> None:
+        with datagram_socket() as peer, datagram_socket() as moved:
+            way = await welcomed(made, inside, peer)
+            for index in range(100, 120):
+                inside.sendto(struct.pack("<III", 2, index, 0) + bytes(80), way)
+            await asyncio.sleep(0.1)
+            moved.sendto(transport(100), made.place)
+            assert await nothing(inside)
+            moved.sendto(transport(119), made.place)
+            assert (await heard(inside))[0] == transport(119)
+
+    run(body)
+
+
+def test_a_host_of_ipv6_is_a_64(inside: socket.socket) -> None:
+    made = Entrance(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    made.admit(KEY)
+    hosts = [f"2001:db8::{n:x}" for n in range(1000)]
+    assert sum(made._admitted((host, 1, 0, 0), initiation()) for host in hosts) == 64
+    assert made._admitted(("2001:db8:0:1::1", 1, 0, 0), initiation())
+    mapped = [f"::ffff:192.0.2.{n}" for n in range(200)]
+    assert sum(made._admitted((host, 1, 0, 0), initiation()) for host in mapped) == 200
+
+
 @pytest.mark.parametrize(("message", "most"), [(initiation(), 64), (transport(), 7)])
 def test_new_places_are_bounded_in_time(inside: socket.socket, message: bytes, most: int) -> None:
     """Of a host, and of a session; another host's are none the fewer."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,17 @@ while time.monotonic() < end:
 """
 
 
+def open_sockets(pid: int) -> set[str]:
+    """The inodes of a process's sockets."""
+    links = [path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir()]
+    return {str(link)[8:-1] for link in links if str(link).startswith("socket:")}
+
+
+def udp_sockets() -> set[str]:
+    """The inodes of this network's UDP sockets of IPv4."""
+    return {line.split()[9] for line in Path("/proc/net/udp").read_text().splitlines()[1:]}
+
+
 def consents(sock: socket.socket) -> None:
     mine, theirs = decode_key(CLIENT), decode_key(public_key(SERVER))
     asyncio.run(consent.obtain(sock, mine, theirs, timeout=4))
@@ -84,6 +96,8 @@ def test_where_it_can_not_be_it_says_why(prefix: tuple[str, ...], words: str) ->
     with started("auto", prefix) as other, connect(LOOPBACK, other.first["port"]) as sock:
         assert (other.first["event"], other.first["engine"]) == ("ready", "embedded")
         assert other.first["reason"] == words
+        # And nothing of the first try listens any more.
+        assert len(open_sockets(other.process.pid) & udp_sockets()) == 1
         consents(sock)
 
 
@@ -109,6 +123,17 @@ def test_a_port_below_1024_is_bound_while_this_process_still_may() -> None:
     with started("namespace", listen="127.0.0.1:443") as gateway, connect(LOOPBACK, 443) as sock:
         assert gateway.first["event"] == "ready", gateway.first
         consents(sock)
+
+
+def test_another_address_of_such_a_port_takes_a_restart_and_changes_nothing() -> None:
+    if os.geteuid() != 0:
+        return
+    with started("namespace", listen="127.0.0.1:443") as gateway:
+        for listen in ("127.0.0.2:443", "127.0.0.1:444"):
+            gateway.tell(config_of(listen=listen))
+            assert "443" in gateway.event("fault")["detail"] or listen.endswith("444")
+        with connect(LOOPBACK, 443) as sock:
+            consents(sock)
 
 
 def test_a_machine_without_ipv6_has_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
