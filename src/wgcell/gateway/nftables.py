@@ -294,7 +294,8 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
 
 def turning_ruleset(config: GatewayConfig, interface: str) -> str:
     """`ruleset` for a namespace apart: what is allowed comes to `ASKED_PORT` as it is, by tproxy,
-    and nothing is forwarded. It is refused before it is routed, so that no route is needed.
+    and nothing is forwarded. It is refused before it is routed, so that no route is needed (Linux
+    5.9: its commit f53b9b0bdc59).
 
     A connection that is taken bears a mark, and its packets are asked about no more: this process
     has it, and ends it when another policy does not allow it.
