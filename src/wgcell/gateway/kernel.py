@@ -5,8 +5,8 @@ of every change: policy -> text -> one atomic apply -> a look at what is there. 
 before the interface does, so there is no moment at which the tunnel is open and the policy is not.
 
 What the text can't do is done here: the resolver inside the tunnel, which fills the sets behind
-names; flows that a name allows, which the kernel turns to this process, and services: they are
-judged, compared and joined as the embedded engine's flows are.
+names (see `wgcell.gateway.openings`); flows that a name allows, which the kernel turns to this
+process, and services: they are judged, compared and joined as the embedded engine's flows are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,13 +31,12 @@ from wgcell.errors import HostError
 from wgcell.gateway import netlink, nftables
 from wgcell.gateway.config import GatewayConfig, Peer
 from wgcell.gateway.flows import Flow, FlowLog, Report
-from wgcell.gateway.gate import DNS_PORT, Gate
+from wgcell.gateway.gate import DNS_PORT
 from wgcell.gateway.joining import Joining
-from wgcell.gateway.leads import GRACE
-from wgcell.gateway.limits import Bucket
+from wgcell.gateway.openings import Openings, Served
 from wgcell.gateway.policy import LEARNED, Address, Decision, Verdict
 
-__all__ = ["INTERFACE", "KernelEngine", "Served", "quietly", "run_tool", "system"]
+__all__ = ["INTERFACE", "KernelEngine", "quietly", "run_tool", "system"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,8 +53,6 @@ _TAKES_REST = 30.0
 """Seconds that a peer may take for the last bytes of what is over."""
 _TUN = "/dev/net/tun"
 """Where wireguard-go gets its interface."""
-_MOST_HELD = nftables.MOST_LEADS * 3 // 4
-"""Elements of a set: what has ended leaves the kernel's sets a little later."""
 _MOST_OPEN = 4096
 _BACKLOG = 1024
 _ORIGINAL_DST = 80
@@ -136,10 +133,7 @@ class KernelEngine:
         self._datagrams: asyncio.DatagramTransport | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[tuple[object, ...], tuple[Flow, FlowLog]] = {}
-        self._changing = asyncio.Lock()
-        self._untold: list[_Asked] = []
-        self._telling: asyncio.Task[None] | None = None
-        self._faults = Bucket(0.1, 4)
+        self._openings = Openings(self._nft, report)
 
     async def start(self) -> None:
         """Be up, and report ``ready``. Raises HostError, naming the mend; nothing stays then."""
@@ -308,7 +302,7 @@ class KernelEngine:
 
         Raises HostError.
         """
-        async with self._changing:
+        async with self._openings.paused:
             try:
                 self._do(self._apply_rules, config)
                 self._do(self._configure, config)
@@ -333,13 +327,13 @@ class KernelEngine:
         for peer in config.peers:
             known = self._known(peer, config)
             if known is None:
-                known = Served(peer, config, self._interface, self._report, self._name_opens)
+                known = Served(peer, config, self._interface, self._report, self._openings)
             else:
                 known.gate.change(peer)
             served[peer.address] = known
         for address, one in self._peers.items():
             if served.get(address) is not one:
-                one.gate.close()
+                one.close()
         # The servers hold this very table of peers.
         self._peers.clear()
         self._peers.update(served)
@@ -367,55 +361,8 @@ class KernelEngine:
         for address in set(self._peers) - {peer.address for peer in config.peers}:
             quietly("ip", "route", "del", f"{address}/{address.max_prefixlen}", "dev", name)
 
-    async def _name_opens(self, served: Served, leads: _Leads) -> None:
-        """Into the kernel's sets before the answer leaves: the workload connects at once."""
-        told = asyncio.get_running_loop().create_future()
-        self._untold.append((served, leads, told))
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell_sets())
-        await told
-
-    async def _tell_sets(self) -> None:
-        """A transaction takes the kernel some milliseconds: what comes meanwhile is the next."""
-        while self._untold:
-            async with self._changing:
-                batch, self._untold = self._untold, []
-                try:
-                    await self._tell_batch(batch)
-                except Exception as error:  # an answer must not wait for ever, whatever it is
-                    self._untold_fault(repr(error))
-                finally:
-                    for _, _, told in batch:
-                        if not told.done():
-                            told.set_result(None)
-
-    async def _tell_batch(self, batch: list[_Asked]) -> None:
-        there = set(self._peers.values())  # who has been cut off meanwhile has no sets
-        asked: dict[Served, _Leads] = {}
-        for served, leads, _ in batch:
-            if served in there:
-                asked[served] = asked.get(served, ()) + leads
-        new = [(served, *served.opening(leads)) for served, leads in asked.items()]
-        if await self._told("".join(text for _, text, _ in new)):
-            # One peer's fault is no matter of another's.
-            new = [one for one in new if not await self._told(one[1], tell=True)]
-        for served, _, ends in new:
-            served.opened(ends)
-
-    async def _told(self, text: str, *, tell: bool = False) -> str:
-        """What went wrong with a transaction; empty if nothing did."""
-        try:
-            if text:
-                await self._later(run_tool, "nft", "-f", "-", text=text)
-        except HostError as error:
-            if tell:
-                self._untold_fault(error.message)
-            return error.message
-        return ""
-
-    def _untold_fault(self, why: str) -> None:
-        if self._faults.take(time.monotonic()):
-            self._report({"event": "fault", "detail": f"names: {why}"})
+    async def _nft(self, text: str) -> None:
+        await self._later(run_tool, "nft", "-f", "-", text=text)
 
     def _known(self, peer: Peer, config: GatewayConfig) -> Served | None:
         """Who serves this peer already, if nothing but its policy has changed."""
@@ -576,7 +523,7 @@ class KernelEngine:
             task.cancel()
         self._leave_place()
         for served in self._peers.values():
-            served.gate.close()
+            served.close()
 
     def _leave_place(self) -> None:
         """Take away the interface, then the table, then put back what was changed."""
@@ -616,68 +563,6 @@ class _Accepted:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.read, self.write = reader.read, writer.write
         self.drain, self.write_eof = writer.drain, writer.write_eof
-
-
-_Leads = tuple[tuple[str, Address, float], ...]
-"""Names, each with an address that it leads to and for how many seconds."""
-_Asked = tuple["Served", _Leads, asyncio.Future[None]]
-"""Whose answer waits for them, and what it waits on."""
-_Opens = Callable[["Served", _Leads], Awaitable[None]]
-
-
-class Served:
-    """One peer's gate, and what the kernel knows of its names."""
-
-    def __init__(
-        self, peer: Peer, config: GatewayConfig, interface: str, report: Report, opens: _Opens
-    ) -> None:
-        self.gate = Gate(config, peer, report, lambda leads: opens(self, leads))
-        self._interface = interface
-        self._ends: dict[tuple[str, Address], float] = {}
-
-    def carried(self, peer: Peer) -> list[tuple[str, Address, float]]:
-        """What belongs into the new, empty sets of ``peer``, which is this one with another policy.
-
-        Of every name that was answered, also one that is denied now: its set denies its address.
-        """
-        now = time.monotonic()
-        ends: dict[tuple[str, Address], float] = {}
-        for name, address, left in self.gate.names.living(now):
-            for place in nftables.leads(peer, name, address):
-                ends[place, address] = max(ends.get((place, address), 0.0), now + left)
-        self._ends = ends
-        return [(*key, end - now) for key, end in ends.items()]
-
-    def opening(self, leads: _Leads) -> tuple[str, dict[tuple[str, Address], float]]:
-        """The transaction for all of them, and the ends that are true once it is done.
-
-        An element that lives longer already stays; no text if all do. What a set has no room for is
-        left out: the kernel would refuse all of the transaction.
-        """
-        now = time.monotonic()
-        self._ends = {key: end for key, end in self._ends.items() if end > now}
-        held: dict[str, int] = {}
-        for place, _ in self._ends:
-            held[place] = held.get(place, 0) + 1
-        new: dict[tuple[str, Address], float] = {}
-        for name, address, ttl in leads:
-            for place in nftables.leads(self.gate.peer, name, address):
-                known = max(
-                    self._ends.get((place, address), 0.0) - now, new.get((place, address), 0.0)
-                )
-                if known >= ttl + GRACE:
-                    continue
-                if not known:
-                    if held.get(place, 0) >= _MOST_HELD:
-                        continue
-                    held[place] = held.get(place, 0) + 1
-                new[place, address] = ttl + GRACE
-        text = nftables.remember(self._interface, [(*key, left) for key, left in new.items()])
-        return text if new else "", {key: now + left for key, left in new.items()}
-
-    def opened(self, ends: dict[tuple[str, Address], float]) -> None:
-        """`opening`'s transaction is done."""
-        self._ends.update(ends)
 
 
 class _Datagrams(asyncio.DatagramProtocol):
