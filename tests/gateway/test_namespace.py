@@ -55,8 +55,11 @@ while time.monotonic() < end:
 
 def open_sockets(pid: int) -> set[str]:
     """The inodes of a process's sockets."""
-    links = [path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir()]
-    return {str(link)[8:-1] for link in links if str(link).startswith("socket:")}
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            found.add(str(path.readlink()))
+    return {link[8:-1] for link in found if link.startswith("socket:")}
 
 
 def udp_sockets() -> set[str]:
