@@ -36,6 +36,7 @@ HELLO_TIMEOUT = 10.0
 TCP_IDLE = 3600.0
 """Seconds without a byte after which a flow is over."""
 UDP_IDLE = 60.0
+"""The same of a UDP flow."""
 _QUICK_READS = 16
 _SLOW_READS = 0.25
 """Seconds between two readings of a head that has come in more pieces than that: each piece has

@@ -160,11 +160,16 @@ def _rules(peer: Peer) -> Iterator[str]:
         refused = rule.verdict is Verdict.REFUSE or _asked(rule)
         for match in _match(peer, number, rule):
             yield f"{match} {refuse if refused else log % number}"
+    yield from _learned(peer, log % LEARNED)
+    yield refuse
+
+
+def _learned(peer: Peer, verdict: str) -> Iterator[str]:
+    """What no rule refuses, where the policy learns: all that is not protected."""
     if peer.policy.learn:
         for version, family, _ in _FAMILIES:
             match = f"{family} daddr != @protected_v{version} meta l4proto {{ tcp, udp }}"
-            yield f"{match} {log % LEARNED}"
-    yield refuse
+            yield f"{match} {verdict}"
 
 
 def _turns(peer: Peer) -> Iterator[str]:
@@ -182,10 +187,7 @@ def _takes(peer: Peer) -> Iterator[str]:
     for number, rule in enumerate(peer.policy.rules):
         for match in _match(peer, number, rule):
             yield f"{match} {refuse if rule.verdict is Verdict.REFUSE else 'goto take'}"
-    if peer.policy.learn:
-        for version, family, _ in _FAMILIES:
-            match = f"{family} daddr != @protected_v{version} meta l4proto {{ tcp, udp }}"
-            yield f"{match} goto take"
+    yield from _learned(peer, "goto take")
     yield refuse
 
 
