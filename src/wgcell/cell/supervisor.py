@@ -478,7 +478,7 @@ class Supervisor:
             file.truncate(self._job.disk)
         mke2fs = shutil.which("mke2fs") or "/sbin/mke2fs"
         options = "lazy_itable_init=1,nodiscard"
-        argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0"]
+        argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum,uninit_bg", "-m", "0"]
         argv += ["-E", options, str(scratch)]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, check=False)
