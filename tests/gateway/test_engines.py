@@ -185,7 +185,7 @@ def test_what_passes_and_what_is_refused_fast(
 
 
 def test_a_refused_flow_is_told_so_in_the_networks_own_words(around: Around) -> None:
-    """A reset, "administratively prohibited", no such name; of the embedded engine see test_door.py."""
+    """A reset, "administratively prohibited", NXDOMAIN; of the embedded engine see test_door.py."""
     assert around.alice.ask("attacker.example").rcode() == dns.rcode.NXDOMAIN
     if around.engine == "embedded":
         return

@@ -97,8 +97,8 @@ def test_scripts_pass_shellcheck() -> None:
     folder = Path(protocol.__file__).parent
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "shellcheck is a required development tool"
-    assert {"init", "bin/agent", "bin/workload"} <= set(scripts())
-    files = [str(folder / name) for name in ("init", "agent", "workload")]
+    assert {"init", "bin/agent", "bin/clock", "bin/workload"} <= set(scripts())
+    files = [str(folder / name) for name in ("init", "agent", "clock", "workload")]
     done = subprocess.run(
         [shellcheck, "-s", "sh", *files], capture_output=True, text=True, check=False
     )
