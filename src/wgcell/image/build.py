@@ -58,9 +58,9 @@ PACKAGES = (
 )
 # busybox's own `date` knows whole seconds only.
 TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip", "usr/bin/date")
-# Run by mmdebstrap in the finished root, whose own Python must be the one that compiles: mkfs.erofs
-# (-T0) gives every source another date than dpkg's .pyc files recorded, and each import would compile
-# anew: a hash that nobody checks does not go stale.
+# Run by mmdebstrap in the finished root, whose own Python must be the one that compiles.
+# `mkfs.erofs -T0` gives every source another date than dpkg's .pyc files recorded, and each import
+# would compile anew: a hash that nobody checks does not go stale.
 COMPILE_PYTHON = (
     'chroot "$1" sh -c "exec python3 -m compileall -q -f -j 0'
     ' --invalidation-mode unchecked-hash /usr/lib/python3*"'
