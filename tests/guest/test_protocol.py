@@ -98,7 +98,7 @@ def test_scripts_pass_shellcheck() -> None:
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "shellcheck is a required development tool"
     assert {"init", "bin/agent", "bin/clock", "bin/workload"} <= set(scripts())
-    files = [str(folder / name) for name in ("init", "agent", "clock", "workload")]
+    files = [str(folder / name) for name in ("init", "agent", "clock", "collect", "workload")]
     done = subprocess.run(
         [shellcheck, "-s", "sh", *files], capture_output=True, text=True, check=False
     )

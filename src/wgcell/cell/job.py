@@ -48,6 +48,8 @@ DEFAULT_DISK = "1GiB"
 SMALLEST_MEMORY = 128 * 2**20
 SMALLEST_DISK = 16 * 2**20
 LONGEST_TIMEOUT = 365 * 86400.0
+DEFAULT_GRACE = 10.0
+LONGEST_GRACE = 600.0
 _LARGEST_FILE = 1 << 20
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
@@ -134,6 +136,8 @@ class Job:
     quota: int | None = None
     """Bytes of WireGuard messages, both ways together, after which the cell ends."""
     on_rogue: OnRogue = OnRogue.TERMINATE
+    grace: float = DEFAULT_GRACE
+    """Seconds from SIGTERM to SIGKILL for a workload that must end; 0 kills it at once."""
     tunnel_timeout: float | None = None
     """Seconds without a valid message of the endpoint; None is wgcell's own. An idle tunnel is
     silent between rekeys, two minutes: only for a workload that never is may it be shorter."""
@@ -152,6 +156,7 @@ class Job:
             "inputs": [str(path) for path in self.inputs],
             "outputs": list(self.outputs),
             "timeout": self.timeout,
+            "grace": self.grace,
             "env": sorted(name for name, _ in self.env),
             "resources": {
                 "cpus": self.cpus,
@@ -188,6 +193,7 @@ class JobOptions:
     outputs: tuple[str, ...] = ()
     """Added to the file's."""
     timeout: str | None = None
+    grace: str | None = None
     env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     cpus: int | None = None
     memory: str | None = None
@@ -242,6 +248,7 @@ class _JobFile:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     timeout: str | int | float | None = None
+    grace: str | int | float | None = None
     env: dict[str, str] = field(default_factory=dict)
     resources: _Resources = field(default_factory=_Resources)
     vpn: _Vpn | None = None
@@ -458,6 +465,7 @@ def _build(
         inputs=tuple(inputs),
         outputs=reading.outputs((*file.outputs, *chosen.outputs)),
         timeout=_timeout(reading, "timeout", chosen.timeout or file.timeout),
+        grace=_grace(reading, chosen.grace or file.grace),
         env=reading.env({**file.env, **dict(chosen.env)}),
         cpus=cpus,
         memory=reading.size("resources.memory", memory, SMALLEST_MEMORY, host.memory),
@@ -529,6 +537,20 @@ def _rate(reading: _Reading, text: str) -> float | None:
 
 def _quota(reading: _Reading, text: str) -> int | None:
     return reading.size("resources.quota", text, SMALLEST_QUOTA, 1 << 62) if text else None
+
+
+def _grace(reading: _Reading, value: str | float | None) -> float:
+    if value is None:
+        return DEFAULT_GRACE
+    if value in (0, "0", "0s"):
+        return 0.0
+    try:
+        seconds = parse_duration(value)
+    except ValueError as error:
+        reading.fail("grace", f"found {error}")
+    if seconds > LONGEST_GRACE:
+        reading.fail("grace", f"found {value!r}; allowed: 0 to {LONGEST_GRACE / 60:g} minutes")
+    return seconds
 
 
 def _timeout(reading: _Reading, key: str, value: str | float | None) -> float | None:

@@ -3,10 +3,14 @@
 ::
 
     preparing -> consent -> booting -> verifying -> running -> stopping -> ended
+                                                        \\-> terminating -/
 
 ``step`` is the only way from one state to the next. A cause that the table does not hold for a
 state changes nothing there: a late heartbeat timeout while stopping is not a second verdict. The
-first outcome is final.
+first outcome is final, but for two: `settled` says which.
+
+A workload that must end before it has exited is *terminating*: it got SIGTERM, and has a grace
+period. Whichever way it ends, the cell is then *stopping*: what the workload wrote comes home.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 
-__all__ = ["EXIT_CODES", "TRANSITIONS", "Cause", "Outcome", "State", "Step", "step"]
+__all__ = ["EXIT_CODES", "TRANSITIONS", "Cause", "Outcome", "State", "Step", "settled", "step"]
 
 
 class State(Enum):
@@ -27,6 +31,7 @@ class State(Enum):
     BOOTING = "booting"
     VERIFYING = "verifying"
     RUNNING = "running"
+    TERMINATING = "terminating"
     STOPPING = "stopping"
     ENDED = "ended"
 
@@ -35,6 +40,7 @@ class Outcome(Enum):
     """How a cell ended."""
 
     COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
     ROGUE = "rogue"
     UNVERIFIED = "unverified"
     TUNNEL_LOST = "tunnel_lost"
@@ -47,6 +53,7 @@ class Outcome(Enum):
 
 EXIT_CODES: Mapping[Outcome, int] = MappingProxyType(
     {
+        Outcome.INCOMPLETE: 118,
         Outcome.QUOTA: 119,
         Outcome.ROGUE: 120,
         Outcome.UNVERIFIED: 121,
@@ -57,7 +64,8 @@ EXIT_CODES: Mapping[Outcome, int] = MappingProxyType(
         Outcome.CANCELLED: 130,
     }
 )
-"""``completed`` has no code of its own: it is the workload's."""
+"""``completed`` has no code of its own: it is the workload's. So has ``incomplete``, if that is
+not 0."""
 
 
 class Cause(Enum):
@@ -69,6 +77,9 @@ class Cause(Enum):
     VERIFIED = "verified"
     WORKLOAD_EXITED = "workload_exited"
     RESULTS_HOME = "results_home"
+    RESULTS_MISSING = "results_missing"
+    RESULTS_LOST = "results_lost"
+    OUTPUT_FAILED = "output_failed"
     ROGUE_FRAME = "rogue_frame"
     NO_CONSENT = "no_consent"
     NOT_VERIFIED = "not_verified"
@@ -81,6 +92,8 @@ class Cause(Enum):
     TIME_IS_UP = "time_is_up"
     QUOTA_SPENT = "quota_spent"
     CANCEL = "cancel"
+    ABORT = "abort"
+    GRACE_IS_OVER = "grace_is_over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +108,14 @@ def _end(outcome: Outcome) -> Step:
     return Step(State.ENDED, outcome)
 
 
+def _terminate(outcome: Outcome) -> Step:
+    return Step(State.TERMINATING, outcome)
+
+
 _ANYWHERE = {
     Cause.HOST_FAULTED: _end(Outcome.ERROR),
     Cause.CANCEL: _end(Outcome.CANCELLED),
-    Cause.TIME_IS_UP: _end(Outcome.TIMEOUT),
+    Cause.ABORT: _end(Outcome.CANCELLED),
 }
 _WITH_A_GUEST = {
     **_ANYWHERE,
@@ -133,18 +150,34 @@ TRANSITIONS: Mapping[State, Mapping[Cause, Step]] = MappingProxyType(
             **_WITH_A_GUEST,
             Cause.WORKLOAD_EXITED: Step(State.STOPPING, Outcome.COMPLETED),
             Cause.ROGUE_FRAME: _end(Outcome.ROGUE),
-            Cause.QUOTA_SPENT: _end(Outcome.QUOTA),
             Cause.TUNNEL_SILENT: _end(Outcome.TUNNEL_LOST),
             Cause.TAMPERED: _end(Outcome.GUEST_FAULT),
             Cause.HEARTBEAT_SILENT: _end(Outcome.GUEST_FAULT),
+            # In order: SIGTERM, a grace period, the results home.
+            Cause.TIME_IS_UP: _terminate(Outcome.TIMEOUT),
+            Cause.QUOTA_SPENT: _terminate(Outcome.QUOTA),
+            Cause.CANCEL: _terminate(Outcome.CANCELLED),
+            Cause.OUTPUT_FAILED: _terminate(Outcome.ERROR),
         },
-        # The workload has ended; what remains is to bring its files home. A rogue frame is
-        # dropped and counted by the relay and is no cause here any more.
+        # The tunnel stays open, but for a spent quota: a workload may bring its own work to safety.
+        State.TERMINATING: {
+            **_WITH_A_GUEST,
+            Cause.WORKLOAD_EXITED: Step(State.STOPPING),
+            Cause.ROGUE_FRAME: _end(Outcome.ROGUE),
+            Cause.TAMPERED: _end(Outcome.GUEST_FAULT),
+            Cause.CANCEL: Step(State.TERMINATING),
+            Cause.GRACE_IS_OVER: Step(State.ENDED),
+        },
+        # The workload has ended. A rogue frame is dropped and counted by the relay and is no cause
+        # here any more; nor is the machine's death, for what it still owes says what that means.
         State.STOPPING: {
             **_ANYWHERE,
             Cause.RESULTS_HOME: Step(State.ENDED),
+            Cause.RESULTS_MISSING: _end(Outcome.INCOMPLETE),
+            Cause.RESULTS_LOST: _end(Outcome.GUEST_FAULT),
             Cause.GUEST_FAULTED: _end(Outcome.GUEST_FAULT),
-            Cause.MACHINE_DIED: Step(State.ENDED),
+            Cause.CANCEL: Step(State.STOPPING, Outcome.CANCELLED),
+            Cause.OUTPUT_FAILED: Step(State.STOPPING, Outcome.ERROR),
         },
         State.ENDED: {},
     }
@@ -154,3 +187,20 @@ TRANSITIONS: Mapping[State, Mapping[Cause, Step]] = MappingProxyType(
 def step(state: State, cause: Cause) -> Step | None:
     """Where ``cause`` leads from ``state``; None if it means nothing there."""
     return TRANSITIONS[state].get(cause)
+
+
+_IN_ORDER = (Outcome.CANCELLED, Outcome.TIMEOUT, Outcome.QUOTA)
+_GRAVEST = (Cause.ROGUE_FRAME, Cause.TAMPERED, Cause.HOST_FAULTED)
+
+
+def settled(before: Outcome | None, cause: Cause, taken: Outcome | None) -> Outcome | None:
+    """The outcome after ``cause``, which leads to ``taken``.
+
+    The first outcome is final. But a workload that completed may still lose its results, and what
+    is gravest counts also for a workload that was asked to end.
+    """
+    if taken is None:
+        return before
+    if before in (None, Outcome.COMPLETED) or (before in _IN_ORDER and cause in _GRAVEST):
+        return taken
+    return before

@@ -16,6 +16,7 @@ import base64
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -40,7 +41,8 @@ from wgcell.cell.events import EventLog
 from wgcell.cell.folder import CappedLog, Folder
 from wgcell.cell.inputs import pack
 from wgcell.cell.job import GatewayAsked, Job, OnRogue
-from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State, step
+from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State, settled, step
+from wgcell.cell.streams import ArrivingOutputs, Sink, Stream
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.errors import (
     ConsentError,
@@ -87,17 +89,27 @@ RENEW_LOOK = 2.0
 RENEW_AGAIN = 30.0
 """Seconds between looks at the way to the endpoint, and between sockets for the same way."""
 
-RESULTS_TIMEOUT = 300.0
-"""Seconds from the workload's end until its files are home."""
+RESULTS_STALL = 60.0
+"""Seconds in which no byte of what the guest still owes arrives, or the results are lost."""
+
+RESULTS_LEAST = 256 * 1024
+RESULTS_START = 300.0
+"""Bytes a second, on average, that results must come home with, after so many seconds: a guest
+can't hold a cell open for good by sending a byte a minute. The time that our own reader takes does
+not count."""
+
+LAST_BYTES = 5.0
+"""Seconds for what is on its way to the reader when a cell ends that did not complete."""
+
+KILL_PATIENCE = {Accelerator.KVM: 5.0, Accelerator.TCG: 20.0}
+"""Seconds from the order to kill the workload until the guest says that it has ended."""
 
 EMBEDDED_HOST = "127.0.0.1"
 EMBEDDED_GATEWAY = "10.99.0.1"
 EMBEDDED_GUEST = "10.99.0.2/32"
 
 _LINE_LIMIT = 64 * 1024
-_PORTS = ("control", "stdout", "stderr", "files")
-
-Sink = Callable[[bytes], None]
+_PORTS = ("control", *protocol.STREAMS, "files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +141,16 @@ class _Seen:
     configured: bool = False
     guest_ready: bool = False
     tampered: bool = False
-    outputs_sent: bool = False
+    outputs: protocol.Outputs | None = None
+    out_of_memory: protocol.OutOfMemory | None = None
+    unpacked: archive.Unpacked | None = None
+    closed: set[str] = field(default_factory=set)
+    """Streams that the guest was told nobody reads."""
+    told_exit: bool = False
+    home: bool = False
+    stopping_since: float = 0.0
+    reader_waited: float = 0.0
+    """Seconds, since then, in which only our own reader was waited for."""
     reports: dict[str, str] = field(default_factory=dict)
     exit_code: int | None = None
     drops: int = 0
@@ -176,6 +197,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: asyncio.Task[None] | None = None
         self._drains: list[asyncio.Task[None]] = []
+        self._streams: dict[str, Stream] = {}
         self._cancelled = asyncio.Event()
         self._machine: Machine | None = None
         self._relay: RelayProcess | None = None
@@ -187,6 +209,7 @@ class Supervisor:
         self._limits = ""
         self._gateway: GatewayProcess | None = None
         self._control: asyncio.StreamWriter | None = None
+        self._arriving: ArrivingOutputs | None = None
         self._unpacking: asyncio.Future[archive.Unpacked] | None = None
         self._console: CappedLog | None = None
         self._diagnostics = CappedLog(around.folder.path / "diagnostics.log", 1 << 20)
@@ -196,9 +219,18 @@ class Supervisor:
     # What others may ask of a running cell.
 
     def cancel(self, reason: str) -> None:
-        """End the cell in order. May be called from a signal's callback in the loop."""
+        """End the cell in order, with a grace period for the workload; called again, at once.
+
+        May be called from a signal's callback in the loop.
+        """
+        again = self._cancelled.is_set()
         self._cancelled.set()
-        self._cause(Cause.CANCEL, reason)
+        self._cause(Cause.ABORT if again else Cause.CANCEL, reason)
+
+    def abort(self, reason: str) -> None:
+        """End the cell at once: no grace period, no results."""
+        self._cancelled.set()
+        self._cause(Cause.ABORT, reason)
 
     async def run(self) -> dict[str, Any]:
         """Live the cell's life; its result, which is also in ``result.json``.
@@ -245,8 +277,8 @@ class Supervisor:
         taken = step(self._state, cause)
         if taken is None:
             return
-        outcome = taken.outcome
-        if outcome is not None and self._outcome in (None, Outcome.COMPLETED):
+        outcome = settled(self._outcome, cause, taken.outcome)
+        if outcome is not self._outcome:
             self._outcome, self._reason = outcome, reason
         if taken.state is State.ENDED and self._machine is not None:
             freeze = cause is Cause.ROGUE_FRAME and self._job.on_rogue is OnRogue.FREEZE
@@ -285,10 +317,11 @@ class Supervisor:
         self._log.append("state", state=state.value, **({"reason": reason} if reason else {}))
         if state is State.RUNNING:
             self._release()
+        if state is State.TERMINATING:
+            self._spawn(self._terminate(), "the workload's end")
         if state is State.STOPPING:
-            asyncio.get_running_loop().call_later(
-                RESULTS_TIMEOUT, self._cause, Cause.TIME_IS_UP, "the results did not come home"
-            )
+            self._seen.stopping_since = time.monotonic()
+            self._check_home()
 
     # The walk: prepare, ask for consent, boot. What follows is driven by what is seen.
 
@@ -349,10 +382,15 @@ class Supervisor:
             f"the tunnel was not verified within {patience:g} s",
         )
         self._drain(self._console_to_log(ours["console"]))
-        for name in ("stdout", "stderr"):
-            self._drain(self._output_to_sink(name, ours[name]))
+        for name in protocol.STREAMS:
+            log = CappedLog(around.folder.path / f"{name}.log")
+            stream = Stream(name, self._sinks[name], log, partial(self._on_stream, name))
+            self._streams[name] = stream
+            stream.carry(ours[name])
         if self._job.outputs:
-            self._unpacking = asyncio.ensure_future(asyncio.to_thread(self._unpack, ours["files"]))
+            self._arriving = ArrivingOutputs(ours["files"])
+            self._unpacking = asyncio.ensure_future(asyncio.to_thread(self._unpack, self._arriving))
+            self._spawn(self._follow_outputs(self._unpacking), "the outputs")
         else:
             ours["files"].close()
         self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
@@ -612,16 +650,162 @@ class Supervisor:
                     self._cause(Cause.TAMPERED, f"the guest's {message.what} changed")
             case protocol.Fault():
                 self._cause(Cause.GUEST_FAULTED, f"the guest could not start: {message.text}")
+            case protocol.OutOfMemory():
+                if seen.out_of_memory is None:
+                    seen.out_of_memory = message
+                    self._log.append("out_of_memory", count=message.count, victim=message.victim)
             case protocol.Exited():
-                if self._state is State.RUNNING:
+                if self._state in (State.RUNNING, State.TERMINATING) and seen.exit_code is None:
                     seen.exit_code = message.code
-                    self._cause(Cause.WORKLOAD_EXITED, f"the workload exited with {message.code}")
+                    self._streams["stdout"].stated = message.stdout
+                    self._streams["stderr"].stated = message.stderr
+                    self._cause(Cause.WORKLOAD_EXITED, self._how_it_exited(message.code))
             case protocol.Outputs():
-                if not seen.outputs_sent:
-                    seen.outputs_sent = True
-                    self._log.append("outputs_sent", bytes=message.size)
-            case protocol.Done():
+                if self._state is not State.STOPPING and seen.exit_code is None:
+                    raise GuestError("the guest sent outputs before the workload's end")
+                if seen.outputs is None and self._arriving is not None:
+                    seen.outputs = message
+                    self._log.append("outputs_sent", bytes=message.size, sha256=message.sha256)
+                    self._arriving.state(message.size, message.sha256)
+
+    def _how_it_exited(self, code: int) -> str:
+        """The workload's end in words; the out-of-memory killer's work is named as its own."""
+        oom = self._seen.out_of_memory
+        if code == 128 + signal.SIGKILL and oom is not None:
+            return (
+                f"the guest's memory ({self._job.memory >> 20} MiB) was used up, and its kernel "
+                f"killed {oom.victim or 'the workload'}; --memory gives it more"
+            )
+        return f"the workload exited with {code}"
+
+    def _order(self, words: bytes) -> None:
+        """Tell the guest; nothing if it is gone."""
+        if self._control is not None:
+            self._control.write(words)
+
+    def _close_stream(self, name: str) -> None:
+        """Tell the guest that nobody reads this stream; a workload that has ended needs no word."""
+        if self._seen.exit_code is None:
+            self._order(protocol.closed(name))
+
+    # The results, until all of them are home.
+
+    def _on_stream(self, name: str) -> None:
+        """Something happened to a stream: see what."""
+        stream = self._streams[name]
+        if stream.reader_gone and name not in self._seen.closed:
+            self._seen.closed.add(name)
+            self._log.append("reader_gone", stream=name)
+            self._close_stream(name)
+        if stream.failure is not None and name not in self._seen.closed:
+            self._seen.closed.add(name)
+            why = getattr(stream.failure, "strerror", None) or str(stream.failure)
+            self._log.append("output_failed", stream=name, reason=why)
+            self._close_stream(name)
+            self._cause(
+                Cause.OUTPUT_FAILED,
+                f"what the workload wrote to {name} could not be written: {why}",
+            )
+        self._check_home()
+
+    async def _follow_outputs(self, unpacking: asyncio.Future[archive.Unpacked]) -> None:
+        """Wait for the outputs; what is wrong with them is a cause by itself."""
+        try:
+            self._seen.unpacked = await asyncio.shield(unpacking)
+        except GuestError as error:
+            self._cause(Cause.RESULTS_LOST, error.message)
+            return
+        self._check_home()
+
+    def _check_home(self) -> None:
+        """If the workload has ended and nothing is owed any more, say so."""
+        seen = self._seen
+        if self._state is not State.STOPPING or seen.home:
+            return
+        for stream in self._streams.values():
+            if stream.owed < 0 or (stream.owed > 0 and stream.ended):
+                seen.home = True
+                self._cause(
+                    Cause.RESULTS_LOST,
+                    f"{stream.delivered} of the {stream.stated} bytes came that the workload "
+                    f"wrote to {stream.name}",
+                )
+                return
+        if not all(stream.home for stream in self._streams.values()):
+            return
+        if not seen.told_exit:
+            seen.told_exit = True
+            self._log.append("exited", exit_code=seen.exit_code)
+        if self._arriving is None:
+            seen.home = True
+            self._cause(Cause.RESULTS_HOME)
+        elif seen.unpacked is not None and seen.outputs is not None:
+            seen.home = True
+            missing = self._missing(seen.unpacked, seen.outputs)
+            if missing:
+                self._cause(Cause.RESULTS_MISSING, missing)
+            else:
                 self._cause(Cause.RESULTS_HOME)
+
+    def _missing(self, unpacked: archive.Unpacked, sent: protocol.Outputs) -> str:
+        """What is missing of the outputs, in a sentence; empty if nothing is."""
+        if sent.status:
+            return f"the guest could not read all of the outputs (tar's exit code {sent.status})"
+        if not unpacked.complete:
+            return "the outputs were not unpacked whole"
+        if unpacked.refused:
+            return f"{unpacked.refused} of the outputs' members were refused"
+        return ""
+
+    def _watch_results(self, now: float, passed: float) -> None:
+        """What the workload left must come, and keep coming; our own reader may take its time."""
+        seen = self._seen
+        waiting = [s for s in self._streams.values() if s.waits_for_reader]
+        if waiting:
+            seen.reader_waited += passed
+            if self._outcome is Outcome.COMPLETED:
+                return
+            # A cell that was to end does not wait for good for a reader who stands still.
+            for stream in waiting:
+                if now - stream.moved > self._job.grace:
+                    self._give_up(stream)
+            return
+        arriving = self._arriving
+        moved = [s.moved for s in self._streams.values() if not s.home]
+        received = sum(s.delivered for s in self._streams.values())
+        if arriving is not None and seen.unpacked is None:
+            moved.append(arriving.moved)
+            received += arriving.received
+        since = max([*moved, seen.stopping_since])
+        took = now - seen.stopping_since - seen.reader_waited
+        if now - since > RESULTS_STALL:
+            self._cause(
+                Cause.RESULTS_LOST, f"the guest sent nothing of its results for {now - since:.0f} s"
+            )
+        elif took > RESULTS_START + received / RESULTS_LEAST:
+            self._cause(Cause.RESULTS_LOST, f"the results had not come home after {took:.0f} s")
+
+    def _give_up(self, stream: Stream) -> None:
+        stream.give_up()
+        self._log.append("reader_stopped", stream=stream.name, delivered=stream.delivered)
+        self._close_stream(stream.name)
+        self._check_home()
+
+    async def _terminate(self) -> None:
+        """SIGTERM, the grace period, SIGKILL. The workload's end is the guest's word, as always."""
+        patience = KILL_PATIENCE[self._around.accelerator]
+        self._order(protocol.TERMINATE)
+        await asyncio.sleep(self._job.grace)
+        if self._state is State.TERMINATING:
+            self._order(protocol.KILL)
+            await asyncio.sleep(patience)
+        if self._state is State.TERMINATING:
+            # It is dead by now, and what it wrote may wait for a reader who stands still.
+            for stream in self._streams.values():
+                if stream.waits_for_reader:
+                    self._give_up(stream)
+            await asyncio.sleep(patience)
+        self._cause(Cause.GRACE_IS_OVER)
 
     def _check_verified(self) -> None:
         seen = self._seen
@@ -638,14 +822,15 @@ class Supervisor:
         now = time.monotonic()
         self._seen.last_valid = self._seen.last_heartbeat = now
         if self._control is not None:
-            self._control.write(b"release\n")
+            self._control.write(protocol.RELEASE)
         if self._job.timeout is not None:
-            asyncio.get_running_loop().call_later(
-                self._job.timeout,
-                self._cause,
-                Cause.TIME_IS_UP,
-                f"the workload ran longer than {self._job.timeout:g} s",
-            )
+            asyncio.get_running_loop().call_later(self._job.timeout, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        # A workload that has ended in time is not late because of who reads what it wrote.
+        if self._seen.exit_code is None:
+            reason = f"the workload ran longer than {self._job.timeout:g} s"
+            self._cause(Cause.TIME_IS_UP, reason)
 
     async def _follow_machine(self, machine: Machine) -> None:
         code = await machine.process.wait()
@@ -685,7 +870,9 @@ class Supervisor:
                 # The host, or we, stood still: the others' silence meanwhile says nothing.
                 self._seen.last_valid += now - before
                 self._seen.last_heartbeat += now - before
-            before = now
+            passed, before = now - before, now
+            if self._state is State.STOPPING:
+                self._watch_results(now, passed)
             if self._state is not State.RUNNING:
                 continue
             if now - self._seen.last_valid > tunnel:
@@ -735,8 +922,7 @@ class Supervisor:
         if fits < self._seen.mtu or (may_grow and fits > self._seen.mtu):
             self._log.chatter("path_mtu", path=path, tunnel=fits, before=self._seen.mtu)
             self._seen.mtu = fits
-            if self._control is not None:
-                self._control.write(f"mtu {fits}\n".encode())
+            self._order(protocol.tunnel_mtu(fits))
 
     # Bytes that flow through: capped on disk, never able to hold up the loop.
 
@@ -753,33 +939,15 @@ class Supervisor:
         if self._console is not None:
             await self._copy(reader, self._console.write)
 
-    async def _output_to_sink(self, name: str, ours: socket.socket) -> None:
-        reader, _ = await asyncio.open_connection(sock=ours)
-        log = CappedLog(self._around.folder.path / f"{name}.log")
-        sink: Sink | None = self._sinks[name]
-        try:
-            with contextlib.suppress(OSError):
-                while data := await reader.read(65536):
-                    log.write(data)
-                    if sink is None:
-                        continue
-                    try:
-                        # In a thread: a reader that does not read must not stop the watch.
-                        await asyncio.to_thread(sink, data)
-                    except (OSError, ValueError):
-                        sink = None
-        finally:
-            log.close()
-
-    def _unpack(self, ours: socket.socket) -> archive.Unpacked:
-        ours.setblocking(True)
-        with ours, ours.makefile("rb") as stream:
-            return archive.unpack(
+    def _unpack(self, arriving: ArrivingOutputs) -> archive.Unpacked:
+        return arriving.unpacked(
+            lambda stream: archive.unpack(
                 stream,
                 self._around.folder.path / "outputs",
                 limit_bytes=self._job.disk,
                 allowed=self._job.outputs,
             )
+        )
 
     # The end: the machine first, whatever else fails.
 
@@ -797,17 +965,11 @@ class Supervisor:
             await self._relay.quit()
         if self._drains:
             await asyncio.wait(self._drains, timeout=5)
-        outputs: dict[str, Any] | None = None
-        if self._unpacking is not None:
-            with contextlib.suppress(TimeoutError, WgcellError, OSError):
-                unpacked = await asyncio.wait_for(self._unpacking, 30)
-                outputs = {
-                    "files": unpacked.files,
-                    "bytes": unpacked.bytes,
-                    "refused": [f"{r.member}: {r.reason}" for r in unpacked.refusals],
-                    "refused_count": unpacked.refused,
-                    "complete": unpacked.complete,
-                }
+        for stream in self._streams.values():
+            # What was still on its way, for a reader who reads.
+            if not (stream.home or await stream.over(LAST_BYTES)):
+                self._log.append("reader_stopped", stream=stream.name, delivered=stream.delivered)
+        outputs = await self._outputs()
         if self._gateway is not None:
             await self._gateway.quit()
         for task in list(self._tasks):
@@ -834,6 +996,23 @@ class Supervisor:
         if self._boot is not None:
             self._boot.forget()
 
+    async def _outputs(self) -> dict[str, Any] | None:
+        """What came of the outputs, for the record; None if none were asked for."""
+        if self._unpacking is None:
+            return None
+        try:
+            unpacked = await asyncio.wait_for(self._unpacking, 30)
+        except (TimeoutError, WgcellError, OSError) as error:
+            # The outcome says it already: this cell has not completed.
+            return {"complete": False, "reason": str(error) or "their unpacking did not end"}
+        return {
+            "files": unpacked.files,
+            "bytes": unpacked.bytes,
+            "refused": [f"{r.member}: {r.reason}" for r in unpacked.refusals],
+            "refused_count": unpacked.refused,
+            "complete": unpacked.complete,
+        }
+
     def _host_walls(self) -> dict[str, Any]:
         """Which walls of the host's stand, and why the others don't."""
         relay, jail = self._relay, self._jail
@@ -848,14 +1027,16 @@ class Supervisor:
 
     def _result(self) -> dict[str, Any]:
         outcome = self._outcome or Outcome.ERROR
+        own = self._seen.exit_code
         code = EXIT_CODES.get(outcome)
-        if code is None:
-            code = self._seen.exit_code if self._seen.exit_code is not None else 125
+        if code is None or (outcome is Outcome.INCOMPLETE and own):
+            code = own if own is not None else EXIT_CODES[Outcome.ERROR]
         return {
             "cell": self._around.folder.id,
             "outcome": outcome.value,
             "exit_code": code,
             "reason": self._reason,
+            "workload_exit_code": own,
             "accelerator": self._around.accelerator.value,
             "assurance": self._around.accelerator.assurance,
             "phases": self._seen.phases,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -28,6 +27,9 @@ from wgcell.image import store
 from wgcell.image.build import is_current
 from wgcell.machine.accelerator import choose
 from wgcell.machine.argv import Accelerator
+
+if TYPE_CHECKING:
+    from wgcell.cell.supervisor import Supervisor
 
 __all__ = ["run"]
 
@@ -137,6 +139,10 @@ def run(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the workload.")
     ] = None,
     timeout: Annotated[str | None, typer.Option(help="Longest run, as 90s or 2h.")] = None,
+    grace: Annotated[
+        str | None,
+        typer.Option(help="From SIGTERM to SIGKILL, when the workload must end. [default: 10s]"),
+    ] = None,
     rate: Annotated[
         str | None, typer.Option(help="Most the tunnel carries each way, as 10Mbit.")
     ] = None,
@@ -181,6 +187,7 @@ def run(
         inputs=tuple(input_ or ()),
         outputs=tuple(output or ()),
         timeout=timeout,
+        grace=grace,
         env=_pairs("--env", env or []),
         cpus=cpus,
         memory=memory,
@@ -242,7 +249,7 @@ def run(
     out, err = (discard, discard) if as_json else (sink(sys.stdout), sink(sys.stderr))
     try:
         supervisor = Supervisor(job, around, tell=tell, stdout=out, stderr=err)
-        result = _until_its_end(supervisor.run, supervisor.cancel)
+        result = _until_its_end(supervisor)
     finally:
         narrator.stop()
         os.close(lock)
@@ -251,21 +258,27 @@ def run(
     raise typer.Exit(int(result["exit_code"]))
 
 
-def _until_its_end(
-    live: Callable[[], Coroutine[Any, Any, dict[str, Any]]], cancel: Callable[[str], None]
-) -> dict[str, Any]:
-    """The cell's whole life; what a user or the system sends us ends it in order."""
+def _until_its_end(supervisor: Supervisor) -> dict[str, Any]:
+    """The cell's whole life; what a user or the system sends us ends it.
+
+    In order, with a grace period, at the first signal; at once at the second, or at SIGQUIT. A
+    signal that was ignored when we were started stays so, as nohup has it for SIGHUP.
+    """
     import asyncio
     import signal
 
+    endings = {
+        signal.SIGINT: (supervisor.cancel, "interrupted (Ctrl-C)"),
+        signal.SIGTERM: (supervisor.cancel, "stopped"),
+        signal.SIGHUP: (supervisor.cancel, "the terminal closed"),
+        signal.SIGQUIT: (supervisor.abort, "killed"),
+    }
+
     async def watched() -> dict[str, Any]:
         loop = asyncio.get_running_loop()
-        for number, words in (
-            (signal.SIGINT, "interrupted (Ctrl-C)"),
-            (signal.SIGTERM, "stopped"),
-            (signal.SIGHUP, "the terminal closed"),
-        ):
-            loop.add_signal_handler(number, cancel, words)
-        return await live()
+        for number, (end, words) in endings.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, end, words)
+        return await supervisor.run()
 
     return asyncio.run(watched())

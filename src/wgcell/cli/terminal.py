@@ -6,7 +6,9 @@ user sees, or make the terminal answer.
 
 from __future__ import annotations
 
+import os
 import re
+import select
 from collections.abc import Callable
 from typing import Any
 
@@ -36,13 +38,16 @@ def printable(data: bytes) -> bytes:
 
 
 def raw_sink(fd: int) -> Callable[[bytes], None]:
-    """Write to ``fd`` as it comes."""
+    """Write to ``fd`` as it comes, all of it, however long that takes. Raises OSError."""
 
     def write(data: bytes) -> None:
-        with open(fd, "wb", buffering=0, closefd=False) as file:
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) or 0 :]
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(fd, view) :]
+            except BlockingIOError:
+                # Somebody else made this open file non-blocking.
+                select.select((), (fd,), ())
 
     return write
 
@@ -70,10 +75,10 @@ STATES = {
     "booting": "booting the machine",
     "verifying": "verifying the tunnel from outside",
     "running": "tunnel verified, the workload runs",
-    "stopping": "the workload has ended, bringing its files home",
+    "terminating": "the workload is asked to end, and has its grace period",
 }
 
-_COLOURS = {"completed": "green", "cancelled": "yellow", "timeout": "yellow"}
+_COLOURS = {"completed": "green", **dict.fromkeys(("cancelled", "timeout", "incomplete"), "yellow")}
 
 
 _MOST_REFUSALS = 20
@@ -125,12 +130,20 @@ class Narrator:
                     f"the path carries {event['path']} bytes: the tunnel's MTU is now "
                     f"{event['tunnel']}, and was {event['before']}"
                 )
+            case "exited":
+                self.line(f"the workload has ended with {event['exit_code']}")
+            case "reader_stopped":
+                self.line(
+                    f"[red]cut off:[/] {_clean(event['stream'])} after {event['delivered']} bytes: "
+                    "its reader did not read on"
+                )
             case "changed":
                 self.line(f"[red]the guest's {_clean(event.get('what'))} changed[/]")
             case "outputs":
-                for refused in event["refused"]:
+                for refused in event.get("refused", ()):
                     self.line(f"[red]refused from the guest's files[/] {_clean(refused)}")
-                self.line(f"{event['files']} files home, {event['bytes']} bytes")
+                if "files" in event:
+                    self.line(f"{event['files']} files home, {event['bytes']} bytes")
             case "ended":
                 self.stop()
                 for refusal in self._tally.refusals()[:_MOST_REFUSALS]:

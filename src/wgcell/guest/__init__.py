@@ -20,7 +20,13 @@ from wgcell.guest.firewall import ruleset
 
 __all__ = ["scripts"]
 
-_PLACES = {"init": "init", "agent": "bin/agent", "clock": "bin/clock", "workload": "bin/workload"}
+_PLACES = {
+    "init": "init",
+    "agent": "bin/agent",
+    "clock": "bin/clock",
+    "collect": "bin/collect",
+    "workload": "bin/workload",
+}
 
 # What root may write in /proc without a capability, though it reaches beyond its namespaces: a
 # helper that the kernel starts (core_pattern, modprobe), a card's settings, the machine's end.

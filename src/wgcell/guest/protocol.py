@@ -18,23 +18,29 @@ from wgcell.guest.firewall import ENDPOINT, PORT, comparable, ruleset
 from wgcell.guest.walls import Wall
 
 __all__ = [
+    "KILL",
+    "RELEASE",
     "REPORTS",
+    "STREAMS",
+    "TERMINATE",
     "Changed",
-    "Done",
     "Exited",
     "Fault",
     "GuestConfig",
     "Heartbeat",
     "Hello",
     "Message",
+    "OutOfMemory",
     "Outputs",
     "Ready",
     "Report",
     "clock",
+    "closed",
     "encode_config",
     "expected",
     "mismatch",
     "parse",
+    "tunnel_mtu",
 ]
 
 LONGEST_LINE = 32 * 1024
@@ -108,26 +114,56 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """The guest's kernel killed ``count`` processes for want of memory, ``victim`` the last."""
+
+    count: int
+    victim: str
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
-    """The workload's exit code, 0-255; its output has been drained."""
+    """The workload's exit code, 0-255, and how many bytes it wrote to each of its streams.
+
+    The bytes are on their way, and some may still come after this.
+    """
 
     code: int
+    stdout: int
+    stderr: int
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """The tar has been written; ``status`` is tar's exit code."""
+    """The whole tar of outputs, which is on its way: ``size`` in bytes, SHA-256 in hexadecimal.
+
+    ``status`` is tar's exit code: other than 0 if it could not read all of it.
+    """
 
     size: int
     status: int
+    sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Nothing more is to come."""
+Message = Hello | Report | Ready | Heartbeat | Changed | Fault | OutOfMemory | Exited | Outputs
+
+RELEASE = b"release\n"
+"""The host's words to a guest that is configured: start the workload."""
+TERMINATE = b"term\n"
+"""Send the workload SIGTERM."""
+KILL = b"kill\n"
+"""End the workload at once."""
+STREAMS = ("stdout", "stderr")
 
 
-Message = Hello | Report | Ready | Heartbeat | Changed | Fault | Exited | Outputs | Done
+def closed(stream: str) -> bytes:
+    """Nobody reads that one of `STREAMS` any more: the workload's next write to it is a SIGPIPE."""
+    return f"closed {stream}\n".encode("ascii")
+
+
+def tunnel_mtu(mtu: int) -> bytes:
+    """The tunnel's MTU, in bytes, from now on."""
+    return f"mtu {mtu}\n".encode("ascii")
 
 
 def clock(now: float) -> bytes:
@@ -137,6 +173,8 @@ def clock(now: float) -> bytes:
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./=,:@%+-]{1,4096}")
 """Letters that mean nothing to the guest's shell, wherever they stand."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def _b64(data: bytes) -> str:
@@ -231,12 +269,14 @@ def parse(line: bytes) -> Message:
             return Changed(_subject(what, CHANGES), "")
         case ["fault", text]:
             return Fault(_text(text))
-        case ["exit", code]:
-            return Exited(_number(code, 255))
-        case ["outputs", size, status]:
-            return Outputs(_number(size, 2**53), _number(status, 255))
-        case ["done"]:
-            return Done()
+        case ["oom", count, victim]:
+            return OutOfMemory(_number(count, 2**53), _text(victim))
+        case ["oom", count]:
+            return OutOfMemory(_number(count, 2**53), "")
+        case ["exit", code, stdout, stderr]:
+            return Exited(_number(code, 255), _number(stdout, 2**53), _number(stderr, 2**53))
+        case ["outputs", size, status, sha256] if _SHA256.fullmatch(sha256):
+            return Outputs(_number(size, 2**53), _number(status, 255), sha256)
         case _:
             shown = line[:60].decode("ascii", "backslashreplace").strip()
             raise GuestError(f"the guest sent a line that is no message: {shown!r}")

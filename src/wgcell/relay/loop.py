@@ -317,7 +317,8 @@ class Loop:
         relay = self._relay
         if relay is None or relay.cut or relay.bytes_out + relay.bytes_in < self._quota:
             return
-        self._cut()
+        # The machine lives on without a link: its workload has a grace period.
+        self._unplug()
         self._tell("quota", bytes=relay.bytes_out + relay.bytes_in)
 
     def _cut(self) -> None:

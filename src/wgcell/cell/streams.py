@@ -1,0 +1,215 @@
+"""What the workload wrote, on its way out of the guest: two streams, and the tar of its outputs.
+
+The guest's word "the workload has ended" comes on another port than the bytes, and earlier: up to
+4 MiB of each port are still on their way by then. So the guest states how many bytes there are, and
+nothing is home before the host has them all.
+
+Each of them is carried by a thread of its own, since standard output and the disk block. A reader
+that stops reading stops its thread; the port fills up, and the workload waits in its next write, as
+it would in a pipe. The threads are daemons: one that is held up by its reader for good does not
+keep the process from ending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO, cast
+
+from wgcell.cell.archive import Unpacked
+from wgcell.cell.folder import CappedLog
+from wgcell.errors import GuestError, WgcellError
+
+__all__ = ["ArrivingOutputs", "Sink", "Stream"]
+
+_CHUNK = 1 << 16
+_TAR_BUFFER = 1 << 18
+_STANDS_STILL = 1.0
+"""Seconds without a byte read, at a cell's end, that mean a reader who does not read."""
+
+Sink = Callable[[bytes], None]
+"""Writes all of what it is given, and returns when that is done.
+
+BrokenPipeError means that nobody reads it any more, any other OSError that it can't be written.
+"""
+
+
+class Stream:
+    """One of the workload's two streams, from its port to its log and to whoever reads it.
+
+    ``heard`` is called in the event loop whenever something happened: bytes were delivered, the
+    reader is gone, the sink failed, the port ended. The attributes then say what.
+    """
+
+    def __init__(self, name: str, sink: Sink, log: CappedLog, heard: Callable[[], None]) -> None:
+        self.name = name
+        self.delivered = 0
+        """Bytes that the reader has taken (or that were dropped, once it was gone)."""
+        self.stated: int | None = None
+        """Bytes that there are, by the guest's word, once the workload has ended."""
+        self.reader_gone = False
+        self.failure: OSError | WgcellError | None = None
+        """Why the bytes could not be written; they are dropped from then on."""
+        self.ended = False
+        """The port has ended, or the stream was given up: nothing more is delivered."""
+        self.given_up = False
+        self.moved = time.monotonic()
+        """When bytes last came or went."""
+        self.waits_for_reader = False
+        self._sink: Sink | None = sink
+        self._log = log
+        self._heard = heard
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+
+    @property
+    def home(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+        if self.given_up or self.reader_gone or self.failure is not None:
+            return self.stated is not None or self.ended
+        return self.stated is not None and self.delivered == self.stated
+
+    @property
+    def owed(self) -> int:
+        """Bytes that the guest says there are and that have not been delivered; below 0: too many.
+
+        0 for a stream that nobody reads.
+        """
+        if self.home or self.stated is None:
+            return 0
+        return self.stated - self.delivered
+
+    def carry(self, port: socket.socket) -> None:
+        """Start carrying; ``port`` is closed here at its end."""
+        threading.Thread(target=self._carry, args=(port,), name=self.name, daemon=True).start()
+
+    def give_up(self) -> None:
+        """Its reader has had its time: what it has not read by now, it will not get."""
+        self.given_up = self.ended = True
+
+    async def over(self, patience: float) -> bool:
+        """Wait for the port's end, at most ``patience`` seconds; whether it was reached.
+
+        Not for a reader who stands still.
+        """
+        until = time.monotonic() + patience
+        while not self._over.is_set():
+            now = time.monotonic()
+            if now > until or (self.waits_for_reader and now - self.moved > _STANDS_STILL):
+                return False
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), 0.1)
+        return True
+
+    def _carry(self, port: socket.socket) -> None:
+        port.setblocking(True)
+        try:
+            with port:
+                while data := _received(port):
+                    self.moved = time.monotonic()
+                    self._deliver(data)
+                    self.moved = time.monotonic()
+                    self.delivered += len(data)
+                    self._tell(self._heard)
+        finally:
+            self._log.close()
+            self.ended = True
+            self._tell(self._over.set)
+            self._tell(self._heard)
+
+    def _deliver(self, data: bytes) -> None:
+        try:
+            self._log.write(data)
+            if self._sink is None or self.given_up:
+                return
+            self.waits_for_reader = True
+            self._sink(data)
+        except BrokenPipeError:
+            self._sink = None
+            self.reader_gone = True
+        except (OSError, ValueError, WgcellError) as error:
+            self._sink = None
+            self.failure = error if not isinstance(error, ValueError) else OSError(str(error))
+        finally:
+            self.waits_for_reader = False
+
+    def _tell(self, heard: Callable[[], None]) -> None:
+        # The loop is closed if the cell was given up while its reader stood still.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(heard)
+
+
+def _received(port: socket.socket) -> bytes:
+    """The next bytes; none at the end, or when QEMU is gone."""
+    try:
+        return port.recv(_CHUNK)
+    except OSError:
+        return b""
+
+
+class ArrivingOutputs(io.RawIOBase):
+    """The tar of the outputs as it arrives: a stream to read that ends where the guest said.
+
+    `unpacked` reads it all, in a thread; meanwhile the event loop may call `state`.
+    """
+
+    def __init__(self, port: socket.socket) -> None:
+        port.setblocking(True)
+        self._port = port
+        self._digest = hashlib.sha256()
+        self._size: int | None = None
+        self._sha256 = ""
+        self.received = 0
+        self.moved = time.monotonic()
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def state(self, size: int, sha256: str) -> None:
+        """The guest's word: the tar has ``size`` bytes, and that SHA-256 (hexadecimal)."""
+        self._sha256 = sha256
+        self._size = size
+        if self.received >= size:
+            # The reading thread waits for more; this wakes it. It looks the other way round, first
+            # at what it received and then at the size, so one of both sees it.
+            self._port.shutdown(socket.SHUT_RD)
+
+    def readinto(self, buffer: Any) -> int:
+        """As io.RawIOBase has it; 0 at the end that the guest stated, or when QEMU is gone."""
+        if self._size is not None and self.received >= self._size:
+            return 0
+        try:
+            count = self._port.recv_into(buffer)
+        except OSError:
+            return 0
+        self._digest.update(memoryview(buffer)[:count])
+        self.received += count
+        self.moved = time.monotonic()
+        return count
+
+    def unpacked(self, unpack: Callable[[BinaryIO], Unpacked]) -> Unpacked:
+        """What ``unpack`` makes of the stream, once all of it has come and is what was stated.
+
+        Raises GuestError if it is not.
+        """
+        with self._port, io.BufferedReader(self, _TAR_BUFFER) as whole:
+            result = unpack(cast(BinaryIO, whole))
+            while whole.read(_TAR_BUFFER):
+                pass
+        self._check()
+        return result
+
+    def _check(self) -> None:
+        if self._size is None:
+            raise GuestError(f"the outputs broke off after {self.received} bytes")
+        if self.received != self._size:
+            raise GuestError(f"{self.received} of the outputs' {self._size} bytes came")
+        if self._digest.hexdigest() != self._sha256:
+            raise GuestError("the outputs that came have another SHA-256 than the guest stated")
