@@ -111,8 +111,9 @@ def test_scripts_pass_shellcheck() -> None:
     folder = Path(protocol.__file__).parent
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "shellcheck is a required development tool"
-    assert {"init", "bin/agent", "bin/collect", "bin/workload"} <= set(scripts())
-    files = [str(folder / name) for name in ("init", "agent", "collect", "workload")]
+    shells = {"agent", "clock", "collect", "init", "workload"}
+    assert {place.rpartition("/")[2] for place in scripts() if "." not in place} == shells
+    files = [str(folder / name) for name in sorted(shells)]
     done = subprocess.run(
         [shellcheck, "-s", "sh", *files], capture_output=True, text=True, check=False
     )
