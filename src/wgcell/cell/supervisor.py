@@ -98,7 +98,7 @@ RESULTS_START = 300.0
 can't hold a cell open for good by sending a byte a minute. The time that our own reader takes does
 not count."""
 
-LAST_BYTES = 5.0
+LAST_BYTES = 3.0
 """Seconds for what is on its way to the reader when a cell ends that did not complete."""
 
 KILL_PATIENCE = {Accelerator.KVM: 5.0, Accelerator.TCG: 20.0}
@@ -798,7 +798,7 @@ class Supervisor:
         await asyncio.sleep(self._job.grace)
         if self._state is State.TERMINATING:
             self._order(protocol.KILL)
-            await asyncio.sleep(patience)
+            await asyncio.sleep(LAST_BYTES)
         if self._state is State.TERMINATING:
             # It is dead by now, and what it wrote may wait for a reader who stands still.
             for stream in self._streams.values():

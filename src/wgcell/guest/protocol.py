@@ -270,7 +270,7 @@ def parse(line: bytes) -> Message:
         case ["fault", text]:
             return Fault(_text(text))
         case ["oom", count, victim]:
-            return OutOfMemory(_number(count, 2**53), _text(victim))
+            return OutOfMemory(_number(count, 2**53), _text(victim).strip()[:64])
         case ["oom", count]:
             return OutOfMemory(_number(count, 2**53), "")
         case ["exit", code, stdout, stderr]:
