@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -17,9 +18,9 @@ PIECES = [
     *("é".encode(), "雛".encode(), "\U0001f600".encode(), "\u202e".encode(), b"\xff", b"a" * 70),
     *(b"1;" * 40, b"m", b"\x1b[38;5;1m", b"\x1b[4:3m", b"\x1b(0", b"\x1bc", b"\x90", b"\x9d52;c;"),
 ]
-anything = st.lists(
-    st.one_of(st.sampled_from(PIECES), st.binary(max_size=6)), max_size=30
-).map(b"".join)
+anything = st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=6)), max_size=30).map(
+    b"".join
+)
 
 ALLOWED = re.compile(r"\x1b\[(?:[0-9;:]*m|[0-9]*[CDGK])")
 
@@ -33,9 +34,9 @@ def is_safe(shown: bytes) -> bool:
     """Written apart from the filter: no sequence but the allowed, no control but four."""
     rest = ALLOWED.sub("", shown.decode("utf-8"))
     return all(
-        c in "\t\n\r\b" or unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp")
+        c in "\t\n\r\b" or (unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp")
         and unicodedata.bidirectional(c) not in ("LRE", "RLE", "LRO", "RLO", "PDF")
-        and unicodedata.bidirectional(c) not in ("LRI", "RLI", "FSI", "PDI")
+        and unicodedata.bidirectional(c) not in ("LRI", "RLI", "FSI", "PDI"))
         for c in rest
     )  # fmt: skip
 
@@ -46,7 +47,7 @@ def test_chunks_never_change_the_result_and_nothing_else_passes(
 ) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
     edges = [0, *cuts, len(whole)]
-    chunks = [whole[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    chunks = [whole[a:b] for a, b in pairwise(edges)]
     shown = through(whole)
     assert through(*chunks) == shown
     assert through(*(whole[i : i + 1] for i in range(len(whole)))) == shown
