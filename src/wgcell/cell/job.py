@@ -298,8 +298,11 @@ def duration_text(seconds: float) -> str:
 def rate_text(rate: float) -> str:
     """Bytes a second as a job file has them: ``"10Mbit"``."""
     bits = rate * 8
-    unit, size = next(((u, s) for u, s in (("G", 1e9), ("M", 1e6)) if bits >= s), ("K", 1e3))
-    return f"{bits / size:.3f}".rstrip("0").rstrip(".") + f"{unit}bit"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        count = bits / size
+        if count >= 1 and round(count, 3) == count:
+            return f"{count:.3f}".rstrip("0").rstrip(".") + f"{unit}bit"
+    return f"{rate:g} bytes a second"
 
 
 def parse_rate(text: str) -> float:

@@ -137,11 +137,9 @@ def _explain(error: Exception, words: Sequence[str]) -> None:
     """What is no `WgcellError`: the machine's doing, if it can be told, else a fault of ours."""
     if isinstance(error, OSError):
         if error.filename is not None:
-            complain(HostError(f"{_named(error.filename)}: {error.strerror}"))
-            return
-        if stdio.stdout_is_broken(error):
-            mend = "what was to be printed is lost, in part or whole"
-            complain(HostError(f"standard output: {error.strerror}", mend=mend))
+            lost = "what was to be printed is lost, in part or whole"
+            mend = lost if error.filename == stdio.STDOUT else ""
+            complain(HostError(f"{_named(error.filename)}: {error.strerror}", mend=mend))
             return
         if isinstance(error, FileNotFoundError) and not _has_working_folder():
             mend = "cd to a folder that is there"

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import sys
+from typing import Any
 
-__all__ = ["flush", "stdout_is_broken", "whole"]
+__all__ = ["STDOUT", "whole"]
+
+STDOUT = "standard output"
+
+
+class _Named(io.FileIO):
+    """A descriptor whose errors say which it is, as a file's do."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, STDOUT) from None
 
 
 def whole() -> None:
-    """Make sure that descriptors 0, 1 and 2 are open.
+    """Make sure that descriptors 0, 1 and 2 are open, and that `sys` has a stream for each.
 
     A closed one would be the next file that is opened, and words would go into it: into a cell's
     record, say. In the place of a closed standard output stands one that nothing can be written
@@ -23,30 +38,14 @@ def whole() -> None:
             # The lowest free number is taken: fd, for all below it are open by now.
             os.set_inheritable(os.open(os.devnull, mode), True)
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115  # a descriptor, for good
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stdin = open(0, closefd=False)  # noqa: PTH123, SIM115  # a descriptor, for good
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", closefd=False)  # noqa: PTH123, SIM115
     # A stranger's odd bytes in a name are no reason to fail.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def flush() -> None:
-    """Bring to standard output what was printed. Raises OSError."""
-    sys.stdout.flush()
-
-
-def stdout_is_broken(error: OSError) -> bool:
-    """Whether ``error``, which names no file, is standard output's: what was printed is stuck."""
-    if error.errno not in (errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT):
-        return False
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    except ValueError:
-        return False
-    return False
+    sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Named(1, "w", closefd=False)),
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=os.isatty(1),
+    )
