@@ -44,7 +44,8 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "gateway peer ls": ("gateway", "peer", "ls"),
 }
 NAMES = [
-    *("", ".", "..", "../x", "/", "~no-such-user/x", "-", "a b", "a\nwgcell: all is well", "x" * 5000),
+    *("", ".", "..", "../x", "/", "~no-such-user/x", "-", "a b", "x" * 5000),
+    "a\nwgcell: all is well",
     *("\x1b]0;title\x07", "\x9b6n", "\u202egnp.exe", "é", "file/below", "no/such/place", "cells"),
 ]  # fmt: skip
 CONDITIONS: Mapping[str, dict[str, Any]] = {
@@ -216,7 +217,8 @@ def test_odd_cells_one_by_one(zygote: Zygote, verb: str) -> None:
     ],
 )
 def test_bad_files(zygote: Zygote, argv: tuple[str, ...]) -> None:
-    for name in ("", "odd", "file/x", "circle", "~no-such-user/x", "a\nb\x1b", "n" * 300, "/proc/x"):
+    bad = ("", "odd", "file/x", "circle", "~no-such-user/x", "a\nb\x1b", "n" * 300, "/proc/x")
+    for name in bad:
         zygote.run(tuple(word.replace("{}", name) for word in argv))
 
 

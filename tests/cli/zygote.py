@@ -48,7 +48,8 @@ def become(asked: dict[str, Any]) -> None:
         os.dup2(theirs, fd)
         os.close(theirs)
         if fd == 2:
-            sys.stderr = open(2, "w", closefd=False)  # as at a start: what it can do is asked anew
+            # As at a start: what the descriptor can do is asked anew.
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     sys.argv = ["wgcell", *asked["argv"]]
 
 

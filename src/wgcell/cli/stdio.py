@@ -38,9 +38,9 @@ def whole() -> None:
             # The lowest free number is taken: fd, for all below it are open by now.
             os.set_inheritable(os.open(os.devnull, mode), True)
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: PTH123, SIM115  # a descriptor, for good
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115  # a descriptor, for good
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: PTH123, SIM115
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     # A stranger's odd bytes in a name are no reason to fail.
     sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.stdout = io.TextIOWrapper(
