@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.shown import is_text
 
 from wgcell.cell.job import (
     GatewayAsked,
@@ -270,4 +271,4 @@ def test_no_key_or_value_of_a_job_file_forges_a_line(tree: object) -> None:
         reading.fail("nothing", "was wrong")
     for line in str(caught.value).splitlines():
         assert line.startswith(("job.toml: ", "  ")), line
-        assert all(character.isprintable() or character == "\t" for character in line), line
+        assert is_text(line, but="\t"), line

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.shown import is_text
 
 from wgcell.cli.escapes import _LONGEST, TerminalFilter
 
@@ -33,12 +33,7 @@ def through(*chunks: bytes) -> bytes:
 def is_safe(shown: bytes) -> bool:
     """Written apart from the filter: no sequence but the allowed, no control but four."""
     rest = ALLOWED.sub("", shown.decode("utf-8"))
-    return all(
-        c in "\t\n\r\b" or (unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp")
-        and unicodedata.bidirectional(c) not in ("LRE", "RLE", "LRO", "RLO", "PDF")
-        and unicodedata.bidirectional(c) not in ("LRI", "RLI", "FSI", "PDI"))
-        for c in rest
-    )  # fmt: skip
+    return is_text(rest, but="\t\n\r\b")
 
 
 @given(anything, st.data())
