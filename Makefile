@@ -40,7 +40,7 @@ lint: $(VENV)/.made
 	$(VENV)/bin/ruff format --check src tests demo bench fuzz
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
-	shellcheck -s sh src/wgcell/guest/init src/wgcell/guest/agent src/wgcell/guest/collect src/wgcell/guest/workload
+	shellcheck -s sh $(addprefix src/wgcell/guest/,init agent clock collect workload)
 
 bench: image
 	$(PY) bench/relay.py

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from wgcell.cell.states import EXIT_CODES, TRANSITIONS, Cause, Outcome, State, step
+from wgcell.cell.states import EXIT_CODES, TRANSITIONS, Cause, Outcome, State, settled, step
 
 
 def live(*causes: Cause) -> tuple[State, Outcome | None]:
@@ -13,20 +13,43 @@ def live(*causes: Cause) -> tuple[State, Outcome | None]:
         if taken is None:
             continue
         state = taken.state
-        if taken.outcome is not None and outcome in (None, Outcome.COMPLETED):
-            outcome = taken.outcome
+        outcome = settled(outcome, cause, taken.outcome)
     return state, outcome
 
 
 TO_BOOTING = (Cause.PREPARED, Cause.CONSENTED)
 TO_RUNNING = (*TO_BOOTING, Cause.GUEST_READY, Cause.VERIFIED)
+TO_STOPPING = (*TO_RUNNING, Cause.WORKLOAD_EXITED)
+HOME = (Cause.WORKLOAD_EXITED, Cause.RESULTS_HOME)
 
 
 @pytest.mark.parametrize(
     ("causes", "outcome"),
     [
-        ((*TO_RUNNING, Cause.WORKLOAD_EXITED, Cause.RESULTS_HOME), Outcome.COMPLETED),
-        ((*TO_RUNNING, Cause.WORKLOAD_EXITED, Cause.MACHINE_DIED), Outcome.COMPLETED),
+        ((*TO_STOPPING, Cause.RESULTS_HOME), Outcome.COMPLETED),
+        ((*TO_STOPPING, Cause.RESULTS_MISSING), Outcome.INCOMPLETE),
+        ((*TO_STOPPING, Cause.MACHINE_DIED, Cause.RESULTS_LOST), Outcome.GUEST_FAULT),
+        ((*TO_STOPPING, Cause.OUTPUT_FAILED, Cause.RESULTS_HOME), Outcome.ERROR),
+        ((*TO_STOPPING, Cause.HOST_FAULTED), Outcome.ERROR),
+        # In order: the workload is asked to end, and its results come home.
+        ((*TO_RUNNING, Cause.TIME_IS_UP, *HOME), Outcome.TIMEOUT),
+        ((*TO_RUNNING, Cause.CANCEL, *HOME), Outcome.CANCELLED),
+        ((*TO_RUNNING, Cause.QUOTA_SPENT, *HOME), Outcome.QUOTA),
+        ((*TO_RUNNING, Cause.OUTPUT_FAILED, *HOME), Outcome.ERROR),
+        ((*TO_STOPPING, Cause.CANCEL, Cause.RESULTS_HOME), Outcome.CANCELLED),
+        ((*TO_RUNNING, Cause.TIME_IS_UP, Cause.GRACE_IS_OVER), Outcome.TIMEOUT),
+        ((*TO_RUNNING, Cause.TIME_IS_UP, Cause.CANCEL, *HOME), Outcome.TIMEOUT),
+        # Asked again: at once.
+        ((*TO_RUNNING, Cause.CANCEL, Cause.ABORT), Outcome.CANCELLED),
+        ((*TO_STOPPING, Cause.CANCEL, Cause.ABORT), Outcome.CANCELLED),
+        ((*TO_RUNNING, Cause.ABORT), Outcome.CANCELLED),
+        # What is gravest counts during the grace period too.
+        ((*TO_RUNNING, Cause.TIME_IS_UP, Cause.ROGUE_FRAME), Outcome.ROGUE),
+        ((*TO_RUNNING, Cause.CANCEL, Cause.TAMPERED), Outcome.GUEST_FAULT),
+        ((*TO_RUNNING, Cause.CANCEL, Cause.HOST_FAULTED), Outcome.ERROR),
+        # And what is lesser does not change why the workload had to end.
+        ((*TO_RUNNING, Cause.TIME_IS_UP, Cause.MACHINE_DIED), Outcome.TIMEOUT),
+        ((*TO_RUNNING, Cause.TIME_IS_UP, *HOME[:1], Cause.RESULTS_LOST), Outcome.TIMEOUT),
         ((*TO_RUNNING, Cause.ROGUE_FRAME), Outcome.ROGUE),
         ((Cause.PREPARED, Cause.NO_CONSENT), Outcome.UNVERIFIED),
         ((*TO_BOOTING, Cause.NOT_VERIFIED), Outcome.UNVERIFIED),
@@ -36,7 +59,6 @@ TO_RUNNING = (*TO_BOOTING, Cause.GUEST_READY, Cause.VERIFIED)
         ((*TO_RUNNING, Cause.HEARTBEAT_SILENT), Outcome.GUEST_FAULT),
         ((*TO_RUNNING, Cause.MACHINE_DIED), Outcome.GUEST_FAULT),
         ((*TO_BOOTING, Cause.ROGUE_FRAME), Outcome.GUEST_FAULT),
-        ((*TO_RUNNING, Cause.TIME_IS_UP), Outcome.TIMEOUT),
         ((*TO_RUNNING, Cause.HOST_FAULTED), Outcome.ERROR),
         ((Cause.CANCEL,), Outcome.CANCELLED),
     ],
@@ -62,16 +84,29 @@ def test_an_ended_cell_stays_ended() -> None:
     assert all(step(State.ENDED, cause) is None for cause in Cause)
 
 
+def test_a_machine_that_dies_with_the_results_is_never_completed_by_its_death() -> None:
+    assert step(State.STOPPING, Cause.MACHINE_DIED) is None
+
+
+def test_only_results_that_are_home_complete_a_cell() -> None:
+    for cause in Cause:
+        taken = step(State.STOPPING, cause)
+        if taken is not None and taken.state is State.ENDED and cause is not Cause.RESULTS_HOME:
+            assert settled(Outcome.COMPLETED, cause, taken.outcome) is not Outcome.COMPLETED
+
+
 def test_every_state_can_be_cancelled_and_every_state_is_in_the_table() -> None:
     for state in State:
         assert state in TRANSITIONS
         if state is not State.ENDED:
-            taken = step(state, Cause.CANCEL)
-            assert taken is not None and taken.outcome is Outcome.CANCELLED
+            assert step(state, Cause.CANCEL) is not None
+            aborted = step(state, Cause.ABORT)
+            assert aborted is not None and aborted.state is State.ENDED
 
 
-def test_exit_codes_are_the_designs_and_one_for_a_quota() -> None:
+def test_exit_codes_are_the_documented_ones() -> None:
     assert {outcome.value: code for outcome, code in EXIT_CODES.items()} == {
+        "incomplete": 118,
         "quota": 119,
         "rogue": 120,
         "unverified": 121,

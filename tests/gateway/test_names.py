@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+import dns.edns
 import dns.flags
 import dns.message
 import dns.rcode
@@ -13,10 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wgcell.gateway.leads import GRACE, MOST_LEADS, NameTable
-from wgcell.gateway.names import (
-    digest,
-    parse_question,
-)
+from wgcell.gateway.names import blocked, digest, parse_question
 
 FIRST, SECOND = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("203.0.113.8")
 QUERY = dns.message.make_query("api.example.com", "A", use_edns=True)
@@ -51,7 +49,7 @@ def private(address: object) -> str:
         # An address of another name than the chain's leads nowhere.
         (upstream("evil.example. 60 A 203.0.113.7"), "NOERROR", (), 0),
         (upstream("api.example.com. 60 CNAME api.example.com."), "SERVFAIL", (), 0),
-        (upstream("api.example.com. 60 A 192.168.1.1"), "REFUSED", (), 0),
+        (upstream("api.example.com. 60 A 192.168.1.1"), "NOERROR", (), 0),
         (upstream("api.example.com. 60 A 192.168.1.1 203.0.113.7"), "NOERROR", (FIRST,), 60),
         (upstream("api.example.com. 9999999 A 203.0.113.7"), "NOERROR", (FIRST,), 86400),
         (upstream(rcode=dns.rcode.NXDOMAIN), "NXDOMAIN", (), 0),
@@ -72,6 +70,25 @@ def test_table(found: dns.message.Message | None, code: str, addresses: object, 
     told = {str(item) for rrset in answer.message.answer for item in rrset if rrset.rdtype == 1}
     assert told == {str(address) for address in answer.addresses}
     assert dns.message.from_wire(answer.to_wire(question)).edns == 0
+
+
+@pytest.mark.parametrize("edns", [True, False])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_blocked_name_is_no_fault_of_the_server_and_the_reason_is_told(
+    edns: bool, exists: bool
+) -> None:
+    asked = dns.message.make_query("attacker.example", "A", use_edns=edns)
+    question = parse_question(asked.to_wire())
+    assert question is not None
+    raw = blocked(question, "no rule allows this name", exists=exists).to_wire(question)
+    answer = dns.message.from_wire(raw)
+    assert answer.rcode() == (dns.rcode.NOERROR if exists else dns.rcode.NXDOMAIN)
+    # Without RA glibc takes an empty answer for a lame server's, and asks again.
+    assert answer.flags & dns.flags.RA and answer.id == asked.id
+    told = [(option.code, option.text) for option in answer.options]
+    assert told == ([(dns.edns.EDECode.BLOCKED, "no rule allows this name")] if edns else [])
+    # No SOA: nobody may remember it (RFC 2308, 5), and a changed rule holds at once.
+    assert not answer.authority
 
 
 def test_a_name_leads_for_its_answers_lifetime_and_a_moment() -> None:

@@ -28,7 +28,15 @@ CONFIG = protocol.GuestConfig(
         b"",
         b"hello",
         b"hello -1",
-        b"exit 256",
+        b"exit 256 0 0",
+        b"exit 0",
+        b"exit 0 -1 0",
+        b"exit 0 0 99999999999999999999",
+        b"outputs 1 0",
+        b"outputs 1 0 " + b"g" * 64,
+        b"outputs 1 256 " + b"0" * 64,
+        b"oom x",
+        b"done",
         b"report eA==x",
         b"report " + base64.b64encode(b"= keys\nall of them\n"),
         b"fault !",
@@ -45,6 +53,12 @@ def test_messages_are_read() -> None:
     assert protocol.parse(b"heartbeat 3 7") == protocol.Heartbeat(3, 7)
     text = base64.b64encode(b"no card").decode()
     assert protocol.parse(f"fault {text}".encode()) == protocol.Fault("no card")
+    assert protocol.parse(b"exit 7 10 0") == protocol.Exited(7, 10, 0)
+    outputs = protocol.parse(b"outputs 10240 0 " + b"a" * 64)
+    assert outputs == protocol.Outputs(10240, 0, "a" * 64)
+    victim = base64.b64encode(b"python3\n").decode()
+    assert protocol.parse(f"oom 2 {victim}".encode()) == protocol.OutOfMemory(2, "python3")
+    assert protocol.parse(b"oom 1") == protocol.OutOfMemory(1, "")
 
 
 def test_a_report_is_read_by_its_sections() -> None:
@@ -97,8 +111,9 @@ def test_scripts_pass_shellcheck() -> None:
     folder = Path(protocol.__file__).parent
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "shellcheck is a required development tool"
-    assert {"init", "bin/agent", "bin/workload"} <= set(scripts())
-    files = [str(folder / name) for name in ("init", "agent", "workload")]
+    shells = {"agent", "clock", "collect", "init", "workload"}
+    assert {place.rpartition("/")[2] for place in scripts() if "." not in place} == shells
+    files = [str(folder / name) for name in sorted(shells)]
     done = subprocess.run(
         [shellcheck, "-s", "sh", *files], capture_output=True, text=True, check=False
     )

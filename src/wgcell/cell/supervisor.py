@@ -21,7 +21,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import (
     IPv4Address,
@@ -32,7 +32,6 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +80,11 @@ HEARTBEAT_TIMEOUT = {Accelerator.KVM: 20.0, Accelerator.TCG: 60.0}
 STOPPED = 5.0
 """Seconds between two looks, a second apart, that mean: the host was suspended, or we stopped."""
 
+CLOCK_INTERVAL = 60.0
+CLOCK_JUMP = 0.5
+"""Seconds between two words to the guest about the time; and by how much this host's clock must
+have jumped against CLOCK_MONOTONIC, by a suspend or a step, for one at once."""
+
 RENEW_LOOK = 2.0
 RENEW_AGAIN = 30.0
 """Seconds between looks at the way to the endpoint, and between sockets for the same way."""
@@ -94,7 +98,7 @@ RESULTS_START = 300.0
 can't hold a cell open for good by sending a byte a minute. The time that our own reader takes does
 not count."""
 
-LAST_BYTES = 5.0
+LAST_BYTES = 3.0
 """Seconds for what is on its way to the reader when a cell ends that did not complete."""
 
 KILL_PATIENCE = {Accelerator.KVM: 5.0, Accelerator.TCG: 20.0}
@@ -516,7 +520,8 @@ class Supervisor:
             file.truncate(self._job.disk)
         mke2fs = shutil.which("mke2fs") or "/sbin/mke2fs"
         options = "lazy_itable_init=1,nodiscard"
-        argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0"]
+        features = "^has_journal,^metadata_csum,uninit_bg"
+        argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", features, "-m", "0"]
         argv += ["-E", options, str(scratch)]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -544,9 +549,7 @@ class Supervisor:
     def _guest_config(self, vpn: VpnConfig) -> protocol.GuestConfig:
         job = self._job
         return protocol.GuestConfig(
-            # Rounded up: a WireGuard responder refuses an initiation older than the last one of
-            # the same key, and consent's was made a moment ago.
-            time=ceil(time.time()) + 1,
+            time=0,  # when it is sent
             hostname=job.name,
             walls=job.guest_walls,
             private_key=vpn.private_key,
@@ -627,7 +630,8 @@ class Supervisor:
                 if self._boot is not None:
                     self._boot.forget()
                 if self._control is not None and self._config is not None:
-                    self._control.write(protocol.encode_config(self._config))
+                    config = replace(self._config, time=time.time())
+                    self._control.write(protocol.encode_config(config))
                 self._cause(Cause.GUEST_READY)
             case protocol.Report():
                 seen.reports.update(message.texts)
@@ -794,7 +798,7 @@ class Supervisor:
         await asyncio.sleep(self._job.grace)
         if self._state is State.TERMINATING:
             self._order(protocol.KILL)
-            await asyncio.sleep(patience)
+            await asyncio.sleep(LAST_BYTES)
         if self._state is State.TERMINATING:
             # It is dead by now, and what it wrote may wait for a reader who stands still.
             for stream in self._streams.values():
@@ -851,10 +855,17 @@ class Supervisor:
     async def _watch(self) -> None:
         patience = HEARTBEAT_TIMEOUT[self._around.accelerator]
         tunnel = self._job.tunnel_timeout or TUNNEL_TIMEOUT
-        before = time.monotonic()
+        before = told = time.monotonic()
+        offset = time.time() - told
         while True:
             await asyncio.sleep(1)
             now = time.monotonic()
+            # CLOCK_MONOTONIC stands still while the host is suspended, the time of day does not.
+            jumped = abs(time.time() - now - offset) > CLOCK_JUMP or now - before > STOPPED
+            if self._state is State.RUNNING and (jumped or now - told > CLOCK_INTERVAL):
+                told, offset = now, time.time() - now
+                if self._control is not None:
+                    self._control.write(protocol.clock(time.time()))
             if now - before > STOPPED:
                 # The host, or we, stood still: the others' silence meanwhile says nothing.
                 self._seen.last_valid += now - before

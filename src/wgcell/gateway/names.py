@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import dns.edns
 import dns.exception
 import dns.flags
 import dns.message
@@ -23,7 +24,7 @@ import dns.rrset
 
 from wgcell.gateway.policy import Address
 
-__all__ = ["Answer", "Question", "digest", "error", "parse_question"]
+__all__ = ["Answer", "Question", "blocked", "digest", "error", "parse_question"]
 
 LONGEST_TTL = 86400
 """Seconds; a day, as resolvers have it."""
@@ -96,13 +97,35 @@ def error(question: Question, code: dns.rcode.Rcode) -> Answer:
     return Answer(message)
 
 
+def blocked(question: Question, why: str, *, exists: bool) -> Answer:
+    """The answer for a name that the policy keeps from the peer.
+
+    Every resolver fails at once on NXDOMAIN. glibc takes REFUSED for a fault of the server's and
+    reports a temporary failure; musl waits for a better answer until its timeout. NXDOMAIN also
+    says that no name below exists (RFC 8020), so a name that ``exists`` has no records instead.
+    A query with EDNS is told the truth: Extended DNS Error 15, "Blocked" (RFC 8914), with ``why``.
+    """
+    code = dns.rcode.NOERROR if exists else dns.rcode.NXDOMAIN
+    message = error(question, code).message
+    if message.edns >= 0:
+        message.use_edns(
+            edns=message.edns,
+            ednsflags=message.ednsflags,
+            payload=message.payload,
+            request_payload=message.request_payload,
+            options=[dns.edns.EDEOption(dns.edns.EDECode.BLOCKED, why)],
+            pad=message.pad,
+        )
+    return Answer(message)
+
+
 def digest(
     question: Question, found: dns.message.Message | None, kept: Callable[[Address], str]
 ) -> Answer:
     """The answer that an upstream's ``found`` becomes.
 
     ``kept`` says for an address whether it is protected; those are taken out, and if none is left
-    the name is refused. No upstream, or one that makes no sense, is SERVFAIL.
+    the name has no address. No upstream, or one that makes no sense, is SERVFAIL.
     """
     if found is None or not isinstance(found, dns.message.QueryMessage):
         return error(question, dns.rcode.SERVFAIL)
@@ -127,7 +150,8 @@ def digest(
     refused = tuple(address for address in every if kept(address))
     addresses = tuple(address for address in every if address not in refused)
     if not addresses:
-        return Answer(error(question, dns.rcode.REFUSED).message, kept=refused)
+        why = "its addresses are on this side of the tunnel"
+        return Answer(blocked(question, why, exists=True).message, kept=refused)
     ttl = min(chain.minimum_ttl, LONGEST_TTL)
     texts = [str(address) for address in addresses]
     message.answer.append(

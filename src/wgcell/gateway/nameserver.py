@@ -52,7 +52,8 @@ class Nameserver:
             return names.error(question, dns.rcode.REFUSED)
         if not self.policy.rule_for_name(question.name):
             self._refused(question.name, "no rule names it")
-            return names.error(question, dns.rcode.REFUSED)
+            above = self.policy.is_above(question.name)
+            return names.blocked(question, "no rule allows this name", exists=above)
         if not question.addresses:
             # Other records could carry addresses past us (HTTPS, SVCB), or anything at all (TXT).
             return names.error(question, dns.rcode.NOERROR)

@@ -308,6 +308,12 @@ class Policy:
                     return ""
         return LEARNED if self.learn else ""
 
+    def is_above(self, name: str) -> bool:
+        """Whether a rule allows names below ``name``: in the DNS it then exists (RFC 8020)."""
+        return any(
+            rule.verdict is Verdict.ALLOW and rule.name.endswith(f".{name}") for rule in self.rules
+        )
+
     def listed(self, address: Address) -> bool:
         """Whether a rule allows that very address, on whatever port."""
         single = (r.network for r in self.rules if r.single and r.verdict is Verdict.ALLOW)

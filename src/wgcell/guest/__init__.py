@@ -23,6 +23,7 @@ __all__ = ["scripts"]
 _PLACES = {
     "init": "init",
     "agent": "bin/agent",
+    "clock": "bin/clock",
     "collect": "bin/collect",
     "workload": "bin/workload",
 }
@@ -43,12 +44,12 @@ run /run tmpfs defaults
 """,
         "disks": """\
 /dev/vda /lower erofs ro
-/dev/vdb /upper ext4 defaults
+/dev/vdb /upper ext4 noinit_itable
 """,
         "root": """\
 pts /newroot/dev/pts devpts newinstance,ptmxmode=0666
 shm /newroot/dev/shm tmpfs mode=1777
-tmp /newroot/tmp tmpfs mode=1777
+/upper/tmp /newroot/tmp none bind
 run /newroot/run tmpfs mode=755
 """,
         "workload": """\

@@ -34,6 +34,7 @@ __all__ = [
     "Outputs",
     "Ready",
     "Report",
+    "clock",
     "closed",
     "encode_config",
     "expected",
@@ -51,7 +52,7 @@ CHANGES = ("firewall", "network", "standing")
 class GuestConfig:
     """Everything the guest is told. Keys are 32 raw bytes; ``time`` is Unix seconds."""
 
-    time: int
+    time: float
     hostname: str
     walls: frozenset[Wall]
     private_key: bytes = field(repr=False)
@@ -165,6 +166,11 @@ def tunnel_mtu(mtu: int) -> bytes:
     return f"mtu {mtu}\n".encode("ascii")
 
 
+def clock(now: float) -> bytes:
+    """The host's clock: Unix time ``now``, in seconds. The guest's is brought to it, never back."""
+    return f"time {now:.6f}\n".encode("ascii")
+
+
 _PLAIN = re.compile(r"[A-Za-z0-9_./=,:@%+-]{1,4096}")
 """Letters that mean nothing to the guest's shell, wherever they stand."""
 
@@ -178,7 +184,7 @@ def _b64(data: bytes) -> str:
 def encode_config(config: GuestConfig) -> bytes:
     """The configuration as lines, ended by ``end``."""
     lines = [
-        f"time {config.time}",
+        f"time {config.time:.6f}",
         f"hostname {config.hostname}",
         f"walls {','.join(wall.value for wall in Wall if wall in config.walls)}",
         f"wg_private_key {_b64(config.private_key)}",
@@ -264,7 +270,7 @@ def parse(line: bytes) -> Message:
         case ["fault", text]:
             return Fault(_text(text))
         case ["oom", count, victim]:
-            return OutOfMemory(_number(count, 2**53), _text(victim))
+            return OutOfMemory(_number(count, 2**53), _text(victim).strip()[:64])
         case ["oom", count]:
             return OutOfMemory(_number(count, 2**53), "")
         case ["exit", code, stdout, stderr]:

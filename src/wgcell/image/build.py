@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from wgcell.errors import ImageError
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
@@ -48,14 +49,33 @@ PACKAGES = (
     "busybox-static",
     "ca-certificates",
     "curl",
+    "git",
     "iproute2",
     "iputils-ping",
     "nftables",
     "python3",
+    "python3-pip",
+    "python3-venv",
     "util-linux",
     "wireguard-tools",
 )
-TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip")
+# busybox's own `date` knows whole seconds only.
+TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip", "usr/bin/date")
+# Run by mmdebstrap in the finished root, whose own Python must be the one that compiles.
+# `mkfs.erofs -T0` gives every source another date than dpkg's .pyc files recorded, and each import
+# would compile anew: a hash that nobody checks does not go stale.
+COMPILE_PYTHON = (
+    'chroot "$1" sh -c "exec python3 -m compileall -q -f -j 0'
+    ' --invalidation-mode unchecked-hash /usr/lib/python3*"'
+)
+# What differs from Debian's own settings, by path. The machine is thrown away with what pip
+# installs into it, so Debian's protection of its own packages (PEP 668) protects nothing here.
+SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "etc/pip.conf": "[global]\nbreak-system-packages = true\nroot-user-action = ignore\n"
+        "disable-pip-version-check = true\n"
+    }
+)
 # Before there is a network card: what the firewall needs, and the ports to the host.
 EARLY = ("nf_tables", "nft_log", "nf_log_syslog", "nft_limit", "virtio_pci", "virtio_console")
 # In the root file system, for `wgcell prove` alone: what a hostile root would bring along.
@@ -77,7 +97,7 @@ _LINKS = {
 }
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 BASE_CPIO = "base.cpio"
-_FORMAT = 6
+_FORMAT = 7
 
 # A bzImage's setup header, by offset.
 _SETUP_SECTORS = 0x1F1
@@ -168,7 +188,9 @@ def is_current(image: Image, scripts: Mapping[str, bytes]) -> bool:
 
 
 def _base_key() -> str:
-    return _key(SUITE, KERNEL_PACKAGE, *PACKAGES, *TOOLS, *EARLY, *LATE, str(_FORMAT))
+    settings = (word for setting in SETTINGS.items() for word in setting)
+    named = (*PACKAGES, *TOOLS, *EARLY, *LATE, COMPILE_PYTHON, *settings)
+    return _key(SUITE, KERNEL_PACKAGE, *named, str(_FORMAT))
 
 
 def _scripts_key(scripts: Mapping[str, bytes]) -> str:
@@ -299,9 +321,12 @@ def _base(made: Path, temporary: Path, progress: Progress) -> dict[str, object]:
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
     ]
-    argv += ["--dpkgopt=path-exclude=/usr/share/man/*", SUITE, str(packed)]
+    argv += ["--dpkgopt=path-exclude=/usr/share/man/*", f"--customize-hook={COMPILE_PYTHON}"]
+    argv += [SUITE, str(packed)]
     _run(argv, mend="an ordinary user needs user namespaces and the package uidmap")
     _run(["tar", "-x", "-f", str(packed), "-C", str(root), "--no-same-owner", "--exclude=./dev/*"])
+    for path, text in SETTINGS.items():
+        (root / path).write_text(text)
     progress(f"the kernel: {KERNEL_PACKAGE}")
     depends = _run(["apt-cache", "depends", "--important", KERNEL_PACKAGE])
     package = next(
