@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+KEPT = HERE / "rogue.pcapng"
+"""The last demo's rogue frame, which outlives its cell's folder."""
 WGCELL = Path(sys.executable).with_name("wgcell")
 
 
@@ -155,6 +158,9 @@ def main() -> int:
                 good = holds(ran)
                 failed += not good
                 print(f"    {'ok  ' if good else 'FAIL'} {claim}", flush=True)
+            if (ran.folder / "rogue.pcapng").exists():
+                shutil.copy(ran.folder / "rogue.pcapng", KEPT)
+                print(f"    the frame is kept: wireshark {KEPT}", flush=True)
         server.shutdown()
     print(f"\n{'every verdict as expected' if not failed else f'{failed} verdicts are wrong'}")
     return 1 if failed else 0

@@ -1,5 +1,5 @@
 """``python -m wgcell`` is ``wgcell``."""
 
-from wgcell.cli.main import main
+from wgcell.cli.main import program
 
-main()
+program()

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from wgcell.display import paragraph
+
 __all__ = [
     "ArchiveError",
     "ConsentError",
@@ -50,8 +52,9 @@ class WgcellError(Exception):
 
     def __init__(self, message: str, *, mend: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.mend = mend
+        # Messages quote strangers, and go to terminals, logs and records.
+        self.message = paragraph(message)
+        self.mend = paragraph(mend)
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.mend}" if self.mend else self.message
@@ -112,7 +115,7 @@ class LaunchError(HostError):
         super().__init__(message, mend=mend)
         self.argv = tuple(argv)
         self.exit_code = exit_code
-        self.output = output
+        self.output = paragraph(output)
 
     def __str__(self) -> str:
         lines = [self.message]

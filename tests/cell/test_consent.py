@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import socket
@@ -79,6 +80,77 @@ def test_nobody_there() -> None:
             await consent.obtain(
                 sock, decode_key(CLIENT), decode_key(public_key(SERVER)), timeout=0.3
             )
+
+    asyncio.run(body())
+
+
+def test_two_refusals_a_second_apart_end_it() -> None:
+    """Nobody listens: the kernel's own ICMP, once for each initiation."""
+
+    async def body() -> float:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
+        started = time.monotonic()
+        with connect(LOOPBACK, port) as sock, pytest.raises(ConsentError, match="nothing listens"):
+            await consent.obtain(sock, decode_key(CLIENT), decode_key(public_key(SERVER)))
+        return time.monotonic() - started
+
+    assert consent.REFUSED_AGAIN <= asyncio.run(body()) < consent.REKEY_TIMEOUT
+
+
+def test_one_refusal_ends_nothing() -> None:
+    """A server that starts anew: refused, then a real one on the same port."""
+
+    async def body() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
+        with connect(LOOPBACK, port) as sock:
+            keys = decode_key(CLIENT), decode_key(public_key(SERVER))
+            asking = asyncio.create_task(consent.obtain(sock, *keys))
+            await asyncio.sleep(consent.REFUSED_AGAIN / 4)
+            assert not asking.done()
+
+            async def close(stream: mitmproxy_rs.Stream) -> None:
+                stream.close()
+
+            server = await mitmproxy_rs.wireguard.start_wireguard_server(
+                "127.0.0.1", port, SERVER, [public_key(CLIENT)], close, close
+            )
+            try:
+                async with asyncio.timeout(consent.REKEY_TIMEOUT):
+                    await asking
+            finally:
+                server.close()
+                await server.wait_closed()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("errors", [[errno.ECONNREFUSED], [errno.EHOSTUNREACH] * 3])
+def test_what_is_no_two_refusals_is_waited_out(
+    monkeypatch: pytest.MonkeyPatch, errors: list[int]
+) -> None:
+    """Forged ICMP for one initiation counts once, however often; a router's word never."""
+    monkeypatch.setattr(consent, "REFUSED_AGAIN", 0.05)
+
+    async def body() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            told = list(errors)
+
+            async def received(sock: socket.socket, size: int) -> bytes:
+                if told:
+                    raise OSError(told.pop(), "told")
+                await asyncio.sleep(60)
+                return b""
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "sock_recv", received)
+            with connect(LOOPBACK, silent.getsockname()[1]) as sock:
+                keys = decode_key(CLIENT), decode_key(public_key(SERVER))
+                with pytest.raises(ConsentError, match=r"within 0\.8 s"):
+                    await consent.obtain(sock, *keys, timeout=0.8)
 
     asyncio.run(body())
 

@@ -52,6 +52,21 @@ def test_a_line_is_on_disk_before_anyone_is_told(tmp_path: Path) -> None:
     assert found == [True]
 
 
+def test_every_line_has_the_cells_id_the_first_its_folder_and_a_listener_the_very_bytes(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "x-abcdef").mkdir()
+    path = tmp_path / "x-abcdef/events.jsonl"
+    told: list[events.Event] = []
+    log = EventLog(path, told.append)
+    log.append("state", state="\u00e9\ud800")
+    log.append("state", state="two")
+    log.close()
+    assert b"".join(event.line + b"\n" for event in told) == path.read_bytes()
+    assert [event["cell"] for event in told] == ["x-abcdef"] * 2
+    assert [event.get("folder") for event in told] == [str(path.parent), None]
+
+
 def test_an_existing_record_is_never_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text("{}\n")

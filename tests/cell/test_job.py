@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.shown import is_text
 
 from wgcell.cell.job import (
     GatewayAsked,
@@ -13,6 +16,9 @@ from wgcell.cell.job import (
     Job,
     JobOptions,
     OnRogue,
+    _build,
+    _Reading,
+    environment,
     job_from_options,
     load_job,
     parse_duration,
@@ -190,7 +196,10 @@ def test_vpn_and_allow_exclude_each_other() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("2GiB", 2**31), ("1.5GiB", 3 * 2**29), ("1GB", 10**9), ("512 MiB", 2**29)],
+    [
+        *(("2GiB", 2**31), ("1.5GiB", 3 * 2**29), ("1GB", 10**9), ("512 MiB", 2**29)),
+        *(("2G", 2**31), ("2g", 2**31), ("512m", 2**29), ("1.5gib", 3 * 2**29), ("1 gb", 10**9)),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
@@ -198,7 +207,17 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("2h", 7200), ("90s", 90), ("1h30m", 5400), ("1d", 86400), ("45", 45), (45, 45), (0.5, 0.5)],
+    [
+        ("2h", 7200),
+        ("90s", 90),
+        ("1h30m", 5400),
+        ("1d", 86400),
+        ("45", 45),
+        (45, 45),
+        (0.5, 0.5),
+        ("1.5h", 5400),
+        ("0.5s", 0.5),
+    ],
 )
 def test_durations(value: str | float, seconds: float) -> None:
     assert parse_duration(value) == seconds
@@ -209,3 +228,47 @@ def test_this_host_has_something(tmp_path: Path) -> None:
     assert host.cpus >= 1
     assert host.memory > 2**20
     assert host.disk > 0
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_bytes(b"\xef\xbb\xbf" + b'command = ["true"]\n')
+    assert load_job(tmp_path / "job.toml", HOST).command == ("true",)
+
+
+def test_a_strangers_tilde_leads_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"inputs: found '~/\.ssh'; allowed: a path below"):
+        load(tmp_path, C + "inputs = ['~/.ssh']")
+
+
+def test_the_environment_as_docker_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "vars"
+    file.write_bytes(b"\xef\xbb\xbf# a comment\r\n\r\nA=1 = 2\r\n  B\nC=\nD='q'\n")
+    caller = {"B": "mine", "H": "home"}
+    found, unset = environment(["H", "A=3", "N"], [file], caller)
+    assert dict(found) == {"A": "3", "B": "mine", "C": "", "D": "'q'", "H": "home"}
+    assert unset == ("N",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"A=1\nB C=2\n", "vars:2: found the name 'B C'"), (b"\nA=\xff\n", "vars:2: not UTF-8")],
+)
+def test_an_environment_file_that_is_none(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "vars").write_bytes(content)
+    with pytest.raises(JobError, match=words):
+        environment([], [tmp_path / "vars"], {})
+
+
+text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+
+
+@given(st.recursive(text, lambda inner: st.dictionaries(text, inner, min_size=1, max_size=2)))
+def test_no_key_or_value_of_a_job_file_forges_a_line(tree: object) -> None:
+    raw = tree if isinstance(tree, dict) else {"name": tree, "env": {tree: ""}, "timeout": tree}
+    reading = _Reading("job.toml")
+    with pytest.raises(JobError) as caught:
+        _build(reading, reading.model(raw), Path("/"), "job", HOST, JobOptions(command=("x",)))
+        reading.fail("nothing", "was wrong")
+    for line in str(caught.value).splitlines():
+        assert line.startswith(("job.toml: ", "  ")), line
+        assert is_text(line, but="\t"), line

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from wgcell.cell.job import HostLimits, Job, JobOptions, job_from_options
+from wgcell.cell.job import (
+    HostLimits,
+    Job,
+    JobOptions,
+    duration_text,
+    job_from_options,
+    load_job,
+    parse_duration,
+    parse_rate,
+    parse_size,
+    rate_text,
+    size_text,
+)
 from wgcell.cell.provider import (
     Ceilings,
     GatewayEngine,
@@ -58,12 +73,17 @@ def test_a_full_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("allow_endpoint = []", "allow_endpoint: "),
+        (
+            "allow_endpoint = []",
+            "unknown key 'allow_endpoint'; allowed here: allow_embedded_gateway",
+        ),
+        ("[ceilings]\ncpu = 1", "unknown key 'ceilings.cpu'; allowed here: cpus, disk, memory"),
+        ('"a\\u001bb" = 1', "unknown key 'a\\x1bb'"),
         ("allow_endpoints = ['lan']", "allow_endpoints: 'lan'"),
         ("allow_emulation = 'no'", "allow_emulation: "),
         ("gateway_engine = 'kernel'", "gateway_engine: found 'kernel'; allowed: auto, namespace"),
-        ("[ceilings]\nmemory = '1'", "ceilings: found '1'"),
-        ("[ceilings]\ntimeout = 'soon'", "ceilings: found 'soon'"),
+        ("[ceilings]\nmemory = '1'", "ceilings.memory: found '1'"),
+        ("[ceilings]\ntimeout = 'soon'", "ceilings.timeout: found 'soon'"),
         ("[ceilings]\ncpus = 0", "ceilings.cpus"),
         ("=", "not TOML"),
     ],
@@ -95,10 +115,38 @@ def test_at_the_ceilings() -> None:
     apply_ceilings(job(), Provider(ceilings=Ceilings(2, 2**31, 2**32, 3600.0)))
 
 
-def test_a_job_without_a_timeout_must_say_how_long() -> None:
-    apply_ceilings(job(timeout=None), Provider())
-    with pytest.raises(JobError, match="timeout: found none"):
-        apply_ceilings(job(timeout=None), Provider(ceilings=Ceilings(timeout=60)))
+def test_defaults_that_nobody_asked_for_are_lowered() -> None:
+    low = Ceilings(cpus=1, memory=2**28, disk=2**29, timeout=60.0, rate=1e6, quota=2**30)
+    plain = job_from_options(JobOptions(command=("true",)), HOST)
+    lowered = apply_ceilings(plain, Provider(ceilings=low))
+    assert (lowered.memory, lowered.disk) == (2**28, 2**29)
+    assert (lowered.timeout, lowered.rate, lowered.quota) == (60.0, 1e6, 2**30)
+    assert apply_ceilings(plain, Provider()) == plain
+    asked = replace(plain, asked=frozenset({"memory"}))
+    with pytest.raises(JobError, match=r"memory: found 512MiB; this provider allows .* 256MiB"):
+        apply_ceilings(asked, Provider(ceilings=low))
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("", set()),
+        ("timeout = '1h'\n[resources]\ncpus = 1\nquota = '1G'", {"timeout", "cpus", "quota"}),
+    ],
+)
+def test_a_job_knows_which_limits_were_asked_for(
+    tmp_path: Path, text: str, asked: set[str]
+) -> None:
+    (tmp_path / "job.toml").write_text("command = ['true']\n" + text)
+    assert load_job(tmp_path / "job.toml", HOST).asked == asked
+
+
+@given(st.integers(1, 2**45), st.integers(1, 86400 * 300), st.integers(64, 10**9))
+def test_limits_are_told_as_a_job_file_has_them(size: int, seconds: int, kilobits: int) -> None:
+    text = size_text(size)
+    assert text == f"{size} bytes" or parse_size(text) == size
+    assert parse_duration(duration_text(seconds)) == seconds
+    assert parse_rate(rate_text(kilobits * 125)) == pytest.approx(kilobits * 125, rel=1e-4)
 
 
 def test_the_embedded_gateway_can_be_forbidden() -> None:

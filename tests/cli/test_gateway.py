@@ -20,7 +20,7 @@ from wgcell.cell.job import GatewayAsked, HostLimits, JobOptions, job_from_optio
 from wgcell.cell.provider import Provider, apply_ceilings
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.cli import terminal
-from wgcell.cli.terminal import Narrator
+from wgcell.cli.terminal import Narrator, Words
 from wgcell.errors import ConsentError, JobError
 
 pytestmark = pytest.mark.namespaces
@@ -128,7 +128,7 @@ def test_a_run_ends_with_what_was_refused_and_what_would_allow_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminal.console, "file", sys.stderr)
-    narrator = Narrator()
+    narrator = Narrator(Words.ALL)
     narrator({"event": "gateway", "engine": "namespace", "reason": ""})
     narrator({"event": "gateway", "engine": "embedded", "reason": "nft is missing"})
     flow = {"event": "flow", "verdict": "refuse", "protocol": "tcp", "address": "203.0.113.7"}
@@ -138,8 +138,9 @@ def test_a_run_ends_with_what_was_refused_and_what_would_allow_it(
     narrator({**flow, "verdict": "allow", "rule": "learn", "mend": "b.example.com:80"})
     narrator({"event": "ended", "outcome": "completed", "reason": "", "exit_code": 0})
     said = capsys.readouterr().err
-    assert said.count("late or in silence: nft is missing; wgcell doctor") == 1
-    assert said.count("late or in silence") == 1
+    assert said.count("fail slowly or hang: nft is missing; wgcell doctor") == 1
+    assert said.count("fail slowly or hang") == 1
+    assert "engine: namespace" in said and "engine: embedded" in said
     assert "refused 3 \u00d7 cdn.example.com:443: --allow cdn.example.com:443\n" in said
     assert said.count("refused by the gateway") == 1
     assert "--allow b.example.com:80\n" in said

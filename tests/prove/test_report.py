@@ -1,10 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
+from wgcell.image.store import Image
+from wgcell.machine.argv import Accelerator
+from wgcell.prove.cells import Machines
 from wgcell.prove.report import Run, as_html, as_json, as_junit
+from wgcell.prove.run import Asked, Mode, commit, played_in_words
 from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict
 
 EVIL = "<script>alert('x')</script>&\""
@@ -20,10 +29,14 @@ def one(name: str, status: Status, **seen: object) -> Result:
 HELD = one("good", Status.HELD, frames=3, said=EVIL)
 LEAK = one("bad", Status.LEAKED, leaks=(EVIL,))
 UNSEEN = one("unseen", Status.NOT_PROVEN)
+UNSEEN_CONTROL = replace(UNSEEN, observation=Observation(control=False))
+
+
+FACTS = (("host", EVIL), ("wgcell", "9.9"), ("commit", "abc"))
 
 
 def run(*results: Result) -> Run:
-    return Run("quick", "two namespaces", 1.5, (("host", EVIL),), results, ("all else " + EVIL,))
+    return Run("quick", "two namespaces", 1.5, FACTS, results, ("all else " + EVIL,))
 
 
 def test_n_counts_frames_and_the_bound_is_three_over_n() -> None:
@@ -77,4 +90,34 @@ def test_the_page_loads_nothing_and_runs_nothing_of_what_it_shows() -> None:
     assert "It leaks" in page.text
     good = Page()
     good.feed(as_html(run(HELD)))
+    assert good.text.index("wgcell runs code") < good.text.index("Every case")
     assert "Nothing leaked" in good.text and "leaked 0 of 3 rogue frames" in good.text
+
+
+def test_the_head_says_what_was_run_and_how_to_repeat_it() -> None:
+    asked = Asked(Mode.QUICK, command="wgcell prove --quick")
+    made = replace(run(HELD, UNSEEN_CONTROL), played=played_in_words(asked), command=asked.command)
+    page = Page()
+    page.feed(as_html(made))
+    head = page.text[: page.text.index("Every case")]
+    for words in (
+        "no virtual machine was booted",
+        "1 of 2 controls were seen",
+        "with 95 % confidence less than 3/3, one in 1, of frames drawn like these would",
+        "To repeat it: wgcell prove --quick",
+        "wgcell 9.9; commit abc",
+    ):
+        assert words in head
+    assert json.loads(as_json(made))["controls"] == {"seen": 1, "played": 2}
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "words"), [(Accelerator.TCG, "emulated by QEMU"), (Accelerator.KVM, "on KVM")]
+)
+def test_emulation_is_said(tmp_path: Path, accelerator: Accelerator, words: str) -> None:
+    machines = Machines(Image("debian", tmp_path, {}), accelerator, "")
+    assert words in played_in_words(Asked(Mode.DEFAULT, machines=machines))
+
+
+def test_the_commit_is_this_checkouts() -> None:
+    assert re.fullmatch(r"[0-9a-f]{40}(, with changes)?|not known: not a checkout", commit())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hmac
 import os
 import socket
@@ -48,6 +49,11 @@ _COOKIE_REPLY_LENGTH = 64
 _NO_NONCE = bytes(12)
 REKEY_TIMEOUT = 5.0
 """Seconds between initiations, WireGuard paper section 6.1."""
+REFUSED_AGAIN = 1.0
+"""Seconds from an ICMP "port unreachable" to the initiation that asks whether it was meant.
+
+One such message may be a server's that starts anew, or an attacker's on the path, who could as
+well drop everything. Two, each for an initiation of its own, are taken at their word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,21 +232,25 @@ async def obtain(
     """Return once the endpoint has consented, over ``sock`` (connected UDP, non-blocking).
 
     Sends an initiation at 0, 5, 10 … s, each with its own timestamp, until ``timeout`` seconds
-    have passed. A cookie reply is honoured with the next one. Raises `ConsentError`. The socket
+    have passed. A cookie reply is honoured with the next one. Where nobody listens, the endpoint's
+    machine says so by ICMP: the second refusal, `REFUSED_AGAIN` after the first, ends the asking.
+    Another machine's word (host or network unreachable) does not. Raises `ConsentError`. The socket
     stays open and connected: the relay inherits it, so that the endpoint sees one source port.
     """
     keys = HandshakeKeys(private_key, peer_public_key, preshared_key or bytes(32))
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     cookie: bytes | None = None
+    refused = 0
     seen = "nothing came back"
     while (left := deadline - loop.time()) > 0:
         message, state = build_initiation(keys, time.time_ns())
         if cookie is not None:
             message = with_cookie(message, cookie)
         until = loop.time() + min(REKEY_TIMEOUT, left)
+        told = False
         try:
-            await loop.sock_sendall(sock, message)
+            await _send(loop, sock, message)
         except OSError as error:
             seen = f"sending failed: {error.strerror or error}"
         while (wait := until - loop.time()) > 0:
@@ -252,16 +262,47 @@ async def obtain(
             except OSError as error:
                 # An ICMP unreachable, reported on the connected socket. Nobody listens, for now.
                 seen = f"the last word was: {error.strerror or error}"
+                if _is_refusal(error) and not told:
+                    told = True
+                    refused += 1
+                    if refused == 2:
+                        raise _refusal(sock, peer_public_key) from None
+                    until = min(until, loop.time() + REFUSED_AGAIN)
                 await asyncio.sleep(min(0.2, max(wait, 0)))
                 continue
             if verify_response(state, answer):
                 return
             cookie = open_cookie(state, answer) or cookie
             seen = "what came back was no valid answer"
-    shown = base64.b64encode(peer_public_key).decode()
     host, port = sock.getpeername()[:2]
     raise ConsentError(
         f"no consent from {host}:{port} within {timeout:g} s: {seen}",
-        mend=f"check that a WireGuard server with public key {shown} listens there, "
-        "and that it knows this job's key as a peer",
+        mend=f"check that a WireGuard server with public key {_shown(peer_public_key)} listens "
+        "there, and that it knows this job's key as a peer",
+    )
+
+
+async def _send(loop: asyncio.AbstractEventLoop, sock: socket.socket, message: bytes) -> None:
+    """Send; an earlier datagram's refusal, which the kernel tells now, does not count as ours."""
+    try:
+        await loop.sock_sendall(sock, message)
+    except ConnectionRefusedError:
+        await loop.sock_sendall(sock, message)
+
+
+def _shown(key: bytes) -> str:
+    return base64.b64encode(key).decode()
+
+
+def _is_refusal(error: OSError) -> bool:
+    """Whether it is ICMP's "port unreachable"."""
+    return error.errno == errno.ECONNREFUSED
+
+
+def _refusal(sock: socket.socket, peer_public_key: bytes) -> ConsentError:
+    host, port = sock.getpeername()[:2]
+    return ConsentError(
+        f"no consent from {host}:{port}: its machine says, twice, that nothing listens there",
+        mend=f"start the WireGuard server with public key {_shown(peer_public_key)}, or correct "
+        "the Endpoint's port",
     )

@@ -3,6 +3,9 @@
 A line is on the disk before anyone is told of it, so what a user has seen is what an auditor will
 find, whatever died in between. The chain shows that no line was changed, taken out or put in; it
 can't show that lines were cut off the end, nor stop one who rewrites the whole file.
+
+Every line has the cell's id, the first one also its folder. Whoever is told of a line gets its very
+bytes too (`Event.line`), so that what `--json` prints can be hashed.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any
 
 from wgcell.errors import StateError
 
-__all__ = ["GENESIS", "EventLog", "broken_link"]
+__all__ = ["GENESIS", "Event", "EventLog", "broken_link", "first_bad"]
 
 GENESIS = "0" * 64
 """``prev`` of the first line."""
@@ -36,10 +39,19 @@ def _digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
-class EventLog:
-    """Appends to ``events.jsonl``; ``tell`` is called with each line once it is on the disk."""
+class Event(dict[str, Any]):
+    """One event's fields, and the line that they are on the disk, without its newline."""
 
-    def __init__(self, path: Path, tell: Callable[[dict[str, Any]], None]) -> None:
+    line: bytes = b""
+
+
+class EventLog:
+    """Appends to ``events.jsonl``; ``tell`` is called with each line once it is on the disk.
+
+    The file lies in the cell's folder, whose name is the cell's id.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[Event], None]) -> None:
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
@@ -75,14 +87,16 @@ class EventLog:
 
     def append(self, event: str, **fields: Any) -> None:
         """Write one event. Raises StateError when the disk is full or read-only."""
-        entry: dict[str, Any] = {
-            "seq": self._seq,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "event": event,
-            **fields,
-            "prev": self._prev,
-        }
-        line = json.dumps(entry, separators=(",", ":"), default=str).encode()
+        entry = Event(
+            seq=self._seq,
+            time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            cell=self._path.parent.name,
+            event=event,
+        )
+        if self._seq == 0:
+            entry["folder"] = str(self._path.parent)
+        entry |= {**fields, "prev": self._prev}
+        line = entry.line = json.dumps(entry, separators=(",", ":"), default=str).encode()
         try:
             whole = line + b"\n"
             if os.write(self._fd, whole) != len(whole):
@@ -104,18 +118,29 @@ class EventLog:
         os.close(self._fd)
 
 
-def broken_link(lines: Iterable[bytes]) -> int | None:
-    """The number of the first line (from 1) that the chain does not hold for; None if it holds."""
+def first_bad(lines: Iterable[bytes]) -> tuple[int, str] | None:
+    """The first line (its number, from 1) that the chain does not hold for, and why; else None."""
     prev = GENESIS
     for number, raw in enumerate(lines, start=1):
         line = raw.rstrip(b"\n")
         try:
             entry = json.loads(line)
-        except ValueError:
-            return number
-        if not isinstance(entry, dict) or entry.get("prev") != prev:
-            return number
+        except (ValueError, RecursionError):
+            return number, "it is no JSON, or was cut off"
+        if not isinstance(entry, dict):
+            return number, "it is no event"
+        if entry.get("prev") != prev:
+            return number, (
+                "its prev is not the SHA-256 of the line before: that one was changed, or lines "
+                "were taken out or put in between"
+            )
         if entry.get("seq") != number - 1:
-            return number
+            return number, f"its seq is not {number - 1}"
         prev = _digest(line)
     return None
+
+
+def broken_link(lines: Iterable[bytes]) -> int | None:
+    """The number of the first line (from 1) that the chain does not hold for; None if it holds."""
+    bad = first_bad(lines)
+    return None if bad is None else bad[0]

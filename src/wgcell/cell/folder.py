@@ -3,6 +3,9 @@
 ``$XDG_STATE_HOME/wgcell/cells/<name>-<6 hex>/``, mode 0700. The supervisor holds a lock on the file
 ``lock`` for as long as it lives: the kernel drops it whatever the supervisor dies of, so a cell
 with no lock and no ``result.json`` is a cell that died without ending.
+
+A state folder may be shared, and root looks into those of others. So a folder that is not named as
+a cell is none, no link is followed, no pipe is waited for, and what is read is bounded.
 """
 
 from __future__ import annotations
@@ -11,29 +14,62 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
+import re
 import secrets
 import shutil
-from collections.abc import Mapping
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from wgcell.errors import StateError
+from wgcell.home import home
 
-__all__ = ["CappedLog", "Folder", "all_cells", "check_writable", "create", "find", "state_folder"]
+__all__ = [
+    "CappedLog",
+    "Folder",
+    "all_cells",
+    "check_writable",
+    "create",
+    "find",
+    "state_folder",
+    "state_folders",
+]
 
 LOG_CAP = 16 * 1024 * 1024
 """Bytes kept of each log: what a guest prints must not fill the provider's disk."""
 
+_LARGEST_RECORD = 16 << 20
+_LONGEST_EVENT = 1 << 20
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}-[0-9a-f]{6}", re.ASCII)
+_MEND = "make the folder writable, or choose another with --state-dir"
+_MOST_LISTED = 20
+
 
 def state_folder(chosen: Path | None = None) -> Path:
-    """Where cells are kept: ``chosen``, WGCELL_STATE_DIR or the XDG state folder."""
+    """Where cells are kept: ``chosen``, WGCELL_STATE_DIR or the XDG state folder.
+
+    Raises HostError where there is neither, nor a home folder.
+    """
     if chosen is not None:
         return chosen.absolute()
     if named := os.environ.get("WGCELL_STATE_DIR"):
         return Path(named).absolute()
-    base = os.environ.get("XDG_STATE_HOME") or str(Path("~/.local/state").expanduser())
+    base = os.environ.get("XDG_STATE_HOME") or str(home() / ".local/state")
     return Path(base).absolute() / "wgcell" / "cells"
+
+
+def state_folders(chosen: Path | None = None) -> tuple[Path, ...]:
+    """Every folder that the user may ask about: for root, unless one is named, all users'."""
+    own = state_folder(chosen)
+    if chosen is not None or os.environ.get("WGCELL_STATE_DIR") or os.geteuid() != 0:
+        return (own,)
+    homes = dict.fromkeys(user.pw_dir for user in pwd.getpwall() if user.pw_dir.startswith("/"))
+    theirs = [Path(place, ".local/state/wgcell/cells") for place in homes]
+    return tuple(dict.fromkeys((own, *(place for place in theirs if place.is_dir()))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +84,87 @@ class Folder:
         return self.path.name
 
     @property
+    def name(self) -> str:
+        """The cell's name, which others may have too."""
+        return self.path.name.rpartition("-")[0]
+
+    @property
+    def user(self) -> str:
+        """Whose it is: the account's name, or its number."""
+        try:
+            uid = self.path.stat(follow_symlinks=False).st_uid
+        except OSError:
+            return "?"
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return str(uid)
+
+    @property
+    def started(self) -> float:
+        """When, in seconds since the epoch; 0 if it can't be told."""
+        return self._modified("lock")
+
+    @property
+    def ended(self) -> float | None:
+        """When it wrote its end, in seconds since the epoch."""
+        return self._modified("result.json") or None
+
+    def _modified(self, name: str) -> float:
+        try:
+            return (self.path / name).stat(follow_symlinks=False).st_mtime
+        except OSError:
+            return 0.0
+
+    @property
     def alive(self) -> bool:
         """Whether a supervisor holds this cell's lock."""
         try:
-            fd = os.open(self.path / "lock", os.O_RDONLY)
+            with self.open("lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
         except OSError:
             return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(fd)
         return False
 
     def hold(self) -> int:
-        """Take the lock for this process's life; the descriptor to keep open."""
-        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        """Take the lock for this process's life; the descriptor to keep open.
+
+        The file gets its name when it is locked: whoever sees it sees a cell that lives.
+        """
+        part = self.path / ".lock.part"
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(fd, str(os.getpid()).encode())
+        part.replace(self.path / "lock")
         return fd
 
     def supervisor(self) -> int | None:
-        """The pid of the supervisor, if the cell is alive."""
+        """The pid of the supervisor, if the cell is alive.
+
+        It is a process of the folder's owner: root must not be led to signal another.
+        """
         if not self.alive:
             return None
         try:
-            return int((self.path / "lock").read_text())
+            with self.open("lock") as lock:
+                pid = int(lock.read(20))
+                owner = os.fstat(lock.fileno()).st_uid
+            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
         except (OSError, ValueError):
             return None
+        line = next((line for line in status.splitlines() if line.startswith("Uid:")), "")
+        return pid if line.split()[1:2] == [str(owner)] and pid > 1 else None
+
+    def open(self, name: str) -> BinaryIO:
+        """A file of this folder, to be read. Raises OSError; no link, no pipe, no device."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(self.path / name, flags)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(22, "Not a plain file", str(self.path / name))
+        return os.fdopen(fd, "rb")
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all. Raises StateError."""
@@ -102,45 +190,73 @@ class Folder:
                 (self.path / name).unlink()
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of this folder; None if it is not there or not whole."""
+        """A JSON file of this folder; None if it is not there, not whole or larger than 16 MiB."""
         try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            with self.open(name) as file:
+                raw = file.read(_LARGEST_RECORD + 1)
+            content = json.loads(raw) if len(raw) <= _LARGEST_RECORD else None
+        except (OSError, ValueError, RecursionError):
             return None
         return content if isinstance(content, dict) else None
 
     def status(self) -> str:
-        """In a word: an outcome, a state, or ``died`` for a cell that never wrote its end."""
+        """In a word: an outcome, a state, ``frozen``, or ``died`` for a cell without an end."""
         if result := self.read("result.json"):
             return str(result.get("outcome", "?"))
         if not self.alive:
             return "died"
         state = "preparing"
-        with contextlib.suppress(OSError):
-            for line in (self.path / "events.jsonl").read_bytes().splitlines():
-                with contextlib.suppress(ValueError):
-                    entry = json.loads(line)
-                    if entry.get("event") == "state":
-                        state = str(entry.get("state"))
+        for entry in self.told("state", "frozen"):
+            state = "frozen" if entry["event"] == "frozen" else str(entry.get("state"))
         return state
+
+    def told(self, *events: str) -> Iterator[dict[str, Any]]:
+        """The cell's events of these kinds, in order; lines that are none are passed over."""
+        wanted = [f'"event":"{event}"'.encode() for event in events]
+        with contextlib.suppress(OSError), self.open("events.jsonl") as file:
+            while line := file.readline(_LONGEST_EVENT):
+                if any(words in line for words in wanted):
+                    with contextlib.suppress(ValueError, RecursionError):
+                        entry = json.loads(line)
+                        if isinstance(entry, dict) and entry.get("event") in events:
+                            yield entry
+
+    def size(self) -> int:
+        """Bytes on the disk, about."""
+        total = 0
+        for place, _, names in os.walk(self.path):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(f"{place}/{name}").st_blocks * 512
+        return total
 
     def remove(self) -> None:
         """Delete the folder. Raises StateError while the cell lives."""
         if self.alive:
             raise StateError(f"{self.id} is running", mend=f"wgcell stop {self.id}")
-        shutil.rmtree(self.path)
+        try:
+            shutil.rmtree(self.path)
+        except OSError as error:
+            raise StateError(
+                f"{error.filename or self.path}: {error.strerror}",
+                mend="delete it as the user whose cell it was",
+            ) from error
 
 
 def check_writable(cells: Path) -> None:
     """Make sure that cells can be kept in ``cells``. Raises StateError naming the mend."""
-    mend = "make the folder writable, or choose another with --state-dir"
     try:
         cells.mkdir(parents=True, exist_ok=True, mode=0o700)
-        probe = cells / f".probe-{os.getpid()}"
-        probe.write_bytes(b"wgcell")
-        probe.unlink()
+        # In a folder that is shared, a name that can be foreseen may be a link by now.
+        probe = cells / f".probe-{secrets.token_hex(8)}"
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(fd, b"wgcell")
+        finally:
+            os.close(fd)
+            probe.unlink()
     except OSError as error:
-        raise StateError(f"{error.filename or cells}: {error.strerror}", mend=mend) from error
+        raise StateError(f"{error.filename or cells}: {error.strerror}", mend=_MEND) from error
 
 
 def create(cells: Path, name: str) -> Folder:
@@ -154,36 +270,61 @@ def create(cells: Path, name: str) -> Folder:
                 continue
             return Folder(path)
     except OSError as error:
-        raise StateError(
-            f"{error.filename or cells}: {error.strerror}",
-            mend="make the folder writable, or choose another with --state-dir",
-        ) from error
+        raise StateError(f"{error.filename or cells}: {error.strerror}", mend=_MEND) from error
 
 
-def all_cells(cells: Path) -> list[Folder]:
+def all_cells(*folders: Path) -> list[Folder]:
     """Every cell's folder, oldest first."""
-    try:
-        found = [entry for entry in cells.iterdir() if (entry / "lock").exists()]
-    except OSError:
-        return []
-    return [Folder(entry) for entry in sorted(found, key=lambda entry: entry.stat().st_mtime)]
+    found: list[Folder] = []
+    for cells in folders:
+        with contextlib.suppress(OSError), os.scandir(cells) as entries:
+            found += [
+                Folder(cells / entry.name)
+                for entry in entries
+                if _ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+            ]
+    return sorted((cell for cell in found if cell.started), key=lambda cell: cell.started)
 
 
-def find(cells: Path, wanted: str) -> Folder:
-    """The newest cell whose id or name is ``wanted``, or whose id starts with it.
+def find(cells: Path | Sequence[Path], wanted: str) -> Folder:
+    """The one cell whose id or name is ``wanted``, or whose id starts with it.
 
-    Raises StateError if there is none.
+    Raises StateError if there is none, and if there are several, which it lists.
     """
-    every = all_cells(cells)
+    folders = (cells,) if isinstance(cells, Path) else tuple(cells)
+    every = all_cells(*folders)
     by_rank = (
         [cell for cell in every if cell.id == wanted],
-        [cell for cell in every if cell.id.rpartition("-")[0] == wanted],
+        [cell for cell in every if cell.name == wanted],
         [cell for cell in every if wanted and cell.id.startswith(wanted)],
     )
-    for rank in by_rank:
-        if rank:
-            return rank[-1]
-    raise StateError(f"there is no cell {wanted!r} in {cells}", mend="wgcell ps --all lists them")
+    rank = next((rank for rank in by_rank if rank), [])
+    if len(rank) == 1:
+        return rank[0]
+    if not rank:
+        raise StateError(
+            f"there is no cell {wanted!r} in {', '.join(map(str, folders))}",
+            mend="wgcell ps --all lists them",
+        )
+    now = time.time()
+    lines = [
+        f"{cell.id}  {cell.status()}, started {_ago(now - cell.started)} ago, in {cell.path.parent}"
+        for cell in rank[: -_MOST_LISTED - 1 : -1]
+    ]
+    if len(rank) > _MOST_LISTED:
+        lines.append(f"and {len(rank) - _MOST_LISTED} more")
+    listed = "\n  ".join(lines)
+    raise StateError(
+        f"{wanted!r} may be any of {len(rank)} cells; the newest first:\n  {listed}",
+        mend="name one of them by its id",
+    )
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 class CappedLog:

@@ -12,13 +12,14 @@ import os
 import re
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
 from wgcell.cell.schema import Fault, Invalid, validated
+from wgcell.display import one_line
 from wgcell.errors import JobError, PolicyError
 from wgcell.gateway.policy import Policy
 from wgcell.guest.walls import Wall
@@ -29,11 +30,15 @@ __all__ = [
     "Job",
     "JobOptions",
     "OnRogue",
+    "duration_text",
+    "environment",
     "job_from_options",
     "load_job",
     "parse_duration",
     "parse_rate",
     "parse_size",
+    "rate_text",
+    "size_text",
 ]
 
 _T = TypeVar("_T")
@@ -51,18 +56,22 @@ LONGEST_TIMEOUT = 365 * 86400.0
 DEFAULT_GRACE = 10.0
 LONGEST_GRACE = 600.0
 _LARGEST_FILE = 1 << 20
+LIMITS = ("cpus", "memory", "disk", "timeout", "rate", "quota")
+"""Fields of a `Job` that a provider may have a ceiling for."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
-_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?) ?([KMGT]i?B)", re.ASCII)
-_DURATION = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?", re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?) ?([KMGT](?:i?B)?)", re.ASCII | re.IGNORECASE)
+_NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,3})?)"
+_DURATION = re.compile("".join(f"(?:{_NUMBER}{unit})?" for unit in "dhms"), re.ASCII)
+_DAY, _HOUR, _MINUTE = 86400.0, 3600.0, 60.0
 _RATE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?([KMG])bit(?:/s)?", re.ASCII)
 SLOWEST_RATE, FASTEST_RATE = 64e3 / 8, 1e12 / 8
 SMALLEST_QUOTA = 1 << 20
 _UNITS = {
     prefix + suffix: base ** (power + 1)
     for power, prefix in enumerate("KMGT")
-    for suffix, base in (("iB", 1024), ("B", 1000))
+    for suffix, base in (("IB", 1024), ("", 1024), ("B", 1000))
 }
 
 
@@ -145,6 +154,8 @@ class Job:
     """Seconds from QEMU's start to a verified tunnel; None is wgcell's own."""
     guest_walls: frozenset[Wall] = frozenset(Wall)
     """None starts the workload as a compromised guest would run it: to test the host's walls."""
+    asked: frozenset[str] = field(default=frozenset(), compare=False)
+    """Which of `LIMITS` somebody asked for; the others are defaults, and may be lowered."""
 
     def public(self) -> dict[str, object]:
         """The job for ``job.json``: no keys, and of the environment only the names."""
@@ -214,9 +225,9 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Resources:
-    cpus: int = DEFAULT_CPUS
-    memory: str = DEFAULT_MEMORY
-    disk: str = DEFAULT_DISK
+    cpus: int | None = None
+    memory: str | None = None
+    disk: str | None = None
     rate: str | None = None
     quota: str | None = None
 
@@ -257,11 +268,41 @@ class _JobFile:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``"2GiB"``, ``"512MiB"``, ``"1.5GB"``. Raises ValueError."""
+    """Bytes of ``"2GiB"``, ``"2G"`` (the same, as in Docker), ``"1.5GB"``. Raises ValueError."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r}; allowed: a number and KiB, MiB, GiB or TiB, as 2GiB")
-    return int(float(match[1]) * _UNITS[match[2]])
+        raise ValueError(
+            f"{one_line(repr(text), 60)}; allowed: a number and KiB, MiB, GiB or TiB, as 2GiB or 2G"
+        )
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def size_text(size: int) -> str:
+    """Bytes as a job file has them: ``"1.5GiB"``; bytes where no unit fits in three decimals."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        count = size / _UNITS[unit.upper()]
+        if count >= 1 and round(count, 3) == count:
+            return f"{count:.3f}".rstrip("0").rstrip(".") + unit
+    return f"{size} bytes"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as a job file has them: ``"1h30m"``."""
+    whole = int(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    rest = seconds - whole + whole % 60
+    parts = [f"{n}{unit}" for n, unit in ((days, "d"), (hours, "h"), (minutes, "m")) if n]
+    return "".join([*parts, f"{rest:g}s"] if rest or not parts else parts)
+
+
+def rate_text(rate: float) -> str:
+    """Bytes a second as a job file has them: ``"10Mbit"``."""
+    bits = rate * 8
+    for unit, size in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        count = bits / size
+        if count >= 1 and round(count, 3) == count:
+            return f"{count:.3f}".rstrip("0").rstrip(".") + f"{unit}bit"
+    return f"{rate:g} bytes a second"
 
 
 def parse_rate(text: str) -> float:
@@ -275,22 +316,76 @@ def parse_rate(text: str) -> float:
 
 def parse_duration(value: str | int | float) -> float:
     """Seconds of ``"2h"``, ``"1h30m"``, ``"90s"``, or of a plain number. Raises ValueError."""
-    allowed = "allowed: seconds, or a duration such as 90s, 15m, 2h, 1h30m, up to 365d"
+    allowed = "allowed: seconds, or a duration such as 90s, 15m, 1.5h, 1h30m, up to 365d"
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
         plain = re.fullmatch(r"[0-9]{1,9}", value.strip(), re.ASCII)
         if plain:
             seconds = float(value)
         elif match is None or not any(match.groups()) or len(value) > 40:
-            raise ValueError(f"{value!r}; {allowed}")
+            raise ValueError(f"{one_line(repr(value), 60)}; {allowed}")
         else:
-            days, hours, minutes, rest = (int(part or 0) for part in match.groups())
-            seconds = float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
+            days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+            seconds = days * _DAY + hours * _HOUR + minutes * _MINUTE + rest
     else:
         seconds = float(value)
     if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_TIMEOUT):
         raise ValueError(f"{value!r}; {allowed}")
     return seconds
+
+
+def environment(
+    given: Iterable[str], files: Iterable[Path], caller: Mapping[str, str]
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """What ``--env`` and ``--env-file`` say, as Docker reads them, and the names not set here.
+
+    ``NAME=VALUE``, or ``NAME`` for the ``caller``'s value. A file has one a line, its values taken
+    as they stand; empty lines and those that begin with # do not count. Options win over files.
+    Raises JobError naming the file and the line.
+    """
+    found: dict[str, str] = {}
+    unset: dict[str, None] = {}
+    lines = [(f"{path}:{number}", text) for path in files for number, text in _env_lines(path)]
+    for place, text in (*lines, *(("command line: --env", text) for text in given)):
+        name, equals, value = text.partition("=")
+        if not _ENV_NAME.fullmatch(name):
+            raise JobError(
+                f"{place}: found the name {one_line(repr(name), 60)}; allowed: NAME=VALUE or NAME, "
+                "a name of letters, digits and _"
+            )
+        if equals or name in caller:
+            found[name] = value if equals else caller[name]
+            unset.pop(name, None)
+        else:
+            unset[name] = None
+    return tuple(found.items()), tuple(name for name in unset if name not in found)
+
+
+def _env_lines(path: Path) -> list[tuple[int, str]]:
+    raw = _read(path, "environment file")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise JobError(f"{path}:{line}: not UTF-8 text") from None
+    lines = enumerate((line.removesuffix("\r") for line in text.split("\n")), start=1)
+    return [(n, line.lstrip()) for n, line in lines if line.strip() and line.lstrip()[0] != "#"]
+
+
+def _read(path: Path, what: str) -> bytes:
+    """A file of at most 1 MiB. Raises JobError."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise JobError(
+            f"{path}: {error.strerror or error}", mend=f"name a {what} that you may read"
+        ) from None
+    except ValueError:  # a NUL in its name
+        raise JobError(f"{one_line(path)}: no file can be called that") from None
+    if len(raw) > _LARGEST_FILE:
+        raise JobError(f"{path}: larger than 1 MiB, which no {what} is")
+    return raw
 
 
 class _Reading:
@@ -300,20 +395,22 @@ class _Reading:
         self.source = source
 
     def fail(self, key: str, found: str, mend: str = "") -> NoReturn:
-        raise JobError(f"{self.source}: {key}: {found}", mend=mend)
+        # The key may be a stranger's, and "found" quotes one.
+        raise JobError(one_line(f"{self.source}: {key}: {found}"), mend=mend)
 
     def model(self, raw: Mapping[str, Any]) -> _JobFile:
         try:
             return validated(_JobFile, raw)
         except Invalid as invalid:
-            raise JobError("\n".join(map(self._line, invalid.faults))) from None
+            lines = [one_line(self._line(fault)) for fault in invalid.faults]
+            raise JobError("\n".join(lines)) from None
 
     def _line(self, fault: Fault) -> str:
         key = ".".join(map(str, fault.place))
         if fault.unknown:
             allowed = ", ".join(_keys_beside(fault.place))
-            return f"{self.source}: unknown key {key!r}; allowed here: {allowed}"
-        return f"{self.source}: {key}: found {fault.found[:80]}; {fault.reason}"
+            return f"{self.source}: unknown key {key[:80]!r}; allowed here: {allowed}"
+        return f"{self.source}: {key[:80]}: found {fault.found[:80]}; {fault.reason}"
 
     def name(self, text: str) -> str:
         if not _NAME.fullmatch(text):
@@ -352,7 +449,8 @@ class _Reading:
     def beside(self, key: str, text: str, folder: Path) -> Path:
         """A path of a job file: below the file's folder, whoever wrote it."""
         path = PurePosixPath(text)
-        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in text:
+        outside = path.is_absolute() or ".." in path.parts or text.startswith("~")
+        if not path.parts or outside or "\0" in text:
             self.fail(
                 key,
                 f"found {text[:120]!r}; allowed: a path below the job file's own folder",
@@ -371,9 +469,9 @@ class _Reading:
         except ValueError as error:
             self.fail(key, f"found {error}")
         if size < low:
-            self.fail(key, f"found {text!r}; allowed: at least {low // 2**20}MiB")
+            self.fail(key, f"found {text!r}; allowed: at least {size_text(low)}")
         if size > high:
-            self.fail(key, f"found {text!r}; this machine has {high // 2**20}MiB")
+            self.fail(key, f"found {text!r}; this machine has {high // 2**20}MiB", "ask for less")
         return size
 
 
@@ -396,14 +494,9 @@ def load_job(
     ``limits`` are this machine's unless given. Raises `JobError`, naming the file, the line (of a
     syntax error) or the key, what was found and what is allowed.
     """
+    raw = _read(path, "job file")
     try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_FILE + 1)
-        if len(raw) > _LARGEST_FILE:
-            raise JobError(f"{path}: larger than 1 MiB, which no job file is")
-        parsed = tomllib.loads(raw.decode("utf-8"))
-    except OSError as error:
-        raise JobError(f"{path}: {error.strerror or error}") from None
+        parsed = tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise JobError(f"{path}: line {line}: not UTF-8 text") from None
@@ -447,11 +540,11 @@ def _build(
     host = limits or HostLimits.of_this_host(folder)
     anchor = Path.cwd()
     vpn, gateway = _tunnel(reading, file, folder, chosen, anchor)
-    cpus = _first(chosen.cpus, default=file.resources.cpus)
+    cpus = _first(chosen.cpus, file.resources.cpus, default=DEFAULT_CPUS)
     if not 1 <= cpus <= host.cpus:
         reading.fail("resources.cpus", f"found {cpus}; allowed: 1-{host.cpus}, this machine's")
-    memory = _first(chosen.memory, default=file.resources.memory)
-    disk = _first(chosen.disk, default=file.resources.disk)
+    memory = _first(chosen.memory, file.resources.memory, default=DEFAULT_MEMORY)
+    disk = _first(chosen.disk, file.resources.disk, default=DEFAULT_DISK)
     inputs = [reading.beside("inputs", text, folder) for text in file.inputs]
     inputs += [anchor / path for path in chosen.inputs]
     _one_name_each(reading, inputs)
@@ -480,6 +573,13 @@ def _build(
         tunnel_timeout=_timeout(reading, "policy.tunnel_timeout", policy.tunnel_timeout),
         verify_timeout=_timeout(reading, "policy.verify_timeout", policy.verify_timeout),
         guest_walls=GUEST_WALLS[reading.choice("policy.guest_walls", walls, tuple(GUEST_WALLS))],
+        asked=frozenset(
+            limit
+            for limit in LIMITS
+            if any(
+                getattr(place, limit, None) is not None for place in (chosen, file, file.resources)
+            )
+        ),
     )
 
 

@@ -23,15 +23,26 @@ from __future__ import annotations
 import ipaddress
 import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from wgcell.cell.endpoint import parse_networks
-from wgcell.cell.job import Job, parse_duration, parse_rate, parse_size
-from wgcell.cell.schema import Invalid, validated
+from wgcell.cell.job import (
+    Job,
+    duration_text,
+    parse_duration,
+    parse_rate,
+    parse_size,
+    rate_text,
+    size_text,
+)
+from wgcell.cell.schema import Fault, Invalid, validated
+from wgcell.display import one_line
 from wgcell.errors import EndpointError, JobError
+from wgcell.home import home
 
 __all__ = [
     "Ceilings",
@@ -109,7 +120,7 @@ def config_path(environment: Mapping[str, str] | None = None) -> Path:
     """Where the provider's configuration is, whether or not it exists."""
     variables = os.environ if environment is None else environment
     base = variables.get("XDG_CONFIG_HOME", "")
-    root = Path(base) if base.startswith("/") else Path.home() / ".config"
+    root = Path(base) if base.startswith("/") else home() / ".config"
     return root / "wgcell" / "config.toml"
 
 
@@ -127,12 +138,9 @@ def load_provider(path: Path | None = None) -> Provider:
     except OSError as error:
         raise JobError(f"{place}: {error.strerror or error}") from None
     try:
-        file = validated(_File, tomllib.loads(raw.decode("utf-8")))
+        file = validated(_File, tomllib.loads(raw.decode("utf-8-sig")))
     except Invalid as invalid:
-        lines = [
-            f"{place}: {'.'.join(map(str, fault.place))}: {fault.reason}"
-            for fault in invalid.faults
-        ]
+        lines = [one_line(f"{place}: {_words(fault)}") for fault in invalid.faults]
         raise JobError("\n".join(lines)) from None
     except (ValueError, RecursionError) as error:
         raise JobError(f"{place}: not TOML: {error}") from None
@@ -146,6 +154,15 @@ def load_provider(path: Path | None = None) -> Provider:
         resolver=tuple(file.resolver),
         ceilings=_ceilings(file.ceilings, place),
     )
+
+
+def _words(fault: Fault) -> str:
+    key = ".".join(map(str, fault.place))
+    if not fault.unknown:
+        return f"{key}: found {fault.found[:80]}; {fault.reason}"
+    known = _Ceilings if fault.place[:1] == ("ceilings",) and len(fault.place) > 1 else _File
+    allowed = ", ".join(sorted(column.name for column in fields(known)))
+    return f"unknown key {key!r}; allowed here: {allowed}"
 
 
 def _networks(texts: list[str], place: Path) -> tuple[Network, ...]:
@@ -165,43 +182,55 @@ def _gateway_engine(text: str, place: Path) -> GatewayEngine:
         ) from None
 
 
+_PARSERS: Mapping[str, Callable[[Any], Any]] = {
+    "memory": parse_size,
+    "disk": parse_size,
+    "timeout": parse_duration,
+    "rate": parse_rate,
+    "quota": parse_size,
+}
+_IN_WORDS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "cpus": ("resources.cpus", str),
+    "memory": ("resources.memory", size_text),
+    "disk": ("resources.disk", size_text),
+    "timeout": ("timeout", duration_text),
+    "rate": ("resources.rate", rate_text),
+    "quota": ("resources.quota", size_text),
+}
+"""Of each limit: its key in a job file, and a value as that file has it."""
+
+
 def _ceilings(file: _Ceilings, place: Path) -> Ceilings:
     if file.cpus is not None and file.cpus < 1:
         raise JobError(f"{place}: ceilings.cpus: found {file.cpus}; allowed: 1 and more")
-    try:
-        return Ceilings(
-            cpus=file.cpus,
-            memory=None if file.memory is None else parse_size(file.memory),
-            disk=None if file.disk is None else parse_size(file.disk),
-            timeout=None if file.timeout is None else parse_duration(file.timeout),
-            rate=None if file.rate is None else parse_rate(file.rate),
-            quota=None if file.quota is None else parse_size(file.quota),
-        )
-    except ValueError as error:
-        raise JobError(f"{place}: ceilings: found {error}") from None
+    parsed: dict[str, Any] = {"cpus": file.cpus}
+    for key, parse in _PARSERS.items():
+        value = getattr(file, key)
+        try:
+            parsed[key] = None if value is None else parse(value)
+        except ValueError as error:
+            raise JobError(one_line(f"{place}: ceilings.{key}: found {error}")) from None
+    return Ceilings(**parsed)
 
 
-def apply_ceilings(job: Job, provider: Provider) -> None:
-    """Raise `JobError` if ``job`` asks for more than the provider gives.
+def apply_ceilings(job: Job, provider: Provider) -> Job:
+    """``job`` within what the provider gives.
 
-    A job without a timeout, rate or quota is refused where there is a ceiling for it: it must say.
+    A default that nobody asked for is lowered to the ceiling, and no limit becomes the ceiling.
+    Raises `JobError` if the job asks for more.
     """
-    ceilings = provider.ceilings
-    asked: tuple[tuple[str, float, float | None, str], ...] = (
-        ("resources.cpus", job.cpus, ceilings.cpus, ""),
-        ("resources.memory", job.memory, ceilings.memory, " bytes"),
-        ("resources.disk", job.disk, ceilings.disk, " bytes"),
-        ("timeout", job.timeout or float("inf"), ceilings.timeout, " s"),
-        ("resources.rate", job.rate or float("inf"), ceilings.rate, " bytes a second"),
-        ("resources.quota", job.quota or float("inf"), ceilings.quota, " bytes"),
-    )
-    for key, value, ceiling, unit in asked:
-        if ceiling is not None and value > ceiling:
-            found = "none" if value == float("inf") else f"{value:g}{unit}"
+    lowered: dict[str, Any] = {}
+    for limit, (key, text) in _IN_WORDS.items():
+        value, ceiling = getattr(job, limit), getattr(provider.ceilings, limit)
+        if ceiling is None or (value is not None and value <= ceiling):
+            continue
+        if limit in job.asked:
             raise JobError(
-                f"job {job.name}: {key}: found {found}; "
-                f"this provider allows at most {ceiling:g}{unit}"
+                f"job {job.name}: {key}: found {text(value)}; "
+                f"this provider allows at most {text(ceiling)}",
+                mend=f"ask for {text(ceiling)} or less (the provider's ceilings.{limit})",
             )
+        lowered[limit] = ceiling
     if job.gateway is not None and job.gateway.learn and not provider.allow_learn:
         raise JobError(
             f"job {job.name}: --learn: this provider does not allow it",
@@ -212,3 +241,4 @@ def apply_ceilings(job: Job, provider: Provider) -> None:
             f"job {job.name}: gateway: this provider does not allow the embedded gateway",
             mend="give the job a [vpn] config of its own",
         )
+    return replace(job, **lowered) if lowered else job

@@ -37,7 +37,7 @@ from typing import Any
 
 from wgcell.cell import archive, consent, endpoint
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
-from wgcell.cell.events import EventLog
+from wgcell.cell.events import Event, EventLog
 from wgcell.cell.folder import CappedLog, Folder
 from wgcell.cell.inputs import pack
 from wgcell.cell.job import GatewayAsked, Job, OnRogue
@@ -179,7 +179,7 @@ class Supervisor:
         job: Job,
         around: Surroundings,
         *,
-        tell: Callable[[dict[str, Any]], None],
+        tell: Callable[[Event], None],
         stdout: Sink,
         stderr: Sink,
         spawn_relay: Callable[..., Coroutine[Any, Any, RelayProcess]] = RelayProcess.spawn,

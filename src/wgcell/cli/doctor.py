@@ -15,7 +15,12 @@ from typing import Annotated
 import typer
 
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
-from wgcell.cli.terminal import console
+from wgcell.cell.folder import all_cells, state_folders
+from wgcell.cell.provider import config_path, load_provider
+from wgcell.cli import emulation
+from wgcell.cli.cells import frozen_hint
+from wgcell.cli.terminal import out
+from wgcell.display import one_line
 from wgcell.errors import LaunchError, WgcellError
 from wgcell.gateway.keys import generate_private_key
 from wgcell.image import store
@@ -72,9 +77,10 @@ def _kvm() -> Finding:
         chosen, reason = choose(find_qemu(), image.kernel, store.cache_folder().parent)
     except WgcellError as error:
         return Finding("KVM", False, f"not probed: {error.message}", needed=False)
-    mend = "cells run emulated: slower, and no security boundary in QEMU's own terms"
-    good = chosen is Accelerator.KVM
-    return Finding("KVM", good, "boots a guest" if good else reason, mend, needed=False)
+    if chosen is Accelerator.KVM:
+        return Finding("KVM", True, "boots a guest")
+    found = f"{reason}: {emulation.MEANING}"
+    return Finding("KVM", False, found, emulation.remedy(reason), needed=False)
 
 
 def _namespaces_mend() -> str:
@@ -164,6 +170,29 @@ async def _started_and_ended() -> None:
     await gateway.quit()
 
 
+def _configuration() -> Finding:
+    """The provider's file: a limit that is not understood would stop every cell."""
+    what = "configuration"
+    try:
+        place = config_path()
+        load_provider(place)
+    except WgcellError as error:
+        mend = error.mend or "correct the file, or take it away: every cell is refused until then"
+        return Finding(what, False, error.message, mend)
+    return Finding(what, True, str(place) if place.exists() else f"the defaults: no {place}")
+
+
+def _frozen() -> Finding:
+    what = "frozen machines"
+    try:
+        waiting = [cell for cell in all_cells(*state_folders()) if cell.status() == "frozen"]
+    except WgcellError as error:
+        return Finding(what, False, error.message, error.mend)
+    found = ", ".join(cell.id for cell in waiting) or "none"
+    mend = "\n".join(map(frozen_hint, waiting))
+    return Finding(what, not waiting, found, mend, needed=False)
+
+
 LOOKS: tuple[Callable[[], Finding], ...] = (
     _program("qemu-system-x86_64", "qemu-system-x86"),
     _program("mke2fs", "e2fsprogs"),
@@ -176,12 +205,22 @@ LOOKS: tuple[Callable[[], Finding], ...] = (
     _jail,
     _gateway,
     _cgroup,
+    _configuration,
+    _frozen,
 )
 
 
 def examine() -> list[Finding]:
-    """Look at everything once."""
-    return [look() for look in LOOKS]
+    """Look at everything once. A look that fails is a finding too."""
+    return [_looked(look) for look in LOOKS]
+
+
+def _looked(look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except (WgcellError, OSError) as error:
+        what = look.__name__.strip("_")
+        return Finding(what, False, f"can't be looked at: {error}", needed=False)
 
 
 def doctor(
@@ -189,7 +228,7 @@ def doctor(
         bool, typer.Option("--print-mends", help="Only the commands that mend, one a line.")
     ] = False,
 ) -> None:
-    """Say what is missing on this machine, and the command that mends it.
+    """Say what is missing on this machine, and the command that mends it, on standard output.
 
     Exits 0 when a cell can run here, 1 when something needed is missing.
     """
@@ -197,14 +236,13 @@ def doctor(
     if install:
         for finding in findings:
             if not finding.good and finding.needed:
-                print(finding.mend)
+                out(one_line(finding.mend))
     else:
         for finding in findings:
-            mark = "[green]ok[/]     " if finding.good else "[yellow]note[/]   "
-            if not finding.good and finding.needed:
-                mark = "[red]missing[/]"
-            console.print(f"{mark} {finding.what:<20} {finding.found}", markup=True)
+            mark = "ok" if finding.good else "missing" if finding.needed else "note"
+            out(f"{mark:<7} {finding.what:<20} {one_line(finding.found)}")
             if not finding.good and finding.mend:
-                console.print(f"        {'':<20} {finding.mend}")
+                for line in finding.mend.splitlines():
+                    out(f"{'':<28} {one_line(line)}")
     if any(not finding.good and finding.needed for finding in findings):
         raise typer.Exit(1)

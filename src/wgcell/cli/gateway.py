@@ -231,7 +231,7 @@ def peer_add(
 
     A gateway's file that is not there is made.
     """
-    conf = file.with_name(f"{name}.conf")
+    conf = file.parent / f"{name}.conf"
     if not file.exists():
         write_secret(file, new_gateway(engine.value), fresh=True)
         console.print(f"made {escape(str(file))}: nothing is allowed yet")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import re
+import signal
 import time
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from wgcell.cli.terminal import console
+from wgcell.cli import completion
+from wgcell.cli.terminal import console, out
+from wgcell.display import one_line
+from wgcell.errors import ImageError
 from wgcell.guest import scripts
 from wgcell.image import build as builder
 from wgcell.image import store
@@ -28,28 +34,67 @@ def build_with_progress(name: str) -> store.Image:
             elapsed = time.monotonic() - started
             console.print(f"[dim]wgcell: {elapsed:5.1f} s[/] {words}")
 
-        return builder.build(name, progress, scripts())
+        with _ending_in_order():
+            return builder.build(valid_name(name), progress, scripts())
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP are as Ctrl-C, once: what was begun is taken away."""
+
+    def end(number: int, frame: object) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def valid_name(name: str) -> str:
+    """``name``, if it can be an image's: it becomes a folder's. Raises ImageError."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise ImageError(
+            f"an image can't be called {name[:60]!r}", mend="allowed: 1-64 of a-z, 0-9 and . _ -"
+        )
+    return name
+
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 
 @app.command()
-def build(name: Annotated[str, typer.Argument()] = "debian") -> None:
+def build(
+    name: Annotated[str, typer.Argument(autocompletion=completion.images)] = "debian",
+) -> None:
     """Build an image from Debian packages; nothing is done if nothing has changed."""
     made = build_with_progress(name)
-    print(made.folder)
+    out(str(made.folder))
 
 
 @app.command("ls")
 def ls() -> None:
     """List the images on this machine."""
-    print(f"{'IMAGE':<20} {'KERNEL':<28} {'SIZE':>9}")
+    out(f"{'IMAGE':<20} {'KERNEL':<28} {'SIZE':>9}")
     for image in store.list_images():
-        size = sum(file.stat().st_size for file in (image.kernel, image.initramfs, image.rootfs))
-        kernel = str(image.manifest.get("kernel_version", "?"))
-        print(f"{image.name:<20} {kernel:<28} {size / 2**20:>6.0f} MiB")
+        files = (image.kernel, image.initramfs, image.rootfs)
+        size = sum(file.stat().st_size for file in files if file.exists())
+        kernel = one_line(image.manifest.get("kernel_version", "?"), 28)
+        out(f"{one_line(image.name):<20} {kernel:<28} {size / 2**20:>6.0f} MiB")
 
 
 @app.command()
-def rm(name: Annotated[str, typer.Argument()]) -> None:
+def rm(name: Annotated[str, typer.Argument(autocompletion=completion.images)]) -> None:
     """Remove an image."""
-    store.remove(name)
-    print(name, file=sys.stdout)
+    store.remove(valid_name(name))
+    out(name)

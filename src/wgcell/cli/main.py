@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
+import wgcell as package
 from wgcell.cell.states import EXIT_CODES, Outcome
-from wgcell.cli.terminal import console
-from wgcell.errors import WgcellError
+from wgcell.cli import stdio
+from wgcell.cli.terminal import complain
+from wgcell.errors import HostError, WgcellError
 
 VERBS: Mapping[str, str] = MappingProxyType(
     {
         "run": "run",
-        **dict.fromkeys(("ps", "logs", "events", "inspect", "stop", "rm"), "cells"),
+        **dict.fromkeys(("ps", "logs", "events", "inspect", "stop", "rm", "prune"), "cells"),
         "doctor": "doctor",
         "prove": "prove",
         "image": "image",
@@ -30,20 +31,32 @@ VERBS: Mapping[str, str] = MappingProxyType(
 )
 """Each verb and its module; only the wanted one's is loaded, for a cell's start counts."""
 
+FAILED = EXIT_CODES[Outcome.ERROR]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"wgcell {package.__version__}")
+        raise typer.Exit
+
 
 def _app(wanted: str) -> typer.Typer:
     """Every verb, or only the wanted one."""
     app = typer.Typer(
         name="wgcell",
         epilog="Try: wgcell run --allow api.example.com:443 -- python3 agent.py",
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
     @app.callback()
-    def wgcell() -> None:
+    def wgcell(
+        version: Annotated[
+            bool,
+            typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+        ] = False,
+    ) -> None:
         """Run code you don't trust in a VM whose only way out is one WireGuard tunnel."""
 
     for verb, module in VERBS.items():
@@ -65,39 +78,112 @@ def program() -> None:
     gc.disable()  # until all is loaded, which stays: looking through it again and again takes 10 ms
     code: object = 1
     try:
+        stdio.whole()
         main()
     except SystemExit as end:
         code = end.code
     # The interpreter taken apart module by module costs 35 ms, and every file is closed by now.
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    # It would also end with 120 if standard output fails, and 120 means a rogue frame.
     os._exit(code if isinstance(code, int) else 0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point. What stands behind ``--`` is the workload's command, untouched."""
+    """The entry point. What stands behind ``--`` is the workload's command, untouched.
+
+    Raises SystemExit, and nothing else.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     command: list[str] | None = None
     if "--" in words:
         split = words.index("--")
         words, command = words[:split], words[split + 1 :]
-    failed = EXIT_CODES[Outcome.ERROR]
+    code = _exit_code_of(words, command)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except (OSError, ValueError) as error:
+        if not code:
+            _explain(error, words)
+            code = FAILED
+    sys.exit(code)
+
+
+def _exit_code_of(words: list[str], command: list[str] | None) -> int:
+    """What became of it. Every error ends here, as words on standard error and a number."""
     try:
         app = _app(words[0] if words else "")
         gc.freeze()
         gc.enable()
-        code = app(args=words, obj=command, standalone_mode=False)
+        code = app(
+            args=words or ["--help"], prog_name="wgcell", obj=command, standalone_mode=False
+        )
+        return code if isinstance(code, int) else 0
     except WgcellError as error:
-        console.print(f"[red]wgcell:[/] {escape(str(error))}")
-        code = failed
+        complain(error)
     except _UsageError as error:
-        console.print(f"[red]wgcell:[/] {escape(error.format_message())}")
-        console.print("  wgcell --help lists the verbs, wgcell VERB --help their options")
-        code = failed
+        if type(error).__name__ == "NoArgsIsHelpError":  # "wgcell image": its help is the answer
+            print(error.message)
+            return 0
+        complain(error.format_message(), *_usage(words, error))
     except (typer.Abort, KeyboardInterrupt):
-        code = EXIT_CODES[Outcome.CANCELLED]
+        return EXIT_CODES[Outcome.CANCELLED]
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read us has gone: nothing to say, nobody to say it to
-        code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+        return 0  # whoever read us has gone: nothing to say, nobody to say it to
+    except Exception as error:
+        _explain(error, words)
+    return FAILED
+
+
+def _explain(error: Exception, words: Sequence[str]) -> None:
+    """What is no `WgcellError`: the machine's doing, if it can be told, else a fault of ours."""
+    if isinstance(error, OSError):
+        if error.filename is not None:
+            lost = "what was to be printed is lost, in part or whole"
+            mend = lost if error.filename == stdio.STDOUT else ""
+            complain(HostError(f"{_named(error.filename)}: {error.strerror}", mend=mend))
+            return
+        if isinstance(error, FileNotFoundError) and not _has_working_folder():
+            mend = "cd to a folder that is there"
+            complain(HostError("the working folder is not there any more", mend=mend))
+            return
+    from wgcell.cli import faults
+
+    faults.report(error, words)
+
+
+def _named(filename: object) -> str:
+    return os.fsdecode(filename) if isinstance(filename, bytes) else str(filename)
+
+
+def _has_working_folder() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        return False
+    return True
+
+
+def _usage(words: Sequence[str], error: Any) -> list[str]:
+    """What to do about a command line that is not understood."""
+    if words and words[0] == "run" and (typed := _command_without_dashes(words[1:], error)):
+        job, *rest = typed
+        if job.endswith(".toml"):
+            return [f"a job file's own command is replaced behind two dashes: {job} -- …"]
+        return [f"a command stands behind two dashes: wgcell run -- {shlex.join([job, *rest])}"]
+    return ["wgcell --help lists the verbs, wgcell VERB --help their options"]
+
+
+def _command_without_dashes(words: Sequence[str], error: Any) -> list[str]:
+    """The words from the first that is neither an option nor an option's value."""
+    command = error.ctx.command if error.ctx is not None else None
+    flags = {
+        name
+        for parameter in getattr(command, "params", ())
+        if getattr(parameter, "is_flag", False)
+        for name in parameter.opts
+    } | {"-h", "--help"}
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        at += 1 if "=" in words[at] or words[at] in flags else 2
+    return list(words[at:])

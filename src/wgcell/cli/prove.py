@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +21,9 @@ from rich.table import Table
 
 from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cli.image import build_with_progress
-from wgcell.cli.terminal import console
+from wgcell.cli.terminal import clean, console
 from wgcell.errors import InputError, StateError
+from wgcell.home import expanded
 from wgcell.image import store
 from wgcell.prove import cells, frames, ground, report, run
 from wgcell.prove.verdict import Result, Status
@@ -30,6 +33,8 @@ __all__ = ["prove"]
 MOST_BOOTS = 400
 _CLEAN_UP = 5
 """Seconds that Ctrl-C leaves for it."""
+_LINE_EVERY = 10.0
+"""Seconds between two lines of progress where there is no terminal for a bar."""
 _COLOUR = {
     Status.HELD: "green",
     Status.LEAKED: "bold red",
@@ -101,11 +106,13 @@ def prove(
         times=times,
         storm=storm,
         machines=_machines(every=long) if with_machines else None,
+        command=shlex.join(["wgcell", *sys.argv[1:]]),
     )
     relays = len(run.plan(asked)) + MOST_BOOTS
+    junit, html = junit and expanded(junit), html and expanded(html)
     for path in (junit, html):
-        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-            raise StateError(f"{path}: can't be written", mend="choose another file")
+        if path is not None:
+            _check_writable(path)
     # What the endpoint's library logs of junk that reaches it is the battery's own doing.
     logging.getLogger().addHandler(logging.NullHandler())
     # Before any thread is started: a process of many can't enter a user namespace.
@@ -156,10 +163,27 @@ def _conduct(asked: run.Asked, where: ground.Ground, *, quiet: bool) -> report.R
     ) as bar:
         task = bar.add_task("preparing", total=None)
 
+        lines = _Lines(console.is_terminal or quiet)
+
         def told(what: str, done: int, total: int) -> None:
             bar.update(task, description=f"{what[:44]:<44}", completed=done, total=total)
+            lines.told(what, done, total)
 
         return asyncio.run(run.conduct(asked, where, told))
+
+
+class _Lines:
+    """Progress without a terminal: a line at the beginning, every few seconds, and at the end."""
+
+    def __init__(self, silent: bool) -> None:
+        self._silent = silent
+        self._last = -_LINE_EVERY
+
+    def told(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self._silent and (now - self._last >= _LINE_EVERY or done == total):
+            self._last = now
+            console.print(f"[dim]wgcell:[/] {done} of {total} played: {clean(what)}")
 
 
 def _show(done: report.Run, everything: bool) -> None:
@@ -182,7 +206,10 @@ def _show(done: report.Run, everything: bool) -> None:
     out.print()
     for sentence in done.not_shown:
         out.print(f"[dim]· {escape(sentence)}[/]")
-    out.print(f"[dim]the oracle: {escape(done.sees)}[/]")
+    for sentence in (done.played, f"The oracle: {done.sees}.", done.controls_in_words):
+        out.print(f"[dim]{escape(sentence)}[/]")
+    if done.bound_in_words:
+        out.print(f"[dim]{escape(done.bound_in_words)}[/]")
     colour = "green" if done.passed else "red"
     counts = ", ".join(f"{done.counts[s]} {s.value}" for s in Status if done.counts[s])
     out.print(f"[{colour}]{done.headline}[/]; {counts}; {done.seconds:.0f} s")
@@ -200,9 +227,18 @@ def _cases(results: Sequence[Result]) -> Table:
     return table
 
 
+def _check_writable(path: Path) -> None:
+    """Before nine minutes of playing. Raises StateError."""
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}", mend="choose another file") from error
+
+
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise StateError(f"{path}: {error.strerror}", mend="choose another file") from error
-    print(f"written: {path}", file=sys.stderr)
+    console.print(f"written: {clean(path)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,18 +10,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from wgcell.cell import endpoint
+from wgcell.cell.events import Event
 from wgcell.cell.folder import check_writable, create, state_folder
 from wgcell.cell.inputs import check as check_inputs
-from wgcell.cell.job import HostLimits, Job, JobOptions, job_from_options, load_job
+from wgcell.cell.job import (
+    DEFAULT_CPUS,
+    DEFAULT_DISK,
+    DEFAULT_GRACE,
+    DEFAULT_IMAGE,
+    DEFAULT_MEMORY,
+    HostLimits,
+    Job,
+    JobOptions,
+    environment,
+    job_from_options,
+    load_job,
+)
 from wgcell.cell.provider import Provider, apply_ceilings, load_provider
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
+from wgcell.cli import completion, emulation
 from wgcell.cli.image import build_with_progress
-from wgcell.cli.terminal import Narrator, console, sink, warn
-from wgcell.errors import HostError, JobError
+from wgcell.cli.lines import JsonLines
+from wgcell.cli.terminal import (
+    Narrator,
+    Words,
+    clean,
+    console,
+    raw_sink,
+    restore,
+    sink,
+    warn,
+)
+from wgcell.errors import HostError, JobError, StateError
 from wgcell.guest import scripts
+from wgcell.home import expanded
 from wgcell.image import store
 from wgcell.image.build import is_current
 from wgcell.machine.accelerator import choose
@@ -49,7 +72,7 @@ def _job(file: Path | None, options: JobOptions, state: Path) -> Job:
     if not file.exists() and not options.command and file.suffix != ".toml":
         raise JobError(
             f"{file}: there is no such job file",
-            mend=f"a command stands behind two dashes: wgcell run -- {file} …",
+            mend=f"a command stands behind two dashes: wgcell run -- {file}",
         )
     return load_job(file, limits, options)
 
@@ -58,7 +81,7 @@ def _with_gateway(job: Job, learn: bool, provider: Provider) -> Job:
     """The job with what no job file may say of the embedded gateway. Raises JobError."""
     if job.gateway is None:
         if learn:
-            raise JobError("command line: --learn is the embedded gateway's; this job has a vpn")
+            raise JobError("command line: --learn is for a cell's own gateway; this job has a vpn")
         return job
     return replace(job, gateway=replace(job.gateway, learn=learn, resolver=provider.resolver))
 
@@ -88,17 +111,26 @@ def _image(name: str, loading: Future[store.Image]) -> store.Image:
     return image
 
 
-def _show_what_opens(job: Job, vpn: VpnConfig | None, address: str, port: int) -> None:
+def _opens(job: Job, vpn: VpnConfig | None, address: str, port: int) -> str:
+    """What the cell can reach, for rich."""
     if vpn is not None:
-        console.print(f"[dim]wgcell:[/] opens the tunnel to {escape(address)}:{port}")
-        return
+        return f"its only way out is the tunnel to {clean(address)}:{port}"
     asked = job.gateway
     rules = [f"allow {rule}" for rule in asked.allow] if asked else []
     rules += [f"{inside} is {outside}" for inside, outside in asked.services] if asked else []
     if asked and asked.learn:
         rules.append("everything public, to learn")
-    words = ", ".join(rules) or "nothing: no --allow, no service"
-    console.print(f"[dim]wgcell:[/] opens by the embedded gateway: {escape(words)}")
+    return f"it may reach: {clean(', '.join(rules) or 'nothing (no --allow, no --service)')}"
+
+
+def _opened(path: Path) -> int:
+    """A file for the events, made anew. Raises StateError."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(
+            f"--json-file: {path}: {error.strerror}", mend="choose another file"
+        ) from error
 
 
 def run(
@@ -110,7 +142,7 @@ def run(
     ] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="What the embedded gateway lets through."),
+        typer.Option(metavar="HOST:PORT", help="What the cell may reach, by its own gateway."),
     ] = None,
     service: Annotated[
         list[str] | None,
@@ -123,10 +155,22 @@ def run(
         bool,
         typer.Option("--learn", help="Let all that is public through; print what was needed."),
     ] = False,
-    image: Annotated[str | None, typer.Option(help="The guest's image.")] = None,
-    cpus: Annotated[int | None, typer.Option(help="Virtual CPUs.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory, as 2GiB.")] = None,
-    disk: Annotated[str | None, typer.Option(help="Scratch disk, as 4GiB.")] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The guest's image. [default: {DEFAULT_IMAGE}]",
+            autocompletion=completion.images,
+        ),
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option(help=f"Virtual CPUs. [default: {DEFAULT_CPUS}]")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help=f"Memory, as 2GiB or 2G. [default: {DEFAULT_MEMORY}]")
+    ] = None,
+    disk: Annotated[
+        str | None, typer.Option(help=f"Scratch disk, as 4GiB. [default: {DEFAULT_DISK}]")
+    ] = None,
     input_: Annotated[
         list[Path] | None,
         typer.Option("--input", help="A file or folder to appear in /work."),
@@ -136,34 +180,66 @@ def run(
         typer.Option("--output", help="A path below /work to bring home."),
     ] = None,
     env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the workload.")
+        list[str] | None,
+        typer.Option(
+            "-e",
+            "--env",
+            metavar="NAME[=VALUE]",
+            help="For the workload; without a value, the one that NAME has here.",
+        ),
     ] = None,
-    timeout: Annotated[str | None, typer.Option(help="Longest run, as 90s or 2h.")] = None,
+    env_file: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A file of such lines; # begins a comment."),
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="Longest run, as 90s or 1.5h. [default: no limit]")
+    ] = None,
     grace: Annotated[
         str | None,
-        typer.Option(help="From SIGTERM to SIGKILL, when the workload must end. [default: 10s]"),
+        typer.Option(
+            help="From SIGTERM to SIGKILL, when the workload must end. "
+            f"[default: {DEFAULT_GRACE:g}s]"
+        ),
     ] = None,
     rate: Annotated[
-        str | None, typer.Option(help="Most the tunnel carries each way, as 10Mbit.")
+        str | None,
+        typer.Option(help="Most the tunnel carries each way, as 10Mbit. [default: no limit]"),
     ] = None,
     quota: Annotated[
-        str | None, typer.Option(help="Bytes the tunnel carries, as 2GiB; then the cell ends.")
+        str | None,
+        typer.Option(
+            help="Bytes the tunnel carries, as 2GiB; then the cell ends. [default: no limit]"
+        ),
     ] = None,
     on_rogue: Annotated[
         str | None,
-        typer.Option(help="terminate (the default), or freeze to keep the VM for inspection."),
+        typer.Option(help="terminate, or freeze to keep the VM to look into. [default: terminate]"),
     ] = None,
     guest_walls: Annotated[
         str | None,
-        typer.Option(help="on, or off for a guest that plays compromised, to test the host."),
+        typer.Option(help="on, or off for a guest that plays compromised: a test. [default: on]"),
     ] = None,
     allow_endpoint: Annotated[
         list[str] | None,
         typer.Option(metavar="CIDR", help="Endpoints to accept although they are not public."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the events instead.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object a line: the events, and the output."),
+    ] = False,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the events there; the output stays as it is."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say each step.")] = False,
     state_dir: Annotated[
-        Path | None, typer.Option("--state-dir", help="Where the cell's folder goes.")
+        Path | None,
+        typer.Option(
+            "--state-dir",
+            help="Where the cell's folder goes. [default: ~/.local/state/wgcell/cells]",
+        ),
     ] = None,
 ) -> None:
     """Run a job in a VM whose only way out is its tunnel.
@@ -174,25 +250,31 @@ def run(
 
     wgcell run job.toml
 
+    Limits that a provider sets in config.toml lower the defaults.
+
     The exit code is the workload's; 119 quota spent, 120 a frame outside the tunnel, 121 not
     verified, 122 tunnel lost, 123 guest fault, 124 timeout, 125 bad input or host fault, 130
     cancelled.
     """
-    cells = state_folder(state_dir)
+    cells = state_folder(state_dir and expanded(state_dir))
     check_writable(cells)
+    words = Words.ERRORS if quiet or as_json else Words.ALL if verbose else Words.FEW
+    variables, unset = environment(env or (), map(expanded, env_file or ()), os.environ)
+    if unset and words >= Words.FEW:
+        warn(f"not set here, so not passed on: {', '.join(unset)}")
     options = JobOptions(
         name=name,
         command=tuple(context.obj or ()),
         image=image,
-        inputs=tuple(input_ or ()),
+        inputs=tuple(map(expanded, input_ or ())),
         outputs=tuple(output or ()),
         timeout=timeout,
         grace=grace,
-        env=_pairs("--env", env or []),
+        env=variables,
         cpus=cpus,
         memory=memory,
         disk=disk,
-        vpn=vpn,
+        vpn=vpn and expanded(vpn),
         allow=tuple(allow or ()),
         services=_pairs("--service", service or []),
         rate=rate,
@@ -201,8 +283,8 @@ def run(
         guest_walls=guest_walls,
     )
     provider = load_provider()
-    job = _with_gateway(_job(file, options, cells), learn, provider)
-    apply_ceilings(job, provider)
+    job = _with_gateway(_job(file and expanded(file), options, cells), learn, provider)
+    job = apply_ceilings(job, provider)
     check_inputs(job.inputs)
     with ThreadPoolExecutor(1) as other:
         # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.
@@ -218,10 +300,11 @@ def run(
         if not provider.allow_emulation:
             raise HostError(
                 f"this provider does not allow emulation, and KVM does not work here: {reason}",
-                mend="mend KVM, or set allow_emulation = true in config.toml",
+                mend=f"{emulation.remedy(reason)}; or set allow_emulation = true in config.toml",
             )
-        if not as_json:
-            warn(f"emulated, no security boundary in QEMU's own terms (KVM: {reason})")
+        if words >= Words.FEW:
+            warn(emulation.told(reason))
+    into = None if json_file is None else raw_sink(_opened(expanded(json_file)))
     folder = create(cells, job.name)
     lock = folder.hold()
     folder.write("job.json", job.public())
@@ -233,28 +316,33 @@ def run(
         if tunnel is None
         else lambda: _endpoint(job, provider, allow_endpoint or [])[1],
     )
-    if not as_json:
-        console.print(f"[dim]wgcell:[/] cell {folder.id}")
-        _show_what_opens(job, tunnel, address, port)
-    narrator = Narrator(quiet=as_json)
+    narrator = Narrator(words)
+    narrator.line(f"cell {folder.id}; {_opens(job, tunnel, address, port)}")
+    files = [JsonLines(folder.id, into)] if into else []
+    printed = JsonLines(folder.id, raw_sink(sys.stdout.fileno())) if as_json else None
+    lines = [*files, printed] if printed else files
 
-    def tell(event: dict[str, Any]) -> None:
-        if as_json:
-            print(json.dumps(event), flush=True)
+    def tell(event: Event) -> None:
+        for one in lines:
+            one.event(event)
         narrator(event)
 
-    def discard(data: bytes) -> None:
-        """With --json the workload's output is in its logs; standard output is the events'."""
-
-    out, err = (discard, discard) if as_json else (sink(sys.stdout), sink(sys.stderr))
+    if printed:
+        out, err = printed.output("stdout"), printed.output("stderr")
+    else:
+        out, err = sink(sys.stdout), sink(sys.stderr)
     try:
         supervisor = Supervisor(job, around, tell=tell, stdout=out, stderr=err)
         result = _until_its_end(supervisor)
     finally:
         narrator.stop()
+        restore()
+        for one in lines:
+            one.close()
         os.close(lock)
-    if not as_json:
-        console.print(f"[dim]wgcell:[/] records in {escape(str(folder.path))}")
+    for one in files:
+        if one.failure is not None:
+            raise StateError(f"--json-file: {json_file}: {one.failure.strerror}")
     raise typer.Exit(int(result["exit_code"]))
 
 

@@ -1,40 +1,91 @@
 """wgcell's own words, on standard error: a cell's events as lines a person reads.
 
-Bytes of the guest's never reach a terminal as they are: control characters could rewrite what the
-user sees, or make the terminal answer.
+Everything that goes to a terminal is made fit for it here or in `wgcell.display`: a workload's
+bytes pass a `TerminalFilter`, a stranger's text within our own lines is spelled out by `clean`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-import re
 import select
+import sys
 from collections.abc import Callable
-from typing import Any
+from enum import IntEnum
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from wgcell.cli.escapes import RESET, TerminalFilter
+from wgcell.display import one_line, paragraph
+from wgcell.errors import HostError, WgcellError
 from wgcell.gateway.flows import Tally
 
-__all__ = ["Narrator", "printable", "raw_sink", "sink", "warn"]
+__all__ = [
+    "Narrator",
+    "Words",
+    "as_json",
+    "clean",
+    "complain",
+    "console",
+    "out",
+    "printable",
+    "raw_sink",
+    "restore",
+    "sink",
+    "warn",
+    "writer",
+]
 
-_CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
-_C1 = re.compile("[\x80-\x9f\u202a-\u202e\u2066-\u2069]")
+_filters: list[TerminalFilter] = []
+"""Of this process's streams that are terminals, most often the one that wgcell speaks on too."""
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _OwnWords:
+    """Standard error as rich writes to it: words that can't be said are no error.
+
+    A workload may have left the terminal coloured, concealed, or in the midst of a line. So the
+    first words after it begin with a reset, on a line of their own, in one write: the terminal
+    puts nothing of another thread's between.
+    """
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        dirty = [one for one in _filters if one.coloured or one.line_open]
+        if dirty:
+            text = RESET + ("\n" if any(one.line_open for one in dirty) else "") + text
+            for one in dirty:
+                one.mark_reset()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+console = Console(file=cast(IO[str], _OwnWords()), highlight=False, soft_wrap=True)
 
 
 def printable(data: bytes) -> bytes:
     r"""``data`` with control characters spelled out (``\x1b``); tab and newline stay."""
-    plain = (
-        _CONTROL.sub(lambda match: b"\r" if match[0] == b"\r" else b"\\x%02x" % match[0][0], data)
-        .replace(b"\r\n", b"\n")
-        .replace(b"\r", b"\\x0d")
-    )
-    text = plain.decode("utf-8", "backslashreplace")
-    return _C1.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
+    return paragraph(data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")).encode()
+
+
+def clean(value: object, most: int = 0) -> str:
+    """A stranger's text on one line, for rich."""
+    return escape(one_line(value, most))
 
 
 def raw_sink(fd: int) -> Callable[[bytes], None]:
@@ -53,11 +104,50 @@ def raw_sink(fd: int) -> Callable[[bytes], None]:
 
 
 def sink(stream: Any) -> Callable[[bytes], None]:
-    """Where a workload's bytes go: escaped on a terminal, untouched in a pipe or a file."""
+    """Where a workload's bytes go: filtered on a terminal, untouched in a pipe or a file."""
     write = raw_sink(stream.fileno())
     if not stream.isatty():
         return write
-    return lambda data: write(printable(data))
+    terminal = TerminalFilter()
+    _filters.append(terminal)
+    return lambda data: write(terminal.feed(data))
+
+
+def writer(stream: Any) -> Callable[[bytes], None]:
+    """`sink`, for a verb whose output it is: what can't be written is an error with a name."""
+    write = sink(stream)
+    name = "standard error" if stream is sys.stderr else "standard output"
+
+    def named(data: bytes) -> None:
+        try:
+            write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise HostError(
+                f"{name}: {error.strerror}", mend="what was to be printed is lost, in part or whole"
+            ) from error
+
+    return named
+
+
+def restore() -> None:
+    """Take a workload's colours off the terminal; at a run's end."""
+    if any(one.coloured for one in _filters):
+        for one in _filters:
+            one.mark_reset()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(RESET)
+
+
+def out(text: str = "") -> None:
+    """One or more lines of a verb's result, on standard output. Raises OSError if it can't be."""
+    print(paragraph(text))
+
+
+def as_json(value: object, indent: int | None = None) -> str:
+    """JSON in plain ASCII: nothing in it moves a terminal."""
+    return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")
 
 
 def warn(text: str) -> None:
@@ -65,8 +155,26 @@ def warn(text: str) -> None:
     console.print(f"[yellow]wgcell:[/] {escape(text)}")
 
 
-def _clean(value: Any) -> str:
-    return escape(printable(str(value).encode("utf-8", "replace")).decode())
+def complain(error: WgcellError | str, *more: str) -> None:
+    """An error: its first line behind our name, the others indented.
+
+    Text of strangers within it can't begin a line that looks like wgcell's own.
+    """
+    first, *rest = [paragraph(line) for line in str(error).splitlines()] or [""]
+    console.print(f"[red]wgcell:[/] {escape(first)}")
+    for line in (*rest, *map(one_line, more)):
+        console.print(escape(line if line.startswith("  ") else f"  {line}"))
+
+
+class Words(IntEnum):
+    """How much a run says of itself."""
+
+    ERRORS = 0
+    """``-q``: only an ending that is an error."""
+    FEW = 1
+    """How it begins, what warns, how it ends."""
+    ALL = 2
+    """``-v``: each step."""
 
 
 STATES = {
@@ -76,6 +184,7 @@ STATES = {
     "verifying": "verifying the tunnel from outside",
     "running": "tunnel verified, the workload runs",
     "terminating": "the workload is asked to end, and has its grace period",
+    "stopping": "bringing the results home",
 }
 
 _COLOURS = {"completed": "green", **dict.fromkeys(("cancelled", "timeout", "incomplete"), "yellow")}
@@ -87,21 +196,24 @@ _MOST_REFUSALS = 20
 class Narrator:
     """Tells a cell's events, one line each; a spinner stands while nothing else is said."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
+    def __init__(self, words: Words = Words.FEW) -> None:
+        self._words = words
         self._status: Status | None = None
         self._tally = Tally()
-        if console.is_terminal and not quiet:
+        self._folder = ""
+        if console.is_terminal and words >= Words.FEW:
             self._status = console.status("preparing the cell")
             self._status.start()
 
-    def line(self, text: str) -> None:
-        """One line, already escaped for rich."""
-        if not self._quiet:
+    def line(self, text: str, words: Words = Words.FEW) -> None:
+        """One line, already escaped for rich, if so many ``words`` are wanted."""
+        if words <= self._words:
             console.print(f"[dim]wgcell:[/] {text}")
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Tell one event."""
+        if "folder" in event:
+            self._folder = str(event["folder"])
         match event["event"]:
             case "state" if event["state"] in STATES:
                 words = STATES[event["state"]]
@@ -109,53 +221,67 @@ class Narrator:
                     self._status.update(words)
                     if event["state"] == "running":
                         self._status.stop()  # from here on the workload's output has the screen
-                self.line(words)
-            case "gateway" if event.get("reason"):
-                self.line(
-                    "[yellow]what is refused will end late or in silence:[/] "
-                    f"{_clean(event['reason'])}; wgcell doctor names the mend"
-                )
+                self.line(words, Words.ALL)
+            case "gateway":
+                self.line(f"the gateway's engine: {clean(event['engine'])}", Words.ALL)
+                if event.get("reason"):
+                    self.line(
+                        "[yellow]refused connections fail slowly or hang:[/] "
+                        f"{clean(event['reason'])}; wgcell doctor names the mend",
+                        Words.ALL,
+                    )
             case "flow" | "flows_omitted":
                 if self._tally.add(event):
                     why = event.get("reason") or "no rule allows it"
-                    what = _clean(self._tally.what(event))
-                    self.line(f"[yellow]refused by the gateway[/] {what} ({_clean(why)})")
+                    what = clean(self._tally.what(event))
+                    self.line(f"[yellow]refused by the gateway[/] {what} ({clean(why)})", Words.ALL)
             case "walls" if not (event["seal"] and event["jail"]):
                 for wall, why in event["missing"].items():
-                    self.line(f"[red]not up:[/] {_clean(wall)}: {_clean(why)}")
+                    self.line(f"[red]not up:[/] {clean(wall)}: {clean(why)}")
             case "frozen":
-                self.line("the machine is frozen and kept; end it with [bold]wgcell stop[/]")
+                self.line("the machine is frozen and waits; [bold]wgcell ps[/] says how to look in")
             case "path_mtu":
                 self.line(
-                    f"the path carries {event['path']} bytes: the tunnel's MTU is now "
-                    f"{event['tunnel']}, and was {event['before']}"
+                    f"the path carries {clean(event['path'])} bytes: the tunnel's MTU is now "
+                    f"{clean(event['tunnel'])}, and was {clean(event['before'])}",
+                    Words.ALL,
                 )
             case "exited":
-                self.line(f"the workload has ended with {event['exit_code']}")
+                self.line(f"the workload has ended with {clean(event['exit_code'])}", Words.ALL)
             case "reader_stopped":
                 self.line(
-                    f"[red]cut off:[/] {_clean(event['stream'])} after {event['delivered']} bytes: "
-                    "its reader did not read on"
+                    f"[red]cut off:[/] {clean(event['stream'])} after {clean(event['delivered'])} "
+                    "bytes: its reader did not read on"
                 )
             case "changed":
-                self.line(f"[red]the guest's {_clean(event.get('what'))} changed[/]")
+                self.line(f"[red]the guest's {clean(event.get('what'))} changed[/]")
             case "outputs":
                 for refused in event.get("refused", ()):
-                    self.line(f"[red]refused from the guest's files[/] {_clean(refused)}")
+                    self.line(f"[red]refused from the guest's files[/] {clean(refused)}")
                 if "files" in event:
-                    self.line(f"{event['files']} files home, {event['bytes']} bytes")
+                    files, size = clean(event["files"]), clean(event["bytes"])
+                    self.line(f"{files} files home, {size} bytes", Words.ALL)
             case "ended":
-                self.stop()
-                for refusal in self._tally.refusals()[:_MOST_REFUSALS]:
-                    self.line(_clean(refusal))
-                if learned := self._tally.learned():
-                    self.line("learned; this would have sufficed:")
-                    self.line(_clean(" ".join(f"--allow {rule}" for rule in learned)))
-                colour = _COLOURS.get(event["outcome"], "red")
-                reason = f": {_clean(event['reason'])}" if event["reason"] else ""
-                self.line(
-                    f"[{colour}]{event['outcome']}[/]{reason} (exit code {event['exit_code']})"
-                )
+                self._ended(event)
+
+    def _ended(self, event: dict[str, Any]) -> None:
+        self.stop()
+        for refusal in self._tally.refusals()[:_MOST_REFUSALS]:
+            self.line(clean(refusal))
+        if learned := self._tally.learned():
+            self.line("learned; this would have sufficed:")
+            self.line(clean(" ".join(f"--allow {rule}" for rule in learned)))
+        outcome = str(event["outcome"])
+        colour = _COLOURS.get(outcome, "red")
+        reason = f": {clean(event['reason'])}" if event["reason"] else ""
+        kept = f"; records in {clean(self._folder)}" if self._folder else ""
+        if outcome == "rogue":
+            place = f"{self._folder}/rogue.pcapng" if self._folder else "rogue.pcapng"
+            kept = f"; the frame is in {clean(place)}, which Wireshark opens"
+        self.line(
+            f"[{colour}]{clean(outcome)}[/]{reason} (exit code {clean(event['exit_code'])}){kept}",
+            Words.FEW if outcome == "completed" else Words.ERRORS,
+        )
 
     def stop(self) -> None:
         """Take the spinner off the screen."""

@@ -11,11 +11,14 @@ leaves the old image or none, never half of one.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
@@ -233,19 +236,64 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
-    """Run a program to its end. Raises ImageError with the last lines of what it said."""
+    """Run a program to its end. Raises ImageError with the last lines of what it said.
+
+    It has a session of its own. If this process is asked to end meanwhile (an exception), so is
+    all of that session, and it has `_TIDYING` seconds to take away what it made.
+    """
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=cwd
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            cwd=cwd,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise ImageError(
             f"{argv[0]} is not installed", mend=mend or f"apt-get install {argv[0]}"
         ) from None
-    if done.returncode != 0:
-        said = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
-        raise ImageError(f"{argv[0]} failed (exit code {done.returncode}):\n  {said}", mend=mend)
-    return done.stdout
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        _end(process)
+        raise
+    if process.returncode != 0:
+        lines = (err or out).strip().splitlines()
+        said = "\n  ".join(lines[-8:])
+        raise ImageError(
+            f"{argv[0]} failed (exit code {process.returncode}):\n  {said}",
+            mend=_network_mend(err + out) or mend,
+        )
+    return out
+
+
+_TIDYING = 15.0
+_NO_NETWORK = {
+    # What apt, mmdebstrap and curl say: what it means, and what to do.
+    "resolv": "the mirror's name could not be resolved: check this machine's DNS and its network "
+    "(getent hosts mirror.example.com), then build again",
+    "Could not connect|Unable to connect|Connection refused|Network is unreachable|timed out": "the"
+    " mirror can't be reached: check this machine's network, or its proxy (http_proxy)",
+}
+
+
+def _network_mend(said: str) -> str:
+    """What to do about a failure of the network; empty if it was none."""
+    found = (words for part, words in _NO_NETWORK.items() if re.search(part, said, re.IGNORECASE))
+    return next(found, "")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    for number, patience in ((signal.SIGTERM, _TIDYING), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=patience)
+            return
 
 
 def _filter(argv: Sequence[str], data: bytes, mend: str) -> bytes:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wgcell.errors import ImageError
+from wgcell.home import home
 
 __all__ = ["FILES", "Image", "cache_folder", "digest", "exists", "list_images", "load", "remove"]
 
@@ -29,7 +30,7 @@ def cache_folder() -> Path:
     """The folder of all images: below WGCELL_CACHE_DIR or the XDG cache folder."""
     if named := os.environ.get("WGCELL_CACHE_DIR"):
         return Path(named).absolute() / "images"
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    base = os.environ.get("XDG_CACHE_HOME") or str(home() / ".cache")
     return Path(base).absolute() / "wgcell" / "images"
 
 

@@ -24,7 +24,8 @@ __all__ = ["Run", "as_html", "as_json", "as_junit"]
 class Run:
     """Everything a report says. ``facts`` are name and value, in the order to be shown.
 
-    ``not_shown`` are sentences of what this run can't show.
+    ``not_shown`` are sentences of what this run can't show. ``played`` is a sentence on what was
+    run; ``command`` is what to type to run it again.
     """
 
     mode: str
@@ -33,6 +34,8 @@ class Run:
     facts: tuple[tuple[str, str], ...]
     results: tuple[Result, ...]
     not_shown: tuple[str, ...]
+    played: str = ""
+    command: str = ""
 
     @property
     def passed(self) -> bool:
@@ -57,6 +60,29 @@ class Run:
     def leaked(self) -> int:
         """How many packets left, or reached the guest, that should not have."""
         return sum(len(result.observation.leaks) for result in self.results)
+
+    @property
+    def controls(self) -> tuple[int, int]:
+        """How many controls were seen with the wall down, and how many were played."""
+        played = [r.observation.control for r in self.results if r.observation.control is not None]
+        return sum(played), len(played)
+
+    @property
+    def controls_in_words(self) -> str:
+        """One sentence."""
+        seen, of = self.controls
+        return f"With the wall down, {seen} of {of} controls were seen by the same captures."
+
+    @property
+    def bound_in_words(self) -> str:
+        """What 3/N means here; empty where something leaked, or nothing was played."""
+        if self.leaked or not self.rogue:
+            return ""
+        return (
+            f"The bound is the rule of three: none of {self.rogue} frames leaked, so with 95 % "
+            f"confidence less than 3/{self.rogue}, one in {max(self.rogue // 3, 1)}, of frames "
+            "drawn like these would."
+        )
 
     @property
     def bound(self) -> float:
@@ -97,6 +123,9 @@ def as_json(run: Run) -> str:
         {
             "passed": run.passed,
             "mode": run.mode,
+            "played": run.played,
+            "command": run.command,
+            "controls": dict(zip(("seen", "played"), run.controls, strict=True)),
             "oracle": run.sees,
             "rogue_frames": run.rogue,
             "leaked": run.leaked,
@@ -145,6 +174,11 @@ def as_junit(run: Run) -> str:
 
 # The page.
 
+ABOUT = (
+    "wgcell runs code you don't trust in a virtual machine whose network card ends in one "
+    "connected UDP socket, so that only valid WireGuard messages to one endpoint can leave it. "
+    "This page shows what became of frames, packets and guests that try another way."
+)
 _CLASS = {
     Status.HELD: "held",
     Status.LEAKED: "leaked",
@@ -281,6 +315,13 @@ def _cell(here: Sequence[Result]) -> str:
     return f'<td class="{_CLASS[worst]}">{held}/{len(here)}</td>'
 
 
+def _made_by(run: Run) -> str:
+    """Which wgcell, and which image: what a reader needs to get the same."""
+    named = dict(run.facts)
+    parts = [f"{key} {named[key]}" for key in ("wgcell", "commit", "image", "when") if key in named]
+    return "; ".join(parts)
+
+
 def as_html(run: Run) -> str:
     """One page, nothing loaded from anywhere."""
     good = run.passed
@@ -294,6 +335,7 @@ def as_html(run: Run) -> str:
         (str(run.rogue), "rogue frames played"),
         (str(run.leaked), "packets leaked"),
         *([] if run.leaked else [(f"{run.bound:.2g}", "95 % bound (3/N)")]),
+        (f"{run.controls[0]} of {run.controls[1]}", "controls seen"),
         *(
             (str(run.counts[status]), f"cases {status.value}")
             for status in Status
@@ -315,12 +357,20 @@ def as_html(run: Run) -> str:
         f"The verdict on each case is the capture's: {run.sees}. "
         "A control is the same probe with the wall down."
     )
+    head = "".join(
+        f"<p>{escape(words)}</p>"
+        for words in (run.played, run.controls_in_words, run.bound_in_words)
+        if words
+    )
+    again = f"<p>To repeat it: <code>{escape(run.command)}</code></p>" if run.command else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>wgcell prove: {escape(word)}</title><style>{_STYLE}</style></head><body><main>"
         f'<div class="card verdict{"" if good else " bad"}"><h1>{escape(word)}</h1>'
-        f"<p>{escape(run.headline)}</p><p class='soft'>{escape(sees)}</p>"
+        f"<p>{escape(run.headline)}</p>{head}{again}"
+        f"<p class='soft'>{escape(sees)}</p><p class='soft'>{escape(ABOUT)}</p>"
+        f"<p class='soft'>{escape(_made_by(run))}</p>"
         f'<div class="numbers">{shown}</div><div class="bar">{bar}</div></div>'
         f"<h2>Case, wall and phase</h2><div class='card'>{_matrix(run.results)}</div>"
         f"<h2>Every case</h2>{groups}"

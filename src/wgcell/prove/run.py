@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import wgcell
+from wgcell.cell.vouched import file_digest
 from wgcell.errors import InputError
+from wgcell.machine.argv import Accelerator
 from wgcell.prove import cells, frames, quick
 from wgcell.prove.battery import CASES
 from wgcell.prove.ground import Ground
@@ -40,6 +47,8 @@ class Asked:
     times: int = 1
     storm: int = 1_000_000
     machines: cells.Machines | None = None
+    command: str = ""
+    """What was typed, for the report."""
 
 
 def plan(asked: Asked) -> list[quick.Played]:
@@ -95,12 +104,13 @@ async def conduct(asked: Asked, ground: Ground, told: Told) -> Run:
     await ground.stop()
     facts = [
         ("wgcell", wgcell.__version__),
+        ("commit", commit()),
         ("when", started.strftime("%Y-%m-%d %H:%M:%S UTC")),
         ("host", f"{platform.node()}, Linux {platform.release()}, {platform.machine()}"),
         ("Python", platform.python_version()),
         ("mode", asked.mode.value),
         ("oracle", ground.sees),
-        *(asked.machines.facts() if asked.machines else [("machines", "none were booted")]),
+        *(_machines(asked.machines) if asked.machines else [("machines", "none were booted")]),
     ]
     return Run(
         asked.mode.value,
@@ -109,7 +119,55 @@ async def conduct(asked: Asked, ground: Ground, told: Told) -> Run:
         tuple(facts),
         tuple(results),
         tuple(_not_shown(asked, ground, results)),
+        played_in_words(asked),
+        asked.command,
     )
+
+
+def _machines(machines: cells.Machines) -> list[tuple[str, str]]:
+    facts = dict(machines.facts())
+    manifest = file_digest(machines.image.folder / "manifest.json")["sha256"]
+    return list({**facts, "image": f"{facts['image']}, manifest's SHA-256 {manifest}"}.items())
+
+
+def played_in_words(asked: Asked) -> str:
+    """One sentence on what is run: the mode, and whether there were machines, and of what kind."""
+    if asked.machines is None:
+        own = "your own frames" if asked.mode is Mode.FRAMES else "frames"
+        return (
+            f"Run as {asked.mode.value}: {own} were put into the relay's own process; no virtual "
+            "machine was booted."
+        )
+    emulated = asked.machines.accelerator is Accelerator.TCG
+    kind = (
+        "emulated by QEMU, which its authors do not call a security boundary"
+        if emulated
+        else "on KVM"
+    )
+    return (
+        f"Run as {asked.mode.value}: frames were put into the relay's own process, and real "
+        f"virtual machines were booted, {kind}."
+    )
+
+
+def commit() -> str:
+    """The commit that this wgcell was made of, as git or the package's installer has it."""
+    with contextlib.suppress(PackageNotFoundError, ValueError, KeyError, TypeError):
+        direct = json.loads(distribution("wgcell").read_text("direct_url.json") or "{}")
+        return str(direct["vcs_info"]["commit_id"])
+    package = Path(wgcell.__file__).parent
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        # Tracked: a virtual environment may lie in somebody else's repository.
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")
+        dirty = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+        return _git(package, "rev-parse", "HEAD") + (", with changes" if dirty else "")
+    return "not known: not a checkout"
+
+
+def _git(folder: Path, *words: str) -> str:
+    argv = ["git", "-C", str(folder), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
 
 
 def _not_shown(asked: Asked, ground: Ground, results: Sequence[Result]) -> list[str]:

@@ -1,0 +1,218 @@
+"""What a cell's record vouches for beyond its own lines: files, by their SHA-256 in an event.
+
+Three events state digests:
+
+- ``job``, at the beginning: of ``job.json``, and of the image's manifest, which has the digest of
+  each of the image's files and is compared with them before a boot;
+- ``inputs``: of the tar that the guest was given;
+- ``records``, the last line but one: of every file that stays in the folder, and of the outputs as
+  a whole (names, kinds, permissions and contents).
+
+`verify` computes those of the files that are still there anew. The chain holds the events, so who
+notes the last line's digest elsewhere has all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wgcell.cell.events import first_bad
+from wgcell.cell.folder import Folder
+from wgcell.errors import StateError
+
+__all__ = ["KEPT", "OUTPUTS", "Verified", "file_digest", "job_digests", "record_digests", "verify"]
+
+KEPT = ("job.json", "result.json", "stdout.log", "stderr.log", "console.log", "rogue.pcapng")
+"""Files that are whole by the cell's end, those that there are."""
+OUTPUTS = "outputs"
+_LONGEST_LINE = 1 << 20
+
+
+def file_digest(path: Path) -> dict[str, Any]:
+    """``sha256`` (hexadecimal) and ``bytes`` of a plain file. Raises OSError; follows no link."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:  # noqa: PTH123  # a descriptor
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(22, "Not a plain file", str(path))
+        return {
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            "bytes": os.fstat(fd).st_size,
+        }
+
+
+def _entries(folder: Path, below: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Everything below ``folder``, its path from there; in the order of the names' bytes."""
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
+    for entry in entries:
+        yield below + entry.name, entry
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries(folder / entry.name, f"{below}{entry.name}/")
+
+
+def tree_digest(folder: Path) -> dict[str, Any]:
+    """``sha256``, ``files`` and ``bytes`` of all that is below a folder. Raises OSError.
+
+    The digest is of a line each, in order: kind and permissions (octal), the file's digest or the
+    link's target, its path; with a NUL after each field.
+    """
+    whole = hashlib.sha256()
+    files = size = 0
+    for path, entry in _entries(folder):
+        mode = entry.stat(follow_symlinks=False).st_mode
+        content = b""
+        if stat.S_ISREG(mode):
+            found = file_digest(Path(entry.path))
+            files, size = files + 1, size + found["bytes"]
+            content = found["sha256"].encode()
+        elif stat.S_ISLNK(mode):
+            content = os.fsencode(Path(entry.path).readlink())
+        whole.update(b"%o\0%s\0%s\0" % (mode, content, os.fsencode(path)))
+    return {"sha256": whole.hexdigest(), "files": files, "bytes": size}
+
+
+def job_digests(folder: Path, image: Path) -> dict[str, Any]:
+    """The fields of the event ``job``; ``image`` is the image's folder. Raises StateError."""
+    try:
+        return {
+            "sha256": file_digest(folder / "job.json")["sha256"],
+            "image": image.name,
+            "image_sha256": file_digest(image / "manifest.json")["sha256"],
+        }
+    except OSError as error:
+        raise StateError(f"{error.filename}: {error.strerror}") from error
+
+
+def record_digests(folder: Path) -> dict[str, Any]:
+    """The fields of the event ``records``: of each file of `KEPT` that there is, and the outputs.
+
+    A file that can't be read is told as such. Reads all of it: not for an event loop.
+    """
+    files: dict[str, Any] = {}
+    for name in KEPT:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                files[name] = file_digest(folder / name)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                files[name] = {"error": error.strerror}
+    outputs: dict[str, Any] | None = None
+    if (folder / OUTPUTS).is_dir():
+        try:
+            outputs = tree_digest(folder / OUTPUTS)
+        except (OSError, RecursionError) as error:
+            outputs = {"error": str(error)}
+    return {"files": files, "outputs": outputs}
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification found. ``wrong`` is empty if all holds."""
+
+    count: int
+    head: str
+    """SHA-256 of the last line: who notes it elsewhere can see that lines were cut off."""
+    wrong: tuple[str, ...]
+    covered: tuple[str, ...]
+    missing: tuple[str, ...]
+    """What this record does not show, in words."""
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.wrong
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if self.wrong:
+            return [f"wrong: {words}" for words in self.wrong]
+        covered = ", ".join(self.covered) or "no file"
+        return [
+            f"whole: {self.count} events, and by their digests {covered}",
+            *(f"not shown: {words}" for words in self.missing),
+            f"sha256 of the last line: {self.head}",
+        ]
+
+
+def verify(cell: Folder) -> Verified:
+    """Check a cell's chain, and the files that it vouches for.
+
+    Raises StateError if there are no events to be read.
+    """
+    try:
+        with cell.open("events.jsonl") as file:
+            lines = list(iter(lambda: file.readline(_LONGEST_LINE), b""))
+    except OSError as error:
+        raise StateError(f"{cell.path / 'events.jsonl'}: {error.strerror}") from error
+    if not lines:
+        return Verified(0, "", ("there is no line at all",), (), ())
+    if bad := first_bad(lines):
+        return Verified(len(lines), "", (f"line {bad[0]}: {bad[1]}",), (), ())
+    events = [json.loads(line) for line in lines]
+    head = hashlib.sha256(lines[-1].rstrip(b"\n")).hexdigest()
+    wrong: list[str] = []
+    covered: list[str] = []
+    missing: list[str] = []
+    for number, event in enumerate(events, start=1):
+        if event.get("event") == "job":
+            _check(number, "job.json", event, _found(cell.path / "job.json"), wrong, covered)
+            covered.append(f"the image {event.get('image')} (its manifest's digest)")
+        elif event.get("event") == "inputs":
+            covered.append("the inputs (the digest of what the guest was given)")
+        elif event.get("event") == "records":
+            _check_records(number, event, cell.path, wrong, covered)
+    if events[-1].get("event") != "ended":
+        words = "the record has no end: the cell still runs, died, or lines were cut off"
+        (wrong if (cell.path / "result.json").exists() else missing).append(words)
+    if not any(event.get("event") == "records" for event in events):
+        missing.append("the files' digests: no event states them")
+    return Verified(len(lines), head, tuple(wrong), tuple(dict.fromkeys(covered)), tuple(missing))
+
+
+def _check_records(
+    number: int, event: Mapping[str, Any], folder: Path, wrong: list[str], covered: list[str]
+) -> None:
+    stated = event.get("files")
+    for name in KEPT:
+        # Only names of ours are looked at, whatever the event says.
+        if isinstance(stated, dict) and isinstance(stated.get(name), dict):
+            _check(number, name, stated[name], _found(folder / name), wrong, covered)
+        elif (folder / name).exists():
+            wrong.append(f"line {number}: {name} is there, and was not when the cell ended")
+    outputs = event.get("outputs")
+    if isinstance(outputs, dict):
+        try:
+            found = str(tree_digest(folder / OUTPUTS)["sha256"])
+        except (OSError, RecursionError) as error:
+            found = str(error)
+        _check(number, f"{OUTPUTS}/", outputs, found, wrong, covered)
+
+
+def _found(path: Path) -> str:
+    try:
+        return str(file_digest(path)["sha256"])
+    except OSError as error:
+        return str(error.strerror)
+
+
+def _check(
+    number: int,
+    name: str,
+    stated: Mapping[str, Any],
+    found: str,
+    wrong: list[str],
+    covered: list[str],
+) -> None:
+    if stated.get("sha256") == found:
+        covered.append(name)
+    else:
+        wrong.append(f"line {number}: {name} is not as it states: {found}")

@@ -1,0 +1,37 @@
+"""What a shell completes: the names of cells and of images. Never an error, never a word of ours.
+
+Names come from folders' names; only those that can be names of ours are offered, so nothing in
+them means anything to a shell.
+"""
+
+from __future__ import annotations
+
+import re
+
+from wgcell.errors import WgcellError
+
+__all__ = ["cells", "images"]
+
+_IMAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+
+
+def cells(incomplete: str) -> list[tuple[str, str]]:
+    """Each cell's id that begins so, with its state."""
+    from wgcell.cell.folder import all_cells, state_folders
+
+    try:
+        every = all_cells(*state_folders())
+    except (WgcellError, OSError):
+        return []
+    return [(cell.id, cell.status()) for cell in every if cell.id.startswith(incomplete)]
+
+
+def images(incomplete: str) -> list[str]:
+    """Each image's name that begins so."""
+    from wgcell.image import store
+
+    try:
+        names = [image.name for image in store.list_images()]
+    except (WgcellError, OSError):
+        return []
+    return [n for n in names if n.startswith(incomplete) and _IMAGE.fullmatch(n)]

@@ -1,0 +1,37 @@
+"""Why cells are emulated here, what that means, and what to do: in words, not in KVM's."""
+
+from __future__ import annotations
+
+from wgcell.display import one_line
+
+__all__ = ["MEANING", "remedy", "told"]
+
+MEANING = (
+    "cells are emulated: some ten times slower, and QEMU's authors do not call that a security "
+    "boundary"
+)
+
+_REMEDIES = (
+    (
+        "is not there",
+        "switch on virtualisation (VT-x, AMD-V) in the firmware, or nested virtualisation for "
+        "this VM; then modprobe kvm_intel or kvm_amd",
+    ),
+    ("may not be opened", "sudo usermod -aG kvm $USER, then log in again"),
+    (
+        "",
+        "KVM can be opened, but boots no ordinary kernel on this host: its own hypervisor does "
+        "not let it; use a host with working (nested) virtualisation",
+    ),
+)
+
+
+def remedy(reason: str) -> str:
+    """What to do about KVM not working; ``reason`` is `wgcell.machine.accelerator.choose`'s."""
+    return next(words for part, words in _REMEDIES if part in reason)
+
+
+def told(reason: str) -> str:
+    """One line: what it means, why, and what to do."""
+    why = one_line(reason, 200)
+    return f"no KVM here ({why}): {MEANING}. To mend it: {remedy(reason)}"

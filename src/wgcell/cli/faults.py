@@ -1,0 +1,64 @@
+"""A fault of wgcell's own: said to be one, and kept in a file that can be reported."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import wgcell
+from wgcell.cell.folder import state_folder
+from wgcell.cli.terminal import complain
+from wgcell.errors import WgcellError
+
+__all__ = ["keep", "report"]
+
+_MOST_KEPT = 20
+
+
+def report(error: BaseException, words: Sequence[str]) -> None:
+    """Say that ``error`` is wgcell's own fault, where it is kept, and what to report."""
+    what = f"this is a fault of wgcell's own: {type(error).__name__}: {error}"
+    try:
+        place = keep(error, words)
+    except (OSError, WgcellError) as why:
+        name = why.message if isinstance(why, WgcellError) else f"{why.filename}: {why.strerror}"
+        complain(
+            what,
+            f"it could not be kept in a file ({name}): set WGCELL_STATE_DIR to a folder of yours, "
+            "run it again, and report the file",
+        )
+        return
+    complain(
+        what,
+        f"kept in {place}",
+        "please report it with that file; it holds the verb and its options' names, no values",
+    )
+
+
+def keep(error: BaseException, words: Sequence[str]) -> Path:
+    """Write the fault below the state folder, the newest few are kept. Raises OSError.
+
+    Of the command line only the names of options: values may be secrets.
+    """
+    folder = state_folder() / "faults"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    asked = [word.partition("=")[0] if word.startswith("-") else "…" for word in words[1:]]
+    lines = [
+        f"wgcell {wgcell.__version__}, Python {platform.python_version()}, {platform.platform()}",
+        " ".join(["wgcell", *words[:1], *asked]),
+        *traceback.format_exception(error),
+    ]
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    path = folder / f"{now}-{os.getpid()}.txt"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(fd, "w", encoding="utf-8", errors="backslashreplace") as file:  # noqa: PTH123
+        file.write("\n".join(lines))
+    for old in sorted(folder.glob("*.txt"))[:-_MOST_KEPT]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return path

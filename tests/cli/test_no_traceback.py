@@ -1,0 +1,245 @@
+"""Every verb against bad terminals, folders, files and names: words, a number, never a traceback.
+
+A verb without a row here fails the first test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from wgcell.cell.folder import create
+from wgcell.cli.main import _app
+
+ROWS: Mapping[str, tuple[str, ...]] = {
+    # A command line of each verb that comes to its end by itself; NAME is a name to be replaced.
+    "run": ("run", "--image", "NAME", "job.toml"),
+    "ps": ("ps", "--all"),
+    "logs": ("logs", "NAME"),
+    "events": ("events", "NAME"),
+    "inspect": ("inspect", "NAME"),
+    "stop": ("stop", "NAME"),
+    "rm": ("rm", "NAME"),
+    "prune": ("prune", "--force"),
+    "doctor": ("doctor",),
+    "prove": ("prove", "--list"),
+    "image build": ("image", "build", "NAME"),
+    "image ls": ("image", "ls"),
+    "image rm": ("image", "rm", "NAME"),
+    "gateway run": ("gateway", "run", "NAME", "--log", "NAME"),
+    "gateway check": ("gateway", "check", "gateway.toml"),
+    "gateway export": ("gateway", "export", "gateway.toml"),
+    "gateway watch": ("gateway", "watch", "NAME"),
+    "gateway keys": ("gateway", "keys"),
+    "gateway peer add": ("gateway", "peer", "add", "NAME", "--endpoint", "vpn.example.com"),
+    "gateway peer rm": ("gateway", "peer", "rm", "NAME"),
+    "gateway peer ls": ("gateway", "peer", "ls"),
+}
+NAMES = [
+    *("", ".", "..", "../x", "/", "~no-such-user/x", "-", "a b", "x" * 5000),
+    "a\nwgcell: all is well",
+    *("\x1b]0;title\x07", "\x9b6n", "\u202egnp.exe", "é", "file/below", "no/such/place", "cells"),
+]  # fmt: skip
+CONDITIONS: Mapping[str, dict[str, Any]] = {
+    "stdout closed": {"fds": {"1": "closed"}},
+    "stdout full": {"fds": {"1": "/dev/full"}},
+    "stdout a broken pipe": {"fds": {"1": "broken pipe"}},
+    "stderr closed": {"fds": {"2": "closed"}},
+    "stderr full": {"fds": {"2": "/dev/full"}},
+    "stderr a broken pipe": {"fds": {"2": "broken pipe"}},
+    "stdin closed": {"fds": {"0": "closed"}},
+    "all closed": {"fds": {"0": "closed", "1": "closed", "2": "closed"}},
+    "working folder removed": {"cwd_removed": True},
+    "no home": {"homeless": True, "without": ("WGCELL_STATE_DIR", "WGCELL_CACHE_DIR")},
+    "state folder is a file": {"env": {"WGCELL_STATE_DIR": "{place}/file"}},
+    "state folder is below a file": {"env": {"WGCELL_STATE_DIR": "{place}/file/x"}},
+    "state folder is a circle": {"env": {"WGCELL_STATE_DIR": "{place}/circle"}},
+    "state folder can't be": {"env": {"WGCELL_STATE_DIR": "/proc/none"}},
+    "cache is a file": {"env": {"WGCELL_CACHE_DIR": "{place}/file"}},
+    "configuration is a folder": {"env": {"XDG_CONFIG_HOME": "{place}/odd"}},
+    "configuration is no text": {"env": {"XDG_CONFIG_HOME": "{place}/binary"}},
+    "odd cells": {"env": {"WGCELL_STATE_DIR": "{place}/odd-cells"}},
+}
+PRINTS = {"ps", "prove", "image ls", "gateway keys", "gateway peer ls"}
+"""Verbs whose row prints a result whatever is there."""
+
+
+def verbs(group: Any, before: tuple[str, ...] = ()) -> Iterator[str]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs(command, (*before, name))
+        else:
+            yield " ".join((*before, name))
+
+
+def test_each_verb_has_a_row() -> None:
+    assert set(verbs(typer.main.get_command(_app("")))) == set(ROWS)
+
+
+class Zygote:
+    """Runs command lines, and holds each to what holds for all."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("zygote.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, argv: tuple[str, ...], condition: Mapping[str, Any] | None = None) -> int:
+        """The exit code. Each call has fresh files; `said` and `printed` are what it left."""
+        asked = dict(condition or {})
+        environment = {
+            "PATH": "/nonexistent",  # nothing is started
+            "HOME": str(self.place),
+            "WGCELL_STATE_DIR": str(self.place / "cells"),
+            "WGCELL_CACHE_DIR": str(self.place / "cache"),
+            **{k: v.format(place=self.place) for k, v in asked.get("env", {}).items()},
+        }
+        if asked.get("homeless"):
+            del environment["HOME"]
+        for name in asked.get("without", ()):
+            del environment[name]
+        asked |= {"argv": argv, "cwd": str(self.place), "env": environment}
+        for stream in ("stdout", "stderr"):
+            asked[stream] = str(self.place / stream)
+            Path(asked[stream]).unlink(missing_ok=True)
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        assert code in (0, 1, 125, 130), (code, self.said)
+        assert "Traceback" not in self.said
+        assert "fault of wgcell's own" not in self.said, self.said
+        for line in self.said.splitlines():
+            assert line.isprintable(), repr(line)
+            assert not line.startswith("wgcell: all is well"), line
+        return code
+
+    @property
+    def said(self) -> str:
+        file = self.place / "stderr"
+        return file.read_text() if file.exists() else ""
+
+    def close(self) -> None:
+        self._process.communicate(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    place = tmp_path_factory.mktemp("place")
+    (place / "job.toml").write_text('command = ["true"]\n')
+    (place / "file").write_text("")
+    (place / "circle").symlink_to("circle")
+    (place / "odd/wgcell/config.toml").mkdir(parents=True)
+    (place / "binary/wgcell").mkdir(parents=True)
+    (place / "binary/wgcell/config.toml").write_bytes(b"\xff\x1b]0;x\x07")
+    for name in ("cells", "odd-cells"):
+        (place / name).mkdir()
+    odd_cells(place / "odd-cells")
+    made = Zygote(place)
+    made.run(("gateway", "peer", "add", "alice", "--endpoint", "vpn.example.com"))
+    yield made
+    made.close()
+
+
+def odd_cells(cells: Path) -> None:
+    """What a hostile user may leave where root looks: pipes, links, odd bytes."""
+    odd = b'{"command":["\\u001b]0;t\\u0007","a\\nb",7,null],"outcome":["x"],"exit_code":"\\u0007"}'
+    for number, content in enumerate((odd, b"\xff\xfe", b"[" * 100_000, b"7", b"")):
+        cell = create(cells, f"odd-{number}")
+        os.close(cell.hold())
+        for name in ("job.json", "result.json", "events.jsonl", "stdout.log"):
+            (cell.path / name).write_bytes(content)
+    piped = create(cells, "piped")
+    os.close(piped.hold())
+    for name in ("job.json", "result.json", "events.jsonl", "stdout.log", "console.log"):
+        os.mkfifo(piped.path / name)
+    linked = create(cells, "linked")
+    os.mkfifo(linked.path / "lock")
+    (cells / "linked-abcdef").symlink_to("/")
+    (cells / os.fsdecode(b"\xff\x1b[2J-abcdef")).mkdir()
+
+
+@pytest.mark.parametrize("verb", sorted(set(ROWS) - {"doctor"}))
+def test_bad_terminals_and_folders(zygote: Zygote, verb: str) -> None:
+    argv = tuple("nothing" if word == "NAME" else word for word in ROWS[verb])
+    for name, condition in CONDITIONS.items():
+        code = zygote.run(argv, condition)
+        if verb in PRINTS and name in ("stdout closed", "stdout full", "all closed"):
+            assert code == 125, name
+        if name == "stdout full" and verb in PRINTS:
+            assert "standard output: No space left" in zygote.said
+
+
+@pytest.mark.parametrize("verb", [verb for verb, row in ROWS.items() if "NAME" in row])
+def test_bad_names(zygote: Zygote, verb: str) -> None:
+    for name in NAMES:
+        argv = tuple(name if word == "NAME" else word for word in ROWS[verb])
+        if name == "cells" and "peer" in verb:
+            continue  # a good name of a peer
+        code = zygote.run(argv)
+        assert code == 125, (name, zygote.said)
+
+
+@pytest.mark.parametrize("verb", ["logs", "events", "inspect", "events --verify", "rm"])
+def test_odd_cells_one_by_one(zygote: Zygote, verb: str) -> None:
+    for cell in ("odd-0", "odd-1", "odd-2", "odd-3", "odd-4", "piped"):
+        zygote.run((*verb.split(), cell), CONDITIONS["odd cells"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("run", "{}"),
+        ("run", "--vpn", "{}", "--", "true"),
+        ("run", "--input", "{}", "--", "true"),
+        ("run", "--input={}", "--", "true"),
+        ("run", "--env-file", "{}", "--", "true"),
+        ("run", "--state-dir", "{}", "--", "true"),
+        ("run", "--json-file", "{}", "--", "true"),
+        ("prove", "--frames", "{}"),
+        ("gateway", "run", "{}"),
+        ("gateway", "check", "{}"),
+        ("gateway", "run", "gateway.toml", "--log", "{}"),
+        ("gateway", "peer", "ls", "--file", "{}"),
+        ("ps", "--state-dir", "{}"),
+    ],
+)
+def test_bad_files(zygote: Zygote, argv: tuple[str, ...]) -> None:
+    bad = ("", "odd", "file/x", "circle", "~no-such-user/x", "a\nb\x1b", "n" * 300, "/proc/x")
+    for name in bad:
+        zygote.run(tuple(word.replace("{}", name) for word in argv))
+
+
+def test_a_fault_of_ours_is_said_to_be_one_and_kept_without_secrets(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wgcell.cli import main
+
+    def broken(wanted: str) -> typer.Typer:
+        raise TypeError("\x1b[2Jbroken")
+
+    monkeypatch.setenv("WGCELL_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr(main, "_app", broken)
+    for _ in range(25):
+        with pytest.raises(SystemExit) as caught:
+            main.main(["run", "--env=TOKEN=hush", "hush", "--", "hush"])
+        assert caught.value.code == 125
+    said = capfd.readouterr().err
+    assert "a fault of wgcell's own: TypeError: \\x1b[2Jbroken" in said
+    assert "report it" in said
+    kept = sorted((tmp_path / "faults").iterdir())
+    assert len(kept) == 20
+    assert "in broken" in kept[0].read_text() and "hush" not in kept[0].read_text()
+    assert str(kept[-1]) in said

@@ -1,0 +1,62 @@
+"""An image's build that is ended, or fails for want of a network: nothing is left, and why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from wgcell.errors import ImageError
+from wgcell.image.build import _run
+
+
+def test_a_build_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    """mmdebstrap's place is taken by a script that makes a folder, and tidies up when asked."""
+    tools, cache = tmp_path / "tools", tmp_path / "cache"
+    tools.mkdir()
+    fake = tools / "mmdebstrap"
+    begun, litter = tmp_path / "begun", tmp_path / "litter"
+    fake.write_text(
+        f"#!/bin/sh\nmkdir {litter}\ntrap 'rmdir {litter}; exit 1' TERM\n"
+        f"sleep 600 &\necho $! > {begun}\nwait\n"
+    )
+    fake.chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    build = subprocess.Popen(
+        [sys.executable, "-P", "-m", "wgcell", "image", "build"],
+        env={**os.environ, "PATH": path, "WGCELL_CACHE_DIR": str(cache)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 20
+    while not (begun.exists() and begun.read_text().strip()):
+        assert time.monotonic() < end and build.poll() is None
+        time.sleep(0.02)
+    build.send_signal(signal.SIGTERM)
+    _, said = build.communicate(timeout=20)
+    assert build.returncode == 130, said
+    assert "Traceback" not in said
+    assert [entry.name for entry in (cache / "images").iterdir()] == [".lock"]
+    assert not litter.exists()
+    assert not Path(f"/proc/{begun.read_text().strip()}").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "mend"),
+    [
+        ("W: Temporary failure resolving 'mirror.example.com'", "DNS"),
+        ("E: Could not resolve 'mirror.example.com'", "DNS"),
+        ("Could not connect to mirror.example.com:80 (192.0.2.1). - connect (111)", "can't be reached"),
+        ("E: unable to pick chroot mode automatically", "uidmap"),
+    ],
+)
+def test_a_failure_is_explained_by_what_it_is(said: str, mend: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        _run(["sh", "-c", 'echo "$0" >&2; exit 25', said], mend="install uidmap")
+    assert mend in caught.value.mend
+    assert ("uidmap" in caught.value.mend) == (mend == "uidmap")
