@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wgcell.cell.archive import Counted, Unpacked, unpack
+from wgcell.cell.archive import Unpacked, unpack
+from wgcell.cell.counts import Counted
 from wgcell.errors import ArchiveError
 
 MIB = 1 << 20
@@ -358,7 +359,7 @@ def test_many_refusals_are_one_line_each_reason(tmp_path: Path) -> None:
         Counted("not an output that was asked for", 38, ("x0", "x1", "x2")),
     )
     assert str(unpacked.refusals[1]) == (
-        "38 members (x0, x1, x2, …): not an output that was asked for"
+        "38 files (x0, x1, x2, …): not an output that was asked for"
     )
 
 

@@ -24,14 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from wgcell.cell.counts import Counted, Counts
 from wgcell.cell.globs import Pattern, components
 from wgcell.errors import ArchiveError, StateError
 
-__all__ = ["MOST_MEMBERS", "Counted", "Unpacked", "named", "unpack"]
+__all__ = ["MOST_MEMBERS", "Unpacked", "unpack"]
 
 MOST_MEMBERS = 100_000
-_EXAMPLES = 3
-"""Members named for each reason; the others are only counted."""
 _LONGEST_NAME = 4095
 """Bytes; Linux's PATH_MAX without its NUL."""
 _LONGEST_COMPONENT = 255
@@ -61,27 +60,6 @@ _NO_SUCH_NAME = frozenset((errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL))
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
-    """Members with one thing in common: the reason, how many, and a few of their names.
-
-    Names are printable ASCII, with everything else escaped.
-    """
-
-    reason: str
-    count: int
-    examples: tuple[str, ...]
-
-    @property
-    def member(self) -> str:
-        """The members, in a phrase."""
-        names = named(self.examples, self.count)
-        return names if self.count == 1 else f"{self.count} members ({names})"
-
-    def __str__(self) -> str:
-        return f"{self.member}: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
 class Unpacked:
     """What came of a tar."""
 
@@ -108,11 +86,6 @@ class Unpacked:
     def refused(self) -> int:
         """How many members were refused."""
         return sum(counted.count for counted in self.refusals)
-
-
-def named(examples: Sequence[str], count: int) -> str:
-    """The first of ``count`` names, and that there are more."""
-    return ", ".join(examples) + (", …" if count > len(examples) else "")
 
 
 def unpack(
@@ -283,8 +256,8 @@ class _Unpacking:
         self._folders = 0
         self._links = 0
         self._bytes = 0
-        self._refused: dict[str, tuple[int, list[str]]] = {}
-        self._left_out: dict[str, tuple[int, list[str]]] = {}
+        self._refused = Counts()
+        self._left_out = Counts()
 
     def take(self, header: tarfile.TarInfo, stream: _Stream) -> None:
         """Write one member, or count why not. Raises `ArchiveError` to end it all, OSError."""
@@ -298,12 +271,12 @@ class _Unpacking:
                     raise _Refused(_FILE_SYSTEM) from None
                 raise
         except _Refused as refused:
-            _count(self._refused, header.name, str(refused))
+            self._refused.add(str(refused), header.name)
             if str(refused) == OVER_LIMIT:
                 raise ArchiveError("the outputs are larger than their limit") from None
         except _LeftOut as left_out:
             if (header.name, header.linkname) not in self._known_links:
-                _count(self._left_out, header.name, str(left_out))
+                self._left_out.add(str(left_out), header.name)
         else:
             self._arrived.update(one for one in self._patterns if one.covers(parts))
         for _ in contents:
@@ -322,8 +295,8 @@ class _Unpacking:
             folders=self._folders,
             links=self._links,
             bytes=self._bytes,
-            refusals=_counted(self._refused),
-            left_out=_counted(self._left_out),
+            refusals=tuple(self._refused),
+            left_out=tuple(self._left_out),
             missing=tuple(dict.fromkeys(missing)),
             stopped=stopped,
         )
@@ -484,16 +457,3 @@ def _vetted(name: str) -> tuple[str, ...]:
     if len(parts) > _DEEPEST:
         raise _Refused("its folders are nested too deeply")
     return parts
-
-
-def _count(counts: dict[str, tuple[int, list[str]]], name: str, reason: str) -> None:
-    count, examples = counts.get(reason, (0, []))
-    if len(examples) < _EXAMPLES:
-        examples.append(name[:200].encode("unicode_escape").decode("ascii"))
-    counts[reason] = (count + 1, examples)
-
-
-def _counted(counts: dict[str, tuple[int, list[str]]]) -> tuple[Counted, ...]:
-    return tuple(
-        Counted(reason, count, tuple(examples)) for reason, (count, examples) in counts.items()
-    )
