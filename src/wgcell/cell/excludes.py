@@ -49,12 +49,6 @@ class Excludes:
         """Whether ``path`` is excluded; None if no pattern says. A folder ends with a slash."""
         return None if self._spec is None else self._spec.check_file(path).include
 
-    def cover(self, path: str) -> bool:
-        """Whether ``path``, of a file, or a folder above it is excluded."""
-        parts = path.split("/")
-        above = ("/".join(parts[:end]) + "/" for end in range(1, len(parts)))
-        return any(self.verdict(one) for one in (*above, path))
-
 
 def _spec(patterns: Sequence[str], source: str) -> GitIgnoreSpec:
     from pathspec import GitIgnoreSpec

@@ -15,7 +15,7 @@ import errno
 import os
 import stat
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -110,6 +110,10 @@ class Survey:
     """Files and folders left out by a pattern, what is in a folder not counted."""
     seen: Mapping[str, Seen] = field(repr=False)
     """Each path in the working folder, and what it was; empty unless asked for."""
+    kept_here: Callable[[str], bool] = field(repr=False)
+    """Whether a pattern excludes this path in the working folder, or a folder above it."""
+    links: frozenset[tuple[str, str]] = field(repr=False)
+    """Those of ``links_out``, each with its target: they need no mention if they come back."""
 
 
 def check(
@@ -140,7 +144,14 @@ def check(
             seen[found.name] = Seen.of(found.status, found.target)
     walk.finish()
     return Survey(
-        files, budget.spent, tuple(walk.left_out), tuple(walk.links_out), walk.excluded, seen
+        files=files,
+        bytes=budget.spent,
+        left_out=tuple(walk.left_out),
+        links_out=tuple(walk.links_out),
+        excluded=walk.excluded,
+        seen=seen,
+        kept_here=walk.keeps_here,
+        links=frozenset(walk.links),
     )
 
 
@@ -226,6 +237,8 @@ class _Walk:
         self._count = 0
         self.left_out = Counts()
         self.links_out = Counts()
+        self.links: set[tuple[str, str]] = set()
+        self._places: list[_Place] = []
         self.excluded = 0
 
     def fail(self, path: str, reason: str) -> None:
@@ -314,6 +327,7 @@ class _Walk:
         try:
             if depth == 1:
                 place = _Place(place.name, _ignore_file(folder, path))
+                self._places.append(place)
             with os.scandir(folder) as entries:
                 every = sorted(entries, key=lambda entry: entry.name)
             for entry in every:
@@ -361,9 +375,20 @@ class _Walk:
                 return
             if not _stays(name[len(place.name) :], target):
                 self.links_out.add(LEADS_OUT, name)
+                self.links.add((name, target))
         yield _Found(folder, entry.name, name, path, status, target)
         if is_folder:
             yield from self._below(folder, entry.name, name + "/", path, place, depth + 1)
+
+    def keeps_here(self, name: str) -> bool:
+        """Whether a pattern excludes the file ``name``, or a folder above it."""
+        parts = name.split("/")
+        every = ["/".join(parts[:end]) + "/" for end in range(1, len(parts))] + [name]
+        # The most special place first: the contents of one input, at the top, hold all others.
+        for place in sorted(self._places, key=lambda place: place.name, reverse=True):
+            if name.startswith(place.name):
+                return any(self._excluded(one, place) for one in every if one != place.name)
+        return any(self._excluded(one, _Place("", _NONE)) for one in every)
 
     def _excluded(self, name: str, place: _Place) -> bool:
         verdict = self._excludes.verdict(name)

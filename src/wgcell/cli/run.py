@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from wgcell.cell import endpoint
-from wgcell.cell.folder import check_writable, create, state_folder
+from wgcell.cell import endpoint, outputs
+from wgcell.cell.folder import Folder, check_writable, create, state_folder
+from wgcell.cell.inputs import Survey
 from wgcell.cell.inputs import check as check_inputs
 from wgcell.cell.job import HostLimits, Job, JobOptions, job_from_options, load_job
 from wgcell.cell.provider import Provider, apply_ceilings, load_provider
+from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.terminal import Narrator, console, sink, warn
@@ -88,6 +90,57 @@ def _image(name: str, loading: Future[store.Image]) -> store.Image:
     return image
 
 
+def _survey(job: Job, force: bool) -> Survey:
+    """The inputs, looked at; and whether the outputs could land. Raises InputError."""
+    synced = job.landing is not None and job.landing.synced
+    survey = check_inputs(job.inputs, job.disk, job.excludes, remember=synced)
+    if job.landing is not None:
+        outputs.check(job.landing.folder, job.landing.outputs, force)
+    return survey
+
+
+def _show_inputs(job: Job, survey: Survey) -> None:
+    if job.inputs:
+        excluded = f", {survey.excluded} excluded" if survey.excluded else ""
+        console.print(f"[dim]wgcell:[/] inputs: {survey.files} files{excluded}")
+    for counted in survey.left_out:
+        console.print(f"[dim]wgcell:[/] [yellow]input left out:[/] {escape(str(counted))}")
+    for counted in survey.links_out:
+        console.print(f"[dim]wgcell:[/] input {escape(str(counted))}")
+
+
+def _agree(summary: str) -> bool:
+    console.print(escape(summary))
+    return typer.confirm("make these changes?", err=True)
+
+
+def _bring_home(
+    job: Job, survey: Survey, folder: Folder, came: dict[str, Any], force: bool, yes: bool
+) -> outputs.Landed:
+    """The outputs, from the cell's folder to where they were asked from. Raises StateError.
+
+    ``came`` is the event that tells of their unpacking; empty if there was none.
+    """
+    unpacked = folder.path / "outputs"
+    landing = job.landing
+    if not unpacked.is_dir():
+        return outputs.Landed("no outputs came", False)
+    if landing is None:
+        return outputs.Landed(f"outputs in {unpacked}", True)
+    if not came.get("complete"):
+        return outputs.Landed(f"outputs did not come whole, and stay in {unpacked}", False)
+    if not landing.synced:
+        return outputs.land(unpacked, landing.folder, force, landing.outputs)
+    can_ask = sys.stdin.isatty() and sys.stderr.isatty()
+    return outputs.sync(
+        *(unpacked, landing.folder, force, survey.seen),
+        (lambda summary: True) if yes else _agree if can_ask else None,
+        kept_here=survey.kept_here,
+        others=[one.path.name for one in job.inputs if not one.contents],
+        whole=not came.get("refused_count"),
+    )
+
+
 def _show_what_opens(job: Job, vpn: VpnConfig | None, address: str, port: int) -> None:
     if vpn is not None:
         console.print(f"[dim]wgcell:[/] opens the tunnel to {escape(address)}:{port}")
@@ -128,13 +181,33 @@ def run(
     memory: Annotated[str | None, typer.Option(help="Memory, as 2GiB.")] = None,
     disk: Annotated[str | None, typer.Option(help="Scratch disk, as 4GiB.")] = None,
     input_: Annotated[
-        list[Path] | None,
-        typer.Option("--input", help="A file or folder to appear in /work."),
+        list[str] | None,
+        typer.Option(
+            "--input", help="A file or folder to appear in /work; of . or DIR/. its contents."
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Inputs to leave out, in .gitignore's syntax."),
     ] = None,
     output: Annotated[
         list[str] | None,
-        typer.Option("--output", help="A path below /work to bring home."),
+        typer.Option("--output", help="A path below /work to bring to the current folder."),
     ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", metavar="DIR", help="Where all outputs go instead."),
+    ] = None,
+    sync: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder whose contents go in, and changes come back."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let outputs overwrite what is there.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Bring --sync's changes back without asking.")
+    ] = False,
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the workload.")
     ] = None,
@@ -185,7 +258,10 @@ def run(
         command=tuple(context.obj or ()),
         image=image,
         inputs=tuple(input_ or ()),
+        excludes=tuple(exclude or ()),
         outputs=tuple(output or ()),
+        output_dir=output_dir,
+        sync=sync,
         timeout=timeout,
         grace=grace,
         env=_pairs("--env", env or []),
@@ -203,7 +279,7 @@ def run(
     provider = load_provider()
     job = _with_gateway(_job(file, options, cells), learn, provider)
     apply_ceilings(job, provider)
-    check_inputs(job.inputs)
+    survey = _survey(job, force)
     with ThreadPoolExecutor(1) as other:
         # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.
         loading = other.submit(store.load, job.image)
@@ -235,10 +311,14 @@ def run(
     )
     if not as_json:
         console.print(f"[dim]wgcell:[/] cell {folder.id}")
+        _show_inputs(job, survey)
         _show_what_opens(job, tunnel, address, port)
     narrator = Narrator(quiet=as_json)
+    came: dict[str, Any] = {}
 
     def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "outputs":
+            came.update(event)
         if as_json:
             print(json.dumps(event), flush=True)
         narrator(event)
@@ -255,7 +335,15 @@ def run(
         os.close(lock)
     if not as_json:
         console.print(f"[dim]wgcell:[/] records in {escape(str(folder.path))}")
-    raise typer.Exit(int(result["exit_code"]))
+    code = int(result["exit_code"])
+    if job.outputs:
+        landed = _bring_home(job, survey, folder, came, force, yes)
+        if not landed.whole:
+            warn(landed.sentence)
+        elif not as_json:
+            console.print(f"[dim]wgcell:[/] {escape(landed.sentence)}")
+        code = code or (0 if landed.whole else EXIT_CODES[Outcome.INCOMPLETE])
+    raise typer.Exit(code)
 
 
 def _until_its_end(supervisor: Supervisor) -> dict[str, Any]:
