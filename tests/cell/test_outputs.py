@@ -81,8 +81,14 @@ def test_outputs_land_where_one_looks(cell: Path, here: Path) -> None:
     assert (cell / "logs/x").read_text() == "X"
 
 
+def test_hidden_files_that_land_are_counted(cell: Path, here: Path) -> None:
+    make(cell, {".git/hooks/post-checkout": "evil", "results/.envrc": "evil"})
+    assert "6 files, 2 of them hidden, in" in outputs.land(cell, here, False, ["."]).sentence
+
+
 def test_a_folder_that_is_not_there_yet_is_made(cell: Path, here: Path) -> None:
-    assert outputs.land(cell, here / "new/er", False, ["logs", "results/*"]).files == 4
+    landed = outputs.land(cell, here / "new/er", False, ["logs", "results/*", "absent"])
+    assert landed.sentence == f"outputs: 4 files in {here}/new/er/logs, {here}/new/er"
     assert (here / "new/er/logs/x").read_text() == "X"
 
 
@@ -325,15 +331,16 @@ def test_nothing_changed_asks_nothing(tmp_path: Path) -> None:
     assert "nothing has changed" in landed.sentence
 
 
-@pytest.mark.parametrize("agree", [None, lambda summary: False])
+@pytest.mark.parametrize(("agree", "whole"), [(None, False), (lambda summary: False, True)])
 def test_without_a_yes_changes_stay_in_the_cells_folder(
-    tmp_path: Path, agree: Callable[[str], bool] | None
+    tmp_path: Path, agree: Callable[[str], bool] | None, whole: bool
 ) -> None:
+    """Nobody could say no: that is for a script to see. Somebody said no: that is as asked."""
     synced = Synced(tmp_path, PROJECT)
     make(synced.cell, {"main.py": "2"})
     before = tree_of(synced.here)
     landed = synced.back(agree)
-    assert not landed.whole
+    assert landed.whole is whole
     assert str(synced.cell) in landed.sentence
     assert tree_of(synced.here) == before
     assert (synced.cell / "main.py").read_text() == "2"

@@ -146,10 +146,19 @@ def land(
         raise _unwritable(destination, cell_outputs, error) from None
     if done.left:
         return Landed(_kept(cell_outputs, done.left), False, done.files, done.left)
-    where = _places(destination, asked)
     if not done.files:
-        return Landed(f"outputs: nothing new for {where}", True)
-    return Landed(f"outputs: {_files(done.files)} in {where}", True, done.files)
+        return Landed(f"outputs: nothing that {shown(str(destination))} does not have", True)
+    landed = [one.parts for one in planned.changes if not one.is_folder]
+    places = [
+        destination if one.is_glob else destination.joinpath(*one.parts)
+        for one in patterns
+        if any(one.covers(parts) for parts in landed)
+    ]
+    where = _listed(list(dict.fromkeys(map(str, places))))
+    hidden = sum(_is_hidden(parts) for parts in landed)
+    # A guest may add what programs of this machine act on: git's hooks, an editor's settings.
+    also = f", {hidden} of them hidden," if hidden else ""
+    return Landed(f"outputs: {_files(done.files)}{also} in {where}", True, done.files)
 
 
 def sync(
@@ -184,17 +193,18 @@ def sync(
         if not planned.changes and not planned.blocked:
             return Landed(f"nothing has changed in {shown(str(folder))}", True)
         if planned.changes and (agree is None or not agree(summary(planned, folder))):
-            why = "they wait for --yes" if agree is None else "as you said"
+            left = f"{len(planned.changes)} changes are left in {shown(str(cell_outputs))}"
+            if agree is not None:
+                return Landed(left, True)
             return Landed(
-                f"{len(planned.changes)} changes are left in {shown(str(cell_outputs))}: {why}",
-                False,
+                f"{left}: there is no terminal to ask on; --yes brings them back unasked", False
             )
         done = changes.apply(cell_outputs, folder, planned)
     except OSError as error:
         raise _unwritable(folder, cell_outputs, error) from None
-    left = planned.blocked + done.left
-    if left:
-        return Landed(_kept(cell_outputs, left), False, done.files, left)
+    blocked = planned.blocked + done.left
+    if blocked:
+        return Landed(_kept(cell_outputs, blocked), False, done.files, blocked)
     return Landed(f"{_files(done.files)} changed in {shown(str(folder))}", True, done.files)
 
 
@@ -208,26 +218,25 @@ def summary(planned: Plan, folder: Path) -> str:
         names = planned.files(action)
         if not names:
             continue
-        names.sort(key=lambda name: not any(part[0] == "." for part in components(name)))
+        names.sort(key=lambda name: not _is_hidden(components(name)))
         lines.append(f"  {action.value}: {len(names)}")
         lines += [f"    {shown(name)}" for name in names[:_MOST_NAMED]]
         if len(names) > _MOST_NAMED:
             lines.append(f"    … and {len(names) - _MOST_NAMED} more")
-    hidden = sum(any(part[0] == "." for part in one.parts) for one in planned.changes)
+    hidden = sum(_is_hidden(one.parts) for one in planned.changes if not one.is_folder)
     if hidden:
         lines.append(f"  {_files(hidden)} hidden: look at them, programs here may act on them")
     lines += [f"  left alone: {one}" for one in planned.blocked]
     return "\n".join(lines)
 
 
+def _is_hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") for part in parts)
+
+
 def _kept(cell_outputs: Path, left: Sequence[Counted]) -> str:
     reasons = "; ".join(f"{one.member} {one.reason}" for one in left)
     return f"outputs stay in {shown(str(cell_outputs))}: {reasons}; --force overwrites"
-
-
-def _places(destination: Path, asked: Sequence[str]) -> str:
-    places = dict.fromkeys(str(destination.joinpath(*Pattern.parse(one).parts)) for one in asked)
-    return _listed(list(places))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -111,7 +111,10 @@ def _show_inputs(job: Job, survey: Survey) -> None:
 
 def _agree(summary: str) -> bool:
     console.print(escape(summary))
-    return typer.confirm("make these changes?", err=True)
+    try:
+        return typer.confirm("make these changes?", err=True)
+    except typer.Abort:
+        return False  # Ctrl-C, or the end of the input
 
 
 def _bring_home(
