@@ -1001,6 +1001,7 @@ class Supervisor:
         return {
             "files": unpacked.files,
             "bytes": unpacked.bytes,
+            "verdict": outputs.verdict(unpacked, self._job.outputs),
             "missing": list(unpacked.missing),
             "refused": [str(counted) for counted in unpacked.refusals],
             "refused_count": unpacked.refused,

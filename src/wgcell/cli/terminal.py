@@ -201,6 +201,8 @@ class Narrator:
         self._status: Status | None = None
         self._tally = Tally()
         self._folder = ""
+        self._verdict = ""
+        """What is missing of the outputs; the reason of an outcome that is not about that."""
         if console.is_terminal and words >= Words.FEW:
             self._status = console.status("preparing the cell")
             self._status.start()
@@ -256,8 +258,9 @@ class Narrator:
             case "changed":
                 self.line(f"[red]the guest's {clean(event.get('what'))} changed[/]")
             case "outputs":
-                for refused in event.get("refused", ()):
-                    self.line(f"[red]refused from the guest's files[/] {clean(refused)}")
+                for left_out in event.get("left_out", ()):
+                    self.line(f"[yellow]output left out:[/] {clean(left_out)}")
+                self._verdict = str(event.get("verdict") or event.get("reason") or "")
                 if "files" in event:
                     files, size = clean(event["files"]), clean(event["bytes"])
                     self.line(f"{files} files home, {size} bytes", Words.ALL)
