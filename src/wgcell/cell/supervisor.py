@@ -129,6 +129,8 @@ class Surroundings:
     require_walls: bool = False
     gateway_engine: str = "auto"
     """Of a gateway of the cell's own: ``auto``, ``namespace`` or ``embedded``."""
+    known_links: frozenset[tuple[str, str]] = frozenset()
+    """Links among the inputs that lead out, by path and target: no news if they come back."""
     vet_again: Callable[[], str] | None = None
     """Resolves the endpoint's name anew and vets the address. Raises EndpointError."""
 
@@ -938,7 +940,11 @@ class Supervisor:
     def _unpack(self, arriving: ArrivingOutputs) -> archive.Unpacked:
         return arriving.unpacked(
             lambda stream: outputs.receive(
-                stream, self._around.folder.path / "outputs", self._job.outputs, self._job.disk
+                stream,
+                self._around.folder.path / "outputs",
+                self._job.outputs,
+                self._job.disk,
+                self._around.known_links,
             )
         )
 

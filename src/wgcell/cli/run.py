@@ -396,6 +396,7 @@ def run(
         *(folder, guest_image, accelerator, reason, tunnel, address, port),
         require_walls=provider.require_walls,
         gateway_engine=provider.gateway_engine.value,
+        known_links=survey.links,
         vet_again=None
         if tunnel is None
         else lambda: _endpoint(job, provider, allow_endpoint or [])[1],

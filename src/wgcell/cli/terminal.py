@@ -275,6 +275,8 @@ class Narrator:
             self.line("learned; this would have sufficed:")
             self.line(clean(" ".join(f"--allow {rule}" for rule in learned)))
         outcome = str(event["outcome"])
+        if self._verdict and outcome != "incomplete":
+            self.line(f"[yellow]{clean(self._verdict)}[/]")
         colour = _COLOURS.get(outcome, "red")
         reason = f": {clean(event['reason'])}" if event["reason"] else ""
         kept = f"; records in {clean(self._folder)}" if self._folder else ""
