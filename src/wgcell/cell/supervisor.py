@@ -15,7 +15,6 @@ import asyncio
 import base64
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -36,6 +35,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from wgcell import programs
 from wgcell.cell import archive, consent, endpoint
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.events import EventLog
@@ -514,7 +514,7 @@ class Supervisor:
         scratch = folder / "scratch.img"
         with scratch.open("wb") as file:
             file.truncate(self._job.disk)
-        mke2fs = shutil.which("mke2fs") or "/sbin/mke2fs"
+        mke2fs = programs.path_of("mke2fs")
         options = "lazy_itable_init=1,nodiscard"
         argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0"]
         argv += ["-E", options, str(scratch)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from wgcell import programs
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cli.terminal import console
 from wgcell.errors import LaunchError, WgcellError
@@ -42,7 +42,7 @@ class Finding:
 
 def _program(name: str, package: str) -> Callable[[], Finding]:
     def look() -> Finding:
-        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+        path = programs.find(name)
         return Finding(name, path is not None, path or "not found", f"apt-get install {package}")
 
     return look
@@ -50,8 +50,10 @@ def _program(name: str, package: str) -> Callable[[], Finding]:
 
 def _namespaces() -> Finding:
     try:
-        argv = ["unshare", "--user", "--map-root-user", "--net", "true"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        argv = [programs.path_of("unshare"), "--user", "--map-root-user", "--net"]
+        done = subprocess.run(
+            [*argv, programs.path_of("true")], capture_output=True, text=True, check=False
+        )
         good, found = done.returncode == 0, done.stderr.strip() or "work"
     except OSError as error:
         good, found = False, str(error)

@@ -18,7 +18,6 @@ import fcntl
 import ipaddress
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -27,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from wgcell import programs
 from wgcell.errors import HostError
 from wgcell.gateway import netlink, nftables
 from wgcell.gateway.config import GatewayConfig, Peer
@@ -67,9 +67,10 @@ _ACCOUNTING = "net/netfilter/nf_conntrack_acct"
 
 def run_tool(*argv: str, text: str = "") -> str:
     """A tool's output. Raises HostError with its words."""
+    found = [programs.path_of(argv[0]), *argv[1:]]
     try:
         done = subprocess.run(
-            argv, input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE
+            found, input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE
         )
     except OSError as error:
         raise HostError(f"{argv[0]} can't be started: {error}") from error
@@ -83,7 +84,8 @@ def run_tool(*argv: str, text: str = "") -> str:
 
 def quietly(*argv: str) -> None:
     """Run a tool; whether it fails is no matter."""
-    subprocess.run(argv, capture_output=True, check=False)
+    found = [programs.path_of(argv[0]), *argv[1:]]
+    subprocess.run(found, capture_output=True, check=False)
 
 
 def system(name: str, value: str = "") -> str:
@@ -139,7 +141,7 @@ class KernelEngine:
         """Be up, and report ``ready``. Raises HostError, naming the mend; nothing stays then."""
         try:
             for tool, package in _TOOLS.items():
-                if shutil.which(tool) is None:
+                if programs.find(tool) is None:
                     raise HostError(f"{tool} is missing", mend=f"apt-get install {package}")
             self._take_place()
             self._do(self._stand_up)
@@ -250,7 +252,7 @@ class KernelEngine:
         run_tool("ip", "link", "set", name, "mtu", "1420", "up")
 
     def _start_wireguard_go(self) -> None:
-        program = shutil.which("wireguard-go")
+        program = programs.find("wireguard-go")
         if program is None:
             raise HostError(
                 "this kernel has no WireGuard, and wireguard-go is missing",
