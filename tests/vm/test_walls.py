@@ -110,7 +110,7 @@ def test_a_jail_that_can_not_be_built_is_not_pretended(cell: Cell) -> None:
     assert ended.code == 0, ended.stderr
     walls = ended.result["walls"]
     assert walls["seal"] is True and walls["jail"] is False
-    assert "setting up uid map: Permission denied" in walls["missing"]["jail"]
+    assert "Permission denied (wgcell doctor" in walls["missing"]["jail"]
     assert "jail" in ended.stderr
 
 
