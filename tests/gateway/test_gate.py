@@ -94,11 +94,18 @@ def test_what_a_peer_does_not_take_keeps_its_flow_open(monkeypatch: pytest.Monke
     monkeypatch.setattr(kernel, "_TAKES_REST", 0.2)
 
     class Ended:
-        async def run(self) -> str:
+        async def run(self, target: object) -> str:
             return "closed"
 
     class Unread:
         closed = False
+
+        @property
+        def transport(self) -> Unread:
+            return self
+
+        def abort(self) -> None:
+            assert self.closed
 
         def close(self) -> None:
             self.closed = True
@@ -108,7 +115,7 @@ def test_what_a_peer_does_not_take_keeps_its_flow_open(monkeypatch: pytest.Monke
 
     async def to_its_end() -> tuple[str, bool, float]:
         begun, unread = time.monotonic(), Unread()
-        ended = await kernel._to_its_end(Ended(), unread)  # type: ignore[arg-type]
+        ended = await kernel._to_its_end(Ended(), None, (None, unread))  # type: ignore[arg-type]
         return ended, unread.closed, time.monotonic() - begun
 
     ended, closed, taken = asyncio.run(to_its_end())

@@ -33,7 +33,6 @@ from tests.gateway.peer import Peer
 from wgcell.gateway import joining
 from wgcell.gateway.flows import Flow
 from wgcell.gateway.keys import generate_private_key, public_key
-from wgcell.gateway.policy import Decision, Verdict
 
 pytestmark = pytest.mark.namespaces
 
@@ -340,7 +339,7 @@ def test_a_head_in_many_pieces_is_read_ever_more_slowly(monkeypatch: pytest.Monk
 
     pieces = Pieces()
     flow = Flow(1, "cell", "tcp", ipaddress.ip_address("203.0.113.7"), 80)
-    waiting = joining.Joining(pieces, flow, Decision(Verdict.ALLOW, "", ""))  # type: ignore[arg-type]
+    waiting = joining.Joining(pieces, flow)  # type: ignore[arg-type]
     with pytest.raises(joining.Refused, match="no whole TLS hello or HTTP head within"):
         asyncio.run(waiting._greeted(b"GET /"))
     assert 16 <= pieces.reads <= 20
@@ -356,8 +355,7 @@ def test_a_head_that_does_not_end_is_refused_in_time(monkeypatch: pytest.MonkeyP
             return b"a"
 
     flow = Flow(1, "cell", "tcp", ipaddress.ip_address("203.0.113.7"), 80)
-    decision = Decision(Verdict.ALLOW, "", "", names=("api.example.com",))
-    waiting = joining.Joining(Slow(), flow, decision)  # type: ignore[arg-type]
+    waiting = joining.Joining(Slow(), flow)  # type: ignore[arg-type]
     begun = time.monotonic()
     with pytest.raises(joining.Refused, match="no whole TLS hello or HTTP head within"):
         asyncio.run(waiting._greeted(b"GET /"))

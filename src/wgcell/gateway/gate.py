@@ -199,6 +199,10 @@ class Gate:
                 self.log.tell({**event, "host": host, "mend": rule})
             except NotReached as error:
                 reason = str(error)
+                if decision.target is not None:
+                    # A target's end is a matter of its own; a service is this side's to mend.
+                    verdict = Verdict.REFUSE
+                    self.log.tell({**flow.event("flow", verdict.value, reason), "mend": ""})
             except OSError as error:
                 reason = f"broken: {error}"
             finally:
