@@ -362,6 +362,53 @@ def test_a_head_that_does_not_end_is_refused_in_time(monkeypatch: pytest.MonkeyP
     assert time.monotonic() - begun < 1
 
 
+def _rude(stream: socket.socket) -> None:
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_a_reset_after_an_end_is_no_break(half: bool) -> None:
+    """TLS's farewell often comes to who has closed already. The control: a reset before an end."""
+
+    class Peers:
+        """Sends a byte, and then ends, or does not."""
+
+        def __init__(self) -> None:
+            self._left = [b"x", b""] if half else [b"x"]
+
+        async def read(self, _: int, /) -> bytes:
+            if not self._left:
+                await asyncio.sleep(60)
+            return self._left.pop(0)
+
+        def write(self, data: bytes, /) -> None:
+            pass
+
+        async def drain(self) -> None:
+            pass
+
+        def write_eof(self) -> None:
+            pass
+
+    async def ended() -> str:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await (reader.read() if half else reader.readexactly(1))
+            _rude(writer.get_extra_info("socket"))
+            writer.transport.abort()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            target = await asyncio.open_connection(*server.sockets[0].getsockname())
+            flow = Flow(1, "cell", "tcp", ipaddress.ip_address("127.0.0.1"), 80)
+            return await joining.Joining(Peers(), flow).run(target)
+
+    if half:
+        assert asyncio.run(ended()) == "closed"
+    else:
+        with pytest.raises(ConnectionResetError):
+            asyncio.run(ended())
+
+
 def test_a_flow_that_the_policy_does_not_allow_any_more_ends(
     around: tuple[Gateway, Tunnel],
 ) -> None:

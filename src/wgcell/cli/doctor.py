@@ -26,7 +26,7 @@ from wgcell.machine.jail import find_jail
 from wgcell.machine.process import find_qemu
 from wgcell.relay.seal import unprivileged_id
 
-__all__ = ["Finding", "doctor", "examine"]
+__all__ = ["Finding", "doctor", "examine", "why_no_namespace_engine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +148,24 @@ def _cgroup() -> Finding:
 def _gateway() -> Finding:
     """Start the namespace engine for nobody: it says what it lacks."""
     what = "gateway: namespace"
-    try:
-        asyncio.run(_started_and_ended())
-    except TimeoutError:
-        return Finding(what, False, "it did not start in time", needed=False)
-    except LaunchError as error:
-        found, _, mend = error.output.partition("\n")
+    said = why_no_namespace_engine()
+    if said:
+        found, _, mend = said.partition("\n")
         mend = _namespaces_mend() if "namespace:" in found else mend.strip()
         instead = "until then the embedded engine, whose refusals are late or silent"
         return Finding(what, False, found, f"{mend or 'mend that'}; {instead}", needed=False)
     return Finding(what, True, "works")
+
+
+def why_no_namespace_engine() -> str:
+    """Why the namespace engine can't be here, with the mend behind it; empty if it can."""
+    try:
+        asyncio.run(_started_and_ended())
+    except TimeoutError:
+        return "it did not start in time"
+    except LaunchError as error:
+        return error.output or error.message
+    return ""
 
 
 async def _started_and_ended() -> None:

@@ -22,6 +22,8 @@ from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.terminal import Narrator, console, sink, warn
 from wgcell.errors import HostError, JobError
+from wgcell.gateway import remarks
+from wgcell.gateway.policy import parse_rule
 from wgcell.guest import scripts
 from wgcell.image import store
 from wgcell.image.build import is_current
@@ -99,6 +101,8 @@ def _show_what_opens(job: Job, vpn: VpnConfig | None, address: str, port: int) -
         rules.append("everything public, to learn")
     words = ", ".join(rules) or "nothing: no --allow, no service"
     console.print(f"[dim]wgcell:[/] opens by the embedded gateway: {escape(words)}")
+    for remark in remarks.of_rules(tuple(map(parse_rule, asked.allow))) if asked else ():
+        warn(remark)
 
 
 def run(

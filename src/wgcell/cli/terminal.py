@@ -119,7 +119,7 @@ class Narrator:
                 if self._tally.add(event):
                     why = event.get("reason") or "no rule allows it"
                     what = _clean(self._tally.what(event))
-                    self.line(f"[yellow]refused by the gateway[/] {what} ({_clean(why)})")
+                    self.line(f"[yellow]{self._tally.told(event)}[/] {what} ({_clean(why)})")
             case "walls" if not (event["seal"] and event["jail"]):
                 for wall, why in event["missing"].items():
                     self.line(f"[red]not up:[/] {_clean(wall)}: {_clean(why)}")

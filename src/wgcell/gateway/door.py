@@ -98,6 +98,7 @@ class Door:
         while True:
             await asyncio.sleep(SUMMARY_EVERY)
             self._gate.log.summarise()
+            await self._gate.prolong()
 
     async def close(self) -> None:
         """Cut the peer off: its flows end now, and nothing it sends is heard any more."""

@@ -50,9 +50,11 @@ CHUNK = 65536
 class Refused(Exception):
     """A flow that is refused after it has begun, with the reason and the host it asked for."""
 
-    def __init__(self, reason: str, host: str) -> None:
+    def __init__(self, reason: str, host: str, *, unchecked: bool = False) -> None:
         super().__init__(reason)
         self.host = host
+        self.unchecked = unchecked
+        """Whether only a rule that has no host checked would let it through."""
 
 
 class OwnAddress(Refused):
@@ -126,6 +128,7 @@ class Joining:
     flow: Flow
     pace: Callable[[int], Awaitable[None]] | None = None
     soonest_end: float = 0.0
+    _half_ended: bool = False
     _moved: list[float] = field(default_factory=lambda: [time.monotonic()])
 
     async def run(self, target: Target) -> str:
@@ -138,6 +141,12 @@ class Joining:
         ]
         try:
             return await _until_done(tasks, self._moved, TCP_IDLE)
+        except ConnectionError:
+            # After one side's end the other may reset what it does not wait for: TLS's farewell
+            # often comes to who has closed already (RFC 8446, 6.1).
+            if self._half_ended:
+                return "closed"
+            raise
         finally:
             writer.transport.abort()
             await _cancel(tasks)
@@ -149,7 +158,7 @@ class Joining:
 
     async def _outward(self, writer: asyncio.StreamWriter) -> None:
         raw = await self.stream.read(CHUNK)
-        if raw and self.flow.names and self.flow.rule != LEARNED:
+        if raw and self.flow.names and self.flow.checked and self.flow.rule != LEARNED:
             raw = await self._greeted(raw)
         while raw:
             self.flow.bytes_out += len(raw)
@@ -157,6 +166,7 @@ class Joining:
             writer.write(raw)
             await writer.drain()
             raw = await self.stream.read(CHUNK)
+        self._half_ended = True
         if writer.can_write_eof():
             writer.write_eof()
 
@@ -177,7 +187,7 @@ class Joining:
             why = f"no whole TLS hello or HTTP head within {HELLO_TIMEOUT:.0f} s"
             raise Refused(why, "") from None
         if seen.refusal:
-            raise Refused(seen.refusal, seen.host)
+            raise Refused(seen.refusal, seen.host, unchecked=seen.unchecked)
         if seen.host:
             self.flow.names = (seen.host,)
         return raw
@@ -188,6 +198,7 @@ class Joining:
             await self._count(raw)
             self.stream.write(raw)
             await self.stream.drain()
+        self._half_ended = True
         early = self.flow.started + self.soonest_end - time.monotonic()
         if early > 0 and not self.flow.bytes_out:
             await asyncio.sleep(early)

@@ -528,14 +528,15 @@ class KernelEngine:
                 flow.rule = gate.peer.policy.rules[int(number)].text
             elif number == LEARNED:
                 flow.rule, reason = again.rule, again.reason
-                rule = gate.mend_of(flow, again)
+                _, rule = gate.explained(flow, again)
+            flow.names = again.names
             if len(self._open) < _MOST_OPEN:
                 self._open[_key(packet)] = flow, gate.log
         elif again.verdict is Verdict.ALLOW:
             reason = "too many flows, or too many new ones a second"
         else:
+            again, rule = gate.explained(flow, again)
             flow.rule, reason = again.rule, again.reason
-            rule = gate.mend_of(flow, again)
         gate.log.tell({**flow.event("flow", verdict, reason), "mend": rule})
 
     def _gone(self, gone: netlink.Gone) -> None:
@@ -549,8 +550,10 @@ class KernelEngine:
             await asyncio.sleep(LOOK_EVERY)
             with contextlib.suppress(OSError):
                 netlink.sweep(ends)
-            for served in self._peers.values():
+            for served in list(self._peers.values()):
                 served.gate.log.summarise()
+                mine = served.gate.peer.name
+                await served.gate.prolong(f for f, _ in self._open.values() if f.peer == mine)
 
     def _wireguard_go_died(self) -> None:
         self._forget_wireguard_go()
@@ -608,7 +611,7 @@ async def _to_its_end(joining: Joining, target: Target, connection: Accepted) ->
         ended = await joining.run(target)
         if ended == "closed":
             writer.close()
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(OSError):  # TimeoutError is one
                 async with asyncio.timeout(_TAKES_REST):
                     await writer.wait_closed()
     finally:

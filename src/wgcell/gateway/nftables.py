@@ -23,7 +23,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 
-from wgcell.gateway.config import GatewayConfig, Peer
+from wgcell.gateway.config import GatewayConfig, Peer, split_endpoint
 from wgcell.gateway.keys import public_key
 from wgcell.gateway.policy import LEARNED, PROTECTED, Address, Network, Rule, Verdict
 
@@ -87,7 +87,7 @@ def leads(peer: Peer, name: str, address: Address) -> list[str]:
     return [
         _set_name(peer, number, address.version)
         for number, rule in enumerate(peer.policy.rules)
-        if rule.names(name)
+        if rule.names(name) and not rule.any
     ]
 
 
@@ -144,7 +144,8 @@ def _match(peer: Peer, number: int, rule: Rule) -> Iterator[str]:
         if rule.network is not None and rule.network.version != version:
             continue
         to = f"@{_set_name(peer, number, version)}" if rule.network is None else str(rule.network)
-        match = f"{family} daddr {to} {what} {ports}"
+        place = f"meta nfproto ipv{version}" if rule.any else f"{family} daddr {to}"
+        match = f"{place} {what} {ports}"
         if rule.verdict is Verdict.ALLOW and not rule.single:
             match += f" {family} daddr != @protected_v{version}"
         yield match
@@ -188,7 +189,8 @@ def _services(config: GatewayConfig, verdict: str) -> Iterator[str]:
 
 def _asked(rule: Rule) -> bool:
     """Whether what this rule allows is compared with the host that it asks for."""
-    return rule.verdict is Verdict.ALLOW and bool(rule.name) and rule.protocol == "tcp"
+    named = bool(rule.name) and not rule.any
+    return rule.verdict is Verdict.ALLOW and named and rule.protocol == "tcp"
 
 
 def _rules(peer: Peer) -> Iterator[str]:
@@ -428,7 +430,7 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
         if peer.policy.limits.bytes_per_second:
             lines += _set(f"pace_{me}", *meter)
         for number, rule in enumerate(peer.policy.rules):
-            for version, _, of in _FAMILIES if rule.name else ():
+            for version, _, of in _FAMILIES if rule.name and not rule.any else ():
                 name = _set_name(peer, number, version)
                 # What the resolver has answered for this peer; see the module's head.
                 lines += _set(name, f"type {of}", "flags timeout", f"size {MOST_LEADS}")
@@ -515,7 +517,8 @@ def server_file(config: GatewayConfig) -> str:
 
 def peer_file(config: GatewayConfig, peer: Peer, private_key: str) -> str:
     """A wg-quick file for ``peer``, ready for ``wgcell run --vpn``. Holds its private key."""
-    host = config.endpoint or config.listen[0]
+    named, port = split_endpoint(config.endpoint)
+    host = named or config.listen[0]
     host = f"[{host}]" if ":" in host else host
     lines = [
         f"# {peer.name}",
@@ -531,7 +534,7 @@ def peer_file(config: GatewayConfig, peer: Peer, private_key: str) -> str:
     if peer.preshared_key:
         lines.append(f"PresharedKey = {peer.preshared_key}")
     lines += [
-        f"Endpoint = {host}:{peer.port}",
+        f"Endpoint = {host}:{port or peer.port}",
         f"AllowedIPs = {'0.0.0.0/0' if peer.address.version == 4 else '::/0'}",
         "PersistentKeepalive = 25",
     ]
