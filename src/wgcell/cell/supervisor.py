@@ -15,7 +15,6 @@ import asyncio
 import base64
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +34,7 @@ from ipaddress import (
 from pathlib import Path
 from typing import Any
 
+from wgcell import programs
 from wgcell.cell import archive, consent, endpoint, outputs
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.events import Event, EventLog
@@ -520,7 +520,7 @@ class Supervisor:
         scratch = folder / "scratch.img"
         with scratch.open("wb") as file:
             file.truncate(self._job.disk)
-        mke2fs = shutil.which("mke2fs") or "/sbin/mke2fs"
+        mke2fs = programs.path_of("mke2fs")
         options = "lazy_itable_init=1,nodiscard"
         features = "^has_journal,^metadata_csum,uninit_bg"
         argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", features, "-m", "0"]

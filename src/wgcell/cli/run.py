@@ -46,6 +46,8 @@ from wgcell.cli.terminal import (
     warn,
 )
 from wgcell.errors import HostError, JobError, StateError
+from wgcell.gateway import remarks
+from wgcell.gateway.policy import parse_rule
 from wgcell.guest import scripts
 from wgcell.home import expanded
 from wgcell.image import store
@@ -403,6 +405,10 @@ def run(
     )
     narrator = Narrator(words)
     narrator.line(f"cell {folder.id}; {_opens(job, tunnel, address, port)}")
+    for remark in remarks.of_rules(
+        tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
+    ):
+        warn(remark)
     _show_inputs(narrator, job, survey)
     files = [JsonLines(folder.id, into)] if into else []
     printed = JsonLines(folder.id, raw_sink(sys.stdout.fileno())) if as_json else None

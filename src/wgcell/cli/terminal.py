@@ -235,8 +235,8 @@ class Narrator:
             case "flow" | "flows_omitted":
                 if self._tally.add(event):
                     why = event.get("reason") or "no rule allows it"
-                    what = clean(self._tally.what(event))
-                    self.line(f"[yellow]refused by the gateway[/] {what} ({clean(why)})", Words.ALL)
+                    what, how = clean(self._tally.what(event)), self._tally.told(event)
+                    self.line(f"[yellow]{how}[/] {what} ({clean(why)})", Words.ALL)
             case "walls" if not (event["seal"] and event["jail"]):
                 for wall, why in event["missing"].items():
                     self.line(f"[red]not up:[/] {clean(wall)}: {clean(why)}")
