@@ -115,9 +115,7 @@ def _exit_code_of(words: list[str], command: list[str] | None) -> int:
         app = _app(words[0] if words else "")
         gc.freeze()
         gc.enable()
-        code = app(
-            args=words or ["--help"], prog_name="wgcell", obj=command, standalone_mode=False
-        )
+        code = app(args=words or ["--help"], prog_name="wgcell", obj=command, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except WgcellError as error:
         complain(error)

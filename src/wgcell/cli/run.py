@@ -340,9 +340,10 @@ def run(
         for one in lines:
             one.close()
         os.close(lock)
-    for one in files:
-        if one.failure is not None:
-            raise StateError(f"--json-file: {json_file}: {one.failure.strerror}")
+    for one in lines:
+        if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
+            place = "standard output" if one is printed else f"--json-file: {json_file}"
+            raise StateError(f"{place}: {one.failure.strerror}: events are missing in it")
     raise typer.Exit(int(result["exit_code"]))
 
 

@@ -273,7 +273,8 @@ class Narrator:
             self.line(clean(" ".join(f"--allow {rule}" for rule in learned)))
         outcome = str(event["outcome"])
         colour = _COLOURS.get(outcome, "red")
-        reason = f": {clean(event['reason'])}" if event["reason"] else ""
+        told = event["reason"] and outcome != "completed"
+        reason = f": {clean(event['reason'])}" if told else ""
         kept = f"; records in {clean(self._folder)}" if self._folder else ""
         if outcome == "rogue":
             place = f"{self._folder}/rogue.pcapng" if self._folder else "rogue.pcapng"
