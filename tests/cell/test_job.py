@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.shown import is_text
 
+from wgcell.cell.inputs import Input
 from wgcell.cell.job import (
     GatewayAsked,
     HostLimits,
     Job,
     JobOptions,
+    Landing,
     OnRogue,
     _build,
     _Reading,
@@ -60,7 +62,10 @@ def test_a_full_file(tmp_path: Path) -> None:
         name="train",
         command=("python3", "train.py"),
         image="debian",
-        inputs=(tmp_path / "train.py", tmp_path / "data"),
+        inputs=(
+            Input(tmp_path / "train.py", beneath=tmp_path),
+            Input(tmp_path / "data", beneath=tmp_path),
+        ),
         outputs=("results", "logs/last.txt"),
         timeout=7200.0,
         env=(("TOKEN", "hush"),),
@@ -98,7 +103,7 @@ def test_the_command_line_alone(tmp_path: Path) -> None:
     )
     job = job_from_options(options, HOST, tmp_path)
     assert job.name == "python3-11"
-    assert job.inputs == (Path("/elsewhere/data.csv"),)
+    assert job.inputs == (Input(Path("/elsewhere/data.csv")),)
     assert job.timeout == 90.0
     assert job.gateway == GatewayAsked(
         ("api.example.com:443",), (("10.99.0.5:80", "127.0.0.1:8000"),)
@@ -116,6 +121,81 @@ def test_options_win_over_the_file_and_lists_add_up(tmp_path: Path) -> None:
 
 
 C = 'command = ["true"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "outputs"),
+    [
+        ("['/work/results/', './results']", ("results",)),
+        ("['.']", (".",)),
+        ("['/work']", (".",)),
+        ("['logs/*.txt', 'a?/[bc]']", ("logs/*.txt", "a?/[bc]")),
+    ],
+)
+def test_outputs_in_every_form(tmp_path: Path, text: str, outputs: tuple[str, ...]) -> None:
+    job = load(tmp_path, C + f"outputs = {text}")
+    assert (job.outputs, job.landing) == (outputs, None)
+
+
+def test_inputs_by_name_and_by_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = load(tmp_path, C + "inputs = ['.', 'data/.', 'data/']")
+    assert [(one.path, one.contents) for one in job.inputs] == [
+        (tmp_path, True),
+        (tmp_path / "data", True),
+        (tmp_path / "data", False),
+    ]
+    assert {one.beneath for one in job.inputs} == {tmp_path}
+    typed = job_from_options(JobOptions(command=("true",), inputs=(".", "a/.", "..", "a/")), HOST)
+    assert [one.contents for one in typed.inputs] == [True, True, True, False]
+    assert {one.beneath for one in typed.inputs} == {None}
+    for wrong in ("", "/"):
+        with pytest.raises(JobError):
+            job_from_options(JobOptions(command=("true",), inputs=(wrong,)), HOST)
+
+
+@pytest.mark.parametrize("key", ["inputs = ['data']", "inputs = ['data/x']", "vpn.config = 'data'"])
+@pytest.mark.parametrize("target", ["../home", "/etc", "..", "real/../../home"])
+def test_a_job_file_reaches_nothing_by_a_link(tmp_path: Path, key: str, target: str) -> None:
+    folder = tmp_path / "job"
+    (folder / "real").mkdir(parents=True)
+    (folder / "data").symlink_to(target)
+    with pytest.raises(JobError, match="a link out of the job file's own folder"):
+        load(folder, C + key)
+
+
+def test_where_outputs_land(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = C + "outputs = ['results']"
+    assert load(tmp_path, file).landing is None
+    typed = JobOptions(outputs=("more/",))
+    assert load(tmp_path, file, typed).landing == Landing(tmp_path, ("more",))
+    elsewhere = JobOptions(outputs=("more/",), output_dir=Path("there"))
+    assert load(tmp_path, file, elsewhere).landing == Landing(
+        tmp_path / "there", ("results", "more")
+    )
+    with pytest.raises(JobError, match="no output is named"):
+        load(tmp_path, C, JobOptions(output_dir=Path("there")))
+
+
+def test_a_synced_folder_goes_in_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = job_from_options(JobOptions(command=("true",), sync=Path(".")), HOST)
+    assert job.inputs == (Input(tmp_path, contents=True),)
+    assert (job.outputs, job.landing) == ((".",), Landing(tmp_path, (".",), synced=True))
+    for more in (
+        JobOptions(command=("true",), sync=Path("."), outputs=("x",)),
+        JobOptions(command=("true",), sync=Path("."), output_dir=Path("x")),
+    ):
+        with pytest.raises(JobError, match="--sync"):
+            job_from_options(more, HOST)
+
+
+def test_excludes_add_up(tmp_path: Path) -> None:
+    job = load(tmp_path, C + "exclude = ['*.log']", JobOptions(excludes=("/tmp",)))
+    assert job.excludes == ("*.log", "/tmp")
 
 
 @pytest.mark.parametrize(
@@ -147,10 +227,13 @@ C = 'command = ["true"]\n'
         (C + "outputs = ['a/../../x']", "outputs: found"),
         (C + "outputs = ['/etc']", "outputs: found '/etc'"),
         (C + "outputs = ['']", "outputs: found"),
-        (C + "outputs = ['.']", "outputs: found"),
+        (C + "outputs = ['/workshop/x']", "name it x or /work/x"),
+        (C + "outputs = ['a/**']", "one * for each level"),
         (C + 'outputs = ["a\\nb"]', "outputs: found"),
         (C + "inputs = ['/etc/shadow']", "inputs: found '/etc/shadow'"),
         (C + "inputs = ['../x']", "inputs: found '../x'"),
+        (C + "inputs = ['']", "inputs: found ''"),
+        (C + "exclude = '*.log'", "exclude: found '*.log'"),
         (C + "inputs = ['a/x', 'b/x']", "would both be /work/x"),
         (C + "timeout = '2 hours'", "timeout: found '2 hours'"),
         (C + "timeout = 0", "timeout: found 0"),

@@ -171,9 +171,7 @@ def tar_of(files: dict[str, bytes]) -> bytes:
     return made.getvalue()
 
 
-def arrived(
-    tmp_path: Path, sent: bytes, size: int, sha256: str, *, late: bool = False
-) -> Unpacked:
+def arrived(tmp_path: Path, sent: bytes, size: int, sha256: str, *, late: bool = False) -> Unpacked:
     """What becomes of a port that carries ``sent`` and ends, with that word of the guest's."""
     tmp_path.mkdir(parents=True, exist_ok=True)
     ours, theirs = socket.socketpair()

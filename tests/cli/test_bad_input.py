@@ -112,6 +112,37 @@ def test_the_command_line(tmp_path: Path, words: list[str], said_words: list[str
         assert word in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said_words"),
+    [
+        (["--output", "there"], ["there", "overwritten", "--force", "--output-dir"]),
+        (["--output", "away/x"], ["away", "nothing is written through it"]),
+        (["--output", "x", "--output-dir", "there/file"], ["there/file", "not a folder"]),
+        (["--output", "/etc"], ["found '/etc'", "/work/etc"]),
+        (["--sync", ".", "--output", "x"], ["--sync", "--output"]),
+        (["--sync", "absent"], ["absent", "No such file"]),
+        (["--input", "absent", "--input", "gone"], ["absent", "gone", "No such file"]),
+        (["--input", "circle"], ["circle", "goes in a circle"]),
+        (["--input", "there", "--input", "there/."], ["both be /work/there"]),
+        (["--input", ".", "--exclude", "!"], ["--exclude", "'!'", ".gitignore"]),
+        (["--input", "large", "--disk", "16MiB"], ["large", "--disk", "--exclude"]),
+    ],
+)
+def test_inputs_and_outputs(tmp_path: Path, words: list[str], said_words: list[str]) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/file").touch()
+    (tmp_path / "away").symlink_to("/")
+    (tmp_path / "circle").symlink_to("circle")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(17 << 20)
+    if words == ["--input", "there", "--input", "there/."]:
+        (tmp_path / "there/there").touch()
+    code, said = run(tmp_path, "run", *words, "--", "true")
+    assert code == 125, said
+    for word in said_words:
+        assert word in said
+
+
 def test_qemu_is_not_installed(tmp_path: Path) -> None:
     code, said = run(tmp_path, "run", "--", "true", PATH="/nonexistent")
     assert code == 125

@@ -108,6 +108,28 @@ def test_a_command_that_can_not_be_started(cell: Cell, word: str, code: int) -> 
     assert cell(command=[word]).code == code
 
 
+def test_a_synced_folder_goes_in_and_its_changes_come_back(cell: Cell, tmp_path: Path) -> None:
+    """Through busybox's tar, both ways: names, links and modes that were not changed are not."""
+    here = tmp_path / "here"
+    deep = here / ("long name " * 9) / ("d" * 120) / ("é" * 60)
+    deep.mkdir(parents=True)
+    (deep / "program").write_text("#!/bin/sh\n")
+    (deep / "program").chmod(0o755)
+    (here / "readonly").touch(0o444)
+    (here / "python3").symlink_to("/usr/bin/python3")
+    (here / "up").symlink_to(f"{deep.relative_to(here)}/program")
+    (here / "old").touch()
+    (here / "notes").write_text("one\n")
+    script = "echo two >>notes; rm old; mkdir new; echo x >new/x; ln notes new/hard; ln -s x new/l"
+    ended = cell("--sync", str(here), "--yes", command=["sh", "-c", script])
+    assert ended.code == 0, ended.stderr
+    assert ended.stderr.splitlines()[-1] == f"wgcell: 5 files changed in {here}"
+    assert (here / "notes").read_text() == (here / "new/hard").read_text() == "one\ntwo\n"
+    assert (here / "new/l").readlink() == Path("x")
+    assert (here / "python3").readlink() == Path("/usr/bin/python3")
+    assert not (here / "old").exists()
+
+
 def test_data_comes_through_the_tunnel_and_results_come_home(
     cell: Cell, service: str, tmp_path: Path
 ) -> None:
@@ -119,9 +141,10 @@ def test_data_comes_through_the_tunnel_and_results_come_home(
         "pathlib.Path('results/deep/data.csv').write_bytes(data)\n"
     )
     given = ["--service", service, "--input", str(script), "--output", "results/"]
-    ended = cell(*given, command=["python3", "job.py"])
+    ended = cell(*given, "--output-dir", str(tmp_path / "home"), command=["python3", "job.py"])
     assert ended.code == 0, ended.stderr
-    assert (ended.folder / "outputs/results/deep/data.csv").read_bytes() == b"name,value\na,1\n"
+    assert (tmp_path / "home/results/deep/data.csv").read_bytes() == b"name,value\na,1\n"
+    assert str(tmp_path / "home/results") in ended.stderr.splitlines()[-1]
     assert ended.result["relay"]["refused"] == {}
     assert ended.flows("allow") == ["10.99.0.5:80"]
 

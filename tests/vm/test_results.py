@@ -1,4 +1,4 @@
-"""The work comes home: every byte, in order, whoever reads and however slowly; every ending in order.
+"""The work comes home: every byte, in order, however slow its reader; and every ending in order.
 
 The matrix is short in each run, and long with WGCELL_RESULTS=N: N times each cell of it, with the
 sizes that take minutes under emulation.
@@ -276,7 +276,17 @@ def test_a_second_ctrl_c_ends_it_at_once(start: Start, again: signal.Signals) ->
 def test_nohup_is_respected(tmp_path: Path) -> None:
     wgcell = str(Path(sys.executable).with_name("wgcell"))
     cell = subprocess.Popen(
-        ["nohup", wgcell, "run", "--state-dir", str(tmp_path), "--", "sh", "-c", "echo up; sleep 2"],
+        [
+            "nohup",
+            wgcell,
+            "run",
+            "--state-dir",
+            str(tmp_path),
+            "--",
+            "sh",
+            "-c",
+            "echo up; sleep 2",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )

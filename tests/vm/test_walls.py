@@ -88,7 +88,7 @@ def test_a_whole_cell_with_all_walls_as_an_ordinary_user(public: Path) -> None:
     assert started["engine"] == ("namespace" if others_may else "embedded"), started
     assert bool(started["reason"]) is not others_may
     (folder,) = (public / "home/cells").iterdir()
-    assert (folder / "outputs/made").read_text() == "home\n"
+    assert (public / "home/made").read_text() == "home\n"
     assert folder.stat().st_mode & 0o777 == 0o700
 
 

@@ -1,65 +1,146 @@
 """The outputs' tar, from a guest that is assumed hostile, unpacked member by member.
 
-tarfile only parses here; nothing is extracted by it. Every member is judged by our own rules and
-then written by hand: folders are opened one component at a time without following links, files
-are made with O_EXCL, so nothing can be overwritten, followed or made outside ``destination``. A
-refused member is skipped and reported, and what was good stays; a limit or a broken stream ends
-the unpacking, also reported.
+Only what wgcell's own guest sends is accepted: busybox tar's GNU format with files, folders,
+symbolic and hard links, and GNU's two headers for long names. A pax header, a sparse map or any
+other kind ends the unpacking at its header, before a byte of it is read: each of them lets a few
+bytes of tar take much of the host's memory or processor time. `tarfile` parses one 512-byte header
+at a time and nothing else: its own reading takes a tar that was cut between two members for a
+whole one. Here a tar is whole only with the two zero blocks that end it, and nothing behind them.
+
+Members are written by hand. Folders are opened one component at a time without following links,
+files are made with O_EXCL: nothing can be overwritten, followed or made outside ``destination``.
+A refused member is skipped and counted under its reason, and what was good stays.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from pathlib import Path
+from typing import BinaryIO
 
+from wgcell.cell.counts import Counted, Counts
+from wgcell.cell.globs import Pattern, components
 from wgcell.errors import ArchiveError, StateError
 
-__all__ = ["Refusal", "Unpacked", "unpack"]
+__all__ = ["MOST_MEMBERS", "Unpacked", "unpack"]
 
 MOST_MEMBERS = 100_000
-MOST_REFUSALS = 100
-"""Refusals kept by name; further ones are only counted."""
-_LONGEST_NAME = 1024
+_LONGEST_NAME = 4095
+"""Bytes; Linux's PATH_MAX without its NUL."""
 _LONGEST_COMPONENT = 255
-_DEEPEST = 32
+_DEEPEST = 256
+"""Folders within each other; a descriptor is held for each of the current path's."""
+_LATEST = 2**34 - 2**31 - 1
+"""Seconds since 1970: the last that ext4 can store, in 2446."""
 _CHUNK = 1 << 20
-# A pax header or a GNU long name is read whole by tarfile, before any rule of ours sees it.
-_LARGEST_HEADER = 64 * 1024
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_LONG = {tarfile.GNUTYPE_LONGNAME: "name", tarfile.GNUTYPE_LONGLINK: "linkname"}
 
+OVER_LIMIT = "it goes over the limit of bytes"
+LEADS_OUT = "a link that leads out of the outputs"
+_FILE_SYSTEM = "this machine's file system does not take its name"
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One member that was not unpacked: its name, with control characters escaped, and why."""
-
-    member: str
-    reason: str
+_LEFT_OUT = {
+    tarfile.CHRTYPE: "a character device",
+    tarfile.BLKTYPE: "a block device",
+    tarfile.FIFOTYPE: "a named pipe",
+}
+"""Kinds without content of their own."""
+_WRITTEN = frozenset(
+    (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
+)
+_NO_SUCH_NAME = frozenset((errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL))
 
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What came of a tar. ``complete`` is False if a limit or a broken stream ended it early."""
+    """What came of a tar."""
 
     files: int
     folders: int
+    links: int
     bytes: int
-    refusals: tuple[Refusal, ...]
-    refused: int
-    complete: bool
+    """Of the files' contents, hard links counted each."""
+    refusals: tuple[Counted, ...]
+    """Members with content that did not come home."""
+    left_out: tuple[Counted, ...]
+    """Members without content: pipes, devices, and links that lead out of the outputs."""
+    missing: tuple[str, ...]
+    """The patterns that were asked for, and of which nothing came."""
+    stopped: str
+    """What ended the unpacking before the tar's end; empty if it was read to its end."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole tar was read, to its end mark and the stream's end."""
+        return not self.stopped
+
+    @property
+    def refused(self) -> int:
+        """How many members were refused."""
+        return sum(counted.count for counted in self.refusals)
 
 
-class _Limited:
-    """A read-only stream that raises past ``limit`` bytes, whatever a header promises."""
+def unpack(
+    stream: BinaryIO,
+    destination: Path,
+    limit_bytes: int,
+    limit_members: int = MOST_MEMBERS,
+    allowed: Sequence[str | Pattern] = (),
+    known_links: frozenset[tuple[str, str]] = frozenset(),
+) -> Unpacked:
+    """Unpack a tar stream into ``destination``, a folder made here if need be (mode 0700).
+
+    ``allowed`` are the outputs that were asked for: a member that none of them covers is refused,
+    but for the folders above one. ``limit_bytes`` bounds the files' contents, ``limit_members``
+    the members. ``known_links`` are pairs of a path and a link's target that need no mention if
+    they are refused: links that went into the guest like that.
+
+    The stream is read to its end. Neither its bytes nor an `ArchiveError` that it raises are
+    raised here: they are in what is returned. Raises `StateError` if ``destination`` can't be
+    written, ValueError if a pattern is none.
+    """
+    patterns = [one if isinstance(one, Pattern) else Pattern.parse(one) for one in allowed]
+    try:
+        destination.mkdir(mode=0o700, exist_ok=True)
+        root = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateError(f"can't write {destination}: {error.strerror}") from None
+    work = _Unpacking(root, limit_bytes, patterns, known_links)
+    # A member takes at most two long names beside its own header, and padding.
+    bounded = _Stream(stream, limit_bytes + limit_members * (3 * _LONGEST_NAME) + 20 * _BLOCK)
+    stopped = ""
+    try:
+        for number, header in enumerate(_headers(bounded), start=1):
+            if number > limit_members:
+                raise ArchiveError(f"more than {limit_members} members")
+            work.take(header, bounded)
+        bounded.finish()
+    except ArchiveError as error:
+        stopped = error.message
+    except OSError as error:
+        raise StateError(f"can't write {destination}: {error.strerror or error}") from None
+    finally:
+        work.close()
+    return work.result(stopped)
+
+
+class _Stream:
+    """A tar's bytes, read once from front to back, and no more than ``limit`` of them."""
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
         self._stream = stream
         self._left = limit
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes; none at the stream's end. Raises `ArchiveError`."""
         try:
             data = self._stream.read(size)
         except OSError as error:
@@ -69,208 +150,310 @@ class _Limited:
             raise ArchiveError("the stream is longer than its limit")
         return data
 
+    def exactly(self, size: int) -> bytes:
+        """``size`` bytes, a small number. Raises `ArchiveError` where the stream ends before."""
+        data = self.read(size)
+        while len(data) < size:
+            more = self.read(size - len(data))
+            if not more:
+                raise ArchiveError("the tar is cut short")
+            data += more
+        return data
 
-class _Member(tarfile.TarInfo):
-    """A TarInfo that refuses oversized extended headers before they are read into memory."""
+    def contents(self, size: int) -> Iterator[bytes]:
+        """A member's ``size`` bytes in pieces, and then its padding, read away."""
+        left = size
+        while left:
+            data = self.read(min(left, _CHUNK))
+            if not data:
+                raise ArchiveError("the tar is cut short")
+            left -= len(data)
+            yield data
+        self.exactly(-size % _BLOCK)
 
-    def _guarded(self, name: str, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.size > _LARGEST_HEADER:
-            raise ArchiveError("an extended header is too large")
-        parent: Callable[[tarfile.TarFile], tarfile.TarInfo] = getattr(super(), name)
-        return parent(tar)
-
-    def _proc_gnulong(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        return self._guarded("_proc_gnulong", tar)
-
-    def _proc_pax(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        return self._guarded("_proc_pax", tar)
-
-    def _proc_sparse(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        raise ArchiveError("a sparse member")
+    def finish(self) -> None:
+        """Read what is behind the end mark: zeros up to the stream's end."""
+        while data := self.read(_CHUNK):
+            if data.count(0) != len(data):
+                raise ArchiveError("there is something behind the tar's end")
 
 
-def unpack(
-    stream: BinaryIO,
-    destination: Path,
-    limit_bytes: int,
-    limit_members: int = MOST_MEMBERS,
-    allowed: Sequence[str] = (),
-) -> Unpacked:
-    """Unpack a tar stream into ``destination``, a folder made here if need be (mode 0700).
+def _headers(stream: _Stream) -> Iterator[tarfile.TarInfo]:
+    """Each member's header, up to the end mark. Who takes one reads its contents before the next.
 
-    ``allowed`` are the outputs that were asked for, relative to /work: a member that is none of
-    them, nor below one, nor a folder above one, is refused. Nothing of the stream raises; only
-    `StateError` does, when ``destination`` can't be written.
+    Raises `ArchiveError` for all that the guest's tar does not write.
     """
-    try:
-        destination.mkdir(mode=0o700, exist_ok=True)
-        root = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise StateError(f"can't write {destination}: {error.strerror}") from None
-    work = _Unpacking(root, limit_bytes, limit_members, tuple(map(PurePosixPath, allowed)))
-    # Headers and padding take at most 2 KiB a member beside the data itself.
-    bounded = _Limited(stream, limit_bytes + 2048 * limit_members + 10240)
-    complete = True
-    try:
-        with tarfile.open(
-            fileobj=cast(BinaryIO, bounded),  # in stream mode tarfile only ever calls read
-            mode="r|",
-            tarinfo=_Member,
-            errorlevel=2,
-        ) as tar:
-            complete = work.take(tar)
-    except ArchiveError as error:
-        work.refuse("(stream)", error.message)
-        complete = False
-    except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
-        # ValueError and its kin: tarfile lets some of a malformed header's errors through.
-        work.refuse("(stream)", f"not a readable tar: {type(error).__name__}")
-        complete = False
-    except OSError as error:
-        raise StateError(f"can't write {destination}: {error.strerror or error}") from None
-    finally:
-        os.close(root)
-    return Unpacked(
-        work.files, work.folders, work.bytes, tuple(work.refusals), work.refused, complete
-    )
+    long: dict[str, str] = {}
+    while True:
+        block = stream.exactly(_BLOCK)
+        if block == _ZEROS:
+            if stream.exactly(_BLOCK) != _ZEROS:
+                raise ArchiveError("the tar's end mark is half of one")
+            if long:
+                raise ArchiveError("a long name without a member")
+            return
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except (tarfile.TarError, ValueError) as error:
+            raise ArchiveError(f"not a readable tar: {type(error).__name__}") from None
+        if field := _LONG.get(header.type):
+            if field in long or not 0 < header.size <= _LONGEST_NAME + 1:
+                raise ArchiveError("a long name that is too long, or given twice")
+            raw = b"".join(stream.contents(header.size))
+            long[field] = raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+            continue
+        if header.type not in _WRITTEN and header.type not in _LEFT_OUT:
+            raise ArchiveError(f"a member of the type {header.type!r}, which the guest never sends")
+        if header.size < 0 or (header.size and not header.isreg()):
+            raise ArchiveError("a member with an impossible size")
+        header.name = long.pop("name", header.name)
+        header.linkname = long.pop("linkname", header.linkname)
+        yield header
+
+
+class _Refused(Exception):
+    """A member that is not written, for a reason that is one of a few."""
+
+
+class _LeftOut(Exception):
+    """A member without content that is not written, for a reason that is one of a few."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A folder on the way to the current one; what its mode and time become when it is left."""
+
+    name: str
+    descriptor: int
+    final: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        try:
+            if self.final is not None:
+                mode, mtime = self.final
+                os.fchmod(self.descriptor, mode)
+                os.utime(self.descriptor, (mtime, mtime))
+        finally:
+            os.close(self.descriptor)
 
 
 class _Unpacking:
-    """One unpacking's counts, and its rules."""
+    """One unpacking's counts, the folders it is in, and its rules."""
 
     def __init__(
-        self, root: int, limit_bytes: int, limit_members: int, allowed: tuple[PurePosixPath, ...]
+        self,
+        root: int,
+        limit_bytes: int,
+        patterns: Sequence[Pattern],
+        known_links: frozenset[tuple[str, str]],
     ) -> None:
-        self._root = root
+        self._path = [_Open("", root)]
         self._limit_bytes = limit_bytes
-        self._limit_members = limit_members
-        self._allowed = allowed
-        self.files = 0
-        self.folders = 0
-        self.bytes = 0
-        self.refused = 0
-        self.refusals: list[Refusal] = []
+        self._patterns = patterns
+        self._known_links = known_links
+        self._arrived: set[Pattern] = set()
+        self._files = 0
+        self._folders = 0
+        self._links = 0
+        self._bytes = 0
+        self._refused = Counts()
+        self._left_out = Counts()
 
-    def refuse(self, name: str, reason: str) -> None:
-        self.refused += 1
-        if len(self.refusals) < MOST_REFUSALS:
-            shown = name[:200].encode("unicode_escape").decode("ascii")
-            self.refusals.append(Refusal(shown, reason))
+    def take(self, header: tarfile.TarInfo, stream: _Stream) -> None:
+        """Write one member, or count why not. Raises `ArchiveError` to end it all, OSError."""
+        contents = stream.contents(header.size)
+        try:
+            parts = self._judged(header)
+            try:
+                self._write(header, parts, contents)
+            except OSError as error:
+                if error.errno in _NO_SUCH_NAME:
+                    raise _Refused(_FILE_SYSTEM) from None
+                raise
+        except _Refused as refused:
+            self._refused.add(str(refused), header.name)
+            if str(refused) == OVER_LIMIT:
+                raise ArchiveError("the outputs are larger than their limit") from None
+        except _LeftOut as left_out:
+            if (header.name, header.linkname) not in self._known_links:
+                self._left_out.add(str(left_out), header.name)
+        else:
+            self._arrived.update(one for one in self._patterns if one.covers(parts))
+        for _ in contents:
+            pass
 
-    def take(self, tar: tarfile.TarFile) -> bool:
-        for number, member in enumerate(tar, start=1):
-            # A stream of endless members must not fill the memory with their headers.
-            tar.members = []  # type: ignore[attr-defined]
-            if number > self._limit_members:
-                self.refuse(member.name, f"more than {self._limit_members} members")
-                return False
-            reason = self._judge(member)
-            if reason is None:
-                reason = self._write(tar, member)
-            if reason is None:
-                continue
-            self.refuse(member.name, reason)
-            if reason == _OVER_LIMIT:
-                return False
-        return True
+    def close(self) -> None:
+        """Leave all folders: they get the modes and times that the tar gave them."""
+        while self._path:
+            with suppress(OSError):
+                self._path.pop().close()
 
-    def _judge(self, member: tarfile.TarInfo) -> str | None:
-        """Why this member may not be unpacked, or None. Pure: looks at its header only."""
-        name = member.name
-        path = PurePosixPath(name)
-        if not (member.isreg() or member.isdir()) or member.issparse():
-            return _TYPES.get(member.type, "of an unknown type")
-        if name.startswith("/"):
-            return "an absolute path"
-        if ".." in path.parts:
-            return "its path climbs out with .."
-        if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in name):
-            return "its name holds control characters, or is not UTF-8"
-        encoded = [len(os.fsencode(part)) for part in path.parts]
-        if (
-            sum(encoded) + len(encoded) > _LONGEST_NAME
-            or max(encoded, default=0) > _LONGEST_COMPONENT
-        ):
-            return "its name is too long"
-        if len(encoded) > _DEEPEST:
-            return "its folders are nested too deeply"
-        if not path.parts:
-            return None if member.isdir() else "a file without a name"
-        if not self._asked_for(path, member.isdir()):
-            return "not an output that was asked for"
-        if member.isreg() and self.bytes + member.size > self._limit_bytes:
-            return _OVER_LIMIT
-        return None
-
-    def _asked_for(self, path: PurePosixPath, is_folder: bool) -> bool:
-        return any(
-            path.is_relative_to(output) or (is_folder and output.is_relative_to(path))
-            for output in self._allowed
+    def result(self, stopped: str) -> Unpacked:
+        missing = (str(one) for one in self._patterns if one not in self._arrived)
+        return Unpacked(
+            files=self._files,
+            folders=self._folders,
+            links=self._links,
+            bytes=self._bytes,
+            refusals=tuple(self._refused),
+            left_out=tuple(self._left_out),
+            missing=tuple(dict.fromkeys(missing)),
+            stopped=stopped,
         )
 
-    def _write(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
-        parts = PurePosixPath(member.name).parts
-        folder = self._folder(parts if member.isdir() else parts[:-1])
-        if folder is None:
-            return "a file stands where its folder should be"
-        try:
-            return None if member.isdir() else self._file(tar, member, folder, parts[-1])
-        finally:
-            os.close(folder)
+    def _judged(self, header: tarfile.TarInfo) -> tuple[str, ...]:
+        """The member's components, if it may be written. Looks at its header only."""
+        parts = _vetted(header.name)
+        header.name = "/".join(parts)
+        if not parts and not header.isdir():
+            raise _Refused("a file without a name")
+        if not any(
+            one.covers(parts) or (header.isdir() and one.leads_to(parts)) for one in self._patterns
+        ):
+            raise _Refused("not an output that was asked for")
+        if header.type in _LEFT_OUT:
+            raise _LeftOut(_LEFT_OUT[header.type])
+        if header.issym() and not self._stays(parts, header.linkname):
+            raise _LeftOut(LEADS_OUT)
+        if header.isreg():
+            self._afford(header.size)
+        return parts
 
-    def _folder(self, parts: Sequence[str]) -> int | None:
-        """A descriptor of that folder below the root, made where missing; None if it can't be."""
-        descriptor = os.dup(self._root)
-        for part in parts:
-            try:
-                with suppress(FileExistsError):
-                    os.mkdir(part, 0o700, dir_fd=descriptor)
-                    self.folders += 1
-                below = os.open(
-                    part,
-                    os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                    dir_fd=descriptor,
-                )
-            except NotADirectoryError:
-                os.close(descriptor)
-                return None
-            except OSError:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-            descriptor = below
-        return descriptor
+    def _afford(self, size: int) -> None:
+        if self._bytes + size > self._limit_bytes:
+            raise _Refused(OVER_LIMIT)
+
+    def _stays(self, parts: tuple[str, ...], target: str) -> bool:
+        """Whether a symbolic link leads to an output, whatever other links are on its way.
+
+        ``..`` may only come first: there it climbs real folders, those above the link. Behind a
+        name it would climb out of wherever a link of that name leads.
+        """
+        if not target or target.startswith("/") or _is_odd(target):
+            return False
+        steps = components(target)
+        up = 0
+        while up < len(steps) and steps[up] == "..":
+            up += 1
+        if ".." in steps[up:] or up > len(parts) - 1 or len(target) > _LONGEST_NAME:
+            return False
+        leads_to = parts[: len(parts) - 1 - up] + steps[up:]
+        return any(one.covers(leads_to) for one in self._patterns)
+
+    def _write(
+        self, header: tarfile.TarInfo, parts: tuple[str, ...], contents: Iterator[bytes]
+    ) -> None:
+        mtime = min(max(int(header.mtime), 0), _LATEST)
+        if header.isdir():
+            self._enter(parts)
+            # Its owner can always delete what is in it.
+            self._path[-1].final = ((header.mode & 0o777) | 0o700, mtime)
+            return
+        folder = self._enter(parts[:-1])
+        name = parts[-1]
+        try:
+            if header.issym():
+                os.symlink(header.linkname, name, dir_fd=folder)
+                os.utime(name, (mtime, mtime), dir_fd=folder, follow_symlinks=False)
+                self._links += 1
+                return
+            if header.islnk():
+                contents = self._linked(header.linkname)
+            self._file(folder, name, header.mode, mtime, contents)
+        except FileExistsError:
+            raise _Refused("it would overwrite another member") from None
 
     def _file(
-        self, tar: tarfile.TarFile, member: tarfile.TarInfo, folder: int, name: str
-    ) -> str | None:
-        # Only the owner's execute bit survives of the guest's mode: no setuid, nothing for others.
-        mode = 0o700 if member.mode & 0o100 else 0o600
+        self, folder: int, name: str, mode: int, mtime: int, contents: Iterator[bytes]
+    ) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o600, dir_fd=folder)
         try:
-            descriptor = os.open(name, flags, mode, dir_fd=folder)
-        except FileExistsError:
-            return "it would overwrite another member"
-        try:
-            source = tar.extractfile(member)
-            with os.fdopen(descriptor, "wb") as file:
-                while source is not None and (data := source.read(_CHUNK)):
-                    file.write(data)
-                    self.bytes += len(data)
+            size = 0
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                for data in contents:
+                    size += len(data)
+                    self._afford(size)
+                    view = memoryview(data)
+                    while view:
+                        view = view[file.write(view) :]
+                # No setuid, setgid or sticky bit; its owner can always read it.
+                os.fchmod(descriptor, (mode & 0o777) | 0o400)
+                os.utime(descriptor, (mtime, mtime))
         except BaseException:
             # Half a file looks like a whole one to whoever comes for it.
             os.unlink(name, dir_fd=folder)
             raise
-        self.files += 1
-        return None
+        self._files += 1
+        self._bytes += size
+
+    def _linked(self, linkname: str) -> Iterator[bytes]:
+        """The contents of the file that a hard link names: one of those written before."""
+        descriptor = os.dup(self._path[0].descriptor)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            for part in _vetted(linkname):
+                below = os.open(part, flags, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = below
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return _pieces(os.dup(descriptor))
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        finally:
+            os.close(descriptor)
+        raise _Refused("a hard link to a file that did not come")
+
+    def _enter(self, parts: Sequence[str]) -> int:
+        """A descriptor of that folder, made where it is missing. It stays this object's."""
+        shared = 0
+        for folder, part in zip(self._path[1:], parts, strict=False):
+            if folder.name != part:
+                break
+            shared += 1
+        while len(self._path) > shared + 1:
+            self._path.pop().close()
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        for part in parts[shared:]:
+            above = self._path[-1].descriptor
+            try:
+                with suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=above)
+                    self._folders += 1
+                descriptor = os.open(part, flags, dir_fd=above)
+            except NotADirectoryError:
+                raise _Refused("a file stands where its folder should be") from None
+            self._path.append(_Open(part, descriptor))
+        return self._path[-1].descriptor
 
 
-_OVER_LIMIT = "it goes over the limit of bytes"
-_TYPES = {
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.LNKTYPE: "a hard link",
-    tarfile.CHRTYPE: "a character device",
-    tarfile.BLKTYPE: "a block device",
-    tarfile.FIFOTYPE: "a named pipe",
-    tarfile.GNUTYPE_SPARSE: "a sparse file",
-}
+def _pieces(descriptor: int) -> Iterator[bytes]:
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        while data := file.read(_CHUNK):
+            yield data
+
+
+def _is_odd(name: str) -> bool:
+    return not name.isprintable() and any(
+        ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in name
+    )
+
+
+def _vetted(name: str) -> tuple[str, ...]:
+    """A member's components, if they may be a path here. Pure. Raises `_Refused`."""
+    if name.startswith("/"):
+        raise _Refused("an absolute path")
+    if _is_odd(name):
+        raise _Refused("its name holds control characters, or is not UTF-8")
+    parts = components(name)
+    if ".." in parts:
+        raise _Refused("its path climbs out with ..")
+    lengths = [len(part) if part.isascii() else len(os.fsencode(part)) for part in parts]
+    if sum(lengths) + len(lengths) > _LONGEST_NAME or max(lengths, default=0) > _LONGEST_COMPONENT:
+        raise _Refused("its name is too long")
+    if len(parts) > _DEEPEST:
+        raise _Refused("its folders are nested too deeply")
+    return parts

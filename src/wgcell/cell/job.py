@@ -18,6 +18,8 @@ from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
+from wgcell.cell.globs import Pattern
+from wgcell.cell.inputs import Input
 from wgcell.cell.schema import Fault, Invalid, validated
 from wgcell.display import one_line
 from wgcell.errors import JobError, PolicyError
@@ -29,6 +31,7 @@ __all__ = [
     "HostLimits",
     "Job",
     "JobOptions",
+    "Landing",
     "OnRogue",
     "duration_text",
     "environment",
@@ -120,16 +123,27 @@ class GatewayAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Landing:
+    """Where the person at the terminal wants outputs, when the cell has ended."""
+
+    folder: Path
+    """Absolute."""
+    outputs: tuple[str, ...]
+    """Which of the job's; the others stay in the cell's folder."""
+    synced: bool = False
+    """Whether the folder is one whose contents went in, and to which only changes come back."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One job, validated. Exactly one of ``vpn`` and ``gateway`` is set."""
 
     name: str
     command: tuple[str, ...]
     image: str
-    inputs: tuple[Path, ...]
-    """Absolute; each appears under its last component in /work."""
+    inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
-    """Relative to /work, normalized."""
+    """Patterns relative to /work, normalized; . is all of it."""
     timeout: float | None
     """Seconds from the workload's release; None is no limit."""
     env: tuple[tuple[str, str], ...] = field(repr=False)
@@ -156,6 +170,10 @@ class Job:
     """None starts the workload as a compromised guest would run it: to test the host's walls."""
     asked: frozenset[str] = field(default=frozenset(), compare=False)
     """Which of `LIMITS` somebody asked for; the others are defaults, and may be lowered."""
+    excludes: tuple[str, ...] = ()
+    """Inputs that stay here: gitignore's patterns, relative to /work."""
+    landing: Landing | None = None
+    """None leaves the outputs in the cell's folder."""
 
     def public(self) -> dict[str, object]:
         """The job for ``job.json``: no keys, and of the environment only the names."""
@@ -165,7 +183,9 @@ class Job:
             "command": list(self.command),
             "image": self.image,
             "inputs": [str(path) for path in self.inputs],
+            "exclude": list(self.excludes),
             "outputs": list(self.outputs),
+            "output_dir": None if self.landing is None else str(self.landing.folder),
             "timeout": self.timeout,
             "grace": self.grace,
             "env": sorted(name for name, _ in self.env),
@@ -199,10 +219,16 @@ class JobOptions:
     name: str | None = None
     command: tuple[str, ...] = ()
     image: str | None = None
-    inputs: tuple[Path, ...] = ()
-    """Added to the file's; relative to the working folder, and may lie anywhere."""
-    outputs: tuple[str, ...] = ()
+    inputs: tuple[str | Path, ...] = ()
+    """Added to the file's; relative to the current folder, and may lie anywhere."""
+    excludes: tuple[str, ...] = ()
     """Added to the file's."""
+    outputs: tuple[str, ...] = ()
+    """Added to the file's; these land in the current folder."""
+    output_dir: Path | None = None
+    """Where all outputs land, the file's too."""
+    sync: Path | None = None
+    """A folder whose contents go in, and to which changes come back."""
     timeout: str | None = None
     grace: str | None = None
     env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -257,6 +283,7 @@ class _JobFile:
     command: list[str] = field(default_factory=list)
     image: str = DEFAULT_IMAGE
     inputs: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     timeout: str | int | float | None = None
     grace: str | int | float | None = None
@@ -431,11 +458,10 @@ class _Reading:
     def outputs(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         found: dict[str, None] = {}
         for text in texts:
-            path = PurePosixPath(text)
-            climbs = path.is_absolute() or ".." in path.parts
-            if climbs or not path.parts or any(ord(c) < 32 or ord(c) == 127 for c in text):
-                self.fail("outputs", f"found {text[:80]!r}; allowed: a path in /work, without ..")
-            found[str(path)] = None
+            try:
+                found[str(Pattern.parse(text))] = None
+            except ValueError as error:
+                self.fail("outputs", f"found {text[:80]!r}: {error}")
         return tuple(found)
 
     def env(self, pairs: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -447,16 +473,54 @@ class _Reading:
         return tuple(pairs.items())
 
     def beside(self, key: str, text: str, folder: Path) -> Path:
-        """A path of a job file: below the file's folder, whoever wrote it."""
+        """A path of a job file: below the file's folder, whoever wrote it, and wherever links lead.
+
+        What is opened later must look again: who wrote the file may change the folder meanwhile.
+        """
         path = PurePosixPath(text)
+        mend = "name a file elsewhere on the command line, with --input or --vpn"
         outside = path.is_absolute() or ".." in path.parts or text.startswith("~")
-        if not path.parts or outside or "\0" in text:
+        if not text or outside or "\0" in text:
             self.fail(
-                key,
-                f"found {text[:120]!r}; allowed: a path below the job file's own folder",
-                "name a file elsewhere on the command line, with --input or --vpn",
+                key, f"found {text[:120]!r}; allowed: a path below the job file's own folder", mend
             )
-        return folder.joinpath(*path.parts)
+        found = folder.joinpath(*path.parts)
+        # Not Path.resolve, which raises for a circle of links before Python 3.13.
+        if not Path(os.path.realpath(found)).is_relative_to(os.path.realpath(folder)):
+            self.fail(key, f"found {text[:120]!r}, a link out of the job file's own folder", mend)
+        return found
+
+    def inputs(self, file: _JobFile, folder: Path, chosen: JobOptions) -> tuple[Input, ...]:
+        anchor = Path.cwd()
+        found = []
+        for text in file.inputs:
+            self.beside("inputs", text, folder)
+            found.append(Input.of(text, folder, folder))
+        for given in chosen.inputs:
+            if not os.fspath(given):
+                self.fail("--input", "is empty; the current folder is .")
+            found.append(Input.of(given, anchor))
+        if chosen.sync is not None:
+            found.append(Input(anchor / chosen.sync, contents=True))
+        _one_name_each(self, found)
+        return tuple(found)
+
+    def landing(self, file: _JobFile, chosen: JobOptions) -> Landing | None:
+        anchor = Path.cwd()
+        if chosen.sync is not None:
+            if chosen.outputs or chosen.output_dir is not None:
+                self.fail(
+                    "--sync",
+                    "can't be combined with --output or --output-dir",
+                    "leave them out: --sync brings back everything that has changed",
+                )
+            return Landing(anchor / chosen.sync, (".",), synced=True)
+        if chosen.output_dir is not None:
+            every = self.outputs((*file.outputs, *chosen.outputs))
+            if not every:
+                self.fail("--output-dir", "is given, and no output is named", "add --output NAME")
+            return Landing(anchor / chosen.output_dir, every)
+        return Landing(anchor, self.outputs(chosen.outputs)) if chosen.outputs else None
 
     def choice(self, key: str, text: str, allowed: tuple[str, ...]) -> str:
         if text not in allowed:
@@ -545,9 +609,7 @@ def _build(
         reading.fail("resources.cpus", f"found {cpus}; allowed: 1-{host.cpus}, this machine's")
     memory = _first(chosen.memory, file.resources.memory, default=DEFAULT_MEMORY)
     disk = _first(chosen.disk, file.resources.disk, default=DEFAULT_DISK)
-    inputs = [reading.beside("inputs", text, folder) for text in file.inputs]
-    inputs += [anchor / path for path in chosen.inputs]
-    _one_name_each(reading, inputs)
+    everything = () if chosen.sync is None else (".",)
     policy = file.policy
     rogue = _first(chosen.on_rogue, default=policy.on_rogue)
     walls = _first(chosen.guest_walls, default=policy.guest_walls)
@@ -555,8 +617,10 @@ def _build(
         name=reading.name(_first(chosen.name, file.name, default=_as_name(stem))),
         command=reading.command(chosen.command or tuple(file.command)),
         image=_image(reading, _first(chosen.image, default=file.image)),
-        inputs=tuple(inputs),
-        outputs=reading.outputs((*file.outputs, *chosen.outputs)),
+        inputs=reading.inputs(file, folder, chosen),
+        excludes=(*file.exclude, *chosen.excludes),
+        outputs=reading.outputs((*file.outputs, *chosen.outputs, *everything)),
+        landing=reading.landing(file, chosen),
         timeout=_timeout(reading, "timeout", chosen.timeout or file.timeout),
         grace=_grace(reading, chosen.grace or file.grace),
         env=reading.env({**file.env, **dict(chosen.env)}),
@@ -606,14 +670,18 @@ def _tunnel(
     return None, GatewayAsked(allow, tuple(services.items()))
 
 
-def _one_name_each(reading: _Reading, inputs: list[Path]) -> None:
-    seen: dict[str, Path] = {}
-    for path in inputs:
-        if not path.name:
-            reading.fail("inputs", f"found {str(path)!r}, which has no name of its own")
-        if path.name in seen:
-            reading.fail("inputs", f"{path} and {seen[path.name]} would both be /work/{path.name}")
-        seen[path.name] = path
+def _one_name_each(reading: _Reading, inputs: list[Input]) -> None:
+    """Refuse two inputs of one name. What is in a folder whose contents are meant is seen later."""
+    seen: dict[str, Input] = {}
+    for one in inputs:
+        name = one.path.name
+        if one.contents:
+            continue
+        if not name:
+            reading.fail("inputs", f"found {str(one)!r}, which has no name of its own")
+        if name in seen:
+            reading.fail("inputs", f"{one} and {seen[name]} would both be /work/{name}")
+        seen[name] = one
 
 
 def _as_name(stem: str) -> str:

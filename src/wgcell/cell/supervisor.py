@@ -35,7 +35,7 @@ from ipaddress import (
 from pathlib import Path
 from typing import Any
 
-from wgcell.cell import archive, consent, endpoint
+from wgcell.cell import archive, consent, endpoint, outputs
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.events import Event, EventLog
 from wgcell.cell.folder import CappedLog, Folder
@@ -542,7 +542,7 @@ class Supervisor:
         ]
         if self._job.inputs:
             packed = folder / "inputs.tar"
-            pack(self._job.inputs, packed)
+            pack(self._job.inputs, packed, self._job.disk, self._job.excludes)
             drives.append(Drive(_opened(packed)))
         return tuple(drives)
 
@@ -751,11 +751,7 @@ class Supervisor:
         """What is missing of the outputs, in a sentence; empty if nothing is."""
         if sent.status:
             return f"the guest could not read all of the outputs (tar's exit code {sent.status})"
-        if not unpacked.complete:
-            return "the outputs were not unpacked whole"
-        if unpacked.refused:
-            return f"{unpacked.refused} of the outputs' members were refused"
-        return ""
+        return outputs.verdict(unpacked, self._job.outputs) or ""
 
     def _watch_results(self, now: float, passed: float) -> None:
         """What the workload left must come, and keep coming; our own reader may take its time."""
@@ -941,11 +937,8 @@ class Supervisor:
 
     def _unpack(self, arriving: ArrivingOutputs) -> archive.Unpacked:
         return arriving.unpacked(
-            lambda stream: archive.unpack(
-                stream,
-                self._around.folder.path / "outputs",
-                limit_bytes=self._job.disk,
-                allowed=self._job.outputs,
+            lambda stream: outputs.receive(
+                stream, self._around.folder.path / "outputs", self._job.outputs, self._job.disk
             )
         )
 
@@ -969,15 +962,15 @@ class Supervisor:
             # What was still on its way, for a reader who reads.
             if not (stream.home or await stream.over(LAST_BYTES)):
                 self._log.append("reader_stopped", stream=stream.name, delivered=stream.delivered)
-        outputs = await self._outputs()
+        came = await self._outputs()
         if self._gateway is not None:
             await self._gateway.quit()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._around.folder.discard("scratch.img", "inputs.tar")
-        if outputs is not None:
-            self._log.append("outputs", **outputs)
+        if came is not None:
+            self._log.append("outputs", **came)
         if self._seen.frames:
             self._around.folder.write_bytes("rogue.pcapng", evidence.pcapng(self._seen.frames))
         result = self._result()
@@ -1008,8 +1001,10 @@ class Supervisor:
         return {
             "files": unpacked.files,
             "bytes": unpacked.bytes,
-            "refused": [f"{r.member}: {r.reason}" for r in unpacked.refusals],
+            "missing": list(unpacked.missing),
+            "refused": [str(counted) for counted in unpacked.refusals],
             "refused_count": unpacked.refused,
+            "left_out": [str(counted) for counted in unpacked.left_out],
             "complete": unpacked.complete,
         }
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wgcell.cell import endpoint
+from wgcell.cell import endpoint, outputs
 from wgcell.cell.events import Event
-from wgcell.cell.folder import check_writable, create, state_folder
+from wgcell.cell.folder import Folder, check_writable, create, state_folder
+from wgcell.cell.inputs import Survey
 from wgcell.cell.inputs import check as check_inputs
 from wgcell.cell.job import (
     DEFAULT_CPUS,
@@ -29,6 +30,7 @@ from wgcell.cell.job import (
     load_job,
 )
 from wgcell.cell.provider import Provider, apply_ceilings, load_provider
+from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.cli import completion, emulation
 from wgcell.cli.image import build_with_progress
@@ -111,6 +113,60 @@ def _image(name: str, loading: Future[store.Image]) -> store.Image:
     return image
 
 
+def _survey(job: Job, force: bool) -> Survey:
+    """The inputs, looked at; and whether the outputs could land. Raises InputError."""
+    synced = job.landing is not None and job.landing.synced
+    survey = check_inputs(job.inputs, job.disk, job.excludes, remember=synced)
+    if job.landing is not None:
+        outputs.check(job.landing.folder, job.landing.outputs, force)
+    return survey
+
+
+def _show_inputs(narrator: Narrator, job: Job, survey: Survey) -> None:
+    if job.inputs:
+        excluded = f", {survey.excluded} excluded" if survey.excluded else ""
+        narrator.line(f"inputs: {survey.files} files{excluded}", Words.ALL)
+    for counted in survey.left_out:
+        narrator.line(f"[yellow]input left out:[/] {clean(str(counted))}")
+    for counted in survey.links_out:
+        narrator.line(f"input {clean(str(counted))}")
+
+
+def _agree(summary: str) -> bool:
+    console.print(clean(summary))
+    try:
+        return typer.confirm("make these changes?", err=True)
+    except typer.Abort:
+        return False  # Ctrl-C, or the end of the input
+
+
+def _bring_home(
+    job: Job, survey: Survey, folder: Folder, came: dict[str, Any], force: bool, yes: bool
+) -> outputs.Landed:
+    """The outputs, from the cell's folder to where they were asked from. Raises StateError.
+
+    ``came`` is the event that tells of their unpacking; empty if there was none.
+    """
+    unpacked = folder.path / "outputs"
+    landing = job.landing
+    if not unpacked.is_dir():
+        return outputs.Landed("no outputs came", False)
+    if landing is None:
+        return outputs.Landed(f"outputs in {unpacked}", True)
+    if not came.get("complete"):
+        return outputs.Landed(f"outputs did not come whole, and stay in {unpacked}", False)
+    if not landing.synced:
+        return outputs.land(unpacked, landing.folder, force, landing.outputs)
+    can_ask = sys.stdin.isatty() and sys.stderr.isatty()
+    return outputs.sync(
+        *(unpacked, landing.folder, force, survey.seen),
+        (lambda summary: True) if yes else _agree if can_ask else None,
+        kept_here=survey.kept_here,
+        others=[one.path.name for one in job.inputs if not one.contents],
+        whole=not came.get("refused_count"),
+    )
+
+
 def _opens(job: Job, vpn: VpnConfig | None, address: str, port: int) -> str:
     """What the cell can reach, for rich."""
     if vpn is not None:
@@ -121,6 +177,11 @@ def _opens(job: Job, vpn: VpnConfig | None, address: str, port: int) -> str:
     if asked and asked.learn:
         rules.append("everything public, to learn")
     return f"it may reach: {clean(', '.join(rules) or 'nothing (no --allow, no --service)')}"
+
+
+def _expanded_text(text: str) -> str:
+    """`expanded`, for an input: its last ``/.`` has a meaning, which a Path does not keep."""
+    return str(expanded(Path(text))) + text[len(text.rstrip("/.")) :] if text[:1] == "~" else text
 
 
 def _opened(path: Path) -> int:
@@ -172,13 +233,33 @@ def run(
         str | None, typer.Option(help=f"Scratch disk, as 4GiB. [default: {DEFAULT_DISK}]")
     ] = None,
     input_: Annotated[
-        list[Path] | None,
-        typer.Option("--input", help="A file or folder to appear in /work."),
+        list[str] | None,
+        typer.Option(
+            "--input", help="A file or folder to appear in /work; of . or DIR/. its contents."
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Inputs to leave out, in .gitignore's syntax."),
     ] = None,
     output: Annotated[
         list[str] | None,
-        typer.Option("--output", help="A path below /work to bring home."),
+        typer.Option("--output", help="A path below /work to bring to the current folder."),
     ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", metavar="DIR", help="Where all outputs go instead."),
+    ] = None,
+    sync: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder whose contents go in, and changes come back."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let outputs overwrite what is there.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Bring --sync's changes back without asking.")
+    ] = False,
     env: Annotated[
         list[str] | None,
         typer.Option(
@@ -266,8 +347,11 @@ def run(
         name=name,
         command=tuple(context.obj or ()),
         image=image,
-        inputs=tuple(map(expanded, input_ or ())),
+        inputs=tuple(map(_expanded_text, input_ or ())),
+        excludes=tuple(exclude or ()),
         outputs=tuple(output or ()),
+        output_dir=output_dir and expanded(output_dir),
+        sync=sync and expanded(sync),
         timeout=timeout,
         grace=grace,
         env=variables,
@@ -285,7 +369,7 @@ def run(
     provider = load_provider()
     job = _with_gateway(_job(file and expanded(file), options, cells), learn, provider)
     job = apply_ceilings(job, provider)
-    check_inputs(job.inputs)
+    survey = _survey(job, force)
     with ThreadPoolExecutor(1) as other:
         # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.
         loading = other.submit(store.load, job.image)
@@ -318,11 +402,15 @@ def run(
     )
     narrator = Narrator(words)
     narrator.line(f"cell {folder.id}; {_opens(job, tunnel, address, port)}")
+    _show_inputs(narrator, job, survey)
     files = [JsonLines(folder.id, into)] if into else []
     printed = JsonLines(folder.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
+    came: dict[str, Any] = {}
 
     def tell(event: Event) -> None:
+        if event["event"] == "outputs":
+            came.update(event)
         for one in lines:
             one.event(event)
         narrator(event)
@@ -340,11 +428,19 @@ def run(
         for one in lines:
             one.close()
         os.close(lock)
+    code = int(result["exit_code"])
+    if job.outputs:
+        landed = _bring_home(job, survey, folder, came, force, yes)
+        if not landed.whole:
+            warn(landed.sentence)
+        else:
+            narrator.line(clean(landed.sentence))
+        code = code or (0 if landed.whole else EXIT_CODES[Outcome.INCOMPLETE])
     for one in lines:
         if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
             place = "standard output" if one is printed else f"--json-file: {json_file}"
             raise StateError(f"{place}: {one.failure.strerror}: events are missing in it")
-    raise typer.Exit(int(result["exit_code"]))
+    raise typer.Exit(code)
 
 
 def _until_its_end(supervisor: Supervisor) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from typing import Any
 from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess
 from wgcell.cell.folder import create
+from wgcell.cell.inputs import Input
 from wgcell.cell.job import Job
 from wgcell.cell.supervisor import Supervisor, Surroundings
 from wgcell.cell.wgquick import VpnConfig
@@ -275,7 +276,7 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
             name="prove",
             command=("python3", "-m", "wgcell.prove.player", "orders.json"),
             image=machines.image.name,
-            inputs=(_carry(folder), folder / "orders.json"),
+            inputs=(Input(_carry(folder)), Input(folder / "orders.json")),
             outputs=(),
             timeout=120.0,
             env=(),

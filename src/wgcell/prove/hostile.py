@@ -151,10 +151,10 @@ def laid_over(sabotage: Sabotage, forged: str) -> bytes:
         first = f"export PATH=/bin\n{null}\n{beside}exec /bin/sh /stock"
     laid = {"init": f"#!/bin/sh\n{first}\n", "stock": stock, "forged": forged}
     laid |= dict(sabotage.files)
-    return _newc({name: text.encode() for name, text in laid.items()})
+    return newc({name: text.encode() for name, text in laid.items()})
 
 
-def _newc(laid: dict[str, bytes]) -> bytes:
+def newc(laid: dict[str, bytes]) -> bytes:
     """Files as a cpio archive, which the kernel unpacks over the image's own."""
     entries = [(name, data, 0o100755) for name, data in laid.items()]
     archive = b""

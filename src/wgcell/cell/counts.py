@@ -1,0 +1,64 @@
+"""Files counted under the reason for what became of them, with a few of their names.
+
+A folder may hold thousands of them: one line tells a reason, not one line a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Counted", "Counts", "named", "shown"]
+
+_EXAMPLES = 3
+"""Files named for each reason; the others are only counted."""
+_LONGEST_SHOWN = 400
+
+
+def shown(name: str) -> str:
+    """``name`` for a terminal: what is not printable is escaped, and it ends somewhere."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii")
+        for one in name[:_LONGEST_SHOWN]
+    )
+
+
+def named(examples: tuple[str, ...], count: int) -> str:
+    """The first of ``count`` names, and that there are more."""
+    return ", ".join(examples) + (", …" if count > len(examples) else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Files with one thing in common: the reason, how many, and a few names as `shown` has them."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+    @property
+    def member(self) -> str:
+        """The files, in a phrase."""
+        names = named(self.examples, self.count)
+        return names if self.count == 1 else f"{self.count} files ({names})"
+
+    def __str__(self) -> str:
+        return f"{self.member}: {self.reason}"
+
+
+class Counts:
+    """Reasons as they come. Their number is the caller's to bound: constants, not texts."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[int, list[str]]] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        """One more file with this reason."""
+        count, examples = self._counts.get(reason, (0, []))
+        if len(examples) < _EXAMPLES:
+            examples.append(shown(name))
+        self._counts[reason] = (count + 1, examples)
+
+    def __iter__(self) -> Iterator[Counted]:
+        for reason, (count, examples) in self._counts.items():
+            yield Counted(reason, count, tuple(examples))

@@ -1,0 +1,255 @@
+"""Outputs, from the guest's tar to where the person who asked for them looks.
+
+They are unpacked in the cell's folder first (`receive`). Those that were asked for at the terminal
+then move to the folder they were asked from (`land`), those of a folder in `--sync` to that folder
+(`sync`); those that only a job file names stay in the cell's folder. `verdict` says whether all is
+there that was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from wgcell.cell import archive, changes
+from wgcell.cell.archive import Unpacked
+from wgcell.cell.changes import Action, Plan
+from wgcell.cell.counts import Counted, shown
+from wgcell.cell.globs import Pattern, components
+from wgcell.cell.inputs import Seen
+from wgcell.errors import JobError, StateError
+
+__all__ = ["Landed", "check", "land", "receive", "summary", "sync", "verdict"]
+
+_BYTES_PER_INODE = 16384
+"""mke2fs's: how many files the guest's scratch disk can hold at all."""
+_MOST_NAMED = 10
+_Parts = tuple[str, ...]
+
+
+def receive(
+    stream: BinaryIO,
+    destination: Path,
+    asked: Sequence[str],
+    disk: int,
+    known_links: frozenset[tuple[str, str]] = frozenset(),
+) -> Unpacked:
+    """Unpack what a guest with a scratch disk of ``disk`` bytes sends. Raises as `unpack` does."""
+    members = min(max(archive.MOST_MEMBERS, disk // _BYTES_PER_INODE), 10 * archive.MOST_MEMBERS)
+    return archive.unpack(stream, destination, disk, members, asked, known_links)
+
+
+def verdict(unpacked: Unpacked, asked: Sequence[str]) -> str | None:
+    """What is missing of the outputs, in a sentence; None if all is there. Pure.
+
+    Pipes, devices and links that lead out have no content that could be missing.
+    """
+    if unpacked.stopped:
+        return f"the outputs did not come whole: {unpacked.stopped}"
+    said = []
+    if unpacked.missing:
+        names = _listed(unpacked.missing)
+        if len(unpacked.missing) == 1:
+            said.append(f"the output {names} does not exist")
+        elif len(unpacked.missing) == len(set(asked)):
+            said.append(f"none of the outputs exist: {names}")
+        else:
+            some = f"{len(unpacked.missing)} of the {len(set(asked))} outputs"
+            said.append(f"{some} do not exist: {names}")
+    if unpacked.refusals:
+        why = "; ".join(map(str, unpacked.refusals))
+        said.append(f"{_files(unpacked.refused)} of the outputs were refused: {why}")
+    return "; ".join(said) or None
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What became of the outputs at last. ``whole`` is False if some stayed in the cell's folder.
+
+    ``sentence`` is for the terminal's last line: it names the path.
+    """
+
+    sentence: str
+    whole: bool
+    files: int = 0
+    blocked: tuple[Counted, ...] = ()
+
+
+def check(folder: Path, names: Sequence[str], force: bool) -> None:
+    """Look, before anything starts, whether outputs of these ``names`` could land in ``folder``.
+
+    Raises `JobError`. What a pattern will find is not known yet: `land` looks again.
+    """
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise JobError(f"outputs: {place} is not a folder", mend="choose another: --output-dir DIR")
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
+        raise JobError(
+            f"outputs: {place} can't be written", mend="choose another folder: --output-dir DIR"
+        )
+    for name in names:
+        pattern = Pattern.parse(name)
+        if not pattern.is_glob and pattern.parts:
+            _check_one(folder, pattern.parts, force)
+
+
+def _check_one(folder: Path, parts: _Parts, force: bool) -> None:
+    for end in range(1, len(parts) + 1):
+        path = folder.joinpath(*parts[:end])
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise JobError(f"outputs: {path}: {error.strerror}") from None
+        if end < len(parts) or stat.S_ISLNK(mode):
+            if not stat.S_ISDIR(mode):
+                raise JobError(
+                    f"outputs: {path} is a link or a file: nothing is written through it",
+                    mend="move it away, or choose another folder: --output-dir DIR",
+                )
+        elif not force and not (stat.S_ISDIR(mode) and not any(path.iterdir())):
+            raise JobError(
+                f"outputs: {path} is there already, and would be overwritten",
+                mend="--force overwrites it, --output-dir DIR puts the outputs elsewhere",
+            )
+
+
+def land(
+    cell_outputs: Path, destination: Path, force: bool, asked: Sequence[str] = (".",)
+) -> Landed:
+    """Move what was unpacked in the cell's folder, and is ``asked`` for, to ``destination``.
+
+    All of it or, if one file would be overwritten without ``force``, nothing. Raises `StateError`
+    if ``destination`` can't be written.
+    """
+    patterns = [Pattern.parse(one) for one in asked]
+
+    def wanted(parts: _Parts) -> bool:
+        return any(one.covers(parts) for one in patterns)
+
+    try:
+        if not cell_outputs.is_dir():
+            return Landed("no outputs came", True)
+        destination.mkdir(parents=True, exist_ok=True)
+        planned = changes.plan(cell_outputs, destination, wanted=wanted, force=force)
+        if planned.blocked:
+            return Landed(_kept(cell_outputs, planned.blocked), False, 0, planned.blocked)
+        done = changes.apply(cell_outputs, destination, planned)
+    except OSError as error:
+        raise _unwritable(destination, cell_outputs, error) from None
+    if done.left:
+        return Landed(_kept(cell_outputs, done.left), False, done.files, done.left)
+    if not done.files:
+        return Landed(f"outputs: nothing that {shown(str(destination))} does not have", True)
+    landed = [one.parts for one in planned.changes if not one.is_folder]
+    places = [
+        destination if one.is_glob else destination.joinpath(*one.parts)
+        for one in patterns
+        if any(one.covers(parts) for parts in landed)
+    ]
+    where = _listed(list(dict.fromkeys(map(str, places))))
+    hidden = sum(_is_hidden(parts) for parts in landed)
+    # A guest may add what programs of this machine act on: git's hooks, an editor's settings.
+    also = f", {hidden} of them hidden," if hidden else ""
+    return Landed(f"outputs: {_files(done.files)}{also} in {where}", True, done.files)
+
+
+def sync(
+    cell_outputs: Path,
+    folder: Path,
+    force: bool,
+    seen: Mapping[str, Seen],
+    agree: Callable[[str], bool] | None,
+    *,
+    kept_here: Callable[[str], bool] = lambda name: False,
+    others: Sequence[str] = (),
+    whole: bool = True,
+) -> Landed:
+    """Move what has changed back to ``folder``, whose contents went into the guest as ``seen``.
+
+    ``agree`` is shown a summary of the changes and says whether to make them; None is that nobody
+    can be asked: then they stay in the cell's folder. Paths that a pattern ``kept_here``, and
+    ``others`` (inputs of another place, by their names), do not come back. Only if all of the
+    outputs have come (``whole``) is a file that is not among them taken for deleted. Raises
+    `StateError`.
+    """
+
+    def wanted(parts: _Parts) -> bool:
+        return parts[0] not in others and not kept_here("/".join(parts))
+
+    try:
+        if not cell_outputs.is_dir():
+            return Landed("nothing came back", False)
+        planned = changes.plan(
+            *(cell_outputs, folder), wanted=wanted, force=force, seen=seen, deletions=whole
+        )
+        if not planned.changes and not planned.blocked:
+            return Landed(f"nothing has changed in {shown(str(folder))}", True)
+        if planned.changes and (agree is None or not agree(summary(planned, folder))):
+            left = f"{len(planned.changes)} changes are left in {shown(str(cell_outputs))}"
+            if agree is not None:
+                return Landed(left, True)
+            return Landed(
+                f"{left}: there is no terminal to ask on; --yes brings them back unasked", False
+            )
+        done = changes.apply(cell_outputs, folder, planned)
+    except OSError as error:
+        raise _unwritable(folder, cell_outputs, error) from None
+    blocked = planned.blocked + done.left
+    if blocked:
+        return Landed(_kept(cell_outputs, blocked), False, done.files, blocked)
+    return Landed(f"{_files(done.files)} changed in {shown(str(folder))}", True, done.files)
+
+
+def summary(planned: Plan, folder: Path) -> str:
+    """The plan for a person to look at, some lines: how many, and the first names of each kind.
+
+    Names of hidden files come first: programs of this machine act on some of them (git's hooks).
+    """
+    lines = [f"changes to {shown(str(folder))}:"]
+    for action in Action:
+        names = planned.files(action)
+        if not names:
+            continue
+        names.sort(key=lambda name: not _is_hidden(components(name)))
+        lines.append(f"  {action.value}: {len(names)}")
+        lines += [f"    {shown(name)}" for name in names[:_MOST_NAMED]]
+        if len(names) > _MOST_NAMED:
+            lines.append(f"    … and {len(names) - _MOST_NAMED} more")
+    hidden = sum(_is_hidden(one.parts) for one in planned.changes if not one.is_folder)
+    if hidden:
+        lines.append(f"  {_files(hidden)} hidden: look at them, programs here may act on them")
+    lines += [f"  left alone: {one}" for one in planned.blocked]
+    return "\n".join(lines)
+
+
+def _is_hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") for part in parts)
+
+
+def _kept(cell_outputs: Path, left: Sequence[Counted]) -> str:
+    reasons = "; ".join(f"{one.member} {one.reason}" for one in left)
+    return f"outputs stay in {shown(str(cell_outputs))}: {reasons}; --force overwrites"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(map(shown, names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _unwritable(place: Path, cell_outputs: Path, error: OSError) -> StateError:
+    return StateError(
+        f"can't write {place}: {error.strerror or error}",
+        mend=f"the outputs are in {cell_outputs}",
+    )
