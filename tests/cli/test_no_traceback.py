@@ -182,6 +182,20 @@ def test_bad_terminals_and_folders(zygote: Zygote, verb: str) -> None:
             assert "standard output: No space left" in zygote.said
 
 
+def test_doctor(zygote: Zygote) -> None:
+    """Slower than the rest, so in the conditions that matter to it."""
+    for name in (
+        "stdout full",
+        "stdout closed",
+        "configuration is no text",
+        "odd cells",
+        "no home",
+    ):
+        assert zygote.run(ROWS["doctor"], CONDITIONS[name]) in (1, 125), name
+    zygote.run(("doctor",), CONDITIONS[odd])
+    assert "config.toml" in (zygote.place / "stdout").read_text()
+
+
 @pytest.mark.parametrize("verb", [verb for verb, row in ROWS.items() if "NAME" in row])
 def test_bad_names(zygote: Zygote, verb: str) -> None:
     for name in NAMES:

@@ -152,7 +152,7 @@ def as_json(value: object, indent: int | None = None) -> str:
 
 def warn(text: str) -> None:
     """One line of warning."""
-    console.print(f"[yellow]wgcell:[/] {escape(text)}")
+    console.print(f"[yellow]wgcell:[/] {clean(text)}")
 
 
 def complain(error: WgcellError | str, *more: str) -> None:
