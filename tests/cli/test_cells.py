@@ -16,7 +16,7 @@ import pytest
 
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
-from wgcell.cli import main
+from wgcell.cli import doctor, main
 
 
 @pytest.fixture
@@ -85,6 +85,9 @@ def test_ps_says_that_a_frozen_machine_waits_and_how_to_look_in(
     assert "frozen, waits for you" in out
     for words in (f"logs --console {cell.id}", "gcore -o FILE 4242", f"wgcell stop {cell.id}"):
         assert words in err
+    finding = doctor._frozen()
+    assert not finding.good and cell.id in finding.found and "gcore" in finding.mend
+    assert doctor._frozen in doctor.LOOKS and doctor._configuration in doctor.LOOKS
 
 
 @pytest.mark.parametrize("verb", ["logs", "events", "inspect", "stop", "rm"])
