@@ -158,10 +158,11 @@ def test_stop_ends_a_cell_and_rm_force_deletes_it(
     state: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     script = (
-        "import pathlib, signal, sys\nfrom wgcell.cell.folder import create\n"
+        "import pathlib, signal, sys, time\nfrom wgcell.cell.folder import create\n"
         "cell = create(pathlib.Path(sys.argv[1]), 'x'); cell.hold()\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
-        "print(cell.id, flush=True); signal.pause()"
+        "print(cell.id, flush=True)\n"
+        "while True: time.sleep(0.02)"  # not pause(): a signal just before it would be lost
     )
     for words in (("stop",), ("rm", "--force")):
         argv = [sys.executable, "-c", script, str(state)]
