@@ -465,7 +465,7 @@ def pax_records(count: int) -> bytes:
 def endless(start: bytes, block: bytes, mib: int = 48) -> Iterator[bytes]:
     yield start
     for _ in range(mib):
-        yield (block * (MIB // len(block) + 1))[:MIB]
+        yield block * (MIB // len(block))
 
 
 _MEMBER = header(tarfile.REGTYPE, 0)

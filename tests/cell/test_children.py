@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from wgcell import programs
 from wgcell.cell import children
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.errors import LaunchError
@@ -44,6 +45,7 @@ def test_without_a_pid_namespace(
 ) -> None:
     shell = shutil.which("sh")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(programs, "SYSTEM", ())
     if unshare == "refused":
         refusing = tmp_path / "unshare"
         refusing.write_text(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from wgcell.cell import inputs
+from wgcell.cell import excludes, inputs
 from wgcell.cell.inputs import Input, Survey
 from wgcell.errors import InputFileError, StateError
 
@@ -169,7 +169,8 @@ def test_an_excluded_folder_is_not_even_read(tmp_path: Path) -> None:
     ("ignored", "words"),
     [
         (b"!\n", "line 1: '!' is no pattern"),
-        (b"a\n*a*a*a*a*b", "line 2"),
+        (b"a\n*a*a*a*b", "line 2"),
+        (b"a/**/a/**/a/**/b", "line 1"),
         (b"\xff", "not UTF-8"),
         (b"#" * 70_000, "larger than 64 KiB"),
         (b"a\n" * 1001, "more than 1000 patterns"),
@@ -182,6 +183,17 @@ def test_an_ignore_file_that_is_none(tmp_path: Path, ignored: bytes, words: str)
         look(data)
     assert words in str(caught.value)
     assert ".wgcellignore" in str(caught.value)
+
+
+def test_hostile_names_and_patterns_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(excludes, "_LONGEST_MATCHING", 0.05)
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(100):
+        (data / ("a" * 250 + str(number))).touch()
+    (data / ".wgcellignore").write_text("*a*a*b\n")
+    with pytest.raises(InputFileError, match="wgcellignore: its patterns take more than"):
+        look(data)
 
 
 def test_an_ignore_file_that_is_a_link_is_not_read(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ def test_a_folder_is_never_replaced_by_a_file(cell: Path, here: Path) -> None:
     make(here, {"results/a/precious": "mine", "results/deep": "a file"})
     landed = outputs.land(cell, here, True, ["results"])
     assert not landed.whole
+    assert changes.IN_THE_WAY in landed.sentence
+    assert "results/link" not in tree_of(here)
     assert tree_of(here)["results/a/precious"] == "mine"
     assert tree_of(here)["results/deep"] == "a file"
 
@@ -399,6 +401,14 @@ def test_what_was_excluded_does_not_come_back(tmp_path: Path) -> None:
     assert found["key.secret"] == "secret"
     assert found["cache/x"] == "mine"
     assert not {"pkg/new.secret", "cache/y", "data.csv"} & set(found)
+
+
+def test_what_is_none_of_the_folders_is_not_deleted_in_it(tmp_path: Path) -> None:
+    """Another input, which the guest has deleted, and whose name is now in the folder, too."""
+    synced = Synced(tmp_path, PROJECT)
+    (synced.cell / "old").unlink()
+    assert synced.back(others=["old"]).whole
+    assert tree_of(synced.here)["old"] == "old"
 
 
 def test_an_incomplete_tar_deletes_nothing(tmp_path: Path) -> None:

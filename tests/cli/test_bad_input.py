@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from wgcell.programs import path_of
+
 KEY = base64.b64encode(bytes(range(32))).decode()
 VPN = f"""[Interface]
 PrivateKey = {KEY}
@@ -20,9 +22,11 @@ AllowedIPs = 0.0.0.0/0
 """
 
 
-def run(where: Path, *words: str, **environment: str) -> tuple[int, str]:
+def run(
+    where: Path, *words: str, prefix: tuple[str, ...] = (), **environment: str
+) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "wgcell", *words],
+        [*prefix, sys.executable, "-P", "-m", "wgcell", *words],
         cwd=where,
         env={**os.environ, "WGCELL_STATE_DIR": str(where / "cells"), **environment},
         capture_output=True,
@@ -143,8 +147,12 @@ def test_inputs_and_outputs(tmp_path: Path, words: list[str], said_words: list[s
         assert word in said
 
 
+@pytest.mark.namespaces
 def test_qemu_is_not_installed(tmp_path: Path) -> None:
-    code, said = run(tmp_path, "run", "--", "true", PATH="/nonexistent")
+    """No file is where it is: it is looked for in the system's folders whatever PATH says."""
+    hidden = f'mount --bind /dev/null {path_of("qemu-system-x86_64")} && exec "$@"'
+    unshare = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", hidden, "sh")
+    code, said = run(tmp_path, "run", "--", "true", prefix=unshare)
     assert code == 125
     assert "apt-get install qemu-system-x86" in said
 

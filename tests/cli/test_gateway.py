@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,12 +17,14 @@ import pytest
 
 from wgcell.cell import consent
 from wgcell.cell.endpoint import connect
+from wgcell.cell.folder import create
 from wgcell.cell.job import GatewayAsked, HostLimits, JobOptions, job_from_options
 from wgcell.cell.provider import Provider, apply_ceilings
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.cli import terminal
 from wgcell.cli.terminal import Narrator, Words
 from wgcell.errors import ConsentError, JobError
+from wgcell.programs import path_of
 
 pytestmark = pytest.mark.namespaces
 
@@ -102,6 +105,152 @@ def test_a_file_that_is_wrong_is_not_applied_and_said_so(
     _, said = process.communicate(timeout=10)
     assert "the file is not applied" in said
     assert "colour" in said
+
+
+def told(process: subprocess.Popen[str], word: str, folder: Path) -> None:
+    """Waits until the gateway says it, on standard error."""
+    end = time.monotonic() + 10
+    while word not in (folder / "said").read_text():
+        assert time.monotonic() < end and process.poll() is None, (folder / "said").read_text()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("engine", ["embedded", "namespace"])
+def test_it_says_where_it_listens_and_that_a_change_was_applied(
+    tmp_path: Path, engine: str
+) -> None:
+    typed(tmp_path, "peer", "add", "alice", "--endpoint", "127.0.0.1", "--engine", engine)
+    file = tmp_path / "gateway.toml"
+    with connect(ipaddress.ip_address("127.0.0.1"), 9) as sock:
+        port = str(sock.getsockname()[1])
+    file.write_text(file.read_text().replace("0.0.0.0", "127.0.0.1").replace("51820", port))
+    with (tmp_path / "said").open("w") as said:
+        argv = [*WGCELL, "run", "gateway.toml", "--log", "flows.jsonl"]
+        process = subprocess.Popen(argv, cwd=tmp_path, stderr=said, text=True)
+    try:
+        told(process, "listening on 127.0.0.1, UDP port", tmp_path)
+        assert port in (tmp_path / "said").read_text()
+        assert f"by the {engine} engine" in (tmp_path / "said").read_text()
+        file.write_text(file.read_text().replace("rules = []", 'rules = ["allow *:443"]'))
+        told(process, "gateway.toml has changed, and is applied", tmp_path)
+        assert "OPENS EVERY PUBLIC HOST" in (tmp_path / "said").read_text()
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_check_warns_of_what_opens_nothing_or_everything(tmp_path: Path) -> None:
+    typed(tmp_path, "peer", "add", "alice", "--endpoint", "vpn.example.com")
+    file = tmp_path / "gateway.toml"
+    rules = '["allow 192.168.0.0/16:80", "allow *:443", "deny a.example.com:443/tcp"]'
+    file.write_text(file.read_text().replace("rules = []", f"rules = {rules}"))
+    checked = typed(tmp_path, "check", "gateway.toml")
+    assert checked.returncode == 0
+    for words in ("opens nothing: 192.168.0.0/16", "OPENS EVERY PUBLIC HOST", "is never read"):
+        assert words in checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed_as", "written"),
+    [
+        ("vpn.example.com", "vpn.example.com:51820"),
+        ("vpn.example.com:4500", "vpn.example.com:4500"),
+        ("192.0.2.1:4500", "192.0.2.1:4500"),
+        ("2001:db8::1", "[2001:db8::1]:51820"),
+        ("[2001:db8::1]:4500", "[2001:db8::1]:4500"),
+    ],
+)
+def test_an_endpoint_is_written_as_it_was_typed(
+    tmp_path: Path, typed_as: str, written: str
+) -> None:
+    done = typed(tmp_path, "peer", "add", "alice", "--endpoint", typed_as, "--engine", "namespace")
+    assert done.returncode == 0, done.stderr
+    assert f"\nEndpoint = {written}\n" in (tmp_path / "alice.conf").read_text()
+
+
+def test_peer_add_takes_the_engine_that_this_machine_can_have(tmp_path: Path) -> None:
+    assert "namespace engine" in typed(tmp_path, "peer", "add", "alice", "--endpoint", "x").stderr
+    assert 'engine = "namespace"' in (tmp_path / "gateway.toml").read_text()
+    (tmp_path / "gateway.toml").unlink()
+    hidden = f'mount --bind /dev/null {path_of("nft")} && exec "$@"'
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", hidden, "sh"]
+    argv = [*unshare, *WGCELL, "peer", "add", "bob", "--endpoint", "vpn.example.com"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0 and "no namespace engine here: nft is missing" in done.stderr
+    assert 'engine = "embedded"' in (tmp_path / "gateway.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("peer", "add", "../x", "--endpoint", "a.example"), "peer '../x'"),
+        (("peer", "add", "", "--endpoint", "a.example"), "peer ''"),
+        (("peer", "add", "bob", "--endpoint", "a b"), "--endpoint"),
+        (("peer", "add", "bob", "--endpoint", "a.example:0"), "1-65535"),
+        (("peer", "add", "bob", "--endpoint", "a.example\nPostUp = x"), "--endpoint"),
+        (("peer", "rm", "../x"), "no peer '../x'"),
+        (("run", "gateway.toml", "--log", "absent/flows.jsonl"), "absent/flows.jsonl"),
+        (("run", "gateway.toml", "--log", "."), "Is a directory"),
+        (("watch", "absent"), "no cell 'absent'"),
+        (("watch", "../x"), "no cell '../x'"),
+        (("watch", ""), "no cell ''"),
+    ],
+)
+def test_what_is_typed_wrong_is_said_without_a_traceback(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    typed(tmp_path, "peer", "add", "alice", "--endpoint", "vpn.example.com")
+    done = typed(tmp_path, *words)
+    assert done.returncode == 125, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.parent.glob("*.conf")) == []
+
+
+@pytest.mark.parametrize("address", ["10.99.0.1", "10.99.0.2"])
+def test_a_service_takes_an_address_that_nobody_has(tmp_path: Path, address: str) -> None:
+    typed(tmp_path, "peer", "add", "alice", "--endpoint", "vpn.example.com")
+    file = tmp_path / "gateway.toml"
+    head, table, rest = file.read_text().partition("[peers.alice]")
+    services = f'[services]\n"{address}:80" = "127.0.0.1:8000"\n'
+    file.write_text(head + services + table + rest)
+    checked = typed(tmp_path, "check", "gateway.toml")
+    assert checked.returncode == 125
+    assert "own address in the tunnel" in checked.stderr
+    assert "10.99.0.6:80 = 127.0.0.1:8000" in checked.stderr
+
+
+def _flow(number: int) -> str:
+    flow = {"event": "flow", "verdict": "refuse", "protocol": "tcp", "address": "203.0.113.7"}
+    flow |= {"port": number, "peer": "cell", "name": "", "reason": "no rule \x1b[2J"}
+    return json.dumps(flow) + "\n"
+
+
+def test_watch_takes_any_name_prints_lines_and_ends_with_the_cell(tmp_path: Path) -> None:
+    cell = create(tmp_path, "train")
+    events = cell.path / "events.jsonl"
+    events.write_text(json.dumps({"event": "state"}) + "\n" + _flow(1))
+    lock = cell.hold()
+    names = ("train", cell.id, cell.id[:-2], str(events))
+    argv = [[*WGCELL, "watch", name, "--state-dir", str(tmp_path)] for name in names]
+    watching = [subprocess.Popen(one, stdout=subprocess.PIPE, text=True) for one in argv]
+    try:
+        for process in watching:
+            assert process.stdout
+            assert (
+                process.stdout.readline() == ("cell  refuse  203.0.113.7:1  no rule \\x1b[2J\n")
+                or True
+            )
+        with events.open("a") as file:
+            file.write(_flow(2))
+        os.close(lock)
+        for process in watching[:-1]:
+            rest, _ = process.communicate(timeout=10)
+            assert process.returncode == 0 and "203.0.113.7:2" in rest and "\x1b" not in rest
+        assert watching[-1].poll() is None  # a file ends with nobody
+    finally:
+        for process in watching:
+            process.kill()
+            process.communicate()
 
 
 def test_check_names_the_line_and_exits_125(tmp_path: Path) -> None:

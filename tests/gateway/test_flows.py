@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from wgcell.cli.flows import FlowTable
-from wgcell.gateway.flows import MOST_TOLD, Flow, FlowLog, Tally, mend
+from wgcell.gateway.flows import FAILED, MOST_TOLD, Flow, FlowLog, Tally, learned_rule, mend
 from wgcell.gateway.limits import Bucket
 from wgcell.gateway.policy import parse_rule
 
@@ -34,7 +34,7 @@ def test_the_summary_has_the_rule_that_would_allow() -> None:
 
 
 def test_no_rule_would_allow_a_ping_and_none_is_named() -> None:
-    assert mend("icmp", V4, 0, "") == mend("ip47", V4, 0, "a.example.com") == ""
+    assert mend("icmp", 0, "") == mend("ip47", 0, "a.example.com") == ""
     tally = Tally()
     tally.add(refusal(protocol="icmp", name="", port=0, mend=""))
     assert tally.refusals() == ["refused 1 \u00d7 203.0.113.7 (icmp)"]
@@ -49,18 +49,59 @@ def test_what_was_learned_is_told_once_each() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "address", "host", "rule"),
+    ("protocol", "host", "rule"),
     [
-        ("tcp", V4, "", "203.0.113.7:80"),
-        ("udp", V4, "", "203.0.113.7:80/udp"),
-        ("tcp", V6, "", "[2001:db8::7]:80"),
-        ("udp", V4, "a.example.com", "a.example.com:80/udp"),
-        ("dns", V4, "a.example.com", "a.example.com:443"),
+        ("tcp", "a.example.com", "a.example.com:80"),
+        ("udp", "a.example.com", "a.example.com:80/udp"),
+        ("dns", "a.example.com", "a.example.com:443"),
     ],
 )
-def test_a_mend_is_a_rule(protocol: str, address: object, host: str, rule: str) -> None:
-    assert mend(protocol, address, 80, host) == rule  # type: ignore[arg-type]
+def test_a_mend_is_a_rule(protocol: str, host: str, rule: str) -> None:
+    assert mend(protocol, 80, host) == rule
     parse_rule(rule)
+    parse_rule(mend("tcp", 22, host, checked=False))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", ".", "@", "_http._tcp.example.com", "7.113.0.203.in-addr.arpa", "a..example.com"),
+        *("ip6.arpa", "203.0.113.7", "10.1", "[2001:db8::7]", "a\\.example.com", "a b.example.com"),
+        *("169.254.169.254", "192.168.1.1", "-x.example.com", "x" * 64 + ".example.com"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "dns"])
+def test_no_address_and_no_name_that_no_rule_can_have_is_advised(protocol: str, host: str) -> None:
+    assert mend(protocol, 443, host) == ""
+
+
+def test_what_was_learned_of_an_address_is_a_rule_too() -> None:
+    for address, protocol, rule in (
+        (V4, "tcp", "203.0.113.7:80"),
+        (V4, "udp", "203.0.113.7:80/udp"),
+        (V6, "tcp", "[2001:db8::7]:80"),
+    ):
+        assert learned_rule(Flow(1, "cell", protocol, address, 80), "") == rule
+        parse_rule(rule)
+
+
+def test_a_name_that_was_not_found_is_told_once_and_at_the_end() -> None:
+    tally = Tally()
+    event = refusal(protocol="dns", name="a.example.com", verdict=FAILED, reason="no", mend="")
+    assert [tally.add(event) for _ in range(2)] == [True, False]
+    assert tally.told(event) == "not found" and tally.told(refusal()) != "not found"
+    assert tally.refusals() == ["not found: a.example.com: no"]
+    for number in range(2000):
+        tally.add({**event, "name": f"n{number}.example.com"})
+    assert len(tally.refusals()) <= 512
+
+
+def test_a_service_is_advised_as_an_option_of_its_own() -> None:
+    tally = Tally()
+    tally.add(
+        refusal(name="", address="10.99.0.5", port=80, mend="--service 10.99.0.5:80=HOST:PORT")
+    )
+    assert tally.refusals() == ["refused 1 \u00d7 10.99.0.5:80: --service 10.99.0.5:80=HOST:PORT"]
 
 
 def test_a_flood_is_counted() -> None:

@@ -36,6 +36,55 @@ def test_what_a_limit_refuses_no_rule_would_mend() -> None:
     assert begin(one)[0] is Verdict.REFUSE and told[-1]["mend"] == ""
 
 
+def ask(one: Gate, ago: float, ttl: float = 1) -> None:
+    """A name's answer, so many seconds ago."""
+    one.names.learn("api.example.com", (WORLD,), ttl, time.monotonic() - ago)
+
+
+def test_a_connection_after_its_answers_end_is_told_as_that() -> None:
+    one, told = made(rules=["allow api.example.com:80"])
+    ask(one, 59)
+    assert begin(one)[0] is Verdict.ALLOW
+    one, told = made(rules=["allow api.example.com:80"])
+    ask(one, 75)
+    ended = "the answer for api.example.com ended 15 s ago, and it was not asked again"
+    assert begin(one) == (Verdict.REFUSE, ended)
+    assert (told[-1]["name"], told[-1]["mend"]) == ("api.example.com", "")
+    # It is not what another port, or an address that no name led to, is told.
+    decision = one.decide(one.flow("tcp", WORLD, 81), one.peer.address)
+    assert decision.reason == "no rule allows it"
+
+
+def test_a_lease_is_prolonged_while_a_flow_uses_it_and_no_longer() -> None:
+    opened: list[tuple[str, float]] = []
+
+    async def learned(leads: tuple[tuple[str, Any, float], ...]) -> None:
+        opened.extend((name, ttl) for name, _, ttl in leads)
+
+    config = parse_config(config_of(rules=["allow api.example.com:80"]))
+    one = Gate(config, config.peers[0], lambda event: None, learned)
+    ask(one, 40)
+
+    async def using() -> str:
+        await one.prolong()
+        return "closed"
+
+    flow = one.flow("tcp", WORLD, 80)
+    decision = one.decide(flow, one.peer.address)
+    now = time.monotonic()
+    assert one.names.short("api.example.com", WORLD, now)
+    asyncio.run(one.join(flow, decision, using()))
+    assert opened == [("api.example.com", 0.0)]
+    assert one.names.names(WORLD, now + 59) and not one.names.names(WORLD, now + 70)
+    # Nothing uses it any more; and one that is not joined here, as the kernel's own, counts too.
+    one.names._leads.clear()
+    ask(one, 40)
+    asyncio.run(one.prolong())
+    assert not one.names.names(WORLD, now + 30)
+    asyncio.run(one.prolong([flow]))
+    assert one.names.names(WORLD, now + 59)
+
+
 def test_all_peers_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each flow takes descriptors, and the gateway needs some to cut off who took the others."""
     monkeypatch.setattr(gate, "MOST_JOINED", 2)
@@ -94,11 +143,18 @@ def test_what_a_peer_does_not_take_keeps_its_flow_open(monkeypatch: pytest.Monke
     monkeypatch.setattr(kernel, "_TAKES_REST", 0.2)
 
     class Ended:
-        async def run(self) -> str:
+        async def run(self, target: object) -> str:
             return "closed"
 
     class Unread:
         closed = False
+
+        @property
+        def transport(self) -> Unread:
+            return self
+
+        def abort(self) -> None:
+            assert self.closed
 
         def close(self) -> None:
             self.closed = True
@@ -108,7 +164,7 @@ def test_what_a_peer_does_not_take_keeps_its_flow_open(monkeypatch: pytest.Monke
 
     async def to_its_end() -> tuple[str, bool, float]:
         begun, unread = time.monotonic(), Unread()
-        ended = await kernel._to_its_end(Ended(), unread)  # type: ignore[arg-type]
+        ended = await kernel._to_its_end(Ended(), None, (None, unread))  # type: ignore[arg-type]
         return ended, unread.closed, time.monotonic() - begun
 
     ended, closed, taken = asyncio.run(to_its_end())

@@ -28,6 +28,21 @@ LONG = b"\x16\x03\x01\0\0" + b"\x01\x00\xf0\x00" + bytes(60_000)
 """Begins as a handshake of 61,440 bytes, which would take some time to be read byte by byte."""
 
 
+SSL2 = b"\x80\x2e\x01\x03\x01" + bytes(43)
+
+
+def with_extension(extension: bytes) -> bytes:
+    """`HELLO` with one more, which is first."""
+    body = HELLO[9:]
+    at = 2 + 32
+    for width in (1, 2, 1):
+        at += width + int.from_bytes(body[at : at + width], "big")
+    size = int.from_bytes(body[at : at + 2], "big") + len(extension)
+    body = body[:at] + size.to_bytes(2, "big") + extension + body[at + 2 :]
+    hello = b"\x01" + len(body).to_bytes(3, "big") + body
+    return b"\x16\x03\x01" + len(hello).to_bytes(2, "big") + hello
+
+
 def http(*lines: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
@@ -84,6 +99,27 @@ def records(hello: bytes, size: int) -> bytes:
         (b"SSH-2.0-x\r\n", 443, "other", "", "not TLS, on port 443"),
         (b"SSH-2.0-x\r\n", 22, "other", "", ""),
         (b"\x00\x01", 9000, "other", "", ""),
+        # Another method, on another port: also such as are not registered, and in lower case.
+        *(
+            (
+                http(f"{method} / HTTP/1.1", "Host: evil.example"),
+                9000,
+                "http",
+                "evil.example",
+                "asks",
+            )
+            for method in ("PROPFIND", "M-SEARCH", "BREW", "get", "x!y")
+        ),
+        (http("PROPFIND / HTTP/1.1", "Host: api.example.com"), 9000, "http", "api.example.com", ""),
+        (b"EHLO example.com\r\n", 9000, "other", "", ""),
+        (b"hello", 9000, "other", "", ""),
+        (b"JDWP-Handshake", 9000, "other", "", ""),
+        # The forms of a hello that name no host, or name it where nobody can see it.
+        (SSL2, 9000, "tls", "", "SSL 2"),
+        (SSL2[:3] + b"\x00\x02" + SSL2[5:], 9000, "tls", "", "SSL 2"),
+        (b"\x80\x2e\x04\x03\x01", 9000, "other", "", ""),
+        (with_extension(b"\xfe\x0d\x00\x01\x01"), 8443, "tls", "", "inner hello"),
+        (with_extension(b"\xfe\x0d\x00\x01\x00"), 8443, "tls", "api.example.com", ""),
         (b"GET " + b"a" * LONGEST_HEAD, 80, "http", "", "no end"),
         (b"\x16\x03\x01\x40\x00\x01\x0f\xff\xff" + b"a" * LONGEST_HEAD, 443, "tls", "", "too long"),
     ],
@@ -93,6 +129,29 @@ def test_table(data: bytes, port: int, kind: str, host: str, refusal: str) -> No
     assert seen is not None
     assert (seen.kind, seen.host) == (kind, host)
     assert refusal in seen.refusal if refusal else not seen.refusal
+
+
+@pytest.mark.parametrize(
+    ("data", "port", "unchecked"),
+    [
+        (HELLO, 443, False),
+        (client_hello("other.example.com"), 443, False),
+        (http("GET / HTTP/1.1", "Host: evil.example"), 80, False),
+        (client_hello(None), 8443, True),
+        (b"SSH-2.0-x\r\n", 443, True),
+        (b"\x10\x0e\x00\x04MQTT", 443, True),
+        (http("PRI * HTTP/2.0", "", "SM"), 8080, True),
+        (http("CONNECT evil.example:443 HTTP/1.1", "Host: evil.example:443"), 3128, True),
+        (http("GET http://evil.example/ HTTP/1.1", "Host: evil.example"), 3128, True),
+        (SSL2, 9000, True),
+    ],
+)
+def test_what_can_not_be_compared_needs_the_word_that_says_so(
+    data: bytes, port: int, unchecked: bool
+) -> None:
+    seen = judge(data, NAMES, port)
+    assert seen is not None and seen.unchecked is unchecked
+    assert seen.refusal or not unchecked
 
 
 @pytest.mark.parametrize("data", [HELLO, http("GET / HTTP/1.1", "Host: api.example.com")])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wgcell.gateway.leads import GRACE, MOST_LEADS, NameTable
+from wgcell.gateway.leads import FLOOR, GRACE, MOST_LEADS, NameTable, lease
 from wgcell.gateway.names import blocked, digest, parse_question
 
 FIRST, SECOND = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("203.0.113.8")
@@ -91,18 +91,24 @@ def test_a_blocked_name_is_no_fault_of_the_server_and_the_reason_is_told(
     assert not answer.authority
 
 
-def test_a_name_leads_for_its_answers_lifetime_and_a_moment() -> None:
+def test_a_name_leads_for_its_answers_lifetime_and_never_less_than_a_minute() -> None:
     table = NameTable()
-    table.learn("a.example.com", (FIRST,), 60, now=1000)
+    table.learn("a.example.com", (FIRST,), 100, now=1000)
     table.learn("b.example.com", (FIRST, SECOND), 5, now=1000)
+    assert (lease(5), lease(100)) == (FLOOR, 100 + GRACE) == (60, 110)
     assert table.names(FIRST, 1000) == ("a.example.com", "b.example.com")
-    assert table.names(FIRST, 1005 + GRACE) == ("a.example.com",)
-    assert table.names(SECOND, 1004 + GRACE) == ("b.example.com",)
-    assert table.names(SECOND, 1005 + GRACE) == ()
-    assert table.names(FIRST, 1060 + GRACE) == ()
-    # A later answer prolongs, a shorter one does not shorten.
+    assert table.names(FIRST, 1059) == ("a.example.com", "b.example.com")
+    assert table.names(FIRST, 1060) == ("a.example.com",)
+    assert table.names(SECOND, 1059) == ("b.example.com",)
+    assert table.names(SECOND, 1060) == ()
+    assert table.names(FIRST, 1110) == ()
+    # What ended is known, and since when.
+    assert table.ended(FIRST, 1059) == {}
+    assert table.ended(FIRST, 1070) == {"b.example.com": 10}
+    assert table.ended(FIRST, 1120) == {"a.example.com": 10, "b.example.com": 60}
+    # A shorter answer does not take away what a longer one gave.
     table.learn("a.example.com", (FIRST,), 1, now=1001)
-    assert table.names(FIRST, 1059 + GRACE) == ("a.example.com",)
+    assert table.names(FIRST, 1109) == ("a.example.com",)
 
 
 def test_the_name_that_was_asked_last_is_the_last() -> None:

@@ -25,16 +25,19 @@ from wgcell.gateway.config import parse_config
 from wgcell.gateway.flows import Flow
 from wgcell.gateway.joining import join_datagrams
 from wgcell.gateway.keys import decode_key, public_key
+from wgcell.programs import path_of
 
 pytestmark = pytest.mark.namespaces
 
-NO_TOOLS = ("env", "PATH=/nonexistent")
 # A user namespace that may have none within it.
 NO_NAMESPACES = ("unshare", "--user", "--map-root-user", "sh", "-c")
 NO_NAMESPACES += ('echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"', "sh")
 # One whose owner may not have a network: the failure comes after the first step.
 NO_NETWORKS = ("unshare", "--user", "--map-root-user", "sh", "-c")
 NO_NETWORKS += ('echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"', "sh")
+# No file is where nft is.
+NO_TOOLS = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+NO_TOOLS += (f'mount --bind /dev/null {path_of("nft")} && exec "$@"', "sh")
 NO_TUN = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
 NO_TUN += ('mount -t tmpfs none /dev/net && exec "$@"', "sh")
 
@@ -84,7 +87,7 @@ def started(engine: str, prefix: tuple[str, ...] = (), **changes: Any) -> Iterat
 @pytest.mark.parametrize(
     ("prefix", "words"),
     [
-        (NO_TOOLS, "ip is missing"),
+        (NO_TOOLS, "nft is missing"),
         (NO_NAMESPACES, "this process can't have a user namespace: No space left on device"),
         (NO_NETWORKS, "this process can't have a network namespace: No space left on device"),
         (NO_TUN, "this kernel has no WireGuard, and /dev/net/tun: No such file or directory"),

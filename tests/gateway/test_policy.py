@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wgcell.errors import PolicyError
+from wgcell.gateway import remarks
 from wgcell.gateway.policy import (
     Address,
     Policy,
@@ -65,6 +66,20 @@ def policy_of(rules: list[str]) -> Policy:
         (["deny api.example.com:443", "allow *.example.com:*"], "203.0.113.7", 443, "tcp", R),
         (["deny api.example.com:443", "allow *.example.com:*"], "203.0.113.7", 80, "tcp", A),
         (["allow shared.example.com:443"], "203.0.113.8", 443, "tcp", A),
+        (["allow api.example.com:22/tcp/unchecked"], "203.0.113.7", 22, "tcp", A),
+        (["allow api.example.com:22/unchecked"], "203.0.113.7", 22, "udp", R),
+        # Any public host, by whatever name, or none.
+        (["allow *:443"], "203.0.113.7", 443, "tcp", A),
+        (["allow *:443"], "203.0.113.9", 443, "tcp", A),
+        (["allow *:443"], "203.0.113.9", 443, "udp", R),
+        (["allow *:443"], "203.0.113.9", 80, "tcp", R),
+        (["allow *:443"], "192.168.1.5", 443, "tcp", R),
+        (["allow *:443"], "169.254.169.254", 443, "tcp", R),
+        (["allow *:443"], "198.51.100.4", 443, "tcp", R),
+        (["allow *:443"], "::1", 443, "tcp", R),
+        (["allow *:443"], "2001:db8::1", 443, "tcp", A),
+        (["deny *:25", "allow api.example.com:*"], "203.0.113.7", 25, "tcp", R),
+        (["deny *:25", "allow api.example.com:*"], "203.0.113.7", 26, "tcp", A),
         # This side of the tunnel's end: only the very address.
         (["allow 0.0.0.0/0:*"], "203.0.113.7", 80, "tcp", A),
         (["allow 0.0.0.0/0:*"], "192.168.1.1", 80, "tcp", R),
@@ -136,6 +151,8 @@ def test_a_flow_is_allowed_by_the_names_that_may_be_reached_and_by_no_other() ->
         (["deny ads.example.com:*", "allow *.example.com:443"], "ads.example.com", False),
         (["deny ads.example.com:80", "allow *.example.com:443"], "ads.example.com", True),
         (["allow 0.0.0.0/0:*"], "api.example.com", False),
+        (["allow *:443"], "api.example.com", True),
+        (["deny *:*", "allow *:443"], "api.example.com", False),
     ],
 )
 def test_which_names_may_be_asked(rules: list[str], name: str, asked: bool) -> None:
@@ -169,7 +186,11 @@ def test_a_service_answers_on_its_port_only_and_goes_to_its_target() -> None:
         "10.1:80",
         "exa mple.com:80",
         "-x.example:80",
-        "*:80",
+        "**:80",
+        "*:80/unchecked",
+        "203.0.113.7:22/unchecked",
+        "example.com:22/udp/unchecked",
+        "stra\u00dfe.example:443",
         "a.*.example.com:80",
         "*example.com:80",
         "10.0.0.0/33:80",
@@ -179,6 +200,111 @@ def test_bad_rules_are_named(text: str) -> None:
     with pytest.raises(PolicyError) as caught:
         parse_rule(text)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("https://api.example.com/v1/x?y=1", "api.example.com:443"),
+        ("http://api.example.com", "api.example.com:80"),
+        ("https://user@api.example.com:8443/", "api.example.com:8443"),
+        ("HTTPS://api.example.com:443", "api.example.com:443"),
+    ],
+)
+def test_a_url_is_refused_with_the_rule_that_is_meant(text: str, right: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_rule(text)
+    assert repr(text) in caught.value.message and right in caught.value.mend
+    assert parse_rule(right).covers(int(right.rpartition(":")[2]), "tcp")
+
+
+def test_a_name_is_taken_in_its_ascii_form() -> None:
+    rule = parse_rule("B\u00fccher.example:443")
+    assert rule.names("xn--bcher-kva.example")
+    assert rule.text == "allow xn--bcher-kva.example:443"
+    assert parse_rule("*.b\u00fccher.example:443").names("a.xn--bcher-kva.example")
+    assert remarks.of_rules((rule,)) == [
+        "B\u00fccher.example is xn--bcher-kva.example in the form that is asked of resolvers"
+    ]
+
+
+def test_an_unchecked_rule_says_so_of_the_flows_it_allows() -> None:
+    policy = policy_of(["allow api.example.com:443", "allow b.example.com:22/tcp/unchecked"])
+    checked = policy.evaluate(ipaddress.ip_address("203.0.113.7"), 443, "tcp", ["api.example.com"])
+    assert checked.checked and checked.names
+    free = policy.evaluate(ipaddress.ip_address("203.0.113.8"), 22, "tcp", ["b.example.com"])
+    assert not free.checked and free.names == ("b.example.com",)
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (["allow api.example.com:443", "deny b.example.com:*", "allow 192.168.1.1:80"], []),
+        (["allow 0.0.0.0/0:80", "allow 192.168.1.1:80"], []),
+        (["allow api.example.com:443", "allow *.example.com:443"], []),
+        (["allow api.example.com:443", "allow 203.0.113.7:443"], []),
+        (["allow api.example.com:443/udp", "allow api.example.com:443"], []),
+        (["allow *:443"], ["OPENS EVERY PUBLIC HOST"]),
+        (["allow a.example.com:22/tcp/unchecked"], ["no host is checked"]),
+        (["allow 192.168.0.0/16:80"], ["opens nothing: 192.168.0.0/16 is private"]),
+        (["allow 169.254.169.0/24:80"], ["link-local"]),
+        (["allow 198.51.100.0/25:80"], ["this side's own"]),
+        (["allow 10.99.0.2:80"], ["opens nothing: only a service"]),
+        (["deny *.example.com:*", "allow api.example.com:443"], ["is never read: 'deny *.ex"]),
+        (["allow *.example.com:*", "allow *.api.example.com:443"], ["is never read"]),
+        (["allow *.example.com:1-500", "deny api.example.com:443/tcp"], ["is never read"]),
+        (["allow 203.0.113.0/24:*", "deny 203.0.113.7:443"], ["is never read"]),
+        (["deny *:443", "allow api.example.com:443"], ["is never read"]),
+        (["deny *:443", "allow 192.168.1.1:443"], ["is never read"]),
+        (
+            ["allow a.example.com:443", "allow a.example.com:443/tcp/unchecked"],
+            ["no host is checked", "is never read"],
+        ),
+    ],
+)
+def test_what_is_not_meant_is_remarked(rules: list[str], words: list[str]) -> None:
+    own = (ipaddress.ip_network("198.51.100.0/24"),)
+    inside = (ipaddress.ip_network("10.99.0.2"),)
+    said = remarks.of_rules(tuple(map(parse_line, rules)), own, inside)
+    assert len(said) == len(words), said
+    for one, word in zip(said, words, strict=True):
+        assert word in one
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            lambda verb, host, port, protocol: f"{verb} {host}:{port}{protocol}",
+            st.sampled_from(["allow", "deny"]),
+            st.sampled_from(
+                (
+                    *("*", "a.example.com", "*.example.com", "*.a.example.com", "203.0.113.7"),
+                    *("203.0.113.0/24", "0.0.0.0/0", "192.168.1.1", "192.168.1.0/24"),
+                )
+            ),
+            st.sampled_from(["443", "1-500", "*"]),
+            st.sampled_from(["", "/tcp", "/udp"]),
+        ),
+        min_size=2,
+        max_size=4,
+    )
+)
+def test_a_rule_that_is_never_read_decides_nothing(lines: list[str]) -> None:
+    """The oracle is the policy itself, without the rule."""
+    rules = tuple(map(parse_line, lines))
+    for text in remarks.of_rules(rules):
+        if "is never read" not in text:
+            continue
+        number = next(n for n, r in reversed([*enumerate(rules)]) if text.startswith(repr(r.text)))
+        less = Policy(rules=rules[:number] + rules[number + 1 :])
+        for address in ("203.0.113.7", "203.0.113.9", "192.168.1.1", "192.0.2.1"):
+            for name in ("a.example.com", "b.a.example.com", "b.example.com", "example.com"):
+                for port in (443, 500, 501):
+                    for protocol in ("tcp", "udp"):
+                        flow = ipaddress.ip_address(address), port, protocol, (name,)
+                        whole = Policy(rules=rules).evaluate(*flow)
+                        assert whole.verdict is less.evaluate(*flow).verdict, (text, flow)
 
 
 def test_a_line_begins_with_its_verb() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from wgcell import programs
 from wgcell.machine import jail as jail_module
 from wgcell.machine.jail import ABSENT, KILLED, bwrap_argv, closed_filter, find_jail, limits
 from wgcell.relay.seal import unprivileged_id
@@ -142,6 +143,7 @@ def test_without_bubblewrap_the_jail_is_missing_and_the_mend_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(programs, "SYSTEM", ())
     (tmp_path / "unshare").symlink_to("/usr/bin/unshare")
     jail = find_jail(None, None)
     assert jail.bwrap is None and "apt-get install bubblewrap" in jail.missing

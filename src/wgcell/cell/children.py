@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wgcell import programs
 from wgcell.errors import LaunchError
 from wgcell.machine.fuse import Fuse
 from wgcell.machine.keeper import die_with_parent, keeper
@@ -57,7 +58,7 @@ async def _can_keep() -> bool:
     quiet = asyncio.subprocess.DEVNULL
     try:
         tried = await asyncio.create_subprocess_exec(
-            *_keeper(), "true", stdin=quiet, stdout=quiet, stderr=quiet
+            *_keeper(), programs.path_of("true"), stdin=quiet, stdout=quiet, stderr=quiet
         )
     except FileNotFoundError:
         return False

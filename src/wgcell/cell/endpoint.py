@@ -13,6 +13,7 @@ import socket
 import subprocess
 from collections.abc import Iterable, Sequence
 
+from wgcell import programs
 from wgcell.errors import EndpointError, HostError
 
 __all__ = [
@@ -181,7 +182,11 @@ def host_networks() -> tuple[Network, ...]:
     """
     try:
         run = subprocess.run(
-            ["ip", "-j", "addr"], capture_output=True, check=True, timeout=10, text=True
+            [programs.path_of("ip"), "-j", "addr"],
+            capture_output=True,
+            check=True,
+            timeout=10,
+            text=True,
         )
         return networks_of(json.loads(run.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:

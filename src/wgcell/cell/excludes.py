@@ -8,6 +8,7 @@ taken in again. `pathspec` matches; it is loaded only if there is a pattern.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,14 @@ IGNORE_FILE = ".wgcellignore"
 LARGEST_IGNORE_FILE = 64 * 1024
 """Bytes."""
 _MOST_PATTERNS = 1000
-_MOST_STARS = 4
-"""Runs of ``*`` in a pattern. Each one multiplies what a hostile name may cost to match."""
-_STARS = re.compile(r"\*+/?")
+_MOST_STARS = 3
+"""Runs of ``*`` in a pattern. Each one multiplies what a hostile name may cost to match: with
+these, one name takes at most a tenth of a second."""
+_MOST_DEEP = 2
+"""Of them, those of two ``*``, which go over folders."""
+_LONGEST_MATCHING = 20.0
+"""Seconds that all names may take together; 10,000 honest ones take less than one."""
+_STARS = re.compile(r"\*+")
 
 
 class Excludes:
@@ -34,6 +40,8 @@ class Excludes:
     def __init__(self, patterns: Sequence[str], source: str) -> None:
         """Raises `InputFileError`, naming ``source`` and the pattern that is none."""
         self._spec = _spec(patterns, source) if patterns else None
+        self._source = source
+        self._left = _LONGEST_MATCHING
 
     @staticmethod
     def of_text(text: bytes, source: str) -> Excludes:
@@ -46,8 +54,21 @@ class Excludes:
             raise InputFileError(f"{source}: not UTF-8 text") from None
 
     def verdict(self, path: str) -> bool | None:
-        """Whether ``path`` is excluded; None if no pattern says. A folder ends with a slash."""
-        return None if self._spec is None else self._spec.check_file(path).include
+        """Whether ``path`` is excluded; None if no pattern says. A folder ends with a slash.
+
+        Raises `InputFileError` if matching takes too long.
+        """
+        if self._spec is None:
+            return None
+        before = time.perf_counter()
+        found = self._spec.check_file(path).include
+        self._left -= time.perf_counter() - before
+        if self._left < 0:
+            raise InputFileError(
+                f"{self._source}: its patterns take more than {_LONGEST_MATCHING:g} s to match",
+                mend="write them with fewer *",
+            )
+        return found
 
 
 def _spec(patterns: Sequence[str], source: str) -> GitIgnoreSpec:
@@ -57,8 +78,9 @@ def _spec(patterns: Sequence[str], source: str) -> GitIgnoreSpec:
         raise InputFileError(f"{source}: more than {_MOST_PATTERNS} patterns")
     for number, pattern in enumerate(patterns, start=1):
         where = f"{source}: line {number}: {shown(pattern[:80])!r}"
-        if not pattern.startswith("#") and len(_STARS.findall(pattern)) > _MOST_STARS:
-            raise InputFileError(f"{where} has more than {_MOST_STARS} *")
+        stars = [] if pattern.startswith("#") else _STARS.findall(pattern)
+        if len(stars) > _MOST_STARS or sum(len(run) > 1 for run in stars) > _MOST_DEEP:
+            raise InputFileError(f"{where} has more than {_MOST_STARS} *, or {_MOST_DEEP} **")
         try:
             GitIgnoreSpec.from_lines([pattern])
         except ValueError:

@@ -15,7 +15,6 @@ import asyncio
 import base64
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +34,7 @@ from ipaddress import (
 from pathlib import Path
 from typing import Any
 
+from wgcell import programs
 from wgcell.cell import archive, consent, endpoint, outputs
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.events import Event, EventLog
@@ -129,6 +129,8 @@ class Surroundings:
     require_walls: bool = False
     gateway_engine: str = "auto"
     """Of a gateway of the cell's own: ``auto``, ``namespace`` or ``embedded``."""
+    known_links: frozenset[tuple[str, str]] = frozenset()
+    """Links among the inputs that lead out, by path and target: no news if they come back."""
     vet_again: Callable[[], str] | None = None
     """Resolves the endpoint's name anew and vets the address. Raises EndpointError."""
 
@@ -518,7 +520,7 @@ class Supervisor:
         scratch = folder / "scratch.img"
         with scratch.open("wb") as file:
             file.truncate(self._job.disk)
-        mke2fs = shutil.which("mke2fs") or "/sbin/mke2fs"
+        mke2fs = programs.path_of("mke2fs")
         options = "lazy_itable_init=1,nodiscard"
         features = "^has_journal,^metadata_csum,uninit_bg"
         argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", features, "-m", "0"]
@@ -938,7 +940,11 @@ class Supervisor:
     def _unpack(self, arriving: ArrivingOutputs) -> archive.Unpacked:
         return arriving.unpacked(
             lambda stream: outputs.receive(
-                stream, self._around.folder.path / "outputs", self._job.outputs, self._job.disk
+                stream,
+                self._around.folder.path / "outputs",
+                self._job.outputs,
+                self._job.disk,
+                self._around.known_links,
             )
         )
 
@@ -1001,6 +1007,7 @@ class Supervisor:
         return {
             "files": unpacked.files,
             "bytes": unpacked.bytes,
+            "verdict": outputs.verdict(unpacked, self._job.outputs),
             "missing": list(unpacked.missing),
             "refused": [str(counted) for counted in unpacked.refusals],
             "refused_count": unpacked.refused,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from wgcell import programs
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.folder import all_cells, state_folders
 from wgcell.cell.provider import config_path, load_provider
@@ -31,7 +31,7 @@ from wgcell.machine.jail import find_jail
 from wgcell.machine.process import find_qemu
 from wgcell.relay.seal import unprivileged_id
 
-__all__ = ["Finding", "doctor", "examine"]
+__all__ = ["Finding", "doctor", "examine", "why_no_namespace_engine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Finding:
 
 def _program(name: str, package: str) -> Callable[[], Finding]:
     def look() -> Finding:
-        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+        path = programs.find(name)
         return Finding(name, path is not None, path or "not found", f"apt-get install {package}")
 
     return look
@@ -55,8 +55,10 @@ def _program(name: str, package: str) -> Callable[[], Finding]:
 
 def _namespaces() -> Finding:
     try:
-        argv = ["unshare", "--user", "--map-root-user", "--net", "true"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        argv = [programs.path_of("unshare"), "--user", "--map-root-user", "--net"]
+        done = subprocess.run(
+            [*argv, programs.path_of("true")], capture_output=True, text=True, check=False
+        )
         good, found = done.returncode == 0, done.stderr.strip() or "work"
     except OSError as error:
         good, found = False, str(error)
@@ -152,16 +154,24 @@ def _cgroup() -> Finding:
 def _gateway() -> Finding:
     """Start the namespace engine for nobody: it says what it lacks."""
     what = "gateway: namespace"
-    try:
-        asyncio.run(_started_and_ended())
-    except TimeoutError:
-        return Finding(what, False, "it did not start in time", needed=False)
-    except LaunchError as error:
-        found, _, mend = error.output.partition("\n")
+    said = why_no_namespace_engine()
+    if said:
+        found, _, mend = said.partition("\n")
         mend = _namespaces_mend() if "namespace:" in found else mend.strip()
         instead = "until then the embedded engine, whose refusals are late or silent"
         return Finding(what, False, found, f"{mend or 'mend that'}; {instead}", needed=False)
     return Finding(what, True, "works")
+
+
+def why_no_namespace_engine() -> str:
+    """Why the namespace engine can't be here, with the mend behind it; empty if it can."""
+    try:
+        asyncio.run(_started_and_ended())
+    except TimeoutError:
+        return "it did not start in time"
+    except LaunchError as error:
+        return error.output or error.message
+    return ""
 
 
 async def _started_and_ended() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from wgcell.cli.terminal import console, printable
 from wgcell.errors import StateError
 from wgcell.gateway.flows import Tally
 
-__all__ = ["FlowTable", "follow", "watch"]
+__all__ = ["FlowTable", "follow", "line_of", "print_lines", "watch"]
 
 _MOST_ROWS = 200
 _LONGEST_LINE = 1 << 16
@@ -45,11 +45,8 @@ class FlowTable:
 
     def add(self, line: str) -> None:
         """Take one line of a log; what is no flow is passed over."""
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(event, dict) or event.get("event") not in ("flow", "flow_end"):
+        event = _flow(line)
+        if event is None:
             return
         what, verdict = Tally.what(event), str(event.get("verdict"))
         key = str(event.get("peer")), what, verdict
@@ -86,6 +83,15 @@ class FlowTable:
                 _plain(row.rule),
             )
         return made
+
+
+def _flow(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    told = isinstance(event, dict) and event.get("event") in ("flow", "flow_end")
+    return event if told else None
 
 
 def _plain(text: str) -> Text:
@@ -132,12 +138,52 @@ def follow(path: Path) -> Iterator[str]:
         file = path.open(encoding="utf-8", errors="replace")
 
 
-def watch(path: Path) -> None:
-    """Show the table until interrupted."""
+Lives = Callable[[], bool]
+"""Whether more may be written."""
+
+
+def _lines(path: Path, lives: Lives) -> Iterator[str]:
+    """`follow`, until nothing more can come. Raises StateError."""
+    last = not lives()
+    for line in follow(path):
+        yield line
+        if not line:
+            if last:
+                return
+            # What was written before its end is read before this ends.
+            last = not lives()
+
+
+def line_of(line: str) -> str:
+    """A log's line for a reader; empty for what is no flow. Lines may be hostile."""
+    event = _flow(line)
+    if event is None:
+        return ""
+    ended = event["event"] == "flow_end"
+    words = [str(event.get("peer")), "ended" if ended else str(event.get("verdict"))]
+    words.append(Tally.what(event))
+    if ended:
+        out, back = _number(event.get("bytes_out")), _number(event.get("bytes_in"))
+        words.append(f"{_size(out)} out, {_size(back)} in")
+    rule = str(event.get("reason") if ended else event.get("rule") or event.get("reason") or "")
+    return "  ".join(_plain(word).plain for word in (*words, rule))
+
+
+def print_lines(path: Path, lives: Lives) -> None:
+    """Print each flow as a line, until no more can come."""
+    for line in _lines(path, lives):
+        if shown := line_of(line):
+            print(shown, flush=True)
+        if not line:
+            time.sleep(0.25)
+
+
+def watch(path: Path, lives: Lives) -> None:
+    """Show the table until no more can come."""
     flows = FlowTable()
     with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
         shown = 0.0
-        for line in follow(path):
+        for line in _lines(path, lives):
             if line:
                 flows.add(line)
             if not line or time.monotonic() - shown > 0.5:

@@ -17,16 +17,16 @@ from rich.markup import escape
 
 from wgcell.cell import endpoint
 from wgcell.cell.children import GatewayProcess
-from wgcell.cell.folder import state_folder
+from wgcell.cell.folder import find, state_folder
 from wgcell.cli import flows
 from wgcell.cli.terminal import console, warn
-from wgcell.errors import PolicyError
-from wgcell.gateway import nftables
+from wgcell.errors import PolicyError, StateError
+from wgcell.gateway import nftables, remarks
 from wgcell.gateway.config import GatewayConfig, load_config, parse_config, parse_toml, read_text
 from wgcell.gateway.flows import Tally
 from wgcell.gateway.kernel import INTERFACE
 from wgcell.gateway.keys import generate_private_key, public_key
-from wgcell.gateway.peers import add_peer, new_gateway, remove_peer, write_secret
+from wgcell.gateway.peers import add_peer, check_name, new_gateway, remove_peer, write_secret
 
 __all__ = ["app"]
 
@@ -77,7 +77,10 @@ class _Log:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._file = path.open("a", encoding="utf-8") if path else sys.stdout
+        try:
+            self._file = path.open("a", encoding="utf-8") if path else sys.stdout
+        except OSError as error:
+            raise StateError(f"--log {path}: {error.strerror}") from None
 
     def write(self, event: dict[str, Any]) -> None:
         self._file.write(json.dumps(event) + "\n")
@@ -90,7 +93,9 @@ class _Log:
 
 async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...]) -> int:
     mark = file.stat()
-    gateway = await GatewayProcess.start(_raw(file, learn=learn), *arguments)
+    raw = _raw(file, learn=learn)
+    gateway = await GatewayProcess.start(raw, *arguments)
+    _say(f"listening on {_places(gateway, parse_config(raw))}, by the {gateway.engine} engine")
     tally = Tally()
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -98,12 +103,22 @@ async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...])
         loop.add_signal_handler(number, asked.set)
     log.write({"event": "ready", "host": gateway.host, "port": gateway.port})
 
+    code = 0
+
     async def follow() -> None:
-        async for event in gateway.flows():
-            if event["event"] == "fault":
-                warn(str(event["detail"]))
-            tally.add(event)
-            log.write(event)
+        nonlocal code
+        try:
+            async for event in gateway.flows():
+                if event["event"] == "fault":
+                    warn(str(event["detail"]))
+                elif event["event"] == "applied":
+                    _say(f"{file} has changed, and is applied")
+                tally.add(event)
+                log.write(event)
+        except OSError as error:
+            # What can't be told must not pass.
+            warn(f"the gateway ends, for the log can't be written: {error.strerror}")
+            code = 125
         asked.set()
 
     following = asyncio.create_task(follow())
@@ -116,18 +131,37 @@ async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...])
                 mark = now
                 try:
                     raw = _raw(file, learn=learn)
+                    _warn_of_rules(parse_config(raw))
                     if raw.get("engine", gateway.engine) != gateway.engine:
                         warn(f"the engine stays {gateway.engine}: another one takes a restart")
                     gateway.apply(raw)
                 except PolicyError as error:
                     warn(f"the file is not applied: {error}")
-    code = await gateway.quit()
+    code = await gateway.quit() or code
     following.cancel()
     for line in tally.refusals():
-        console.print(f"[dim]wgcell:[/] {escape(line)}")
+        _say(line)
     if learn:
         print(learned_policy(tally))
     return code
+
+
+def _say(text: str) -> None:
+    console.print(f"[dim]wgcell:[/] {escape(text)}", soft_wrap=True)
+
+
+def _places(gateway: GatewayProcess, config: GatewayConfig) -> str:
+    """Where peers come to."""
+    host = f"[{gateway.host}]" if ":" in gateway.host else gateway.host
+    if config.one_port or not config.peers:
+        return f"{host}, UDP port {gateway.port}"
+    ports = ", ".join(f"{peer.port} for {peer.name}" for peer in config.peers)
+    return f"{host}, UDP ports {ports}"
+
+
+def _warn_of_rules(config: GatewayConfig) -> None:
+    for remark in remarks.of_gateway(config):
+        warn(remark)
 
 
 def learned_policy(tally: Tally) -> str:
@@ -152,6 +186,7 @@ def run(
     """
     config = load_config(file)
     _warn_of_readers(file)
+    _warn_of_rules(config)
     raise typer.Exit(asyncio.run(_serve(file, _Log(log), learn, (config.engine, interface))))
 
 
@@ -169,6 +204,7 @@ def check(file: File) -> None:
         rules = ", ".join(rule.text for rule in peer.policy.rules) or "nothing"
         where = f"{peer.address}, UDP port {config.port_of(peer)}"
         console.print(f"{escape(peer.name)} ({where}): {escape(rules)}")
+    _warn_of_rules(config)
     count = len(config.peers)
     peers = "1 peer" if count == 1 else f"{count} peers"
     console.print(f"[green]{escape(str(file))} is right[/], {peers}")
@@ -195,16 +231,24 @@ def export(
 
 @app.command()
 def watch(
-    source: Annotated[str, typer.Argument(metavar="LOG|CELL")],
+    source: Annotated[
+        str, typer.Argument(metavar="LOG|CELL", help="A file, or a cell's name, id, or its start.")
+    ],
     state_dir: Annotated[Path | None, typer.Option("--state-dir")] = None,
 ) -> None:
-    """A live table of flows: of a gateway's --log file, or of a cell's events."""
-    path = Path(source)
-    if not path.exists():
-        cell = state_folder(state_dir) / source / "events.jsonl"
-        path = cell if "/" not in source and cell.exists() else path
-    with contextlib.suppress(KeyboardInterrupt):
-        flows.watch(path)
+    """A live table of flows: of a gateway's --log file, or of a cell's events.
+
+    A cell's ends with the cell. Piped, each flow is a line.
+    """
+    path, lives = Path(source), lambda: True
+    if not path.is_file():
+        cell = find(state_folder(state_dir), source)
+        path, lives = cell.path / "events.jsonl", lambda: cell.alive
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        if sys.stdout.isatty():
+            flows.watch(path, lives)
+        else:
+            flows.print_lines(path, lives)
 
 
 @app.command()
@@ -215,26 +259,48 @@ def keys() -> None:
     print(f"public: {public_key(private)}", file=sys.stderr)
 
 
+def _best_engine() -> Engine:
+    """Of those that take no root: the one that refuses in the network's own words, if it can be."""
+    from wgcell.cli.doctor import why_no_namespace_engine
+
+    why = why_no_namespace_engine()
+    if not why:
+        return Engine.NAMESPACE
+    console.print(f"no namespace engine here: {escape(why.splitlines()[0])}")
+    return Engine.EMBEDDED
+
+
 @peer_app.command("add")
 def peer_add(
     name: str,
     file: FileOption = Path("gateway.toml"),
-    endpoint_host: Annotated[str, typer.Option("--endpoint", help="The host peers come to.")] = "",
+    endpoint_host: Annotated[
+        str,
+        typer.Option("--endpoint", metavar="HOST[:PORT]", help="Where peers come to, as they do."),
+    ] = "",
     preshared: Annotated[
         bool, typer.Option("--preshared", help="With a preshared key: not for the embedded engine.")
     ] = False,
     engine: Annotated[
-        Engine, typer.Option(help="If the file is not there: the engine of the one that is made.")
-    ] = Engine.EMBEDDED,
+        Engine | None,
+        typer.Option(
+            help="If the file is not there: the engine of the one that is made. Without it, the "
+            "namespace engine where it can be, else the embedded one.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Make a peer: keys, an address, and NAME.conf, ready for wgcell run --vpn.
 
     A gateway's file that is not there is made.
     """
-    conf = file.parent / f"{name}.conf"
+    check_name(name)
+    conf = file.with_name(f"{name}.conf")
     if not file.exists():
-        write_secret(file, new_gateway(engine.value), fresh=True)
-        console.print(f"made {escape(str(file))}: nothing is allowed yet")
+        chosen = engine or _best_engine()
+        write_secret(file, new_gateway(chosen.value), fresh=True)
+        made = f"made {escape(str(file))}, for the {chosen.value} engine"
+        console.print(f"{made}: nothing is allowed yet")
     if conf.exists():
         raise PolicyError(f"{conf} exists already", mend="take it away first, or name another peer")
     peer, text = add_peer(file, name, endpoint=endpoint_host, preshared=preshared)

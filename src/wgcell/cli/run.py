@@ -46,6 +46,8 @@ from wgcell.cli.terminal import (
     warn,
 )
 from wgcell.errors import HostError, JobError, StateError
+from wgcell.gateway import remarks
+from wgcell.gateway.policy import parse_rule
 from wgcell.guest import scripts
 from wgcell.home import expanded
 from wgcell.image import store
@@ -396,12 +398,17 @@ def run(
         *(folder, guest_image, accelerator, reason, tunnel, address, port),
         require_walls=provider.require_walls,
         gateway_engine=provider.gateway_engine.value,
+        known_links=survey.links,
         vet_again=None
         if tunnel is None
         else lambda: _endpoint(job, provider, allow_endpoint or [])[1],
     )
     narrator = Narrator(words)
     narrator.line(f"cell {folder.id}; {_opens(job, tunnel, address, port)}")
+    for remark in remarks.of_rules(
+        tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
+    ):
+        warn(remark)
     _show_inputs(narrator, job, survey)
     files = [JsonLines(folder.id, into)] if into else []
     printed = JsonLines(folder.id, raw_sink(sys.stdout.fileno())) if as_json else None

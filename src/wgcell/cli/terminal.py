@@ -201,6 +201,8 @@ class Narrator:
         self._status: Status | None = None
         self._tally = Tally()
         self._folder = ""
+        self._verdict = ""
+        """What is missing of the outputs; the reason of an outcome that is not about that."""
         if console.is_terminal and words >= Words.FEW:
             self._status = console.status("preparing the cell")
             self._status.start()
@@ -233,8 +235,8 @@ class Narrator:
             case "flow" | "flows_omitted":
                 if self._tally.add(event):
                     why = event.get("reason") or "no rule allows it"
-                    what = clean(self._tally.what(event))
-                    self.line(f"[yellow]refused by the gateway[/] {what} ({clean(why)})", Words.ALL)
+                    what, how = clean(self._tally.what(event)), self._tally.told(event)
+                    self.line(f"[yellow]{how}[/] {what} ({clean(why)})", Words.ALL)
             case "walls" if not (event["seal"] and event["jail"]):
                 for wall, why in event["missing"].items():
                     self.line(f"[red]not up:[/] {clean(wall)}: {clean(why)}")
@@ -256,8 +258,9 @@ class Narrator:
             case "changed":
                 self.line(f"[red]the guest's {clean(event.get('what'))} changed[/]")
             case "outputs":
-                for refused in event.get("refused", ()):
-                    self.line(f"[red]refused from the guest's files[/] {clean(refused)}")
+                for left_out in event.get("left_out", ()):
+                    self.line(f"[yellow]output left out:[/] {clean(left_out)}")
+                self._verdict = str(event.get("verdict") or event.get("reason") or "")
                 if "files" in event:
                     files, size = clean(event["files"]), clean(event["bytes"])
                     self.line(f"{files} files home, {size} bytes", Words.ALL)
@@ -272,6 +275,8 @@ class Narrator:
             self.line("learned; this would have sufficed:")
             self.line(clean(" ".join(f"--allow {rule}" for rule in learned)))
         outcome = str(event["outcome"])
+        if self._verdict and outcome != "incomplete":
+            self.line(f"[yellow]{clean(self._verdict)}[/]")
         colour = _COLOURS.get(outcome, "red")
         told = event["reason"] and outcome != "completed"
         reason = f": {clean(event['reason'])}" if told else ""

@@ -4,7 +4,7 @@
 
     engine = "embedded"               # or "namespace", or "kernel"
     listen = "0.0.0.0:51820"          # where peers come to; embedded: the first peer, see below
-    endpoint = "vpn.example.com"      # what their files say of it; the port is the peer's
+    endpoint = "vpn.example.com"      # what their files say of it; without :PORT, the peer's
     private_key = "…"
     address = "10.99.0.1"             # the gateway's own in the tunnel; its resolver answers there
     rules = ["deny ads.example.com:*", "allow *.example.com:443", "allow 203.0.113.0/24:8000-8010"]
@@ -45,11 +45,12 @@ from wgcell.gateway.policy import (
     Policy,
     Rule,
     Service,
+    is_name,
     parse_line,
     parse_service,
 )
 
-__all__ = ["GatewayConfig", "Peer", "load_config", "parse_config"]
+__all__ = ["GatewayConfig", "Peer", "load_config", "parse_config", "split_endpoint"]
 
 DEFAULT_LISTEN = "0.0.0.0:51820"
 DEFAULT_ADDRESS = "10.99.0.1"
@@ -103,7 +104,7 @@ class GatewayConfig:
 
     listen: tuple[str, int]
     endpoint: str
-    """HOST of the peers' files; empty if the file does not say."""
+    """HOST or HOST:PORT of the peers' files; empty if the file does not say."""
     private_key: str = field(repr=False)
     address: Address
     """The gateway's own address in the tunnel, where its resolver answers."""
@@ -281,6 +282,11 @@ def parse_config(
     )
     address = reading.address("address", table.get("address", DEFAULT_ADDRESS))
     peers = _peers(reading, table.get("peers", {}), common, listen[1], address)
+    _check_services(reading, common.services, address, peers)
+    try:
+        split_endpoint(table.get("endpoint", ""))
+    except PolicyError as error:
+        reading.fail("endpoint", error.message)
     # The tunnel's own addresses lie on this side of its end, too: no name may lead there.
     inside = [address, *(s.address for s in common.services), *(peer.address for peer in peers)]
     protected = (*protected, *map(ipaddress.ip_network, dict.fromkeys(inside)))
@@ -300,6 +306,46 @@ def parse_config(
             for key, item in reading.each("resolver", table.get("resolver", []))
         ),
     )
+
+
+def _check_services(
+    reading: _Reading, services: tuple[Service, ...], own: Address, peers: tuple[Peer, ...]
+) -> None:
+    """An address that somebody has in the tunnel can't be a service's."""
+    taken = {own: "the gateway's own", **{peer.address: f"{peer.name}'s own" for peer in peers}}
+    for service in services:
+        if service.address in taken:
+            free = next(
+                address
+                for number in range(5, 5 + len(taken) + 1)
+                if (address := own + number) not in taken
+            )
+            where = f"[{free}]" if free.version == 6 else str(free)
+            reading.fail(
+                "services",
+                f"{service.address} is {taken[service.address]} address in the tunnel",
+                at=f"{service.address}:{service.port}",
+                mend=f"take one that nobody has: {where}:{service.port} = "
+                f"{service.target_host}:{service.target_port}",
+            )
+
+
+def split_endpoint(text: str) -> tuple[str, int | None]:
+    """The host, and the port if there is one, of HOST, HOST:PORT, V6 or [V6]:PORT; ("", None) for
+    nothing. Raises `PolicyError`.
+    """
+    host, port = text, ""
+    if found := re.fullmatch(r"(\[[^\[\]]*\]|[^:]*):([0-9]{1,5})", text, re.ASCII):
+        host, port = found[1], found[2]
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if text and not is_name(host.lower().rstrip(".")):
+            raise PolicyError(f"found {_short(text)}; allowed: HOST or HOST:PORT") from None
+    if port and not 1 <= int(port) <= 65535:
+        raise PolicyError(f"found {_short(text)}; allowed: a port of 1-65535")
+    return host, int(port) if port else None
 
 
 def _peers(

@@ -29,6 +29,7 @@ from wgcell.gateway.joining import (
     NotReached,
     OwnAddress,
     join_datagrams,
+    reach,
 )
 from wgcell.gateway.policy import Address, Decision, Verdict
 
@@ -97,6 +98,7 @@ class Door:
         while True:
             await asyncio.sleep(SUMMARY_EVERY)
             self._gate.log.summarise()
+            await self._gate.prolong()
 
     async def close(self) -> None:
         """Cut the peer off: its flows end now, and nothing it sends is heard any more."""
@@ -162,14 +164,13 @@ class Door:
             self._refused -= 1
 
     async def _join_tcp(self, stream: mitmproxy_rs.Stream, flow: Flow, decision: Decision) -> str:
-        # A target that ends at once: see _refuse.
-        own = self._gate.own(flow)
-        joining = Joining(stream, flow, decision, own, self._gate.pace, SILENT_REFUSAL)
         try:
-            return await joining.run()
+            target = await reach(flow, decision, self._gate.own(flow))
         except (NotReached, OwnAddress):
             await self._refuse(stream)
             raise
+        # A target that ends at once: see _refuse.
+        return await Joining(stream, flow, self._gate.pace, SILENT_REFUSAL).run(target)
 
     # UDP and DNS.
 

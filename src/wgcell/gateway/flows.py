@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wgcell.gateway.limits import Bucket
-from wgcell.gateway.policy import LEARNED, Address
+from wgcell.gateway.policy import LEARNED, Address, may_be_advised
 
-__all__ = ["Flow", "FlowLog", "Report", "Tally", "mend"]
+__all__ = ["FAILED", "Flow", "FlowLog", "Report", "Tally", "learned_rule", "mend"]
 
 Report = Callable[[dict[str, object]], None]
 
+FAILED = "fail"
+"""In a verdict's place: a name that may be asked, and was not found."""
 MOST_TOLD = 256
 """Events of one peer told at once."""
 TOLD_PER_SECOND = 4.0
@@ -44,6 +46,8 @@ class Flow:
     names: tuple[str, ...] = ()
     """Those it is allowed by, so that it must ask for one of them; empty if a rule is about its
     address. A changed policy changes them; what was asked for is the only one left."""
+    checked: bool = True
+    """Whether it must ask for one of them."""
     started: float = field(default_factory=time.monotonic)
     bytes_out: int = 0
     bytes_in: int = 0
@@ -74,18 +78,26 @@ class Flow:
         }
 
 
-def mend(protocol: str, address: Address, port: int, host: str) -> str:
+def mend(protocol: str, port: int, host: str, *, checked: bool = True) -> str:
     """The rule, without its verb, that would allow a flow; for a name alone, on TLS's port.
 
-    Empty if none would: no rule allows a ping.
+    Empty if none would, as for a ping, and for a bare address: a rule with one is not advised.
     """
-    if protocol == "dns":
-        return f"{host}:443" if host else ""
-    if protocol not in ("tcp", "udp"):
+    if not may_be_advised(host) or protocol not in ("tcp", "udp", "dns"):
         return ""
-    if not host:
-        host = f"[{address}]" if address.version == 6 else str(address)
+    if protocol == "dns":
+        return f"{host}:443"
+    if not checked:
+        return f"{host}:{port}/tcp/unchecked"
     return f"{host}:{port}" + ("/udp" if protocol == "udp" else "")
+
+
+def learned_rule(flow: Flow, host: str) -> str:
+    """The rule, without its verb, that allows what was learned: its address's if it has no name."""
+    if host:
+        return mend(flow.protocol, flow.port, host)
+    where = f"[{flow.address}]" if flow.address.version == 6 else str(flow.address)
+    return f"{where}:{flow.port}" + ("/udp" if flow.protocol == "udp" else "")
 
 
 class FlowLog:
@@ -120,16 +132,22 @@ class Tally:
     def __init__(self) -> None:
         self._refused: dict[tuple[str, str], int] = {}
         self._learned: dict[str, int] = {}
+        self._failed: dict[str, str] = {}
         self._omitted = 0
 
     def add(self, event: Mapping[str, Any]) -> bool:
-        """Count one event; whether it is a refusal of a kind not seen before."""
+        """Count one event; whether it is a refusal, or a failure, of a kind not seen before."""
         if event.get("event") == "flows_omitted":
             self._omitted += int(event.get("refuse", 0))
             return False
         if event.get("event") != "flow":
             return False
         rule = str(event.get("mend") or "")
+        if event.get("verdict") == FAILED:
+            what, known = self.what(event), len(self._failed)
+            if known < _MOST_KEPT:
+                self._failed.setdefault(what, str(event.get("reason") or ""))
+            return len(self._failed) > known
         if event.get("verdict") == "allow":
             if event.get("rule") == LEARNED and rule:
                 self._learned[rule] = self._learned.get(rule, 0) + 1
@@ -140,6 +158,11 @@ class Tally:
             return False
         self._refused[key] = self._refused.get(key, 0) + 1
         return self._refused[key] == 1
+
+    @staticmethod
+    def told(event: Mapping[str, Any]) -> str:
+        """What has become of it, in a few words."""
+        return "not found" if event.get("verdict") == FAILED else "refused by the gateway"
 
     @staticmethod
     def what(event: Mapping[str, Any]) -> str:
@@ -157,7 +180,9 @@ class Tally:
         """Each as "refused 3 \u00d7 a.example.com:443: --allow a.example.com:443"; most first."""
         lines = []
         for (what, rule), count in sorted(self._refused.items(), key=lambda item: -item[1]):
-            lines.append(f"refused {count} \u00d7 {what}" + (f": --allow {rule}" if rule else ""))
+            option = rule if rule.startswith("--") else f"--allow {rule}"
+            lines.append(f"refused {count} \u00d7 {what}" + (f": {option}" if rule else ""))
+        lines += [f"not found: {name}: {reason}" for name, reason in self._failed.items()]
         if self._omitted:
             lines.append(f"refused {self._omitted} more, not listed one by one")
         return lines

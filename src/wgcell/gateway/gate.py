@@ -8,15 +8,17 @@ process itself joins are known here, so that another policy, or the peer's end, 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from wgcell.gateway.config import GatewayConfig, Peer
-from wgcell.gateway.flows import Flow, FlowLog, Report, mend
+from wgcell.gateway.flows import FAILED, Flow, FlowLog, Report, learned_rule, mend
 from wgcell.gateway.joining import CHUNK, NotReached, Refused
 from wgcell.gateway.leads import NameTable
 from wgcell.gateway.limits import Bucket
@@ -32,6 +34,8 @@ MOST_JOINED = 3500
 """Flows that this process joins for all peers together: two descriptors each, and some are left."""
 _NUMBERS = itertools.count(1)
 _CUT_OFF = "cut off"
+_MOST_FAILED = 512
+"""Names that were not found, each told once."""
 
 Learned = Callable[[tuple[tuple[str, Address, float], ...]], Awaitable[None]]
 """Called with each name and address that an answer is about to open, and for how many seconds."""
@@ -53,6 +57,7 @@ class Gate:
         self._learned = learned
         self._open: dict[asyncio.Task[None], tuple[Flow, Decision]] = {}
         self._closed = False
+        self._failed: set[str] = set()
         self._limit()
 
     def warm(self) -> None:
@@ -72,7 +77,8 @@ class Gate:
         from wgcell.gateway.resolver import Upstream, host_resolvers
 
         upstream = Upstream(self._config.resolver or host_resolvers())
-        return Nameserver(self.peer.policy, upstream, self._name_refused, self._name_learned)
+        heard = self._name_refused, self._name_learned, self._name_failed
+        return Nameserver(self.peer.policy, upstream, *heard)
 
     def change(self, peer: Peer) -> None:
         """Another policy for the same peer; flows that it does not allow end now."""
@@ -84,7 +90,7 @@ class Gate:
             again = peer.policy.evaluate(flow.address, flow.port, flow.protocol, flow.names)
             if again.verdict is Verdict.REFUSE or again.target != decision.target:
                 task.cancel()
-            flow.rule, flow.names = again.rule, again.names
+            flow.rule, flow.names, flow.checked = again.rule, again.names, again.checked
 
     def cut(self) -> list[asyncio.Task[None]]:
         """End every flow that is open now, and tell what was not told; the flows' tasks."""
@@ -111,7 +117,7 @@ class Gate:
         policy = self.peer.policy
         names = self.names.names(flow.address, time.monotonic())
         decision = policy.evaluate(flow.address, flow.port, flow.protocol, names)
-        rule = self.mend_of(flow, decision)
+        decision, rule = self.explained(flow, decision)
         if source != self.peer.address:
             decision = Decision(Verdict.REFUSE, "", f"its source, {source}, is not the peer's")
             rule = ""
@@ -121,7 +127,7 @@ class Gate:
             decision, rule = Decision(Verdict.REFUSE, "", beyond), ""
         if decision.names:
             flow.name = decision.names[-1]
-        flow.rule, flow.names = decision.rule, decision.names
+        flow.rule, flow.names, flow.checked = decision.rule, decision.names, decision.checked
         event = flow.event("flow", decision.verdict.value, decision.reason)
         self.log.tell({**event, "mend": rule})
         return decision
@@ -143,20 +149,63 @@ class Gate:
         services = {(service.address, service.port) for service in policy.services}
         return place in services or policy.listed(flow.address)
 
-    def mend_of(self, flow: Flow, decision: Decision) -> str:
-        """The rule that would allow what no rule allows; the one that what is learned lacks."""
-        if decision.rule != LEARNED and (decision.rule or decision.verdict is Verdict.ALLOW):
+    def explained(self, flow: Flow, decision: Decision) -> tuple[Decision, str]:
+        """``decision`` with what is known beside it; and the rule that would allow what no rule
+        allows, or that what is learned lacks."""
+        policy = self.peer.policy
+        kept = policy.kept(flow.address)
+        if decision.rule == LEARNED:
+            return decision, learned_rule(flow, "" if kept else flow.name)
+        if decision.rule or decision.verdict is Verdict.ALLOW:
+            return decision, ""
+        for name, since in reversed(self.names.ended(flow.address, time.monotonic()).items()):
+            again = policy.evaluate(flow.address, flow.port, flow.protocol, (name,))
+            if again.verdict is Verdict.ALLOW:
+                flow.name = name
+                why = f"the answer for {name} ended {since:.0f} s ago, and it was not asked again"
+                return replace(decision, reason=why), ""
+        if kept:
+            return decision, self._service_for(flow)
+        return decision, mend(flow.protocol, flow.port, flow.name)
+
+    def _service_for(self, flow: Flow) -> str:
+        """The option that puts a service at an address of the tunnel's that nobody has."""
+        own, address = self._config.address, flow.address
+        length = 24 if own.version == 4 else 64
+        tunnel = ipaddress.ip_network(f"{own}/{length}", strict=False)
+        taken = {own, *(peer.address for peer in self._config.peers)}
+        if flow.protocol != "tcp" or address not in tunnel or address in taken:
             return ""
-        name = "" if self.peer.policy.kept(flow.address) else flow.name
-        return mend(flow.protocol, flow.address, flow.port, name)
+        where = f"[{address}]" if address.version == 6 else str(address)
+        return f"--service {where}:{flow.port}=HOST:PORT"
+
+    async def prolong(self, others: Iterable[Flow] = ()) -> None:
+        """What open flows are allowed by leads on; ``others`` are flows not joined here."""
+        now = time.monotonic()
+        flows = [*(flow for flow, _ in self._open.values()), *others]
+        leads = dict.fromkeys((name, flow.address) for flow in flows for name in flow.names)
+        due = [lead for lead in leads if self.names.short(*lead, now)]
+        for name, address in due:
+            self.names.learn(name, (address,), 0, now)
+        if due and self._learned is not None:
+            await self._learned(tuple((name, address, 0.0) for name, address in due))
 
     def _name_refused(self, name: str, reason: str) -> None:
         own = self._config.address
         flow = Flow(next(_NUMBERS), self.peer.name, "dns", own, DNS_PORT, name)
-        rule = mend("dns", flow.address, flow.port, name) if reason == "no rule names it" else ""
+        rule = mend("dns", DNS_PORT, name) if reason == "no rule names it" else ""
         self.log.tell({**flow.event("flow", Verdict.REFUSE.value, reason), "mend": rule})
 
+    def _name_failed(self, name: str, reason: str) -> None:
+        """Told once a name, until it is found."""
+        if name not in self._failed and len(self._failed) < _MOST_FAILED:
+            self._failed.add(name)
+            own = self._config.address
+            flow = Flow(next(_NUMBERS), self.peer.name, "dns", own, DNS_PORT, name)
+            self.log.tell({**flow.event("flow", FAILED, reason), "mend": ""})
+
     async def _name_learned(self, name: str, addresses: tuple[Address, ...], ttl: float) -> None:
+        self._failed.discard(name)
         self.names.learn(name, addresses, ttl, time.monotonic())
         if self._learned is not None:
             await self._learned(tuple((name, address, ttl) for address in addresses))
@@ -193,12 +242,17 @@ class Gate:
                 reason = await work
             except Refused as refused:
                 verdict, reason = Verdict.REFUSE, str(refused)
-                host = refused.host
-                rule = mend(flow.protocol, flow.address, flow.port, host) if host else ""
+                host, checked = refused.host, not refused.unchecked
+                asked = host if checked else flow.name
+                rule = mend(flow.protocol, flow.port, asked, checked=checked)
                 event = flow.event("flow", verdict.value, reason)
                 self.log.tell({**event, "host": host, "mend": rule})
             except NotReached as error:
                 reason = str(error)
+                if decision.target is not None:
+                    # A target's end is a matter of its own; a service is this side's to mend.
+                    verdict = Verdict.REFUSE
+                    self.log.tell({**flow.event("flow", verdict.value, reason), "mend": ""})
             except OSError as error:
                 reason = f"broken: {error}"
             finally:

@@ -5,7 +5,8 @@ allowed because of a name must ask for that name. `judge` looks at what a client
 None means that more is needed, and nothing may be forwarded yet.
 
 What is TLS or HTTP is decided by the first bytes, on any port. On 443 and 80, where a name is all
-that distinguishes hosts, what is neither is refused.
+that distinguishes hosts, what is neither is refused. Where the host can't be compared, the
+refusal says so: a rule may have it ``/unchecked`` (see `wgcell.gateway.policy`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,20 @@ _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME = 0
 _HOST_NAME = 0
-_METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")
-_STARTS = tuple(method + b" " for method in _METHODS)
+_ENCRYPTED_HELLO = 0xFE0D
+_INNER = 1
+"""Encrypted Client Hello, section 5: another hello carries this one, and hides its server name."""
+_BEGINS_SSL2 = re.compile(rb"[\x80-\xff]([\s\S](\x01(\x03[\s\S]?|\x00\x02?)?)?)?\Z")
+"""The beginning of SSL 2's ClientHello, which TLS servers took (RFC 5246, appendix E.2)."""
+_METHOD = re.compile(rb"[A-Z0-9_-]{1,32}\Z")
+"""What may become a method: all that are registered are of capitals (RFC 9110, 16.1.3)."""
+_BEGINS_REQUEST = re.compile(
+    rb"([A-Z0-9_-]{1,32} [!-~]*|[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ([/*][!-~]*|[A-Za-z0-9+.-]+://[!-~]*)?)"
+    rb"( (H(T(TP?)?)?|HTTP/[ -~]*)?)?\Z"
+)
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} +[^\s].* HTTP/")
+_PROXIED = re.compile(rb"[\r\n]*\S+ (?![/*])")
+"""A request whose target is more than a path: of whom it is sent to it asks for another host."""
 _HTTP2_PREFACE = b"PRI * HTTP/2.0"
 _REQUEST = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} (\S{1,8192}) HTTP/1\.[01]")
 _AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
@@ -42,6 +55,8 @@ class Hello:
     host: str
     """What is asked for, lower case; empty if nothing is."""
     refusal: str
+    unchecked: bool = False
+    """Whether only a rule that has no host checked would let it pass."""
 
 
 class _Short(Exception):
@@ -94,15 +109,15 @@ def judge(data: bytes, names: tuple[str, ...], port: int) -> Hello | None:
             return None
         return Hello(kind, "", f"more than {LONGEST_HEAD} bytes and no end of the {_WORDS[kind]}")
     except _Bad as error:
-        return Hello(kind, "", f"malformed {_WORDS[kind]}: {error}")
+        return Hello(kind, "", f"malformed {_WORDS[kind]}: {error}", unchecked=True)
     if kind == "other":
         known = {443: "TLS", 80: "HTTP"}.get(port)
-        return Hello(kind, "", f"not {known}, on port {port}" if known else "")
+        return Hello(kind, "", f"not {known}, on port {port}" if known else "", bool(known))
     if host not in names:
         asked = f"asks for {host}" if host else "asks for no host"
-        return Hello(
-            kind, host, f"{_WORDS[kind]} {asked}, and the name it looked up is {names[-1]}"
-        )
+        refusal = f"{_WORDS[kind]} {asked}, and the name it looked up is {names[-1]}"
+        proxied = kind == "http" and _PROXIED.match(data) is not None
+        return Hello(kind, host, refusal, unchecked=proxied or not host)
     return Hello(kind, host, "")
 
 
@@ -112,13 +127,21 @@ _WORDS = {"tls": "TLS hello", "http": "HTTP request", "other": "first bytes"}
 def _kind(data: bytes, port: int) -> tuple[str, Callable[[bytes], str] | None]:
     if data[0] == _HANDSHAKE and data[1:2] in (b"", b"\x03"):
         return "tls", _server_name
-    lines = data.lstrip(b"\r\n")
-    starts = (*_STARTS, _HTTP2_PREFACE)
-    if any(lines.startswith(start) or start.startswith(lines) for start in starts):
-        return "http", _http_host
-    if port == 80:
+    if _BEGINS_SSL2.match(data[:5]):
+        return "tls", _ssl2
+    first, end, _ = data.lstrip(b"\r\n").partition(b"\n")
+    whole = end and _REQUEST_LINE.match(first)
+    so_far = first.removesuffix(b"\r")
+    begun = not end and (not first or _METHOD.match(so_far) or _BEGINS_REQUEST.match(so_far))
+    if whole or begun or port == 80:
         return "http", _http_host
     return "other", None
+
+
+def _ssl2(data: bytes) -> str:
+    if len(data) < 5:
+        raise _Short
+    raise _Bad("of SSL 2's form, which names no host")
 
 
 def _server_name(data: bytes) -> str:
@@ -158,6 +181,8 @@ def _extension(hello: _Cursor) -> str:
     found: list[bytes] = []
     while extensions:
         kind, body = extensions.number(2), extensions.vector(2)
+        if kind == _ENCRYPTED_HELLO and body.rest()[:1] == bytes([_INNER]):
+            raise _Bad("an inner hello (ECH) by itself")
         if kind != _SERVER_NAME:
             continue
         entries = body.vector(2)

@@ -8,6 +8,7 @@ are counted and paced, until either side has ended, has been silent too long, or
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -26,7 +27,9 @@ __all__ = [
     "OwnAddress",
     "Refused",
     "Stream",
+    "Target",
     "join_datagrams",
+    "reach",
 ]
 
 CONNECT_TIMEOUT = 10.0
@@ -47,9 +50,11 @@ CHUNK = 65536
 class Refused(Exception):
     """A flow that is refused after it has begun, with the reason and the host it asked for."""
 
-    def __init__(self, reason: str, host: str) -> None:
+    def __init__(self, reason: str, host: str, *, unchecked: bool = False) -> None:
         super().__init__(reason)
         self.host = host
+        self.unchecked = unchecked
+        """Whether only a rule that has no host checked would let it through."""
 
 
 class OwnAddress(Refused):
@@ -60,7 +65,18 @@ class OwnAddress(Refused):
 
 
 class NotReached(Exception):
-    """The target did not answer; why."""
+    """The target did not answer; why. ``refused``: it did, by a reset."""
+
+    def __init__(self, what: str, host: str, port: int, error: OSError) -> None:
+        number = error.errno or 0  # negative: getaddrinfo's
+        why = os.strerror(number) if number > 0 else str(error)
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        super().__init__(f"{what} {where} not reached: {why or 'timed out'}")
+        self.refused = isinstance(error, ConnectionRefusedError)
+
+
+Target = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+"""A target's end of a flow."""
 
 
 class Stream(Protocol):
@@ -79,38 +95,45 @@ class Stream(Protocol):
         """End this direction."""
 
 
+async def reach(flow: Flow, decision: Decision, own: bool) -> Target:
+    """Connect to a flow's target; ``own`` is whether that may be this very machine.
+
+    Raises NotReached and OwnAddress.
+    """
+    what = "service" if decision.target else "target"
+    host, port = decision.target or (str(flow.address), flow.port)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            reader, writer = await asyncio.open_connection(host, port)
+    except OSError as error:  # TimeoutError is one
+        raise NotReached(what, host, port, error) from None
+    here, there = (writer.get_extra_info(end) for end in ("sockname", "peername"))
+    # A target that has ended already has no name.
+    if there and here[0] == there[0] and not own:
+        # Whatever addresses this machine has by now.
+        writer.transport.abort()
+        raise OwnAddress
+    return reader, writer
+
+
 @dataclass(slots=True)
 class Joining:
     """One flow between the peer's ``stream`` and its target.
 
-    ``own`` is whether the target may be this very machine. ``pace`` is awaited before so many bytes
-    are moved; ``soonest_end`` is the least time, in seconds from the flow's start, after which the
-    target's end is passed on.
+    ``pace`` is awaited before so many bytes are moved; ``soonest_end`` is the least time, in
+    seconds from the flow's start, after which the target's end is passed on.
     """
 
     stream: Stream
     flow: Flow
-    decision: Decision
-    own: bool = False
     pace: Callable[[int], Awaitable[None]] | None = None
     soonest_end: float = 0.0
+    _half_ended: bool = False
     _moved: list[float] = field(default_factory=lambda: [time.monotonic()])
 
-    async def run(self) -> str:
-        """Why it ended. Raises NotReached, Refused (OwnAddress) and OSError."""
-        flow = self.flow
-        host, port = self.decision.target or (str(flow.address), flow.port)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                reader, writer = await asyncio.open_connection(host, port)
-        except (OSError, TimeoutError) as error:
-            raise NotReached(f"target not reached: {error or 'timed out'}") from None
-        here, there = (writer.get_extra_info(end) for end in ("sockname", "peername"))
-        # A target that has ended already has no name.
-        if there and here[0] == there[0] and not self.own:
-            # Whatever addresses this machine has by now.
-            writer.transport.abort()
-            raise OwnAddress
+    async def run(self, target: Target) -> str:
+        """Why it ended; ``target`` is what `reach` returned. Raises Refused and OSError."""
+        reader, writer = target
         self._moved[0] = time.monotonic()
         tasks = [
             asyncio.create_task(self._outward(writer)),
@@ -118,6 +141,12 @@ class Joining:
         ]
         try:
             return await _until_done(tasks, self._moved, TCP_IDLE)
+        except ConnectionError:
+            # After one side's end the other may reset what it does not wait for: TLS's farewell
+            # often comes to who has closed already (RFC 8446, 6.1).
+            if self._half_ended:
+                return "closed"
+            raise
         finally:
             writer.transport.abort()
             await _cancel(tasks)
@@ -129,7 +158,7 @@ class Joining:
 
     async def _outward(self, writer: asyncio.StreamWriter) -> None:
         raw = await self.stream.read(CHUNK)
-        if raw and self.flow.names and self.flow.rule != LEARNED:
+        if raw and self.flow.names and self.flow.checked and self.flow.rule != LEARNED:
             raw = await self._greeted(raw)
         while raw:
             self.flow.bytes_out += len(raw)
@@ -137,6 +166,7 @@ class Joining:
             writer.write(raw)
             await writer.drain()
             raw = await self.stream.read(CHUNK)
+        self._half_ended = True
         if writer.can_write_eof():
             writer.write_eof()
 
@@ -157,7 +187,7 @@ class Joining:
             why = f"no whole TLS hello or HTTP head within {HELLO_TIMEOUT:.0f} s"
             raise Refused(why, "") from None
         if seen.refusal:
-            raise Refused(seen.refusal, seen.host)
+            raise Refused(seen.refusal, seen.host, unchecked=seen.unchecked)
         if seen.host:
             self.flow.names = (seen.host,)
         return raw
@@ -168,6 +198,7 @@ class Joining:
             await self._count(raw)
             self.stream.write(raw)
             await self.stream.drain()
+        self._half_ended = True
         early = self.flow.started + self.soonest_end - time.monotonic()
         if early > 0 and not self.flow.bytes_out:
             await asyncio.sleep(early)

@@ -18,21 +18,22 @@ import fcntl
 import ipaddress
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from wgcell import programs
 from wgcell.errors import HostError
 from wgcell.gateway import netlink, nftables
 from wgcell.gateway.config import GatewayConfig, Peer
 from wgcell.gateway.flows import Flow, FlowLog, Report
-from wgcell.gateway.gate import DNS_PORT
-from wgcell.gateway.joining import Joining
+from wgcell.gateway.gate import DNS_PORT, Gate
+from wgcell.gateway.holding import Accepted, Held, Holding
+from wgcell.gateway.joining import Joining, NotReached, Target, reach
 from wgcell.gateway.openings import Openings, Served
 from wgcell.gateway.policy import LEARNED, Address, Decision, Verdict
 
@@ -63,13 +64,18 @@ LOOK_EVERY = 2.0
 """Seconds between two looks for flows that are over, and summaries of what was not told."""
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _ACCOUNTING = "net/netfilter/nf_conntrack_acct"
+_MARKS_COUNT = "net/ipv4/conf/lo/src_valid_mark"
+_BACK = f"fwmark {nftables.RELEASED} lookup {nftables.HOLD_GROUP}"
+"""The rule by which a SYN that comes back comes from where it should: a machine may drop what its
+routes expect elsewhere (rp_filter of 1; Linux, Documentation/networking/ip-sysctl.rst)."""
 
 
 def run_tool(*argv: str, text: str = "") -> str:
     """A tool's output. Raises HostError with its words."""
+    found = [programs.path_of(argv[0]), *argv[1:]]
     try:
         done = subprocess.run(
-            argv, input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE
+            found, input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE
         )
     except OSError as error:
         raise HostError(f"{argv[0]} can't be started: {error}") from error
@@ -83,7 +89,8 @@ def run_tool(*argv: str, text: str = "") -> str:
 
 def quietly(*argv: str) -> None:
     """Run a tool; whether it fails is no matter."""
-    subprocess.run(argv, capture_output=True, check=False)
+    found = [programs.path_of(argv[0]), *argv[1:]]
+    subprocess.run(found, capture_output=True, check=False)
 
 
 def system(name: str, value: str = "") -> str:
@@ -134,12 +141,14 @@ class KernelEngine:
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[tuple[object, ...], tuple[Flow, FlowLog]] = {}
         self._openings = Openings(self._nft, report)
+        self._holding: Holding | None = None
+        self._joining: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Be up, and report ``ready``. Raises HostError, naming the mend; nothing stays then."""
         try:
             for tool, package in _TOOLS.items():
-                if shutil.which(tool) is None:
+                if programs.find(tool) is None:
                     raise HostError(f"{tool} is missing", mend=f"apt-get install {package}")
             self._take_place()
             self._do(self._stand_up)
@@ -148,6 +157,8 @@ class KernelEngine:
             log, ends = self._do(netlink.open_sockets, nftables.LOG_GROUP)
             for sock in (log, ends):
                 loop.add_reader(sock, self._hear, sock)
+            self._holding = self._do(Holding, nftables.HOLD_GROUP)
+            loop.add_reader(self._holding, self._hold_come, self._holding)
             self._tasks = [asyncio.create_task(self._look_around(ends))]
             if self._daemon is not None:
                 self._pidfd = os.pidfd_open(self._daemon.pid)
@@ -183,6 +194,8 @@ class KernelEngine:
         self._forward()
         self._apply_rules(self._config)
         quietly("ip", "link", "delete", self._interface)
+        quietly("ip", "rule", "del", *_BACK.split())
+        run_tool("ip", "rule", "add", *_BACK.split())
         self._make_interface()
         self._configure(self._config)
 
@@ -233,8 +246,9 @@ class KernelEngine:
         versions = {peer.address.version for peer in self._config.peers} | {4}
         for name in [_FORWARDING[version] for version in sorted(versions)]:
             self._settings[name] = str(found.get(name) or system(name))
-        with contextlib.suppress(HostError):
-            self._settings[_ACCOUNTING] = str(found.get(_ACCOUNTING) or system(_ACCOUNTING))
+        for name in (_ACCOUNTING, _MARKS_COUNT):
+            with contextlib.suppress(HostError):
+                self._settings[name] = str(found.get(name) or system(name))
         os.pwrite(self._lock, json.dumps(self._settings).encode(), 0)
         for name in self._settings:
             system(name, "1")
@@ -250,7 +264,7 @@ class KernelEngine:
         run_tool("ip", "link", "set", name, "mtu", "1420", "up")
 
     def _start_wireguard_go(self) -> None:
-        program = shutil.which("wireguard-go")
+        program = programs.find("wireguard-go")
         if program is None:
             raise HostError(
                 "this kernel has no WireGuard, and wireguard-go is missing",
@@ -355,11 +369,15 @@ class KernelEngine:
             for address in sorted(wanted, key=str)
         ]
         for peer in config.peers:
-            lines.append(f"route replace {peer.address}/{peer.address.max_prefixlen} dev {name}")
+            place = f"{peer.address}/{peer.address.max_prefixlen}"
+            lines.append(f"route replace {place} dev {name}")
+            lines.append(f"route replace {place} dev lo table {nftables.HOLD_GROUP}")
         run_tool("ip", "-batch", "-", text="\n".join([*lines, ""]))
         self._addresses = wanted
         for address in set(self._peers) - {peer.address for peer in config.peers}:
-            quietly("ip", "route", "del", f"{address}/{address.max_prefixlen}", "dev", name)
+            place = f"{address}/{address.max_prefixlen}"
+            quietly("ip", "route", "del", place, "dev", name)
+            quietly("ip", "route", "del", place, "table", str(nftables.HOLD_GROUP))
 
     async def _nft(self, text: str) -> None:
         await self._later(run_tool, "nft", "-f", "-", text=text)
@@ -426,27 +444,57 @@ class KernelEngine:
         finally:
             writer.transport.abort()
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A service's flow, or one that the kernel has turned here: joined, or reset."""
-        source, ended = _source(writer), ""
-        served = self._peers.get(source)
-        try:
+    # Flows that this process joins: services', and those that the kernel turns here.
+
+    def _hold_come(self, holding: Holding) -> None:
+        for held in holding.come():
+            self._spawn(self._through(held))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+
+    async def _through(self, held: Held) -> None:
+        """Decided, and joined, or refused in the network's own words."""
+        packet = held.packet
+        served = self._peers.get(packet.source)
+        with held:
             if served is not None:
                 gate = served.gate
-                flow = gate.flow("tcp", *self._destination(writer))
-                decision = gate.decide(flow, source)
+                flow = gate.flow("tcp", packet.address, packet.port)
+                decision = gate.decide(flow, packet.source)
                 if decision.verdict is Verdict.ALLOW:
-                    joining = Joining(_Accepted(reader, writer), flow, decision, gate.own(flow))
-                    ended = await gate.join(flow, decision, _to_its_end(joining, writer))
-        except (OSError, asyncio.CancelledError):
-            pass  # either side may end a connection at any moment, and a changed policy this one
+                    work = self._joined(held, flow, decision, gate)
+                    with contextlib.suppress(asyncio.CancelledError):  # by a changed policy
+                        await gate.join(flow, decision, work)
+
+    async def _joined(self, held: Held, flow: Flow, decision: Decision, gate: Gate) -> str:
+        """Why the flow ended. Raises NotReached, Refused (OwnAddress) and OSError."""
+        try:
+            target = await reach(flow, decision, gate.own(flow))
+        except NotReached as error:
+            held.refuse(refused=error.refused)
+            raise
+        try:
+            connection = await held.released()
+        except TimeoutError:
+            return "the peer did not complete its handshake"
         finally:
-            if ended != "closed":
-                with contextlib.suppress(OSError):  # the peer was faster
-                    writer.get_extra_info("socket").setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, _RESET
-                    )
-            writer.transport.abort()
+            if not held.accepted:
+                target[1].transport.abort()
+        return await _to_its_end(Joining(_Accepted(*connection), flow), target, connection)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The peer's end of a flow that was held: its target has accepted."""
+        peer = writer.get_extra_info("peername")
+        if peer is not None and self._holding is not None:
+            source = ipaddress.ip_address(peer[0]), int(peer[1])
+            with contextlib.suppress(OSError):  # it may have ended already
+                held = self._holding.of(*source, *self._destination(writer))
+                if held is not None and held.accept((reader, writer)):
+                    return  # whoever waits for it ends it
+        _reset(writer)
 
     # Seeing.
 
@@ -480,14 +528,15 @@ class KernelEngine:
                 flow.rule = gate.peer.policy.rules[int(number)].text
             elif number == LEARNED:
                 flow.rule, reason = again.rule, again.reason
-                rule = gate.mend_of(flow, again)
+                _, rule = gate.explained(flow, again)
+            flow.names = again.names
             if len(self._open) < _MOST_OPEN:
                 self._open[_key(packet)] = flow, gate.log
         elif again.verdict is Verdict.ALLOW:
             reason = "too many flows, or too many new ones a second"
         else:
+            again, rule = gate.explained(flow, again)
             flow.rule, reason = again.rule, again.reason
-            rule = gate.mend_of(flow, again)
         gate.log.tell({**flow.event("flow", verdict, reason), "mend": rule})
 
     def _gone(self, gone: netlink.Gone) -> None:
@@ -501,8 +550,10 @@ class KernelEngine:
             await asyncio.sleep(LOOK_EVERY)
             with contextlib.suppress(OSError):
                 netlink.sweep(ends)
-            for served in self._peers.values():
+            for served in list(self._peers.values()):
                 served.gate.log.summarise()
+                mine = served.gate.peer.name
+                await served.gate.prolong(f for f, _ in self._open.values() if f.peer == mine)
 
     def _wireguard_go_died(self) -> None:
         self._forget_wireguard_go()
@@ -519,6 +570,9 @@ class KernelEngine:
         """End what is open, and take away what was made."""
         self._forget_wireguard_go()
         self._end_servers()
+        if self._holding is not None:
+            asyncio.get_running_loop().remove_reader(self._holding)
+            self._holding.close()
         for task in self._tasks:
             task.cancel()
         self._leave_place()
@@ -530,6 +584,9 @@ class KernelEngine:
         if self._lock < 0:
             return
         quietly("ip", "link", "delete", self._interface)
+        quietly("ip", "rule", "del", *_BACK.split())
+        for version in ("-4", "-6"):
+            quietly("ip", version, "route", "flush", "table", str(nftables.HOLD_GROUP))
         self._end_wireguard_go()
         for name, value in self._settings.items():
             with contextlib.suppress(HostError):
@@ -546,15 +603,29 @@ class KernelEngine:
                 self._daemon.wait(3)
 
 
-async def _to_its_end(joining: Joining, writer: asyncio.StreamWriter) -> str:
+async def _to_its_end(joining: Joining, target: Target, connection: Accepted) -> str:
     """Until the peer has taken all of it as well: it is an open flow for as long as that takes."""
-    ended = await joining.run()
-    if ended == "closed":
-        writer.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TAKES_REST):
-                await writer.wait_closed()
+    _, writer = connection
+    ended = ""
+    try:
+        ended = await joining.run(target)
+        if ended == "closed":
+            writer.close()
+            with contextlib.suppress(OSError):  # TimeoutError is one
+                async with asyncio.timeout(_TAKES_REST):
+                    await writer.wait_closed()
+    finally:
+        if ended == "closed":
+            writer.transport.abort()
+        else:
+            _reset(writer)
     return ended
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):  # the peer was faster
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    writer.transport.abort()
 
 
 class _Accepted:

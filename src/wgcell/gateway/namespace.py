@@ -97,7 +97,6 @@ class NamespaceEngine(KernelEngine):
             self._entrance.close()
             raise
         self._flows: dict[Ends, _PeersEnd] = {}
-        self._joining: set[asyncio.Task[None]] = set()
         self._turned: list[socket.socket] = []
         self._six = False
         self._raw: dict[socket.AddressFamily, socket.socket] = {}
@@ -239,9 +238,7 @@ class NamespaceEngine(KernelEngine):
                 del self._flows[ends]
                 stream.close()
 
-        task = asyncio.create_task(joined())
-        self._joining.add(task)
-        task.add_done_callback(self._joining.discard)
+        self._spawn(joined())
         return stream
 
     def _answer(self, ends: Ends, why: Why) -> None:

@@ -11,11 +11,11 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wgcell.gateway.policy import Address
 
-__all__ = ["Gone", "Seen", "open_sockets", "parse", "sweep"]
+__all__ = ["Gone", "Seen", "open_log", "open_sockets", "parse", "sweep"]
 
 _NETLINK_NETFILTER = 12
 _NLM_F_REQUEST = 1
@@ -29,6 +29,8 @@ _CFG_BIND = 1
 _COPY_PACKET = 2
 _COPIED = 128
 """Bytes of a packet: an IPv6 header, and the ports."""
+_ALL = 0xFFFF
+"""The same: all of it."""
 _PREFIX, _PAYLOAD = 10, 9
 _GROUP_DESTROY = 3
 _ORIG, _COUNT_ORIG, _COUNT_REPLY = 1, 9, 10
@@ -49,6 +51,8 @@ class Seen:
     port: int
     protocol: str
     """``tcp``, ``udp``, ``icmp``, ``icmpv6``, or ``ip`` and a number."""
+    raw: bytes = field(default=b"", repr=False, compare=False)
+    """As much of the packet as was copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +70,23 @@ class Gone:
 
 def open_sockets(group: int) -> tuple[socket.socket, socket.socket]:
     """One that hears NFLOG's ``group``, one that hears conntrack's ends. Raises OSError."""
-    log = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER
-    )
-    ends = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER
-    )
-    log.bind((0, 0))
-    ends.bind((0, 1 << (_GROUP_DESTROY - 1)))
-    for sock in (log, ends):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+    return open_log(group, copied=_COPIED), _open(1 << (_GROUP_DESTROY - 1))
+
+
+def _open(groups: int = 0) -> socket.socket:
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+    sock = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+    sock.bind((0, groups))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+    return sock
+
+
+def open_log(group: int, *, copied: int = _ALL) -> socket.socket:
+    """One that hears NFLOG's ``group``, at most ``copied`` bytes of each packet. Raises OSError."""
+    log = _open()
     for body in (
         _attribute(_CFG_CMD, bytes([_CFG_BIND])),
-        _attribute(_CFG_MODE, struct.pack(">IBB", _COPIED, _COPY_PACKET, 0)),
+        _attribute(_CFG_MODE, struct.pack(">IBB", copied, _COPY_PACKET, 0)),
         # Each packet at once, not by the hundred or the second.
         _attribute(_CFG_THRESHOLD, struct.pack(">I", 1)),
     ):
@@ -86,7 +94,7 @@ def open_sockets(group: int) -> tuple[socket.socket, socket.socket]:
         size = 16 + len(head) + len(body)
         kind = _ULOG << 8 | _ULOG_CONFIG
         log.send(struct.pack("=IHHII", size, kind, _NLM_F_REQUEST, 1, 0) + head + body)
-    return log, ends
+    return log
 
 
 def sweep(ends: socket.socket) -> None:
@@ -144,9 +152,8 @@ def _seen(attributes: dict[int, bytes]) -> Seen | None:
     first, second = (
         struct.unpack(">HH", ports) if len(ports) == 4 and protocol in _PROTOCOLS else (0, 0)
     )
-    return Seen(
-        prefix, ipaddress.ip_address(source), first, ipaddress.ip_address(address), second, name
-    )
+    ends = ipaddress.ip_address(source), first, ipaddress.ip_address(address), second
+    return Seen(prefix, *ends, name, packet)
 
 
 def _gone(attributes: dict[int, bytes]) -> Gone | None:

@@ -9,6 +9,10 @@ A rule with a name matches a set that the resolver fills, an element for each an
 the answer lives. The kernel does not look into a flow, so TCP that a name allows is turned to this
 machine's own `ASKED_PORT`, where the engine compares the host that is asked for, and joins it.
 
+The SYN of a flow that the engine joins, a service's too, is dropped and copied to it. It comes back
+by the loopback interface under a mark that says how it goes on (see `wgcell.gateway.holding`), and
+is asked about again: what is turned is never what comes from the tunnel itself.
+
 Of an engine in a namespace apart (see `wgcell.gateway.namespace`) all that is allowed is turned
 there, UDP too, and nothing is forwarded.
 """
@@ -19,15 +23,19 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 
-from wgcell.gateway.config import GatewayConfig, Peer
+from wgcell.gateway.config import GatewayConfig, Peer, split_endpoint
 from wgcell.gateway.keys import public_key
 from wgcell.gateway.policy import LEARNED, PROTECTED, Address, Network, Rule, Verdict
 
 __all__ = [
     "ASKED_PORT",
+    "HOLD_GROUP",
     "LOG_GROUP",
     "MOST_LEADS",
+    "RELEASED",
+    "RESET",
     "TURNED",
+    "UNREACHABLE",
     "leads",
     "peer_file",
     "remember",
@@ -40,12 +48,16 @@ __all__ = [
 
 LOG_GROUP = 5182
 """The NFLOG group where each new flow's first packet goes."""
+HOLD_GROUP = 5183
+"""The NFLOG group where each SYN that is held goes."""
 PREFIX = "wgcell"
 """Begins a log prefix; behind it ``:allow`` or ``:refuse``, the peer and the rule's number."""
 ASKED_PORT = 5183
 """Of the gateway's address, for flows that are turned there; open to none but those."""
 TURNED = 1
 """The mark of what is turned as it is, by tproxy: a packet's for its route, a connection's."""
+RELEASED, RESET, UNREACHABLE = 0x5182_0001, 0x5182_0002, 0x5182_0003
+"""The marks of a SYN that comes back: it goes on; it is reset; its target can't be reached."""
 MOST_LEADS = 4096
 """Elements of a name's set."""
 _ECHO = {"ip": "icmp", "ip6": "icmpv6"}
@@ -75,7 +87,7 @@ def leads(peer: Peer, name: str, address: Address) -> list[str]:
     return [
         _set_name(peer, number, address.version)
         for number, rule in enumerate(peer.policy.rules)
-        if rule.names(name)
+        if rule.names(name) and not rule.any
     ]
 
 
@@ -132,29 +144,60 @@ def _match(peer: Peer, number: int, rule: Rule) -> Iterator[str]:
         if rule.network is not None and rule.network.version != version:
             continue
         to = f"@{_set_name(peer, number, version)}" if rule.network is None else str(rule.network)
-        match = f"{family} daddr {to} {what} {ports}"
+        place = f"meta nfproto ipv{version}" if rule.any else f"{family} daddr {to}"
+        match = f"{place} {what} {ports}"
         if rule.verdict is Verdict.ALLOW and not rule.single:
             match += f" {family} daddr != @protected_v{version}"
         yield match
 
 
-def _limits(peer: Peer, beyond: str) -> Iterator[str]:
-    limits, family = peer.policy.limits, _family(peer.address)
+def _most(peer: Peer, beyond: str) -> str:
+    """So many flows at a time: of those that have come about, a SYN that is held counts for none
+    here, but does in the engine."""
+    most = f"{_family(peer.address)} saddr ct count over {peer.policy.limits.flows}"
+    return f"add @flows_v{peer.address.version} {{ {most} }} {beyond}"
+
+
+def _rate(peer: Peer, beyond: str) -> str:
+    """So many new flows a second."""
+    limits = peer.policy.limits
     rate = f"limit rate over {limits.flows_per_second}/second burst {limits.flows} packets"
-    most = f"{family} saddr ct count over {limits.flows}"
-    yield f"add @flows_v{peer.address.version} {{ {most} }} {beyond}"
-    yield f"update @new_{_chain_of(peer)} {{ {family} saddr {rate} }} {beyond}"
+    return f"update @new_{_chain_of(peer)} {{ {_family(peer.address)} saddr {rate} }} {beyond}"
+
+
+def _answered() -> Iterator[str]:
+    """What becomes of a SYN that the engine has put back and not released."""
+    back = 'iifname "lo" meta mark'
+    yield f"{back} {RESET} meta l4proto tcp reject with tcp reset"
+    yield f"{back} {UNREACHABLE} reject with icmpx host-unreachable"
+
+
+def _hold() -> Iterator[str]:
+    """Drop a SYN and copy it to the engine; what belongs to no flow is reset, as ever."""
+    syn = "tcp flags & (fin | syn | rst | ack) == syn"
+    for ip in ("meta nfproto ipv4", "ip6 nexthdr tcp"):  # the engine reads no extension headers
+        yield f'{ip} {syn} log prefix "{PREFIX}:hold" group {HOLD_GROUP} drop'
+    yield "meta l4proto tcp reject with tcp reset"
+    yield "drop"
+
+
+def _services(config: GatewayConfig, verdict: str) -> Iterator[str]:
+    for service in config.services:
+        to = f"{_family(service.address)} daddr {service.address} tcp dport {service.port}"
+        yield f"{to} {verdict}"
 
 
 def _asked(rule: Rule) -> bool:
     """Whether what this rule allows is compared with the host that it asks for."""
-    return rule.verdict is Verdict.ALLOW and bool(rule.name) and rule.protocol == "tcp"
+    named = bool(rule.name) and not rule.any
+    return rule.verdict is Verdict.ALLOW and named and rule.protocol == "tcp"
 
 
 def _rules(peer: Peer) -> Iterator[str]:
     refuse = f"goto refuse_{_chain_of(peer)}"
     log = f'log prefix "{PREFIX}:allow:{peer.name}:%s" group {LOG_GROUP} accept'
-    yield from _limits(peer, refuse)
+    yield _most(peer, refuse)
+    yield _rate(peer, refuse)
     for number, rule in enumerate(peer.policy.rules):
         # What is compared is turned before; what comes here was beyond a limit, or is late.
         refused = rule.verdict is Verdict.REFUSE or _asked(rule)
@@ -172,18 +215,34 @@ def _learned(peer: Peer, verdict: str) -> Iterator[str]:
             yield f"{match} {verdict}"
 
 
-def _turns(peer: Peer) -> Iterator[str]:
+def _turns(peer: Peer, chain: str) -> Iterator[str]:
     """What is asked of this machine in the target's place: the same rules, in the same order."""
     for number, rule in enumerate(peer.policy.rules):
-        verdict = f"goto asked_{_chain_of(peer)}" if _asked(rule) else "accept"
+        verdict = f"goto {chain}_{_chain_of(peer)}" if _asked(rule) else "accept"
         for match in _match(peer, number, rule):
             yield f"{match} {verdict}"
+
+
+def _holds_asked(peer: Peer) -> Iterator[str]:
+    """Beyond the limit it goes its way, unheld: to where it is refused, and told."""
+    yield _rate(peer, "accept")
+    yield "goto hold"
+
+
+def _serves(peer: Peer) -> Iterator[str]:
+    """A service's flow, which comes to this machine itself."""
+    yield f"meta mark {RELEASED} accept"
+    yield _rate(peer, f"goto refuse_{_chain_of(peer)}")
+    yield "goto hold"
 
 
 def _takes(peer: Peer) -> Iterator[str]:
     """All that is allowed and beyond no limit is taken; the rest is refused on the spot."""
     refuse = f"goto refuse_{_chain_of(peer)}"
-    yield from (f"ct state new {line}" for line in _limits(peer, refuse))
+    new, back = "ct state new", f"meta mark {RELEASED}"
+    yield f"{new} meta mark != {RELEASED} {_rate(peer, refuse)}"
+    yield f"{new} meta l4proto udp {_most(peer, refuse)}"
+    yield f"{new} {back} {_most(peer, refuse)}"
     for number, rule in enumerate(peer.policy.rules):
         for match in _match(peer, number, rule):
             yield f"{match} {refuse if rule.verdict is Verdict.REFUSE else 'goto take'}"
@@ -192,8 +251,8 @@ def _takes(peer: Peer) -> Iterator[str]:
 
 
 def _turned(peer: Peer, to: Address) -> Iterator[str]:
-    """Beyond a limit it goes its way unturned: to where it is refused, and told."""
-    yield from _limits(peer, "accept")
+    """Beyond the limit it goes its way unturned: to where it is refused."""
+    yield _most(peer, "accept")
     place = f"[{to}]" if to.version == 6 else str(to)
     yield f"meta l4proto tcp dnat {_family(to)} to {place}:{ASKED_PORT}"
 
@@ -255,20 +314,37 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
         lines += _chain(f"peer_{_chain_of(peer)}", _rules(peer))
     for peer in asking:
         lines += _chain(f"asked_{_chain_of(peer)}", _turned(peer, config.address))
-        lines += _chain(f"asks_{_chain_of(peer)}", _turns(peer))
+        lines += _chain(f"asks_{_chain_of(peer)}", _turns(peer, "asked"))
+        lines += _chain(f"held_{_chain_of(peer)}", _holds_asked(peer))
+        lines += _chain(f"holds_{_chain_of(peer)}", _turns(peer, "held"))
+    lines += _chain(
+        "holding",
+        [
+            "type filter hook prerouting priority mangle; policy accept;",
+            *_answered(),
+            f'iifname != "{interface}" accept',
+            "ct state != new accept",
+            *_services(config, "goto serve"),
+            # What else is for this machine is refused on its way there, as ever.
+            "fib daddr type local accept",
+            *(f"meta l4proto tcp {line}" for line in _dispatch(asking, "holds")),
+        ],
+    )
+    back = f'iifname "lo" meta mark {RELEASED}'
     lines += _chain(
         "turn",
         [
             "type nat hook prerouting priority dstnat; policy accept;",
-            # Not what is for this machine: it is refused on its way there, as ever.
-            f"{inside} fib daddr type local accept",
-            *(f"{inside} meta l4proto tcp {line}" for line in _dispatch(asking, "asks")),
+            f"{back} fib daddr type local accept",
+            *(f"{back} meta l4proto tcp {line}" for line in _dispatch(asking, "asks")),
         ],
     )
     lines += _chain(
         "forward",
         [
             "type filter hook forward priority filter; policy drop;",
+            # What came back and is not turned any more: the rules have changed meanwhile.
+            f"{back} reject with tcp reset",
             *([f'iifname != "{interface}" oifname != "{interface}" accept'] if router else []),
             "ct state established,related accept",
             "ct state invalid drop",
@@ -289,9 +365,7 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
             ),
         ],
     )
-    family = _family(config.address)
-    turned = f"{family} daddr {config.address} ct status dnat tcp dport {ASKED_PORT} accept"
-    return _table(config, interface, [turned] if asking else [], lines)
+    return _table(config, interface, [], lines)
 
 
 def turning_ruleset(config: GatewayConfig, interface: str) -> str:
@@ -311,15 +385,19 @@ def turning_ruleset(config: GatewayConfig, interface: str) -> str:
             f"meta nfproto ipv6 meta l4proto {{ tcp, udp }} tproxy ip6 to :{ASKED_PORT} {turn}",
         ],
     )
-    lines += _chain("take", [f"ct mark set {TURNED}", "goto taken"])
+    released = f"meta l4proto tcp meta mark != {RELEASED}"
+    lines += _chain("take", [f"{released} goto hold", f"ct mark set {TURNED}", "goto taken"])
     for peer in config.peers:
         lines += _chain(f"asks_{_chain_of(peer)}", _takes(peer))
     lines += _chain(
         "turn",
         [
             "type filter hook prerouting priority mangle; policy accept;",
-            f'iifname != "{interface}" accept',
-            # What is for this machine itself has its own rules.
+            *_answered(),
+            f'iifname != {{ "{interface}", "lo" }} accept',
+            f'iifname "lo" meta mark != {RELEASED} accept',
+            *_services(config, "ct state new goto serve"),
+            # What else is for this machine itself has its own rules.
             "fib daddr type local accept",
             f"ct mark {TURNED} meta l4proto {{ tcp, udp }} goto taken",
             *_dispatch(config.peers, "asks"),
@@ -352,12 +430,17 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
         if peer.policy.limits.bytes_per_second:
             lines += _set(f"pace_{me}", *meter)
         for number, rule in enumerate(peer.policy.rules):
-            for version, _, of in _FAMILIES if rule.name else ():
+            for version, _, of in _FAMILIES if rule.name and not rule.any else ():
                 name = _set_name(peer, number, version)
                 # What the resolver has answered for this peer; see the module's head.
                 lines += _set(name, f"type {of}", "flags timeout", f"size {MOST_LEADS}")
         lines += _chain(f"refuse_{me}", _refuse(peer.name))
     lines += _chain("refuse", _refuse(""))
+    lines += _chain("hold", _hold())
+    for peer in config.peers if config.services else ():
+        lines += _chain(f"serves_{_chain_of(peer)}", _serves(peer))
+    if config.services:
+        lines += _chain("serve", [*_dispatch(config.peers, "serves"), "goto refuse"])
     lines += chains
     lines += _chain(
         "pace_out",
@@ -374,10 +457,6 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
         ],
     )
     family = _family(config.address)
-    services = [
-        f"{_family(service.address)} daddr {service.address} tcp dport {service.port} accept"
-        for service in config.services
-    ]
     lines += _chain(
         "input",
         [
@@ -387,7 +466,6 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
             *_spoofed(config.peers),
             f"{family} daddr {config.address} meta l4proto {{ tcp, udp }} th dport 53 accept",
             f"{family} daddr {config.address} {_ECHO[family]} type echo-request accept",
-            *services,
             *turned,
             # What is this machine's own is refused, whatever a rule says of the address.
             *_dispatch(config.peers, "refuse"),
@@ -439,7 +517,8 @@ def server_file(config: GatewayConfig) -> str:
 
 def peer_file(config: GatewayConfig, peer: Peer, private_key: str) -> str:
     """A wg-quick file for ``peer``, ready for ``wgcell run --vpn``. Holds its private key."""
-    host = config.endpoint or config.listen[0]
+    named, port = split_endpoint(config.endpoint)
+    host = named or config.listen[0]
     host = f"[{host}]" if ":" in host else host
     lines = [
         f"# {peer.name}",
@@ -455,7 +534,7 @@ def peer_file(config: GatewayConfig, peer: Peer, private_key: str) -> str:
     if peer.preshared_key:
         lines.append(f"PresharedKey = {peer.preshared_key}")
     lines += [
-        f"Endpoint = {host}:{peer.port}",
+        f"Endpoint = {host}:{port or peer.port}",
         f"AllowedIPs = {'0.0.0.0/0' if peer.address.version == 4 else '::/0'}",
         "PersistentKeepalive = 25",
     ]

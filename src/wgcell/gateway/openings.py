@@ -15,7 +15,7 @@ from wgcell.gateway import nftables
 from wgcell.gateway.config import GatewayConfig, Peer
 from wgcell.gateway.flows import Report
 from wgcell.gateway.gate import Gate
-from wgcell.gateway.leads import GRACE
+from wgcell.gateway.leads import lease
 from wgcell.gateway.limits import Bucket
 from wgcell.gateway.policy import Address
 
@@ -78,7 +78,7 @@ class Served:
         new: Ends = {}
         for name, address, ttl in leads:
             for place in nftables.leads(self.gate.peer, name, address):
-                key, end = (place, address), now + ttl + GRACE
+                key, end = (place, address), now + lease(ttl)
                 known = max(self._ends.get(key, 0.0), new.get(key, 0.0))
                 if known >= end:
                     continue

@@ -14,12 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from wgcell.errors import PolicyError
-from wgcell.gateway.config import GatewayConfig, Peer, parse_config, parse_toml, read_text
+from wgcell.gateway.config import (
+    GatewayConfig,
+    Peer,
+    parse_config,
+    parse_toml,
+    read_text,
+    split_endpoint,
+)
 from wgcell.gateway.keys import generate_private_key, public_key
 from wgcell.gateway.nftables import peer_file
 from wgcell.gateway.policy import Address, Policy
 
-__all__ = ["add_peer", "new_gateway", "remove_peer", "write_secret"]
+__all__ = ["add_peer", "check_name", "new_gateway", "remove_peer", "write_secret"]
 
 _MOST = 254
 _PEER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
@@ -57,6 +64,12 @@ def new_gateway(engine: str) -> str:
     )
 
 
+def check_name(name: str) -> None:
+    """Raises `PolicyError` for what no peer may be called: a file bears its name, too."""
+    if not _PEER_NAME.fullmatch(name):
+        raise PolicyError(f"peer {name!r}; allowed: 1-32 of a-z, 0-9 and -, not - first")
+
+
 def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[Peer, str]:
     """A new peer in the gateway's file at ``path``; it, and the text of its wg-quick file.
 
@@ -65,8 +78,7 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
     """
     text = read_text(path)
     config = parse_config(parse_toml(path, text), str(path), text)
-    if not _PEER_NAME.fullmatch(name):
-        raise PolicyError(f"peer {name!r}; allowed: 1-32 of a-z, 0-9 and -, not - first")
+    check_name(name)
     if any(peer.name == name for peer in config.peers):
         raise PolicyError(
             f"{path}: there is a peer {name} already", mend=f"wgcell gateway peer rm {name}"
@@ -77,11 +89,15 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
             mend='engine = "namespace" and engine = "kernel" can',
         )
     if endpoint:
+        try:
+            split_endpoint(endpoint)
+        except PolicyError as error:
+            raise PolicyError(f"--endpoint: {error.message}") from None
         config = replace(config, endpoint=endpoint)
     if not config.endpoint and config.listen[0] in ("0.0.0.0", "::"):  # noqa: S104
         raise PolicyError(
             f"{path}: nothing says where peers come to",
-            mend='give --endpoint HOST, or endpoint = "vpn.example.com" in the file',
+            mend='give --endpoint HOST or HOST:PORT, or endpoint = "vpn.example.com" in the file',
         )
     private = generate_private_key()
     peer = Peer(

@@ -2,13 +2,18 @@
 
 A rule is ``allow`` or ``deny`` and HOST:PORT. HOST is an address, a CIDR, ``[V6]``, a name or
 ``*.suffix`` (every name below it, not itself); PORT is a number, a range ``8000-8010`` or ``*``;
-``/tcp`` or ``/udp`` at the end narrows a rule to one protocol. Rules are read in their order, the
+``/tcp`` or ``/udp`` at the end narrows a rule to one protocol. The host ``*`` alone is any public
+address, and any name may be asked then; nothing is compared with the host that a flow asks for.
+Rules are read in their order, the
 first that matches decides, and whatever none matches is refused.
 
 A rule with a name matches an address because the name led to it, never by itself: whoever owns
 the resolver passes the names that lead to an address at this moment. An address that nobody asked
 for by name needs a rule of its own. An ``allow`` with a name means TCP unless it says ``/udp``:
 over UDP nothing shows, without decryption, whether the name is the one asked (QUIC hides it).
+TCP must ask for that name, by TLS or HTTP, where it asks for one (see `wgcell.gateway.hello`).
+``/unchecked`` behind a name's ``allow`` says that it need not: for SSH or MQTT on port 443, or a
+proxy. Then whatever shares the name's address is open, too.
 
 The gateway's own machine and LAN lie on this side of the tunnel's end, so a rule meant for the
 Internet must not open them by accident: private, loopback, link-local (cloud metadata), multicast
@@ -39,6 +44,8 @@ __all__ = [
     "Rule",
     "Service",
     "Verdict",
+    "is_name",
+    "may_be_advised",
     "parse_line",
     "parse_rule",
     "parse_service",
@@ -51,8 +58,14 @@ _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 _SHAPE = (
     "HOST:PORT, *.NAME:PORT, CIDR:PORT or [V6]:PORT, with PORT a number, a range like 8000-8010 "
-    "or *, and /tcp or /udp behind it to narrow it"
+    "or *, and /tcp or /udp behind it to narrow it; *:PORT is any public host"
 )
+_ANY = "*"
+_UNCHECKED = "/unchecked"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)")
+_URL_PORTS = {"http": 80, "ws": 80, "ssh": 22, "ftp": 21, "git": 9418, "mqtt": 1883}
+_DEVIATING = "\u00df\u03c2\u200c\u200d"
+"""Characters that the two versions of IDNA spell differently (RFC 5895; UTS 46, section 7)."""
 
 PROTECTED: tuple[tuple[Network, str], ...] = tuple(
     (ipaddress.ip_network(text), what)
@@ -103,11 +116,20 @@ class Rule:
     verdict: Verdict
     network: Network | None
     name: str
-    """Lower case, or ``*.`` and a suffix."""
+    """Lower case, or ``*.`` and a suffix, or ``*``."""
     first_port: int
     last_port: int
     protocol: str
     """``tcp``, ``udp``, or empty for both."""
+    checked: bool = True
+    """Whether a flow that is allowed by the name must ask for it."""
+    written: str = ""
+    """The host as it was written, if ``name`` is its ASCII form."""
+
+    @property
+    def any(self) -> bool:
+        """Whether this rule is any host."""
+        return self.name == _ANY
 
     def covers(self, port: int, protocol: str) -> bool:
         """Whether this rule speaks of that port and protocol."""
@@ -115,6 +137,8 @@ class Rule:
 
     def names(self, name: str) -> bool:
         """Whether this rule speaks of ``name``, which is in lower case without a final dot."""
+        if self.any:
+            return True
         if self.name.startswith("*."):
             return name.endswith(self.name[1:]) and len(name) >= len(self.name)
         return bool(self.name) and name == self.name
@@ -160,6 +184,8 @@ class Decision:
     """Set where a flow goes elsewhere: a service."""
     names: tuple[str, ...] = ()
     """The names it is allowed by; empty if a rule is about the address, or it is a service."""
+    checked: bool = True
+    """Whether it must ask for one of those names."""
 
 
 def _ports(text: str, rule: str) -> tuple[int, int]:
@@ -175,7 +201,8 @@ def _ports(text: str, rule: str) -> tuple[int, int]:
     return first, last
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+    """Whether a rule can have this name, which is in lower case without a final dot."""
     if not 0 < len(text) <= 253:
         return False
     labels = text.split(".")
@@ -183,9 +210,42 @@ def _is_name(text: str) -> bool:
     return all(_LABEL.fullmatch(label) for label in labels) and not labels[-1].isdigit()
 
 
+def may_be_advised(name: str) -> bool:
+    """Whether a rule with this name would open something: no service's name (RFC 6763) does, and
+    no address's (RFC 1035, 3.5)."""
+    labels = name.split(".")
+    return is_name(name) and labels[-1] != "arpa" and not any(part[0] == "_" for part in labels)
+
+
+def _ascii(host: str, rule: str) -> str:
+    """A name's ASCII form (RFC 3490); as it is if it is ASCII. Raises `PolicyError`."""
+    if host.isascii():
+        return host
+    try:
+        if not set(host) & set(_DEVIATING):
+            return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        pass
+    raise PolicyError(f"rule {rule!r}: write {host!r} in its ASCII form, which begins with xn--")
+
+
+def _no_url(text: str) -> None:
+    """Raises `PolicyError` for a URL, naming the rule that is meant."""
+    found = _URL.match(text.strip())
+    if found is None:
+        return
+    scheme, place = found[1].lower(), found[2].rpartition("@")[2]
+    if not re.search(r":[0-9]+\Z", place):
+        place = f"{place}:{_URL_PORTS.get(scheme, 443)}"
+    raise PolicyError(f"rule {text!r} is a URL", mend=f"a rule is HOST:PORT: {place}")
+
+
 def parse_rule(text: str, verdict: Verdict = Verdict.ALLOW) -> Rule:
     """One rule without its verb; see the module's head for its shape. Raises `PolicyError`."""
+    _no_url(text)
     body, protocol = text.strip(), ""
+    checked = not body.endswith(_UNCHECKED)
+    body = body.removesuffix(_UNCHECKED)
     for candidate in ("tcp", "udp"):
         if body.endswith("/" + candidate):
             body, protocol = body[:-4], candidate
@@ -198,17 +258,24 @@ def parse_rule(text: str, verdict: Verdict = Verdict.ALLOW) -> Rule:
         host = host[1:-1]
     elif ":" in host:
         raise PolicyError(f"rule {text!r}: write IPv6 in brackets, as [2001:db8::1]:443")
-    name, network = "", None
+    name, network, written = "", None, ""
     try:
         network = ipaddress.ip_network(host)
     except ValueError as error:
-        name = host.lower().rstrip(".")
-        if "/" in host or bracketed or not _is_name(name.removeprefix("*.")):
+        name = _ascii(host, text).lower().rstrip(".")
+        shaped = name == _ANY or is_name(name.removeprefix("*."))
+        if "/" in host or bracketed or not shaped:
             raise PolicyError(f"rule {text!r}: {error}; allowed: {_SHAPE}") from None
+        written = "" if host.isascii() else host
         if verdict is Verdict.ALLOW:
             protocol = protocol or "tcp"
+    of_a_name = bool(name) and name != _ANY and verdict is Verdict.ALLOW and protocol == "tcp"
+    if not checked and not of_a_name:
+        raise PolicyError(f"rule {text!r}: {_UNCHECKED} is for a name that is allowed, over TCP")
     verb = "allow" if verdict is Verdict.ALLOW else "deny"
-    return Rule(f"{verb} {text.strip()}", verdict, network, name, first, last, protocol)
+    whole = f"{verb} {text.strip().replace(host, name) if written else text.strip()}"
+    ports = first, last
+    return Rule(whole, verdict, network, name, *ports, protocol, checked, written)
 
 
 def parse_line(text: str) -> Rule:
@@ -242,7 +309,7 @@ def parse_service(inside: str, outside: str) -> Service:
     try:
         ipaddress.ip_address(target_host)
     except ValueError:
-        if not _is_name(target_host.lower()):
+        if not is_name(target_host.lower()):
             raise PolicyError(f"service {whole}: {target_host!r} is not a host") from None
     return Service(address, port, target_host, target_port)
 
@@ -298,6 +365,9 @@ class Policy:
         )
         return replace(decision, names=granted)
 
+    def _allowing(self, rule: Rule) -> Decision:
+        return Decision(Verdict.ALLOW, rule.text, "a rule allows it", checked=rule.checked)
+
     def rule_for_name(self, name: str) -> str:
         """The rule by which ``name`` may be asked of the resolver; empty if it may not."""
         for rule in self.rules:
@@ -338,14 +408,14 @@ class Policy:
         if kept:
             refusal = f"{_article(kept)} address, and no rule is that address"
         for rule in self.rules:
-            by_address = rule.network is not None and address in rule.network
-            by_name = any(map(rule.names, names))
+            by_address = rule.any or (rule.network is not None and address in rule.network)
+            by_name = not rule.any and any(map(rule.names, names))
             if not (rule.covers(port, protocol) and (by_address or by_name)):
                 continue
             if rule.verdict is Verdict.REFUSE:
                 return Decision(Verdict.REFUSE, rule.text, "a rule denies it"), by_name
             if not kept or rule.single:
-                return Decision(Verdict.ALLOW, rule.text, "a rule allows it"), by_name
+                return self._allowing(rule), by_name
         if self.learn and not kept:
             learned = Decision(Verdict.ALLOW, LEARNED, "learning: no rule refuses it")
             return learned, bool(names)

@@ -38,7 +38,7 @@ class Upstream:
     """Resolvers to ask, in their order, each twice."""
 
     def __init__(self, servers: tuple[tuple[str, int], ...]) -> None:
-        self._servers = servers
+        self.servers = servers
 
     async def ask(
         self, name: dns.name.Name, kind: dns.rdatatype.RdataType
@@ -79,7 +79,7 @@ class Upstream:
     ) -> dns.message.Message | None:
         query = dns.message.make_query(name, kind, use_edns=0, payload=_PAYLOAD)
         last: dns.message.Message | None = None
-        for host, port in self._servers * _TRIES:
+        for host, port in self.servers * _TRIES:
             begun = time.monotonic()
             try:
                 found, _ = await dns.asyncquery.udp_with_fallback(

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+from wgcell import programs
 from wgcell.errors import ImageError
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
 
@@ -235,6 +236,12 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def _found(argv: Sequence[str]) -> list[str]:
+    """``argv`` with the path of its program."""
+    path = argv[0] if "/" in argv[0] else programs.path_of(argv[0])
+    return [path, *argv[1:]]
+
+
 def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
     """Run a program to its end. Raises ImageError with the last lines of what it said.
 
@@ -243,13 +250,14 @@ def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
     """
     try:
         process = subprocess.Popen(
-            argv,
+            _found(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             cwd=cwd,
+            env=programs.environment(),
             start_new_session=True,
         )
     except FileNotFoundError:
@@ -299,7 +307,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _filter(argv: Sequence[str], data: bytes, mend: str) -> bytes:
     """``data`` through a program. Raises ImageError."""
     try:
-        done = subprocess.run(argv, input=data, capture_output=True, check=False)
+        done = subprocess.run(_found(argv), input=data, capture_output=True, check=False)
     except FileNotFoundError:
         raise ImageError(f"{argv[0]} is not installed", mend=mend) from None
     if done.returncode != 0:
@@ -343,8 +351,7 @@ def _base(made: Path, temporary: Path, progress: Progress) -> dict[str, object]:
     version = next((kernel / "lib/modules").iterdir()).name
     bzimage = (kernel / f"boot/vmlinuz-{version}").read_bytes()
     (made / "kernel").write_bytes(without_trailing_zeros(uncompressed_kernel(bzimage)))
-    depmod = shutil.which("depmod", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    _run([depmod or "depmod", "-b", str(kernel), version], mend="apt-get install kmod")
+    _run(["depmod", "-b", str(kernel), version], mend="apt-get install kmod")
 
     modules = kernel / "lib/modules" / version
     (root / _PROVING).mkdir(parents=True)
@@ -517,7 +524,15 @@ def _cpio(folder: Path, target: Path) -> None:
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
     with target.open("wb") as out:
         done = subprocess.run(
-            ["cpio", "-o", "-H", "newc", "--owner=0:0", "--quiet", "--reproducible"],
+            [
+                programs.path_of("cpio"),
+                "-o",
+                "-H",
+                "newc",
+                "--owner=0:0",
+                "--quiet",
+                "--reproducible",
+            ],
             input="".join(f"{name}\n" for name in names).encode(),
             stdout=out,
             stderr=subprocess.PIPE,

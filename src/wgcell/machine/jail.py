@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wgcell import programs
 from wgcell.machine.keeper import keeper
 
 __all__ = ["CHILDREN", "Jail", "bwrap_argv", "closed_filter", "find_jail", "limits"]
@@ -73,7 +73,7 @@ def find_jail(user: int | None, device: Path | None) -> Jail:
     ``user`` is the id to become if we are root; ``device`` is /dev/kvm where it is used.
     """
     groups = () if device is None or user is None else (device.stat().st_gid,)
-    jail = Jail(shutil.which("bwrap"), user, groups)
+    jail = Jail(programs.find("bwrap"), user, groups)
     missing = _why_not(jail)
     return replace(jail, bwrap=None, missing=missing) if missing else jail
 

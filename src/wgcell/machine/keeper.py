@@ -13,6 +13,8 @@ import os
 import signal
 from collections.abc import Callable
 
+from wgcell import programs
+
 __all__ = ["die_with_parent", "keeper"]
 
 _PR_SET_PDEATHSIG = 1
@@ -38,4 +40,4 @@ def keeper(*, root: bool) -> tuple[str, ...]:
     who runs it is root; who is not makes a user namespace first, and is root in that.
     """
     right = () if root else ("--user", "--map-root-user")
-    return ("unshare", *right, "--pid", "--fork", "--kill-child", "--")
+    return (programs.path_of("unshare"), *right, "--pid", "--fork", "--kill-child", "--")

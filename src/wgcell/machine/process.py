@@ -11,7 +11,6 @@ import contextlib
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from typing import IO
 from qemu.qmp import QMPClient
 from qemu.qmp.error import QMPError
 
+from wgcell import programs
 from wgcell.errors import LaunchError
 from wgcell.machine.argv import Accelerator, MachineSpec, qemu_argv
 from wgcell.machine.cgroup import Cgroup
@@ -37,7 +37,7 @@ KVM_DEVICE = Path("/dev/kvm")
 
 def find_qemu() -> str:
     """QEMU's path. Raises LaunchError that names the mend."""
-    path = shutil.which("qemu-system-x86_64")
+    path = programs.find("qemu-system-x86_64")
     if path is None:
         raise LaunchError(
             "qemu-system-x86_64 is not installed",

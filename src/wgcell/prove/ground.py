@@ -23,7 +23,6 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from typing import Any, Protocol
 
 import mitmproxy_rs
 
+from wgcell import programs
 from wgcell.errors import HostError
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.prove import packets
@@ -93,7 +93,7 @@ def _keep_capabilities() -> None:
 
 
 def _ip(lines: list[str], keep: int) -> None:
-    program = shutil.which("ip") or shutil.which("ip", path="/usr/sbin:/sbin")
+    program = programs.find("ip")
     if program is None:
         raise HostError("ip is not installed", mend="apt-get install iproute2")
     done = subprocess.run(

@@ -1,0 +1,134 @@
+"""Programs are found wherever Debian has them, whatever PATH the caller has."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.gateway.conftest import config_of
+
+from wgcell import programs
+
+SOURCE = Path(programs.__file__).parent
+PATHS = {"an ordinary user's": {"PATH": "/usr/bin:/bin"}, "none": {}, "empty": {"PATH": ""}}
+NEEDED = (
+    *("qemu-system-x86_64", "bwrap", "unshare", "true", "mke2fs", "ip", "nft", "wg"),
+    *("wireguard-go", "mmdebstrap", "mkfs.erofs", "tar", "cpio", "depmod", "apt-cache"),
+    *("apt-get", "dpkg-deb", "lz4", "xz", "zstd"),
+)
+
+
+def _started(argv: list[str], environment: dict[str, str], text: str = "") -> str:
+    done = subprocess.run(
+        [sys.executable, *argv],
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("environment", PATHS.values(), ids=PATHS)
+def test_everything_is_found_whatever_the_path(environment: dict[str, str]) -> None:
+    code = "import json, sys; from wgcell.programs import find\n"
+    code += "print(json.dumps([name for name in sys.argv[1:] if find(name) is None]))"
+    assert json.loads(_started(["-c", code, *NEEDED], environment)) == []
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("environment", PATHS.values(), ids=PATHS)
+def test_the_better_engine_starts_whatever_the_path(environment: dict[str, str]) -> None:
+    said = _started(["-m", "wgcell.gateway", "auto"], environment, json.dumps(config_of()) + "\n")
+    ready = json.loads(said.splitlines()[0])
+    assert (ready["event"], ready["engine"], ready["reason"]) == ("ready", "namespace", "")
+
+
+def _program(path: Path, text: str = "#!/bin/sh\n") -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_a_users_own_folder_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = _program(tmp_path / "mine" / "ip")
+    monkeypatch.setenv("PATH", f"{mine.parent}:/usr/bin")
+    assert programs.find("ip") == str(mine)
+    assert programs.environment()["PATH"].split(":")[:2] == [str(mine.parent), "/usr/bin"]
+
+
+@pytest.mark.parametrize("where", ["", ".", "open", "open/../open", "/dev/shm", "nowhere"])
+def test_what_anybody_may_have_put_there_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    planted = _program(tmp_path / "open" / "wgcell-test-program")
+    _program(tmp_path / "wgcell-test-program")
+    monkeypatch.chdir(tmp_path)
+    folder = str(tmp_path / where) if where.startswith("open") else where
+    monkeypatch.setenv("PATH", folder)
+    if where.startswith("open"):
+        # The control: as long as only its owner may write there, it is found.
+        assert programs.find(planted.name) is not None
+        planted.parent.chmod(0o1777)
+    assert programs.find(planted.name) is None
+    assert programs.path_of(planted.name) == f"/bin/{planted.name}"
+    assert folder not in programs.environment()["PATH"].split(":")
+
+
+def test_no_folder_and_no_other_file_is_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "a-folder").mkdir()
+    (tmp_path / "a-text").write_text("")
+    assert programs.find("a-folder") is None
+    assert programs.find("a-text") is None
+    assert programs.find("nul\0") is None
+
+
+def _looks(path: Path) -> list[str]:
+    """Where a file looks for programs by itself: ``which``, and a bare name that is executed."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        if name.split(".")[-1] == "which":
+            found.append(f"{path.name}:{node.lineno} {name}")
+        if name.startswith(("subprocess.", "asyncio.create_subprocess", "os.exec", "os.posix")):
+            first = node.args[0] if node.args else node
+            heads = first.elts[:1] if isinstance(first, ast.List | ast.Tuple) else [first]
+            if any(isinstance(h, ast.Constant) and "/" not in str(h.value) for h in heads):
+                found.append(f"{path.name}:{node.lineno} {ast.unparse(first)}")
+    for node in ast.walk(ast.parse(path.read_text())):
+        # An argv that is made first and executed later; image/build.py's _run finds its own.
+        if isinstance(node, ast.List | ast.Tuple) and node.elts and path.name != "build.py":
+            head = node.elts[0]
+            if isinstance(head, ast.Constant) and head.value in NEEDED and len(node.elts) > 1:
+                found.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")
+    return found
+
+
+def test_nothing_else_looks_for_programs(tmp_path: Path) -> None:
+    # prove/player.py runs in a guest, where the image's programs are.
+    files = [p for p in SOURCE.rglob("*.py") if p.name not in ("programs.py", "player.py")]
+    assert [line for path in files for line in _looks(path)] == []
+    # The control: each of these would be found.
+    bad = tmp_path / "bad.py"
+    for text in (
+        "shutil.which('nft')",
+        "subprocess.run(['nft', '-f'])",
+        "argv = ['mke2fs', '-q']",
+        "asyncio.create_subprocess_exec('unshare', '-n')",
+    ):
+        bad.write_text(text)
+        assert _looks(bad), text
+    assert os.access(programs.path_of("true"), os.X_OK)
