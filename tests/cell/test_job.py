@@ -352,6 +352,8 @@ def test_no_key_or_value_of_a_job_file_forges_a_line(tree: object) -> None:
     with pytest.raises(JobError) as caught:
         _build(reading, reading.model(raw), Path("/"), "job", HOST, JobOptions(command=("x",)))
         reading.fail("nothing", "was wrong")
+    with pytest.raises(JobError, match=r"^job\.toml: a; b: c; d$"):
+        reading.fail("a\nb", "c\nd")
     for line in str(caught.value).splitlines():
         assert line.startswith(("job.toml: ", "  ")), line
         assert is_text(line, but="\t"), line

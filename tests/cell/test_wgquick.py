@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
+import io
+import ipaddress
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.shown import is_text
 
+from wgcell.cell import endpoint
 from wgcell.cell.wgquick import load_vpn_config, parse_vpn_config
-from wgcell.errors import VpnConfigError
+from wgcell.cli.terminal import complain
+from wgcell.errors import EndpointError, VpnConfigError, WgcellError
 
 PRIVATE = base64.b64encode(bytes(range(32))).decode()
 PUBLIC = base64.b64encode(bytes(range(32, 64))).decode()
@@ -111,3 +117,41 @@ def test_the_parser_raises_nothing_but_its_error(text: str) -> None:
         return
     assert 576 <= config.mtu <= 1420
     assert 1 <= config.keepalive <= 65535
+
+
+WITHOUT = GOOD[: GOOD.index("Endpoint")]
+odd = st.text(st.characters(codec="utf-8"), max_size=20)
+
+
+@given(odd, odd)
+def test_no_text_of_a_strangers_file_forges_a_line(one: str, two: str) -> None:
+    """Whatever stands for a key, a value, an endpoint with a scope id, or the whole file."""
+    for text in (
+        one,
+        f"[{one}]",
+        f"[Interface]\n{one} = {two}",
+        f"[Interface]\nAddress = {one}",
+        f"{WITHOUT}Endpoint = [fe80::1%{one}]:{two}\n",
+        f"{WITHOUT}Endpoint = {one}:5\nAllowedIPs = {two}",
+    ):
+        try:
+            vpn = parse_vpn_config(text, "v.conf")
+            host = ipaddress.ip_address(vpn.endpoint_host)
+            endpoint.vet(host, vpn.endpoint_port, (), ())
+        except (VpnConfigError, EndpointError) as error:
+            complained = shown(error)
+            assert complained.startswith("wgcell: ")
+            assert "\nwgcell: " not in complained
+            assert is_text(complained, but="\n\t"), complained
+        except ValueError:
+            pass  # a name: what a resolver makes of it is another test's
+
+
+def shown(error: WgcellError) -> str:
+    said = io.StringIO()
+    before, sys.stderr = sys.stderr, said
+    try:
+        complain(error)
+    finally:
+        sys.stderr = before
+    return said.getvalue()

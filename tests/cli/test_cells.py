@@ -16,7 +16,7 @@ import pytest
 
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
-from wgcell.cli import main
+from wgcell.cli import doctor, main
 
 
 @pytest.fixture
@@ -85,6 +85,9 @@ def test_ps_says_that_a_frozen_machine_waits_and_how_to_look_in(
     assert "frozen, waits for you" in out
     for words in (f"logs --console {cell.id}", "gcore -o FILE 4242", f"wgcell stop {cell.id}"):
         assert words in err
+    finding = doctor._frozen()
+    assert not finding.good and cell.id in finding.found and "gcore" in finding.mend
+    assert doctor._frozen in doctor.LOOKS and doctor._configuration in doctor.LOOKS
 
 
 @pytest.mark.parametrize("verb", ["logs", "events", "inspect", "stop", "rm"])
@@ -155,10 +158,11 @@ def test_stop_ends_a_cell_and_rm_force_deletes_it(
     state: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     script = (
-        "import pathlib, signal, sys\nfrom wgcell.cell.folder import create\n"
+        "import pathlib, signal, sys, time\nfrom wgcell.cell.folder import create\n"
         "cell = create(pathlib.Path(sys.argv[1]), 'x'); cell.hold()\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
-        "print(cell.id, flush=True); signal.pause()"
+        "print(cell.id, flush=True)\n"
+        "while True: time.sleep(0.02)"  # not pause(): a signal just before it would be lost
     )
     for words in (("stop",), ("rm", "--force")):
         argv = [sys.executable, "-c", script, str(state)]

@@ -182,6 +182,14 @@ def test_bad_terminals_and_folders(zygote: Zygote, verb: str) -> None:
             assert "standard output: No space left" in zygote.said
 
 
+def test_doctor(zygote: Zygote) -> None:
+    """Slower than the rest, so in the conditions that matter to it."""
+    bad = "configuration is no text"
+    for name in ("stdout full", "stdout closed", "odd cells", "no home", bad):
+        assert zygote.run(ROWS["doctor"], CONDITIONS[name]) in (1, 125), name
+    assert "config.toml" in (zygote.place / "stdout").read_text()
+
+
 @pytest.mark.parametrize("verb", [verb for verb, row in ROWS.items() if "NAME" in row])
 def test_bad_names(zygote: Zygote, verb: str) -> None:
     for name in NAMES:

@@ -87,6 +87,11 @@ def test_no_error_forges_a_line_or_moves_the_terminal(one: str, two: str, kind: 
     assert said.getvalue().count(f"\n{first}") <= 1
 
 
+def test_an_errors_own_text_is_clean_wherever_it_goes() -> None:
+    error = LaunchError("\x1b[2J", output="\x9b6n\n", mend="\x07")
+    assert (error.message, error.output, error.mend) == ("\\x1b[2J", "\\x9b6n\n", "\\x07")
+
+
 @given(anything)
 def test_one_line_is_one_printable_line(text: str) -> None:
     assert is_text(one_line(text))

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from wgcell.cli.prove import _Lines
 from wgcell.image.store import Image
 from wgcell.machine.argv import Accelerator
 from wgcell.prove.cells import Machines
@@ -121,3 +122,12 @@ def test_emulation_is_said(tmp_path: Path, accelerator: Accelerator, words: str)
 
 def test_the_commit_is_this_checkouts() -> None:
     assert re.fullmatch(r"[0-9a-f]{40}(, with changes)?|not known: not a checkout", commit())
+
+
+def test_progress_is_told_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _Lines(silent=False)
+    for done in range(100):
+        lines.told("x\n\x1b", done, 99)
+    assert capsys.readouterr().err.splitlines() == [
+        f"wgcell: {done} of 99 played: x; \\x1b" for done in (0, 99)
+    ]

@@ -6,22 +6,18 @@ from wgcell.display import one_line
 
 __all__ = ["MEANING", "remedy", "told"]
 
-MEANING = (
-    "cells are emulated: some ten times slower, and QEMU's authors do not call that a security "
-    "boundary"
-)
+MEANING = "cells are emulated, which is slower, and for QEMU's authors no security boundary"
 
 _REMEDIES = (
     (
         "is not there",
-        "switch on virtualisation (VT-x, AMD-V) in the firmware, or nested virtualisation for "
-        "this VM; then modprobe kvm_intel or kvm_amd",
+        "switch on virtualisation in the firmware, or nested virtualisation for this VM; then "
+        "modprobe kvm_intel or kvm_amd",
     ),
     ("may not be opened", "sudo usermod -aG kvm $USER, then log in again"),
     (
         "",
-        "KVM can be opened, but boots no ordinary kernel on this host: its own hypervisor does "
-        "not let it; use a host with working (nested) virtualisation",
+        "none on this host, whose hypervisor lets no ordinary kernel boot on KVM; use another",
     ),
 )
 

@@ -127,7 +127,7 @@ def _survey(job: Job, force: bool) -> Survey:
 def _show_inputs(narrator: Narrator, job: Job, survey: Survey) -> None:
     if job.inputs:
         excluded = f", {survey.excluded} excluded" if survey.excluded else ""
-        narrator.line(f"inputs: {survey.files} files{excluded}")
+        narrator.line(f"inputs: {survey.files} files{excluded}", Words.ALL)
     for counted in survey.left_out:
         narrator.line(f"[yellow]input left out:[/] {clean(str(counted))}")
     for counted in survey.links_out:
@@ -443,9 +443,10 @@ def run(
         else:
             narrator.line(clean(landed.sentence))
         code = code or (0 if landed.whole else EXIT_CODES[Outcome.INCOMPLETE])
-    for one in files:
-        if one.failure is not None:
-            raise StateError(f"--json-file: {json_file}: {one.failure.strerror}")
+    for one in lines:
+        if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
+            place = "standard output" if one is printed else f"--json-file: {json_file}"
+            raise StateError(f"{place}: {one.failure.strerror}: events are missing in it")
     raise typer.Exit(code)
 
 

@@ -152,7 +152,7 @@ def as_json(value: object, indent: int | None = None) -> str:
 
 def warn(text: str) -> None:
     """One line of warning."""
-    console.print(f"[yellow]wgcell:[/] {escape(text)}")
+    console.print(f"[yellow]wgcell:[/] {clean(text)}")
 
 
 def complain(error: WgcellError | str, *more: str) -> None:
@@ -278,7 +278,8 @@ class Narrator:
         if self._verdict and outcome != "incomplete":
             self.line(f"[yellow]{clean(self._verdict)}[/]")
         colour = _COLOURS.get(outcome, "red")
-        reason = f": {clean(event['reason'])}" if event["reason"] else ""
+        told = event["reason"] and outcome != "completed"
+        reason = f": {clean(event['reason'])}" if told else ""
         kept = f"; records in {clean(self._folder)}" if self._folder else ""
         if outcome == "rogue":
             place = f"{self._folder}/rogue.pcapng" if self._folder else "rogue.pcapng"
