@@ -113,6 +113,7 @@ print(json.dumps(seen))
 def test_the_guest_is_as_people_expect_it(cell: Cell, tmp_path: Path) -> None:
     (tmp_path / "look.py").write_text(LOOK)
     options = ["--input", str(tmp_path / "look.py"), "--output", "results", "--disk", "1GiB"]
+    options += ["--output-dir", str(tmp_path / "home")]
     options += ["--allow", "api.example.com:443"]
     ended = cell(*options, command=["python3", "look.py"], timeout=380)
     assert ended.code == 0, ended.stdout + ended.stderr
@@ -130,7 +131,7 @@ def test_the_guest_is_as_people_expect_it(cell: Cell, tmp_path: Path) -> None:
     assert seen["out of tmp"] is True
     # Naming one is allowed and must work, or its opening would fail for want of a name.
     assert (seen["name a handle"], seen["open a handle"]) == ("done", "EPERM")
-    home = [path.name for path in (ended.folder / "outputs").rglob("*") if path.is_file()]
+    home = [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert home == ["made"]
 
     assert (seen["set the clock"], seen["slow the clock"]) == ("EPERM", "EPERM")

@@ -43,6 +43,7 @@ from wgcell.cell.inputs import pack
 from wgcell.cell.job import GatewayAsked, Job, OnRogue
 from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State, settled, step
 from wgcell.cell.streams import ArrivingOutputs, Sink, Stream
+from wgcell.cell.vouched import file_digest, job_digests, record_digests
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.errors import (
     ConsentError,
@@ -146,6 +147,8 @@ class _Seen:
     outputs: protocol.Outputs | None = None
     out_of_memory: protocol.OutOfMemory | None = None
     unpacked: archive.Unpacked | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """The digest of what the guest is given, and its bytes."""
     closed: set[str] = field(default_factory=set)
     """Streams that the guest was told nobody reads."""
     told_exit: bool = False
@@ -241,6 +244,10 @@ class Supervisor:
         record itself could not be kept; the cell is dead then all the same.
         """
         try:
+            if (self._around.folder.path / "job.json").exists():
+                self._log.append(
+                    "job", **job_digests(self._around.folder.path, self._around.image.folder)
+                )
             self._enter_state(State.PREPARING)
             self._starting = self._spawn(self._live(), "the cell's start")
             while self._state is not State.ENDED:
@@ -341,6 +348,8 @@ class Supervisor:
                 self._relay_of(ours.pop("nic"), udp),
                 self._machine_of(theirs, ours.pop("qmp")),
             )
+            if self._seen.inputs:
+                self._log.append("inputs", **self._seen.inputs)
             self._log.append("prepared", inputs=len(self._job.inputs), jail=self._jailed)
             self._cause(Cause.PREPARED)
             endpoint.connect(ip_address(address), port, udp)
@@ -386,7 +395,7 @@ class Supervisor:
         self._drain(self._console_to_log(ours["console"]))
         for name in protocol.STREAMS:
             log = CappedLog(around.folder.path / f"{name}.log")
-            stream = Stream(name, self._sinks[name], log, partial(self._on_stream, name))
+            stream = Stream(name, self._sinks[name], log, partial(self._hear_stream, name))
             self._streams[name] = stream
             stream.carry(ours[name])
         if self._job.outputs:
@@ -545,6 +554,7 @@ class Supervisor:
         if self._job.inputs:
             packed = folder / "inputs.tar"
             pack(self._job.inputs, packed, self._job.disk, self._job.excludes)
+            self._seen.inputs = file_digest(packed)
             drives.append(Drive(_opened(packed)))
         return tuple(drives)
 
@@ -691,6 +701,13 @@ class Supervisor:
             self._order(protocol.closed(name))
 
     # The results, until all of them are home.
+
+    def _hear_stream(self, name: str) -> None:
+        """`_on_stream`, as a callback of the loop's: an error is a cause and not a traceback."""
+        try:
+            self._on_stream(name)
+        except WgcellError as error:
+            self._cause(Cause.HOST_FAULTED, str(error))
 
     def _on_stream(self, name: str) -> None:
         """Something happened to a stream: see what."""
@@ -981,6 +998,8 @@ class Supervisor:
             self._around.folder.write_bytes("rogue.pcapng", evidence.pcapng(self._seen.frames))
         result = self._result()
         self._around.folder.write("result.json", result)
+        records = await asyncio.to_thread(record_digests, self._around.folder.path)
+        self._log.append("records", **records)
         self._log.append(
             "ended", outcome=result["outcome"], exit_code=result["exit_code"], reason=self._reason
         )
