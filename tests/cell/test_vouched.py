@@ -118,3 +118,14 @@ def test_a_hostile_record_leads_nowhere(tmp_path: Path) -> None:
     assert "passwd" not in " ".join((*found.wrong, *found.covered))
     assert json.dumps(record_digests(cell.path))
     assert tree_digest(cell.path / "outputs")["files"] == 0
+
+
+def test_outputs_that_left_for_the_callers_folder_are_not_missed(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    log = EventLog(tmp_path / "events.jsonl", lambda event: None)
+    log.append("records", files={}, outputs={"sha256": "0" * 64, "leave_for": "/home/someone"})
+    log.append("ended")
+    log.close()
+    verified = verify(Folder(tmp_path))
+    assert verified.good
+    assert any("/home/someone" in words for words in verified.missing)

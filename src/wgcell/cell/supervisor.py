@@ -994,11 +994,16 @@ class Supervisor:
         self._around.folder.discard("scratch.img", "inputs.tar")
         if came is not None:
             self._log.append("outputs", **came)
+        for frame in self._seen.frames:
+            shown = base64.b64encode(frame.data).decode("ascii")
+            self._log.append("rogue_frame", at=frame.time, comment=frame.comment, frame=shown)
         if self._seen.frames:
             self._around.folder.write_bytes("rogue.pcapng", evidence.pcapng(self._seen.frames))
         result = self._result()
         self._around.folder.write("result.json", result)
         records = await asyncio.to_thread(record_digests, self._around.folder.path)
+        if records["outputs"] is not None and self._job.landing is not None:
+            records["outputs"]["leave_for"] = str(self._job.landing.folder)
         self._log.append("records", **records)
         self._log.append(
             "ended", outcome=result["outcome"], exit_code=result["exit_code"], reason=self._reason

@@ -6,7 +6,8 @@ Three events state digests:
   each of the image's files and is compared with them before a boot;
 - ``inputs``: of the tar that the guest was given;
 - ``records``, the last line but one: of every file that stays in the folder, and of the outputs as
-  a whole (names, kinds, permissions and contents).
+  a whole (names, kinds, permissions and contents) as they came. Outputs that then leave for the
+  caller's folder are not looked for there.
 
 `verify` computes those of the files that are still there anew. The chain holds the events, so who
 notes the last line's digest elsewhere has all of it.
@@ -169,7 +170,7 @@ def verify(cell: Folder) -> Verified:
         elif event.get("event") == "inputs":
             covered.append("the inputs (the digest of what the guest was given)")
         elif event.get("event") == "records":
-            _check_records(number, event, cell.path, wrong, covered)
+            _check_records(number, event, cell.path, wrong, covered, missing)
     if events[-1].get("event") != "ended":
         words = "the record has no end: the cell still runs, died, or lines were cut off"
         (wrong if (cell.path / "result.json").exists() else missing).append(words)
@@ -179,7 +180,12 @@ def verify(cell: Folder) -> Verified:
 
 
 def _check_records(
-    number: int, event: Mapping[str, Any], folder: Path, wrong: list[str], covered: list[str]
+    number: int,
+    event: Mapping[str, Any],
+    folder: Path,
+    wrong: list[str],
+    covered: list[str],
+    missing: list[str],
 ) -> None:
     stated = event.get("files")
     for name in KEPT:
@@ -189,7 +195,10 @@ def _check_records(
         elif (folder / name).exists():
             wrong.append(f"line {number}: {name} is there, and was not when the cell ended")
     outputs = event.get("outputs")
-    if isinstance(outputs, dict):
+    if isinstance(outputs, dict) and "leave_for" in outputs:
+        # They were moved, all or some: what is left of them here is no witness.
+        missing.append(f"the outputs: they were for {outputs['leave_for']}")
+    elif isinstance(outputs, dict):
         try:
             found = str(tree_digest(folder / OUTPUTS)["sha256"])
         except (OSError, RecursionError) as error:
