@@ -15,8 +15,10 @@ from typing import Any
 
 import wgcell.cli.main
 import wgcell.cli.prove
+from wgcell import programs
 
 wgcell.cli.main._app("")  # every verb's module
+programs.SYSTEM = ("/nonexistent",)  # nothing is started, whatever this machine has
 STREAMS = {0: "stdin", 1: "stdout", 2: "stderr"}
 
 
