@@ -322,24 +322,33 @@ def inspect(name: Name, state_dir: StateDir = None) -> None:
 
 def stop(
     names: Names,
-    wait: Annotated[float, typer.Option("-t", "--wait", help="Seconds to wait for its end.")] = 20,
+    now: Annotated[
+        bool, typer.Option("--now", help="At once: no grace period, no results.")
+    ] = False,
+    wait: Annotated[
+        float | None,
+        typer.Option("--wait", help="Seconds to wait for its end. [default: until it has ended]"),
+    ] = None,
     state_dir: StateDir = None,
 ) -> None:
-    """End running cells in order; the outcome is ``cancelled`` (or ``rogue``, if frozen)."""
+    """End running cells in order; the outcome is ``cancelled`` (or ``rogue``, if frozen).
+
+    The workload gets SIGTERM, its grace period (run --grace), then SIGKILL; its results come home.
+    """
     folders = _folders(state_dir)
     cells = [find(folders, name) for name in names]
     for cell in cells:
         if not cell.alive:
             raise StateError(f"{cell.id} is not running: {IN_WORDS.get(cell.status(), 'it ended')}")
     for cell in cells:
-        _ask_to_end(cell)
-    deadline = time.monotonic() + wait
+        _ask_to_end(cell, now=now)
+    deadline = time.monotonic() + (math.inf if wait is None else wait)
     for cell in cells:
-        _wait_for_its_end(cell, deadline, wait)
+        _wait_for_its_end(cell, deadline, wait or 0)
         out(cell.id)
 
 
-def _ask_to_end(cell: Folder) -> None:
+def _ask_to_end(cell: Folder, *, now: bool) -> None:
     pid = cell.supervisor()
     if pid is None:
         if cell.alive:
@@ -355,7 +364,7 @@ def _ask_to_end(cell: Folder) -> None:
     try:
         # Asked again with the pidfd in hand: the pid can't have been recycled in between.
         if cell.supervisor() == pid:
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            signal.pidfd_send_signal(pidfd, signal.SIGQUIT if now else signal.SIGTERM)
     except ProcessLookupError:
         pass
     except PermissionError:
@@ -371,7 +380,7 @@ def _wait_for_its_end(cell: Folder, deadline: float, wait: float) -> None:
         if time.monotonic() > deadline:
             raise StateError(
                 f"{cell.id} has not ended within {wait:g} s",
-                mend=f"it may still be in its grace period: wgcell stop --wait 60 {cell.id}",
+                mend=f"it may still be in its grace period: wgcell stop --now {cell.id}",
             )
         time.sleep(0.05)
 
@@ -386,7 +395,7 @@ def rm(
     cells = [find(folders, name) for name in names]
     if force:
         for cell in cells:
-            _ask_to_end(cell)
+            _ask_to_end(cell, now=True)
         for cell in cells:
             _wait_for_its_end(cell, time.monotonic() + 60, 60)
     for cell in cells:
