@@ -160,12 +160,13 @@ def test_stop_ends_a_cell_and_rm_force_deletes_it(
     script = (
         "import pathlib, signal, sys, time\nfrom wgcell.cell.folder import create\n"
         "cell = create(pathlib.Path(sys.argv[1]), 'x'); cell.hold()\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
+        "signal.signal(getattr(signal, sys.argv[2]), lambda *_: sys.exit())\n"
         "print(cell.id, flush=True)\n"
         "while True: time.sleep(0.02)"  # not pause(): a signal just before it would be lost
     )
-    for words in (("stop",), ("rm", "--force")):
-        argv = [sys.executable, "-c", script, str(state)]
+    ways = ((("stop",), "SIGTERM"), (("stop", "--now"), "SIGQUIT"), (("rm", "--force"), "SIGQUIT"))
+    for words, number in ways:
+        argv = [sys.executable, "-c", script, str(state), number]
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         assert process.stdout
         name = process.stdout.readline().strip()

@@ -269,7 +269,7 @@ class Supervisor:
             try:
                 await work
             except ConsentError as error:
-                self._cause(Cause.NO_CONSENT, error.message)
+                self._cause(Cause.NO_CONSENT, str(error))
             except GuestError as error:
                 self._cause(Cause.GUEST_FAULTED, error.message)
             except WgcellError as error:
@@ -292,6 +292,7 @@ class Supervisor:
         if taken.state is State.ENDED and self._machine is not None:
             freeze = cause is Cause.ROGUE_FRAME and self._job.on_rogue is OnRogue.FREEZE
             if freeze and await self._machine.freeze():
+                self._write_evidence()  # whoever looks into the machine looks at this first
                 self._log.append("frozen", reason=reason)
                 await self._until_stopped_or_dead(self._machine)
             # First the machine, then the words about it, which wait for the disk.
@@ -997,8 +998,7 @@ class Supervisor:
         for frame in self._seen.frames:
             shown = base64.b64encode(frame.data).decode("ascii")
             self._log.append("rogue_frame", at=frame.time, comment=frame.comment, frame=shown)
-        if self._seen.frames:
-            self._around.folder.write_bytes("rogue.pcapng", evidence.pcapng(self._seen.frames))
+        self._write_evidence()
         result = self._result()
         self._around.folder.write("result.json", result)
         records = await asyncio.to_thread(record_digests, self._around.folder.path)
@@ -1038,6 +1038,10 @@ class Supervisor:
             "left_out": [str(counted) for counted in unpacked.left_out],
             "complete": unpacked.complete,
         }
+
+    def _write_evidence(self) -> None:
+        if self._seen.frames:
+            self._around.folder.write_bytes("rogue.pcapng", evidence.pcapng(self._seen.frames))
 
     def _host_walls(self) -> dict[str, Any]:
         """Which walls of the host's stand, and why the others don't."""
