@@ -44,7 +44,7 @@ def _app(wanted: str) -> typer.Typer:
     """Every verb, or only the wanted one."""
     app = typer.Typer(
         name="wgcell",
-        epilog="Try: wgcell run --allow api.example.com:443 -- python3 agent.py",
+        epilog="Try: wgcell run --input agent.py --allow api.example.com:443 -- python3 agent.py",
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

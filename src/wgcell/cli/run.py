@@ -327,15 +327,15 @@ def run(
 ) -> None:
     """Run a job in a VM whose only way out is its tunnel.
 
-    wgcell run --allow api.example.com:443 -- python3 agent.py
+    wgcell run --input agent.py --allow api.example.com:443 -- python3 agent.py
 
-    wgcell run --vpn requester.conf --input train.py -- python3 train.py
+    wgcell run --vpn requester.conf --input train.py --output results/ -- python3 train.py
 
     wgcell run job.toml
 
     Limits that a provider sets in config.toml lower the defaults.
 
-    The exit code is the workload's; 119 quota spent, 120 a frame outside the tunnel, 121 not
+    The exit code is the workload's; 118 an output is missing, 119 quota spent, 120 a frame outside the tunnel, 121 not
     verified, 122 tunnel lost, 123 guest fault, 124 timeout, 125 bad input or host fault, 130
     cancelled.
     """
