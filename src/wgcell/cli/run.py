@@ -335,9 +335,9 @@ def run(
 
     Limits that a provider sets in config.toml lower the defaults.
 
-    The exit code is the workload's; 118 an output is missing, 119 quota spent, 120 a frame outside the tunnel, 121 not
-    verified, 122 tunnel lost, 123 guest fault, 124 timeout, 125 bad input or host fault, 130
-    cancelled.
+    The exit code is the workload's; 118 an output is missing, 119 quota spent, 120 a frame
+    outside the tunnel, 121 not verified, 122 tunnel lost, 123 guest fault, 124 timeout, 125 bad
+    input or host fault, 130 cancelled.
     """
     cells = state_folder(state_dir and expanded(state_dir))
     check_writable(cells)
