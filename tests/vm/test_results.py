@@ -306,6 +306,22 @@ def test_a_reader_who_stands_still_does_not_hold_up_an_end_for_good(start: Start
     assert b"cut off" in cell.said
 
 
+def test_a_slow_reader_gets_all_that_was_written_before_an_end(start: Start) -> None:
+    size = 1 << 20
+    words = f"head -c {size} /dev/zero; echo up >&2; trap '' TERM; while :; do sleep 0.1; done"
+    cell = start("--grace", "0", command=("sh", "-c", words))
+    got = len(cell.out.read(65536))
+    while b"up" not in cell.said:
+        assert cell.process.poll() is None
+        time.sleep(0.01)
+    cell.process.terminate()
+    while data := cell.out.read1(65536):  # type: ignore[attr-defined]
+        got += len(data)
+        time.sleep(len(data) / (size / (3 * LAST_BYTES)))
+    assert (cell.end(), got) == (130, size)
+    assert b"cut off" not in cell.said
+
+
 def test_the_out_of_memory_killer_is_named(start: Start) -> None:
     greedy = "x = []\nwhile True: x.append(bytearray(10**7))"
     cell = start("--memory", "256MiB", command=("python3", "-c", greedy))

@@ -105,11 +105,17 @@ LAST_BYTES = 3.0
 KILL_PATIENCE = {Accelerator.KVM: 5.0, Accelerator.TCG: 20.0}
 """Seconds from the order to kill the workload until the guest says that it has ended."""
 
+MOST_IN_FLIGHT = 2 * (8 << 20)
+"""Bytes of both streams that may still be on their way from a workload that is dead: each port's
+queue has 128 places of 32 KiB, and there are pipes and sockets around it."""
+
 EMBEDDED_HOST = "127.0.0.1"
 EMBEDDED_GATEWAY = "10.99.0.1"
 EMBEDDED_GUEST = "10.99.0.2/32"
 
 _LINE_LIMIT = 64 * 1024
+_LOOK = 0.25
+"""Seconds between two looks at a workload that was killed."""
 _PORTS = ("control", *protocol.STREAMS, "files")
 
 
@@ -783,7 +789,7 @@ class Supervisor:
                 return
             # A cell that was to end does not wait for good for a reader who stands still.
             for stream in waiting:
-                if now - stream.moved > self._job.grace:
+                if now - stream.moved > max(self._job.grace, LAST_BYTES):
                     self._give_up(stream)
             return
         arriving = self._arriving
@@ -814,13 +820,20 @@ class Supervisor:
         await asyncio.sleep(self._job.grace)
         if self._state is State.TERMINATING:
             self._order(protocol.KILL)
-            await asyncio.sleep(LAST_BYTES)
-        if self._state is State.TERMINATING:
-            # It is dead by now, and what it wrote may wait for a reader who stands still.
-            for stream in self._streams.values():
-                if stream.waits_for_reader:
+        # It is dead soon, and what it wrote may wait for a reader: a slow one gets it all, one who
+        # stands still does not. A guest that writes on, or never says that it is dead, is ended.
+        streams = self._streams.values()
+        most = sum(stream.delivered for stream in streams) + MOST_IN_FLIGHT
+        silent = 0.0
+        while self._state is State.TERMINATING:
+            await asyncio.sleep(_LOOK)
+            waiting = [stream for stream in streams if stream.waits_for_reader]
+            for stream in waiting:
+                if time.monotonic() - stream.moved > LAST_BYTES:
                     self._give_up(stream)
-            await asyncio.sleep(patience)
+            silent += 0.0 if waiting else _LOOK
+            if silent > patience or sum(stream.delivered for stream in streams) > most:
+                break
         self._cause(Cause.GRACE_IS_OVER)
 
     def _check_verified(self) -> None:
