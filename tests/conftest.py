@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import settings
 
 settings.register_profile("wgcell", deadline=None)
 settings.load_profile("wgcell")
+
+
+def pytest_configure() -> None:
+    """What these tests start may be interrupted, also if they themselves run in the background.
+
+    A shell starts its background jobs, and nohup its program, with signals ignored; children
+    inherit that, and wgcell respects it.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A handler is not inherited: this process goes on, its children have the default.
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, lambda number, frame: None)

@@ -143,7 +143,7 @@ def test_a_users_own_frames_each_get_a_verdict_and_a_reason(tmp_path: Path) -> N
         (("--quick", "--case", "nonsense"), "there is no case 'nonsense'"),
         (("--quick", "--frames", "a.pcap"), "plays your frames alone"),
         (("--frames", "/etc/hostname"), "not a pcap"),
-        (("--quick", "--html", "/nowhere/r.html"), "can't be written"),
+        (("--quick", "--html", "/nowhere/r.html"), "/nowhere/r.html: No such file or directory"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(options: tuple[str, ...], words: str) -> None:
