@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import pty
 import re
+import subprocess
 import sys
 from typing import Any
 
@@ -156,3 +160,32 @@ def test_emulation_is_told_in_words(reason: str, words: str) -> None:
     told = emulation.told(reason)
     assert words in told and "security boundary" in told and "mend" in told
     assert re.fullmatch(r"[^\x00-\x1f]+", told)
+
+
+def test_a_spinner_on_a_real_terminal_does_not_hold_up_what_it_stands_for() -> None:
+    """rich puts the console in the place of standard error, to which the console itself writes."""
+    script = (
+        "import sys, time\n"
+        "from wgcell.cli.terminal import Narrator, Words\n"
+        "narrator = Narrator(Words.ALL)\n"
+        "for state in ('consent', 'booting', 'verifying', 'running'):\n"
+        "    narrator({'event': 'state', 'state': state})\n"
+        "print('said')\n"
+        "narrator.stop()\n"
+    )
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # EIO: nobody holds the other end any more
+            while data := os.read(ours, 65536):
+                said += data
+        assert done.wait(60) == 0
+    finally:
+        os.close(ours)
+    assert b"said" in said and b"tunnel verified" in said
+    # The cursor that a spinner hides is shown again.
+    assert said.rindex(b"\x1b[?25h") > said.rindex(b"\x1b[?25l")

@@ -6,11 +6,15 @@ sizes that take minutes under emulation.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -271,6 +275,40 @@ def test_a_second_ctrl_c_ends_it_at_once(start: Start, again: signal.Signals) ->
         time.sleep(0.01)
     cell.process.send_signal(again)
     assert cell.end() == 130
+
+
+def test_ctrl_c_at_a_terminal(tmp_path: Path) -> None:
+    """As one types it: a spinner stands, ^C comes through the terminal, which is left as it was."""
+    wgcell = str(Path(sys.executable).with_name("wgcell"))
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    argv = [wgcell, "run", "--state-dir", str(tmp_path / "s"), *HOME, str(tmp_path / "h")]
+    cell = subprocess.Popen(
+        [*argv, "--", "sh", "-c", PATIENT],
+        **{"stdin": theirs, "stdout": theirs, "stderr": theirs},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+    )
+    said = b""
+    try:
+        while b"up\r\n" not in said:
+            said += os.read(ours, 65536)
+        os.write(ours, b"\x03")
+        while cell.poll() is None:
+            if select.select([ours], [], [], 0.1)[0]:
+                said += os.read(ours, 65536)
+        while select.select([ours], [], [], 0)[0]:
+            said += os.read(ours, 65536)
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        cell.kill()
+        cell.wait()
+        os.close(ours)
+        os.close(theirs)
+    assert cell.returncode == 130, said
+    assert (tmp_path / "h/kept").read_text() == "saved\n"
+    assert b"cancelled" in said
+    assert said.rindex(b"\x1b[?25h") > said.rindex(b"\x1b[?25l")
 
 
 def test_nohup_is_respected(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ A refused member is skipped and counted under its reason, and what was good stay
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -358,7 +360,10 @@ class _Unpacking:
                 self._links += 1
                 return
             if header.islnk():
-                contents = self._linked(header.linkname)
+                with self._linked(header.linkname) as linked:
+                    contents = iter(partial(linked.read, _CHUNK), b"")
+                    self._file(folder, name, header.mode, mtime, contents)
+                return
             self._file(folder, name, header.mode, mtime, contents)
         except FileExistsError:
             raise _Refused("it would overwrite another member") from None
@@ -387,7 +392,7 @@ class _Unpacking:
         self._files += 1
         self._bytes += size
 
-    def _linked(self, linkname: str) -> Iterator[bytes]:
+    def _linked(self, linkname: str) -> io.FileIO:
         """The contents of the file that a hard link names: one of those written before."""
         descriptor = os.dup(self._path[0].descriptor)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -397,7 +402,7 @@ class _Unpacking:
                 os.close(descriptor)
                 descriptor = below
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return _pieces(os.dup(descriptor))
+                return os.fdopen(os.dup(descriptor), "rb", buffering=0)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
@@ -428,12 +433,6 @@ class _Unpacking:
                 raise _Refused("a file stands where its folder should be") from None
             self._path.append(_Open(part, descriptor))
         return self._path[-1].descriptor
-
-
-def _pieces(descriptor: int) -> Iterator[bytes]:
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        while data := file.read(_CHUNK):
-            yield data
 
 
 def _is_odd(name: str) -> bool:

@@ -59,6 +59,7 @@ class EventLog:
         self._path = path
         self._tell = tell
         self._seq = 0
+        self._size = 0
         self._prev = GENESIS
         self._tokens = float(CHATTER_BURST)
         self._filled = time.monotonic()
@@ -103,10 +104,14 @@ class EventLog:
                 raise OSError(28, "No space left on device")
             os.fdatasync(self._fd)
         except OSError as error:
+            # Half a line would take the next one's beginning; none is better.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
             raise StateError(
                 f"{self._path}: {error.strerror}",
                 mend="free some space, or choose another folder with --state-dir",
             ) from error
+        self._size += len(whole)
         self._seq += 1
         self._prev = _digest(line)
         self._tell(entry)

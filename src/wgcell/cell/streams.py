@@ -118,15 +118,18 @@ class Stream:
                     self.delivered += len(data)
                     self._tell(self._heard)
         finally:
-            self._log.close()
             self.ended = True
             self._tell(self._over.set)
             self._tell(self._heard)
+            with contextlib.suppress(OSError):
+                self._log.close()
 
     def _deliver(self, data: bytes) -> None:
+        if self.given_up:
+            return  # the record may be closed by now
         try:
             self._log.write(data)
-            if self._sink is None or self.given_up:
+            if self._sink is None:
                 return
             self.waits_for_reader = True
             self._sink(data)
@@ -179,7 +182,9 @@ class ArrivingOutputs(io.RawIOBase):
         if self.received >= size:
             # The reading thread waits for more; this wakes it. It looks the other way round, first
             # at what it received and then at the size, so one of both sees it.
-            self._port.shutdown(socket.SHUT_RD)
+            # It may have seen the size first, and closed the port.
+            with contextlib.suppress(OSError):
+                self._port.shutdown(socket.SHUT_RD)
 
     def readinto(self, buffer: Any) -> int:
         """As io.RawIOBase has it; 0 at the end that the guest stated, or when QEMU is gone."""

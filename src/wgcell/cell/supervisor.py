@@ -105,8 +105,8 @@ LAST_BYTES = 3.0
 KILL_PATIENCE = {Accelerator.KVM: 5.0, Accelerator.TCG: 20.0}
 """Seconds from the order to kill the workload until the guest says that it has ended."""
 
-MOST_IN_FLIGHT = 2 * (8 << 20)
-"""Bytes of both streams that may still be on their way from a workload that is dead: each port's
+MOST_IN_FLIGHT = 64 << 20
+"""Bytes of a stream that may still be on their way when its workload is dead, and more: a port's
 queue has 128 places of 32 KiB, and there are pipes and sockets around it."""
 
 EMBEDDED_HOST = "127.0.0.1"
@@ -160,6 +160,10 @@ class _Seen:
     told_exit: bool = False
     home: bool = False
     stopping_since: float = 0.0
+    stood_still: float = 0.0
+    """Until when the host, or we, stood still: nothing could have come before."""
+    came_before: int = 0
+    """Bytes of results that had come before the workload's end: they buy no time after it."""
     reader_waited: float = 0.0
     """Seconds, since then, in which only our own reader was waited for."""
     reports: dict[str, str] = field(default_factory=dict)
@@ -259,6 +263,11 @@ class Supervisor:
             while self._state is not State.ENDED:
                 cause, reason = await self._causes.get()
                 await self._act(cause, reason)
+        except BaseException as error:
+            # The record, or we, failed: whatever the guest said by then, nothing was completed.
+            if self._outcome in (None, Outcome.COMPLETED):
+                self._outcome, self._reason = Outcome.ERROR, str(error) or type(error).__name__
+            raise
         finally:
             await self._end()
         return self._result()
@@ -336,7 +345,8 @@ class Supervisor:
         if state is State.TERMINATING:
             self._spawn(self._terminate(), "the workload's end")
         if state is State.STOPPING:
-            self._seen.stopping_since = time.monotonic()
+            self._seen.stopping_since = self._seen.stood_still = time.monotonic()
+            self._seen.came_before = self._received()
             self._check_home()
 
     # The walk: prepare, ask for consent, boot. What follows is driven by what is seen.
@@ -598,7 +608,7 @@ class Supervisor:
                     self._seen.last_valid = time.monotonic()
                 case "handshake":
                     self._seen.last_valid = time.monotonic()
-                    self._log.append("handshake", initiator=event["initiator"])
+                    self._log.chatter("handshake", initiator=event["initiator"])
                 case "stats":
                     self._seen.stats = {k: v for k, v in event.items() if k != "event"}
                 case "rogue":
@@ -612,7 +622,7 @@ class Supervisor:
                         f"the tunnel has carried {event['bytes']} bytes of {self._job.quota}",
                     )
                 case "out_of_step":
-                    self._log.append("out_of_step", reason=event.get("reason"))
+                    self._log.chatter("out_of_step", reason=event.get("reason"))
                 case "fault":
                     self._cause(Cause.HOST_FAULTED, f"the relay: {event.get('detail')}")
         if self._state is not State.ENDED:
@@ -655,6 +665,8 @@ class Supervisor:
             case protocol.Report():
                 seen.reports.update(message.texts)
             case protocol.Ready():
+                if seen.guest_ready:
+                    raise GuestError("the guest said ready twice")
                 seen.guest_ready = True
                 self._check_verified()
             case protocol.Heartbeat():
@@ -675,6 +687,9 @@ class Supervisor:
                     self._log.append("out_of_memory", count=message.count, victim=message.victim)
             case protocol.Exited():
                 if self._state in (State.RUNNING, State.TERMINATING) and seen.exit_code is None:
+                    for name, count in (("stdout", message.stdout), ("stderr", message.stderr)):
+                        if count - self._streams[name].delivered > MOST_IN_FLIGHT:
+                            raise GuestError(f"the guest owes more of {name} than a port can hold")
                     seen.exit_code = message.code
                     self._streams["stdout"].stated = message.stdout
                     self._streams["stderr"].stated = message.stderr
@@ -749,7 +764,11 @@ class Supervisor:
         if self._state is not State.STOPPING or seen.home:
             return
         for stream in self._streams.values():
-            if stream.owed < 0 or (stream.owed > 0 and stream.ended):
+            if stream.failure is not None and stream.name not in seen.closed:
+                return  # its thread has called `_hear_stream`, which says so first
+            ended = stream.ended  # first: its last bytes count before it ends
+            owed = stream.owed
+            if owed < 0 or (owed > 0 and ended):
                 seen.home = True
                 self._cause(
                     Cause.RESULTS_LOST,
@@ -782,6 +801,10 @@ class Supervisor:
     def _watch_results(self, now: float, passed: float) -> None:
         """What the workload left must come, and keep coming; our own reader may take its time."""
         seen = self._seen
+        if passed > STOPPED:
+            seen.stood_still = now
+            seen.reader_waited += passed
+            return
         waiting = [s for s in self._streams.values() if s.waits_for_reader]
         if waiting:
             seen.reader_waited += passed
@@ -794,11 +817,11 @@ class Supervisor:
             return
         arriving = self._arriving
         moved = [s.moved for s in self._streams.values() if not s.home]
-        received = sum(s.delivered for s in self._streams.values())
         if arriving is not None and seen.unpacked is None:
             moved.append(arriving.moved)
-            received += arriving.received
-        since = max([*moved, seen.stopping_since])
+        since = max([*moved, seen.stood_still])
+        # More than a disk holds, twice over, buys no time.
+        received = min(self._received() - seen.came_before, 2 * self._job.disk)
         took = now - seen.stopping_since - seen.reader_waited
         if now - since > RESULTS_STALL:
             self._cause(
@@ -806,6 +829,10 @@ class Supervisor:
             )
         elif took > RESULTS_START + received / RESULTS_LEAST:
             self._cause(Cause.RESULTS_LOST, f"the results had not come home after {took:.0f} s")
+
+    def _received(self) -> int:
+        came = sum(stream.delivered for stream in self._streams.values())
+        return came + (self._arriving.received if self._arriving is not None else 0)
 
     def _give_up(self, stream: Stream) -> None:
         stream.give_up()
@@ -1038,7 +1065,7 @@ class Supervisor:
             return None
         try:
             unpacked = await asyncio.wait_for(self._unpacking, 30)
-        except (TimeoutError, WgcellError, OSError) as error:
+        except Exception as error:  # it may not cost the result
             # The outcome says it already: this cell has not completed.
             return {"complete": False, "reason": str(error) or "their unpacking did not end"}
         return {

@@ -73,12 +73,16 @@ def _job(file: Path | None, options: JobOptions, state: Path) -> Job:
     limits = HostLimits.of_this_host(state)
     if file is None:
         return job_from_options(options, limits)
-    if not file.exists() and not options.command and file.suffix != ".toml":
-        raise JobError(
-            f"{file}: there is no such job file",
-            mend=f"a command stands behind two dashes: wgcell run -- {file}",
-        )
-    return load_job(file, limits, options)
+    looks_like_one = file.suffix == ".toml" or bool(options.command)
+    dashes = f"a command stands behind two dashes: wgcell run -- {file}"
+    if not file.exists() and not looks_like_one:
+        raise JobError(f"{file}: there is no such job file", mend=dashes)
+    try:
+        return load_job(file, limits, options)
+    except JobError as error:
+        if looks_like_one:
+            raise
+        raise JobError(error.message, mend=error.mend or dashes) from None
 
 
 def _with_gateway(job: Job, learn: bool, provider: Provider) -> Job:
@@ -135,7 +139,8 @@ def _show_inputs(narrator: Narrator, job: Job, survey: Survey) -> None:
 
 
 def _agree(summary: str) -> bool:
-    console.print(clean(summary))
+    for line in summary.splitlines():
+        console.print(clean(line))
     try:
         return typer.confirm("make these changes?", err=True)
     except typer.Abort:

@@ -61,12 +61,18 @@ class _OwnWords:
             for one in dirty:
                 one.mark_reset()
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.write(text)
+            self._stream().write(text)
         return len(text)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
+            self._stream().flush()
+
+    @staticmethod
+    def _stream() -> IO[str]:
+        """Standard error itself: while a spinner stands, rich has put our own console before it."""
+        stream: IO[str] = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        return stream
 
     def isatty(self) -> bool:
         return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
