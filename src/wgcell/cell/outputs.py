@@ -62,7 +62,8 @@ def verdict(unpacked: Unpacked, asked: Sequence[str]) -> str | None:
             said.append(f"{some} do not exist: {names}")
     if unpacked.refusals:
         why = "; ".join(map(str, unpacked.refusals))
-        said.append(f"{_files(unpacked.refused)} of the outputs were refused: {why}")
+        were = "was" if unpacked.refused == 1 else "were"
+        said.append(f"{_files(unpacked.refused)} of the outputs {were} refused: {why}")
     return "; ".join(said) or None
 
 
@@ -147,7 +148,7 @@ def land(
     if done.left:
         return Landed(_kept(cell_outputs, done.left), False, done.files, done.left)
     if not done.files:
-        return Landed(f"outputs: nothing that {shown(str(destination))} does not have", True)
+        return Landed("outputs: no file came", True)
     landed = [one.parts for one in planned.changes if not one.is_folder]
     places = [
         destination if one.is_glob else destination.joinpath(*one.parts)
@@ -193,7 +194,9 @@ def sync(
         if not planned.changes and not planned.blocked:
             return Landed(f"nothing has changed in {shown(str(folder))}", True)
         if planned.changes and (agree is None or not agree(summary(planned, folder))):
-            left = f"{len(planned.changes)} changes are left in {shown(str(cell_outputs))}"
+            count = len(planned.changes)
+            changes_are = "1 change is" if count == 1 else f"{count} changes are"
+            left = f"{changes_are} left in {shown(str(cell_outputs))}"
             if agree is not None:
                 return Landed(left, True)
             return Landed(

@@ -443,11 +443,13 @@ def run(
     code = int(result["exit_code"])
     if job.outputs:
         landed = _bring_home(job, survey, folder, came, force, yes)
-        if not landed.whole:
+        if landed.whole:
+            narrator.line(clean(landed.sentence))
+        elif code:
             warn(landed.sentence)
         else:
-            narrator.line(clean(landed.sentence))
-        code = code or (0 if landed.whole else EXIT_CODES[Outcome.INCOMPLETE])
+            code = EXIT_CODES[Outcome.INCOMPLETE]
+            warn(f"{landed.sentence} (exit code {code})")
     for one in lines:
         if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
             place = "standard output" if one is printed else f"--json-file: {json_file}"
