@@ -283,7 +283,7 @@ _TIDYING = 15.0
 _NO_NETWORK = {
     # What apt, mmdebstrap and curl say: what it means, and what to do.
     "resolv": "the mirror's name could not be resolved: check this machine's DNS and its network "
-    "(getent hosts mirror.example.com), then build again",
+    "(getent hosts NAME), then build again",
     "Could not connect|Unable to connect|Connection refused|Network is unreachable|timed out": "the"
     " mirror can't be reached: check this machine's network, or its proxy (http_proxy)",
 }
