@@ -51,7 +51,7 @@ def test_a_build_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
     [
         ("W: Temporary failure resolving 'mirror.example.com'", "DNS"),
         ("E: Could not resolve 'mirror.example.com'", "DNS"),
-        ("Could not connect to mirror.example.com:80 (192.0.2.1). - connect (111)", "can't be reached"),
+        ("Could not connect to a.example.com:80 (192.0.2.1). - connect (111)", "can't be reached"),
         ("E: unable to pick chroot mode automatically", "uidmap"),
     ],
 )
