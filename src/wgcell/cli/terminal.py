@@ -254,6 +254,12 @@ class Narrator:
                     f"{clean(event['tunnel'])}, and was {clean(event['before'])}",
                     Words.ALL,
                 )
+            case "out_of_memory":
+                victim = clean(event["victim"] or "a process")
+                self.line(
+                    "[yellow]the guest's memory was used up:[/] its kernel "
+                    f"killed {victim}; --memory gives it more"
+                )
             case "exited":
                 self.line(f"the workload has ended with {clean(event['exit_code'])}", Words.ALL)
             case "reader_stopped":
