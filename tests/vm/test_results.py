@@ -387,3 +387,15 @@ def test_a_failed_workload_keeps_its_exit_code_though_an_output_is_missing(start
     cell = start("--output", "gone", command=("sh", "-c", "exit 7"))
     assert cell.end() == 7, cell.said.decode()
     assert outcome(cell) == "incomplete"
+
+
+def test_a_forgotten_socket_is_no_lost_output_and_new_files_are_readable(
+    start: Start, tmp_path: Path
+) -> None:
+    make = "import os, socket\nos.mkdir('r')\nopen('r/file', 'w').close()\n"
+    make += "socket.socket(socket.AF_UNIX).bind('r/socket')"
+    options = ("--output", "r", "--output-dir", str(tmp_path / "h"))
+    cell = start(*options, command=("python3", "-c", make))
+    assert cell.end() == 0, cell.said.decode()
+    assert (tmp_path / "h/r/file").stat().st_mode & 0o777 == 0o644
+    assert not (tmp_path / "h/r/socket").exists()
