@@ -58,7 +58,12 @@ async def _can_keep() -> bool:
     quiet = asyncio.subprocess.DEVNULL
     try:
         tried = await asyncio.create_subprocess_exec(
-            *_keeper(), programs.path_of("true"), stdin=quiet, stdout=quiet, stderr=quiet
+            *_keeper(),
+            programs.path_of("true"),
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            env=programs.environment(),
         )
     except FileNotFoundError:
         return False
@@ -83,6 +88,7 @@ async def _begun(
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         pass_fds=(control.fileno(),),
+        env=programs.environment(*programs.PYTHON),
         start_new_session=True,
         preexec_fn=arm,
     )
@@ -242,6 +248,7 @@ class GatewayProcess:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=_LINE_LIMIT,
+            env=programs.environment(*programs.PYTHON),
             start_new_session=True,
             preexec_fn=die_with_parent(os.getpid()),
         )

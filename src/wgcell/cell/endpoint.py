@@ -187,6 +187,7 @@ def host_networks() -> tuple[Network, ...]:
             check=True,
             timeout=10,
             text=True,
+            env=programs.environment(),
         )
         return networks_of(json.loads(run.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:

@@ -552,7 +552,9 @@ class Supervisor:
         argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", features, "-m", "0"]
         argv += ["-E", options, str(scratch)]
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                argv, capture_output=True, text=True, check=False, env=programs.environment()
+            )
         except OSError as error:
             raise LaunchError(
                 f"mke2fs: {error.strerror}", argv=argv, mend="apt-get install e2fsprogs"

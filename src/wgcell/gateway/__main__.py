@@ -62,7 +62,11 @@ def _say(event: dict[str, object]) -> None:
 
 
 def _bound() -> None:
-    """A peer may make the WireGuard server keep half-open connections; this machine stays whole."""
+    """A peer may make the WireGuard server keep half-open connections; this machine stays whole.
+
+    It holds a private key, which belongs in no core dump.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for kind, most in ((resource.RLIMIT_DATA, _MOST_MEMORY), (resource.RLIMIT_NOFILE, _FILES)):
         _, hard = resource.getrlimit(kind)
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)

@@ -257,7 +257,7 @@ def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
             text=True,
             errors="replace",
             cwd=cwd,
-            env=programs.environment(),
+            env=programs.environment(*_KEPT),
             start_new_session=True,
         )
     except FileNotFoundError:
@@ -280,6 +280,12 @@ def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
 
 
 _TIDYING = 15.0
+_KEPT = (
+    *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
+    *("APT_CONFIG", "HOME", "SOURCE_DATE_EPOCH", "TMPDIR"),
+)
+"""Variables that apt and mmdebstrap heed: the way to the mirror, and where to work."""
 _NO_NETWORK = {
     # What apt, mmdebstrap and curl say: what it means, and what to do.
     "resolv": "the mirror's name could not be resolved: check this machine's DNS and its network "
@@ -307,7 +313,9 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _filter(argv: Sequence[str], data: bytes, mend: str) -> bytes:
     """``data`` through a program. Raises ImageError."""
     try:
-        done = subprocess.run(_found(argv), input=data, capture_output=True, check=False)
+        done = subprocess.run(
+            _found(argv), input=data, capture_output=True, check=False, env=programs.environment()
+        )
     except FileNotFoundError:
         raise ImageError(f"{argv[0]} is not installed", mend=mend) from None
     if done.returncode != 0:
@@ -538,6 +546,7 @@ def _cpio(folder: Path, target: Path) -> None:
             stderr=subprocess.PIPE,
             cwd=folder,
             check=False,
+            env=programs.environment(),
         )
     if done.returncode != 0:
         raise ImageError(f"cpio failed: {done.stderr.decode('utf-8', 'replace')}")
