@@ -158,7 +158,7 @@ check()
 
 
 def test_whatever_the_order_of_sizes_and_paths_each_payload_is_a_datagram() -> None:
-    script = "ip link set lo up && exec \"$0\" -c \"$1\""
+    script = 'ip link set lo up && exec "$0" -c "$1"'
     argv = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", script]
     subprocess.run([*argv, sys.executable, ANY_PATH], check=True, timeout=100)
 
