@@ -134,8 +134,9 @@ class RelayProcess:
     ) -> RelayProcess:
         """Start the relay of ``cell`` between ``nic`` and ``udp``; `configure` makes it work.
 
-        ``nic`` is closed here then. ``udp`` may be connected later, but before `configure`: until
-        then the relay reads neither. ``fuse`` blows at a rogue frame, and when the relay is gone.
+        ``nic`` is closed here then. ``udp`` is where the way out will be: it may be connected
+        later, or replaced; until `configure` the relay reads neither. ``fuse`` blows at a rogue
+        frame, and when the relay is gone.
         ``sealed`` false leaves the seal open: for measuring what it costs, and for no cell.
         """
         ours, theirs = socket.socketpair()
@@ -158,13 +159,8 @@ class RelayProcess:
             raise LaunchError("the relay did not start", argv=argv, output=begun)
         return cls(begun, {}, False, ours, reader, writer)
 
-    async def configure(self, udp: socket.socket, configuration: Mapping[str, Any]) -> None:
-        """Let it begin, now that its ``udp`` is connected; closed here then.
-
-        Raises LaunchError if it does not say that it is ready.
-        """
-        udp.setblocking(True)
-        udp.close()
+    async def configure(self, configuration: Mapping[str, Any]) -> None:
+        """Let it begin. Raises LaunchError if it does not say that it is ready."""
         self.tell("configure", **configuration)
         line = await asyncio.wait_for(self._reader.readline(), 20)
         ready = json.loads(line) if line else {}
@@ -188,7 +184,9 @@ class RelayProcess:
     ) -> RelayProcess:
         """`spawn` and `configure` in one, for a ``udp`` that is connected; closed here then."""
         relay = await cls.spawn(nic, udp, fuse=fuse, sealed=sealed)
-        await relay.configure(udp, configuration)
+        udp.setblocking(True)
+        udp.close()
+        await relay.configure(configuration)
         return relay
 
     def tell(self, command: str, **fields: Any) -> None:
@@ -196,11 +194,16 @@ class RelayProcess:
         with contextlib.suppress(OSError, RuntimeError):
             self._writer.write(json.dumps({"command": command, **fields}).encode() + b"\n")
 
-    def replace_udp(self, fresh: socket.socket) -> None:
-        """Hand over a fresh socket to the endpoint; closed here then."""
+    def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:
+        """Hand over a fresh socket to the endpoint; closed here then.
+
+        ``met``: it leads to another address than before, which has consented. The relay then
+        forgets every session, before it sends anything there.
+        """
         fresh.setblocking(True)
+        words = json.dumps({"command": "renewed", "met": met}).encode() + b"\n"
         with fresh, contextlib.suppress(OSError):
-            socket.send_fds(self._control, [b'{"command":"renewed"}\n'], [fresh.fileno()])
+            socket.send_fds(self._control, [words], [fresh.fileno()])
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """What the relay reports, until it is gone."""

@@ -35,12 +35,14 @@ from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.cell import archive, consent, endpoint, outputs
+from wgcell.cell import archive, consent, endpoint, outputs, renewal
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
+from wgcell.cell.endpoint import Address
 from wgcell.cell.events import Event, EventLog
 from wgcell.cell.folder import CappedLog, Folder
 from wgcell.cell.inputs import pack
 from wgcell.cell.job import GatewayAsked, Job, OnRogue
+from wgcell.cell.renewal import Renewal
 from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State, settled, step
 from wgcell.cell.streams import ArrivingOutputs, Sink, Stream
 from wgcell.cell.vouched import file_digest, job_digests, record_digests
@@ -86,10 +88,6 @@ CLOCK_JUMP = 0.5
 """Seconds between two words to the guest about the time; and by how much this host's clock must
 have jumped against CLOCK_MONOTONIC, by a suspend or a step, for one at once."""
 
-RENEW_LOOK = 2.0
-RENEW_AGAIN = 30.0
-"""Seconds between looks at the way to the endpoint, and between sockets for the same way."""
-
 RESULTS_STALL = 60.0
 """Seconds in which no byte of what the guest still owes arrives, or the results are lost."""
 
@@ -123,7 +121,8 @@ _PORTS = ("control", *protocol.STREAMS, "files")
 class Surroundings:
     """What the host gives a cell: everything that the job itself does not say.
 
-    ``vpn`` is None for the embedded gateway. ``address`` and ``port`` are the vetted endpoint's.
+    ``vpn`` is None for the embedded gateway, which has no ``addresses``: those are its endpoint's,
+    vetted, in the order in which they are to be tried.
     """
 
     folder: Folder
@@ -131,15 +130,15 @@ class Surroundings:
     accelerator: Accelerator
     accelerator_reason: str
     vpn: VpnConfig | None
-    address: str
-    port: int
+    addresses: tuple[Address, ...] = ()
     require_walls: bool = False
     gateway_engine: str = "auto"
     """Of a gateway of the cell's own: ``auto``, ``namespace`` or ``embedded``."""
     known_links: frozenset[tuple[str, str]] = frozenset()
     """Links among the inputs that lead out, by path and target: no news if they come back."""
-    vet_again: Callable[[], str] | None = None
-    """Resolves the endpoint's name anew and vets the address. Raises EndpointError."""
+    vet_again: Callable[[], tuple[Address, ...]] | None = None
+    """Resolves the endpoint's name anew and vets its addresses, as the start did. Raises
+    EndpointError if none may be an endpoint."""
 
 
 @dataclass(slots=True)
@@ -337,8 +336,6 @@ class Supervisor:
     def _enter_state(self, state: State, reason: str = "") -> None:
         self._state = state
         self._seen.phases[state.value] = round(time.monotonic() - self._started, 3)
-        if self._relay is not None and state in (State.VERIFYING, State.RUNNING, State.STOPPING):
-            self._relay.tell("phase", phase=state.value)
         self._log.append("state", state=state.value, **({"reason": reason} if reason else {}))
         if state is State.RUNNING:
             self._release()
@@ -358,9 +355,9 @@ class Supervisor:
         around = self._around
         self._bound()  # while there is nobody but us
         ours, theirs = _socketpairs("nic", "qmp", "console", *_PORTS)
-        udp = endpoint.unconnected(ip_address(around.address or EMBEDDED_HOST).version)
+        udp = endpoint.unconnected(4)  # the relay's, until there is one to who has consented
         try:
-            (vpn, address, port), _, _ = await _together(
+            vpn, _, _ = await _together(
                 self._tunnel(),
                 self._relay_of(ours.pop("nic"), udp),
                 self._machine_of(theirs, ours.pop("qmp")),
@@ -369,22 +366,17 @@ class Supervisor:
                 self._log.append("inputs", **self._seen.inputs)
             self._log.append("prepared", inputs=len(self._job.inputs), jail=self._jailed)
             self._cause(Cause.PREPARED)
-            endpoint.connect(ip_address(address), port, udp)
-            self._log.append("consent_asked", endpoint=f"{address}:{port}")
-            await consent.obtain(udp, vpn.private_key, vpn.peer_public_key, vpn.preshared_key)
-            self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
-            fit = partial(
-                endpoint.tunnel_mtu,
-                version=ip_address(address).version,
-                most=vpn.mtu,
-                carries_ipv6=any(inside.version == 6 for inside in vpn.addresses),
-            )
-            self._seen.mtu = fit(endpoint.path_mtu(udp))
+            address, own = await self._consenting(vpn)
+        finally:
+            udp.close()
+        self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
+        self._seen.mtu = _fitting(vpn, address, endpoint.path_mtu(own))
+        way = Renewal(address, str(own.getsockname()[0]), time.monotonic())
+        with own:
             relay, machine = self._relay, self._machine
             if relay is None or machine is None:
                 raise HostError("the cell ended while it was being prepared")
             await relay.configure(
-                udp,
                 {
                     "guest_public_key": b64(consent.public_key(vpn.private_key)),
                     "endpoint_public_key": b64(vpn.peer_public_key),
@@ -393,9 +385,7 @@ class Supervisor:
                     "quota": self._job.quota,
                 },
             )
-        finally:
-            udp.close()
-        relay.tell("phase", phase="booting")
+            relay.replace_udp(own, met=False)
         self._spawn(self._follow_relay(relay), "the relay's reports")
         self._log.append("walls", **self._host_walls())
         self._require_walls(relay.sealed)
@@ -424,7 +414,7 @@ class Supervisor:
         self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
         await machine.go()
         self._spawn(self._watch(), "the watch")
-        self._spawn(self._follow_network(relay, address, port, fit), "the network's changes")
+        self._spawn(self._follow_network(relay, vpn, way), "the network's changes")
 
     def _bound(self) -> None:
         """A cgroup for QEMU, where one can be had; resource limits it has in any case."""
@@ -498,11 +488,27 @@ class Supervisor:
                 mend="wgcell doctor names what mends each",
             )
 
-    async def _tunnel(self) -> tuple[VpnConfig, str, int]:
-        """The tunnel to use and its vetted endpoint; starts the embedded gateway if it's ours."""
+    async def _consenting(self, vpn: VpnConfig) -> tuple[Address, socket.socket]:
+        """The first of the endpoint's addresses that consents, and the socket on which it did.
+
+        Raises EndpointError where this host has no way to any, and ConsentError.
+        """
+        refusals: list[EndpointError | ConsentError] = []
+        for address in self._around.addresses or (ip_address(vpn.endpoint_host),):
+            try:
+                return address, await self._reached(address, vpn)
+            except (EndpointError, ConsentError) as error:
+                refusals.append(error)
+        if len(refusals) == 1:
+            raise refusals[0]
+        worst = next((one for one in refusals if isinstance(one, ConsentError)), refusals[0])
+        raise type(worst)("; ".join(one.message for one in refusals), mend=worst.mend)
+
+    async def _tunnel(self) -> VpnConfig:
+        """The tunnel to use; starts the embedded gateway if it's ours."""
         around = self._around
         if around.vpn is not None:
-            return around.vpn, around.address, around.port
+            return around.vpn
         asked = self._job.gateway or GatewayAsked()
         gateway_key, guest_key = generate_private_key(), generate_private_key()
         own = await asyncio.to_thread(endpoint.host_networks)
@@ -529,7 +535,7 @@ class Supervisor:
         what = {"engine": gateway.engine, "reason": gateway.reason}
         self._log.append("gateway", address=gateway.host, port=gateway.port, **what)
         self._spawn(self._follow_gateway(gateway), "the gateway's reports")
-        vpn = VpnConfig(
+        return VpnConfig(
             private_key=decode_key(guest_key),
             peer_public_key=decode_key(public_key(gateway_key)),
             endpoint_host=gateway.host,
@@ -538,7 +544,6 @@ class Supervisor:
             allowed_ips=(ip_network("0.0.0.0/0"),),
             dns=(ip_address(EMBEDDED_GATEWAY),),
         )
-        return vpn, gateway.host, gateway.port
 
     def _drives(self) -> tuple[Drive, ...]:
         """The root filesystem, a scratch disk for what the guest writes, and the inputs."""
@@ -938,37 +943,65 @@ class Supervisor:
             if now - self._seen.last_heartbeat > patience:
                 self._cause(Cause.HEARTBEAT_SILENT, f"the agent was silent for {patience:.0f} s")
 
-    async def _follow_network(
-        self, relay: RelayProcess, address: str, port: int, fit: Callable[[int], int]
-    ) -> None:
-        """Give the relay a fresh socket when this host's way to the endpoint has changed.
-
-        Asking the kernel which source it would use now shows a new address, a cable for a Wi-Fi,
-        a resume; initiations that nobody answers may mean that the endpoint's name leads elsewhere.
-        """
-        source, _ = _way(address, port)
-        renewed = time.monotonic()
+    async def _follow_network(self, relay: RelayProcess, vpn: VpnConfig, way: Renewal) -> None:
+        """Give the relay a fresh socket when `Renewal` says so, and follow the path's MTU."""
         while True:
-            await asyncio.sleep(RENEW_LOOK)
-            now = time.monotonic()
-            way, path = _way(address, port)
-            self._fit_tunnel(path, fit, may_grow=way not in (None, source))
-            unheard = self._seen.stats.get("unanswered", 0) >= 2 and now - renewed > RENEW_AGAIN
-            if way is None or not (way != source or unheard):
-                continue
-            try:
-                if self._around.vet_again is not None:
-                    address = await asyncio.to_thread(self._around.vet_again)
-                fresh = endpoint.connect(ip_address(address), port)
-            except EndpointError as error:
-                self._log.chatter("endpoint_refused", reason=error.message)
-                renewed = now
-                continue
-            source, renewed = fresh.getsockname()[0], now
-            relay.replace_udp(fresh)
-            self._log.chatter("socket_renewed", endpoint=f"{address}:{port}", source=source)
+            await asyncio.sleep(renewal.LOOK)
+            source, path = _way(way.address, vpn.endpoint_port)
+            moved = way.moved(source)
+            self._fit_tunnel(path, _fitting(vpn, way.address, path), may_grow=moved)
+            if way.due(source, self._seen.stats.get("unanswered", 0), time.monotonic()):
+                await self._renew(relay, vpn, way, source)
 
-    def _fit_tunnel(self, path: int, fit: Callable[[int], int], *, may_grow: bool) -> None:
+    async def _renew(
+        self, relay: RelayProcess, vpn: VpnConfig, way: Renewal, source: str | None
+    ) -> None:
+        """A fresh socket for the relay, where one may be had."""
+        found: tuple[Address, ...] = (way.address,)
+        refusals = []
+        try:
+            if self._around.vet_again is not None:
+                found = await asyncio.to_thread(self._around.vet_again)
+        except EndpointError as error:
+            refusals, found = [error.message], ()
+        for address in way.order(found, source):
+            met = way.must_consent(address)
+            try:
+                fresh = await self._reached(address, vpn, consenting=met)
+            except (EndpointError, ConsentError) as error:
+                refusals.append(error.message)
+                continue
+            own = str(fresh.getsockname()[0])
+            way.renewed(address, own, time.monotonic())
+            if met:
+                # A responder hears no initiation older than the last of the same key, which was
+                # the supervisor's, by this host's clock.
+                self._order(protocol.clock(time.time()))
+            relay.replace_udp(fresh, met=met)
+            where = endpoint.shown(address, vpn.endpoint_port)
+            self._log.chatter("socket_renewed", endpoint=where, source=own, met=met)
+            return
+        way.refused(time.monotonic())
+        self._log.chatter("endpoint_refused", reason="; ".join(refusals))
+
+    async def _reached(
+        self, address: Address, vpn: VpnConfig, *, consenting: bool = True
+    ) -> socket.socket:
+        """A socket to ``address``, which has consented on it if that is asked.
+
+        Raises EndpointError where there is no way, and ConsentError.
+        """
+        sock = endpoint.connect(address, vpn.endpoint_port)
+        if consenting:
+            self._log.chatter("consent_asked", endpoint=endpoint.shown(address, vpn.endpoint_port))
+            try:
+                await consent.obtain(sock, vpn.private_key, vpn.peer_public_key, vpn.preshared_key)
+            except BaseException:
+                sock.close()
+                raise
+        return sock
+
+    def _fit_tunnel(self, path: int, fits: int, *, may_grow: bool) -> None:
         """Tell the guest of a narrower path. What is too long meanwhile, the kernel fragments.
 
         A wider one counts only on another way: the kernel forgets what a router told it, not the
@@ -976,7 +1009,6 @@ class Supervisor:
         """
         if self._config is None or self._state is not State.RUNNING or not path:
             return
-        fits = fit(path)
         if fits < self._seen.mtu or (may_grow and fits > self._seen.mtu):
             self._log.chatter("path_mtu", path=path, tunnel=fits, before=self._seen.mtu)
             self._seen.mtu = fits
@@ -1139,13 +1171,19 @@ async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
         raise
 
 
-def _way(address: str, port: int) -> tuple[str | None, int]:
+def _way(address: Address, port: int) -> tuple[str | None, int]:
     """The address this host would send from now, and the path's MTU; None and 0 without a way."""
     try:
-        with endpoint.connect(ip_address(address), port) as asked:
+        with endpoint.connect(address, port) as asked:
             return str(asked.getsockname()[0]), endpoint.path_mtu(asked)
     except EndpointError:
         return None, 0
+
+
+def _fitting(vpn: VpnConfig, address: Address, path: int) -> int:
+    """The MTU of the tunnel to ``address`` whose path carries ``path`` bytes a packet."""
+    carries_ipv6 = any(inside.version == 6 for inside in vpn.addresses)
+    return endpoint.tunnel_mtu(path, address.version, vpn.mtu, carries_ipv6=carries_ipv6)
 
 
 def _opened(path: Path, mode: int = os.O_RDONLY) -> int:

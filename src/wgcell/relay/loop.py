@@ -29,7 +29,6 @@ from wgcell.relay.relay import (
     Arrived,
     Command,
     Cut,
-    Phase,
     Relay,
     Report,
     Send,
@@ -69,6 +68,8 @@ class Loop:
         self._datagrams = Datagrams(udp)
         self._control = control
         self._told = b""
+        self._fresh: list[int] = []
+        """Sockets that came, until the word that says what they are has been read."""
         self._pending: list[bytes | memoryview] = []
         self._relay: Relay | None = None
         self._stats_sent: dict[str, Any] = {}
@@ -139,16 +140,21 @@ class Loop:
             data, fresh, _, _ = socket.recv_fds(self._control, 65536, 1)
         except ConnectionResetError:
             data, fresh = b"", []  # gone with something of ours unread
-        for descriptor in fresh:
-            self._replace_udp(descriptor)
+        self._fresh += fresh
         if not data:
             self._done = True
             return []
         *lines, self._told = (self._told + data).split(b"\n")
         return [json.loads(line) for line in lines if line]
 
-    def _replace_udp(self, descriptor: int) -> None:
-        """A fresh socket to the endpoint takes the old one's number: the host's network changed."""
+    def _renew(self, *, met: bool) -> None:
+        """A fresh socket to the endpoint takes the old one's number: the host's network changed.
+
+        ``met``: it leads to another address, and what was agreed with the old one is void first.
+        """
+        descriptor = self._fresh.pop(0)
+        if met and self._relay is not None:
+            self._relay.meet()
         os.dup2(descriptor, self._udp.fileno(), inheritable=False)
         os.close(descriptor)
         self._datagrams.renew()
@@ -168,7 +174,7 @@ class Loop:
             base64.b64decode(first["endpoint_public_key"]),
             int(first["mtu"]),
         )
-        self._relay = Relay(sessions)
+        self._relay = Relay(sessions, lenient=bool(first.get("lenient")))
         if first.get("rate"):
             self._paces = Pace(float(first["rate"])), Pace(float(first["rate"]))
         self._quota = int(first.get("quota") or 0)
@@ -181,10 +187,12 @@ class Loop:
 
     def _one(self, line: dict[str, Any]) -> None:
         match line.get("command"):
-            case "phase" if self._relay is not None:
-                self._relay.phase = Phase(line["phase"])
+            case "renewed":
+                self._renew(met=bool(line["met"]))
             case "quit":
                 self._done = True
+            case other:
+                raise ValueError(f"no command of ours: {other!r}")
 
     # The two ways.
 
