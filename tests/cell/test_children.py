@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.waiting import lulled, soon
 
 from wgcell import programs
 from wgcell.cell import children
@@ -90,8 +91,7 @@ def test_a_relay_that_is_killed_as_it_starts_is_not_started_with_less() -> None:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         with ours, udp:
             starting = asyncio.create_task(RelayProcess.spawn(nic, udp))
-            while not (relays := [p for p, line in below() if b"wgcell.relay" in line][1:]):
-                await asyncio.sleep(0.001)
+            relays = await soon(lambda: [p for p, line in below() if b"wgcell.relay" in line][1:])
             os.kill(relays[0], signal.SIGKILL)
             with pytest.raises(LaunchError, match="the relay did not start"):
                 await starting
@@ -118,11 +118,9 @@ def test_a_gateway_whose_start_is_cancelled_is_dead() -> None:
     async def cancelled() -> None:
         starting = asyncio.create_task(GatewayProcess.start({}))
         before = children.read_text()
-        while (now := children.read_text()) == before:
-            await asyncio.sleep(0.001)
-        (pid,) = set(now.split()) - set(before.split())
+        (pid,) = await soon(lambda: set(children.read_text().split()) - set(before.split()))
         os.kill(int(pid), signal.SIGSTOP)  # it still loads, however long we take
-        await asyncio.sleep(0.05)  # by now it is waited for
+        await lulled(0.05)  # by now it is waited for
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting

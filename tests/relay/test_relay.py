@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from scapy.utils import PcapNgReader
+from tests.waiting import GENEROUS, lull
 
 from wgcell.machine.keeper import keeper
 from wgcell.relay import link
@@ -199,7 +199,7 @@ class Process:
         self.lines.close()
         for sock in (self.nic, self.control, self.endpoint):
             sock.close()
-        assert self.process.wait(10) is not None
+        assert self.process.wait(GENEROUS) is not None
 
 
 def test_a_frame_through_the_real_process_and_back() -> None:
@@ -237,7 +237,7 @@ def test_the_relay_ends_when_the_supervisor_is_gone() -> None:
     running = Process()
     running.lines.close()
     running.control.close()
-    assert running.process.wait(5) == 0
+    assert running.process.wait(GENEROUS) == 0
     running.nic.close()
     running.endpoint.close()
 
@@ -247,7 +247,7 @@ def test_strangers_can_not_reach_the_guest_nor_kill_the_cell() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"\x01\0\0\0" + bytes(144), running.guest_port)
     running.endpoint.sendto(b"nonsense", running.guest_port)
-    time.sleep(0.2)
+    lull(0.2)
     running.nic.sendall(GOOD)
     assert running.endpoint.recv(2000) == initiation(1)
     running.close()
@@ -268,7 +268,7 @@ def test_a_nic_that_does_not_read_holds_the_endpoint_back_and_gets_whole_frames(
         running.endpoint.sendto(
             message[:8] + n.to_bytes(8, "little") + message[16:], running.guest_port
         )
-    time.sleep(0.3)
+    lull(0.3)
     last = transport(1)[:8] + b"\xff" * 24
     data, numbers = b"", []
     running.endpoint.sendto(last, running.guest_port)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from scapy.layers.inet import IP
 from scapy.utils import PcapNgReader
 from tests.gateway.conftest import Gateway
 from tests.vm.deaths import alive, family, pick
+from tests.waiting import GENEROUS, until
 
 from wgcell.cell.events import broken_link
 from wgcell.gateway import nftables
@@ -348,7 +348,7 @@ def test_interrupted_it_ends_in_order_and_leaves_nothing(
     )
     assert "running" in shown.stdout
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=GENEROUS)
     assert process.returncode == 130
     assert f"cancelled: {words}" in stderr
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
@@ -367,7 +367,7 @@ def test_whichever_process_dies_the_others_die_with_it(
     chosen = [pid for pid, line in named.items() if victim.encode() in line.split(b"-name")[0]]
     assert chosen, named
     os.kill(chosen[0], signal.SIGKILL)
-    process.communicate(timeout=20)
+    process.communicate(timeout=GENEROUS)
     assert process.returncode == code
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
@@ -379,7 +379,7 @@ def test_the_end_of_the_gateways_wireguard_is_the_cells(tmp_path: Path, wgcell: 
     assert process.stdout.readline() == "up\n"
     members = family(process.pid)
     os.kill(pick("wireguard", members, process.pid), signal.SIGKILL)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=GENEROUS)
     assert process.returncode == 125
     assert "wireguard-go died" in stderr
     assert not [pid for pid in members if alive(pid)]
@@ -392,11 +392,8 @@ def test_a_supervisor_that_is_killed_leaves_no_machine_behind(tmp_path: Path, wg
     assert process.stdout.readline() == "up\n"
     children = children_of(process.pid)
     process.kill()
-    process.communicate(timeout=20)
-    deadline = time.monotonic() + 2
-    while any(Path(f"/proc/{pid}").exists() for pid in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    process.communicate(timeout=GENEROUS)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), within=30)
     shown = subprocess.run(
         [wgcell, "ps", "-a", "--state-dir", str(tmp_path)], capture_output=True, text=True
     )
