@@ -118,11 +118,13 @@ class Stream:
                     self.delivered += len(data)
                     self._tell(self._heard)
         finally:
+            try:
+                self._log.close()
+            except OSError as error:  # a network's file system may say only now that it is full
+                self.failure = self.failure or error
             self.ended = True
             self._tell(self._over.set)
             self._tell(self._heard)
-            with contextlib.suppress(OSError):
-                self._log.close()
 
     def _deliver(self, data: bytes) -> None:
         if self.given_up:
