@@ -131,13 +131,15 @@ class Cell(Supervisor):
             stream = self._streams[name] = Stream(name, lambda data: None, log, lambda: None)
             stream.stated = 0
             log.close()
-        self._unpacking = asyncio.get_running_loop().create_future()
-        self._unpacking.set_result(Unpacked(0, 0, 0, 0, (), (), (), ""))
+        self._arriving = SimpleNamespace(received=0, moved=0.0, close=int)  # type: ignore[assignment]
         self._seen.frames.append(CapturedFrame(b"frame", 1.0, "out of step"))
         self._seen.exit_code = 0
         self._state = State.RUNNING
         self._cause(Cause.WORKLOAD_EXITED, "the workload exited with 0")
         self._cause(Cause.RESULTS_HOME)
+
+    async def _unpack(self, arriving: Any) -> Unpacked:
+        return Unpacked(0, 0, 0, 0, (), (), (), "")
 
     def _check_home(self) -> None:
         """The results are home by the queue's word."""
@@ -331,14 +333,10 @@ def stream_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
 
 
 def unpacking_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
-    live = cell._live
+    async def full(arriving: Any) -> Unpacked:
+        raise StateError("outputs: No space left on device")
 
-    async def and_fails() -> None:
-        await live()
-        cell._unpacking = asyncio.get_running_loop().create_future()
-        cell._unpacking.set_exception(StateError("outputs: No space left on device"))
-
-    cell._live = and_fails  # type: ignore[method-assign]
+    cell._unpack = full  # type: ignore[method-assign]
 
 
 def task_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:

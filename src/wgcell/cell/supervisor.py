@@ -44,6 +44,7 @@ from wgcell.cell.inputs import pack
 from wgcell.cell.job import GatewayAsked, Job, OnRogue
 from wgcell.cell.states import EXIT_CODES, TRANSITIONS, Cause, Outcome, State, settled, step
 from wgcell.cell.streams import ArrivingOutputs, Sink, Stream
+from wgcell.cell.unpacking import Unpacking
 from wgcell.cell.vouched import file_digest, job_digests, record_digests
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.errors import (
@@ -115,7 +116,7 @@ EMBEDDED_HOST = "127.0.0.1"
 EMBEDDED_GATEWAY = "10.99.0.1"
 EMBEDDED_GUEST = "10.99.0.2/32"
 
-UNPACKED_WITHIN = 30.0
+UNPACKED_WITHIN = 45.0
 """Seconds that the unpacking of the outputs may go on after the last byte that came."""
 
 DIGESTED_AT_LEAST = 20 << 20
@@ -244,6 +245,7 @@ class Supervisor:
         # Of the end.
         self._following_relay: asyncio.Task[None] | None = None
         self._came: dict[str, Any] | None = None
+        self._unpacked_without: Mapping[str, str] = {}
         self._failures: list[str] = []
         """Steps of the end that failed, and why."""
         self._records: dict[str, Any] = {"files": {}, "outputs": None}
@@ -367,6 +369,9 @@ class Supervisor:
         if state is State.STOPPING:
             self._seen.stopping_since = self._seen.stood_still = time.monotonic()
             self._seen.came_before = self._received()
+            if self._arriving is not None:
+                self._unpacking = asyncio.ensure_future(self._unpack(self._arriving))
+                self._spawn(self._follow_outputs(self._unpacking), "the outputs")
             self._check_home()
 
     # The walk: prepare, ask for consent, boot. What follows is driven by what is seen.
@@ -437,8 +442,6 @@ class Supervisor:
             stream.carry(ours[name])
         if self._job.outputs:
             self._arriving = ArrivingOutputs(ours["files"])
-            self._unpacking = asyncio.ensure_future(asyncio.to_thread(self._unpack, self._arriving))
-            self._spawn(self._follow_outputs(self._unpacking), "the outputs")
         else:
             ours["files"].close()
         self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
@@ -1015,16 +1018,17 @@ class Supervisor:
         if self._console is not None:
             await self._copy(reader, self._console.write)
 
-    def _unpack(self, arriving: ArrivingOutputs) -> archive.Unpacked:
-        return arriving.unpacked(
-            lambda stream: outputs.receive(
-                stream,
-                self._around.folder.path / "outputs",
-                self._job.outputs,
-                self._job.disk,
-                self._around.known_links,
-            )
+    async def _unpack(self, arriving: ArrivingOutputs) -> archive.Unpacked:
+        unpacking = await Unpacking.start(
+            self._around.folder.path / "outputs",
+            self._job.outputs,
+            self._job.disk,
+            self._around.known_links,
         )
+        try:
+            return await unpacking.unpacked(arriving.carry, UNPACKED_WITHIN)
+        finally:
+            self._unpacked_without = unpacking.missing
 
     # The end: the machine first, whatever else fails.
 
@@ -1148,6 +1152,8 @@ class Supervisor:
                 all_of_them.callback(self._fuse.close)
             if self._boot is not None:
                 all_of_them.callback(self._boot.forget)
+            if self._arriving is not None and self._unpacking is None:
+                all_of_them.callback(self._arriving.close)
 
     def _end_causes(self) -> None:
         """What failed, or was seen, after the cause that ended the cell, and that nobody took."""
@@ -1203,8 +1209,10 @@ class Supervisor:
 
     async def _outputs(self) -> dict[str, Any] | None:
         """What came of the outputs, for the record; None if none were asked for."""
-        if self._unpacking is None:
+        if self._arriving is None:
             return None
+        if self._unpacking is None:
+            return {"complete": False, "reason": "none came: the workload had not ended"}
         try:
             unpacked = await asyncio.wait_for(self._unpacking, UNPACKED_WITHIN)
         except Exception as error:  # it may not cost the result
@@ -1218,6 +1226,7 @@ class Supervisor:
             "refused_count": unpacked.refused,
             "left_out": [str(counted) for counted in unpacked.left_out],
             "complete": unpacked.complete,
+            **({"walls_missing": self._unpacked_without} if self._unpacked_without else {}),
         }
 
     def _write_evidence(self) -> None:
