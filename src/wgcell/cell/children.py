@@ -26,6 +26,8 @@ from wgcell.machine.keeper import die_with_parent, keeper
 __all__ = ["GatewayProcess", "RelayProcess"]
 
 _LINE_LIMIT = 1 << 20
+_QUITS_WITHIN = 10.0
+"""Seconds that a child has to go when it is asked to; it takes some milliseconds."""
 
 # -P: a folder named wgcell where the user happens to stand must never be imported.
 _PYTHON = (sys.executable, "-P", "-m")
@@ -219,7 +221,7 @@ class RelayProcess:
     async def quit(self) -> int:
         """Ask for the last figures and the end; the exit code."""
         self.tell("quit")
-        return await _end(self.process, 2)
+        return await _end(self.process, _QUITS_WITHIN)
 
     def close(self) -> None:
         """Close our end of the control socket."""
@@ -292,7 +294,7 @@ class GatewayProcess:
         """Close its standard input, which ends it; the exit code."""
         if self.process.stdin is not None:
             self.process.stdin.close()
-        code = await _end(self.process, 2)
+        code = await _end(self.process, _QUITS_WITHIN)
         await self._draining
         return code
 

@@ -76,11 +76,12 @@ class EventLog:
             return False
         self._tokens -= 1
         self._chatter += 1
-        self._tell_unlogged()
+        self.tell_unlogged()
         self.append(event, **fields)
         return True
 
-    def _tell_unlogged(self) -> None:
+    def tell_unlogged(self) -> None:
+        """Write down how many events were only counted, if any were. Raises StateError."""
         if self._unlogged:
             counts = dict(self._unlogged)
             self._unlogged.clear()
@@ -119,7 +120,7 @@ class EventLog:
     def close(self) -> None:
         """Close the file; nothing may be appended after."""
         with contextlib.suppress(StateError):
-            self._tell_unlogged()
+            self.tell_unlogged()
         os.close(self._fd)
 
 

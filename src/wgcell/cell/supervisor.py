@@ -37,14 +37,16 @@ from typing import Any
 from wgcell import programs
 from wgcell.cell import archive, consent, endpoint, outputs, renewal
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
+from wgcell.cell.ending import EndStep, in_thread, run_all, words
 from wgcell.cell.endpoint import Address
 from wgcell.cell.events import Event, EventLog
 from wgcell.cell.folder import CappedLog, Folder
 from wgcell.cell.inputs import pack
 from wgcell.cell.job import GatewayAsked, Job, OnRogue
 from wgcell.cell.renewal import Renewal
-from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State, settled, step
+from wgcell.cell.states import EXIT_CODES, TRANSITIONS, Cause, Outcome, State, settled, step
 from wgcell.cell.streams import ArrivingOutputs, Sink, Stream
+from wgcell.cell.unpacking import Unpacking
 from wgcell.cell.vouched import file_digest, job_digests, record_digests
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.errors import (
@@ -53,6 +55,7 @@ from wgcell.errors import (
     GuestError,
     HostError,
     LaunchError,
+    StateError,
     WgcellError,
 )
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
@@ -110,6 +113,15 @@ queue has 128 places of 32 KiB, and there are pipes and sockets around it."""
 EMBEDDED_HOST = "127.0.0.1"
 EMBEDDED_GATEWAY = "10.99.0.1"
 EMBEDDED_GUEST = "10.99.0.2/32"
+
+UNPACKED_WITHIN = 45.0
+"""Seconds that the unpacking of the outputs may go on after the last byte that came."""
+
+DIGESTED_AT_LEAST = 20 << 20
+"""Bytes a second of the outputs that a disk lets us read, at the least."""
+
+_EVEN_NOW = (Cause.HOST_FAULTED, Cause.OUTPUT_FAILED, Cause.ROGUE_FRAME)
+"""What counts although the cell has ended: it is about what happened before."""
 
 _LINE_LIMIT = 64 * 1024
 _LOOK = 0.25
@@ -229,6 +241,15 @@ class Supervisor:
         self._diagnostics = CappedLog(around.folder.path / "diagnostics.log", 1 << 20)
         self._config: protocol.GuestConfig | None = None
         self._started = time.monotonic()
+        # Of the end.
+        self._following_relay: asyncio.Task[None] | None = None
+        self._came: dict[str, Any] | None = None
+        self._unpacked_without: Mapping[str, str] = {}
+        self._failures: list[str] = []
+        """Steps of the end that failed, and why."""
+        self._records: dict[str, Any] = {"files": {}, "outputs": None}
+        self._result_written = False
+        self._unrecorded: StateError | None = None
 
     # What others may ask of a running cell.
 
@@ -310,7 +331,8 @@ class Supervisor:
                 self._log.append("frozen", reason=reason)
                 await self._until_stopped_or_dead(self._machine)
             # First the machine, then the words about it, which wait for the disk.
-            await self._kill(self._machine)
+            with contextlib.suppress(HostError):  # the end tries again, and says so
+                await self._kill(self._machine)
         if taken.state is not self._state:
             self._enter_state(taken.state, reason)
 
@@ -344,6 +366,9 @@ class Supervisor:
         if state is State.STOPPING:
             self._seen.stopping_since = self._seen.stood_still = time.monotonic()
             self._seen.came_before = self._received()
+            if self._arriving is not None:
+                self._unpacking = asyncio.ensure_future(self._unpack(self._arriving))
+                self._spawn(self._follow_outputs(self._unpacking), "the outputs")
             self._check_home()
 
     # The walk: prepare, ask for consent, boot. What follows is driven by what is seen.
@@ -386,7 +411,7 @@ class Supervisor:
                 },
             )
             relay.replace_udp(own, met=False)
-        self._spawn(self._follow_relay(relay), "the relay's reports")
+        self._following_relay = self._spawn(self._follow_relay(relay), "the relay's reports")
         self._log.append("walls", **self._host_walls())
         self._require_walls(relay.sealed)
         self._config = self._guest_config(vpn)
@@ -407,8 +432,6 @@ class Supervisor:
             stream.carry(ours[name])
         if self._job.outputs:
             self._arriving = ArrivingOutputs(ours["files"])
-            self._unpacking = asyncio.ensure_future(asyncio.to_thread(self._unpack, self._arriving))
-            self._spawn(self._follow_outputs(self._unpacking), "the outputs")
         else:
             ours["files"].close()
         self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
@@ -1029,78 +1052,204 @@ class Supervisor:
         if self._console is not None:
             await self._copy(reader, self._console.write)
 
-    def _unpack(self, arriving: ArrivingOutputs) -> archive.Unpacked:
-        return arriving.unpacked(
-            lambda stream: outputs.receive(
-                stream,
-                self._around.folder.path / "outputs",
-                self._job.outputs,
-                self._job.disk,
-                self._around.known_links,
-            )
+    async def _unpack(self, arriving: ArrivingOutputs) -> archive.Unpacked:
+        unpacking = await Unpacking.start(
+            self._around.folder.path / "outputs",
+            self._job.outputs,
+            self._job.disk,
+            self._around.known_links,
         )
+        try:
+            return await unpacking.unpacked(arriving.carry, UNPACKED_WITHIN)
+        finally:
+            self._unpacked_without = unpacking.missing
 
     # The end: the machine first, whatever else fails.
 
     async def _end(self) -> None:
+        """Run every step of the end. Raises StateError if the record could not be kept."""
+        await run_all(self._ending(), self._not_ended)
+        if self._unrecorded is not None:
+            raise self._unrecorded
+
+    def _ending(self) -> tuple[EndStep, ...]:
+        """What is done at the end, in order: the machine's first, the record's last."""
+        digested = 600 + self._job.disk / DIGESTED_AT_LEAST
+        return (
+            EndStep("the cell's start", self._end_start),
+            EndStep("the machine's end", self._end_machine),
+            EndStep("the machine's monitor", self._end_monitor),
+            EndStep("the machine's cgroup", self._end_cgroup),
+            EndStep("the relay's end", self._end_relay),
+            EndStep("the machine's last words", self._end_drains),
+            EndStep("what the workload wrote", self._end_streams),
+            EndStep("the outputs", self._end_outputs, 2 * UNPACKED_WITHIN),
+            EndStep("the gateway's end", self._end_gateway),
+            EndStep("the cell's tasks", self._end_tasks),
+            EndStep("the disks", self._end_disks),
+            EndStep("the logs", self._end_logs),
+            EndStep("the descriptors", self._end_descriptors),
+            EndStep("what was reported last", self._end_causes),
+            EndStep("the record of the outputs", self._record_outputs),
+            EndStep("the rogue frames", self._record_frames),
+            EndStep("the files' digests", self._end_digests, digested),
+            EndStep("result.json", self._record_result, is_record=True),
+            EndStep("the record of the digests", self._record_digests),
+            EndStep("the event of the end", self._record_end, is_record=True),
+            EndStep("the events' end", self._log.close),
+        )
+
+    def _not_ended(self, step: EndStep, error: BaseException) -> None:
+        """A step failed: whatever the guest said, this cell was not completed."""
+        self._failures.append(f"{step.name}: {words(error)}")
+        if self._outcome in (None, Outcome.COMPLETED):
+            self._outcome, self._reason = Outcome.ERROR, self._failures[-1]
+        if self._result_written:
+            # It says otherwise by now. If it can't be written anew, it must not stand.
+            try:
+                self._around.folder.write("result.json", self._result())
+            except StateError:
+                self._around.folder.discard("result.json")
+        if step.is_record:
+            self._unrecorded = self._unrecorded or (
+                error if isinstance(error, StateError) else StateError(self._failures[-1])
+            )
+
+    async def _end_start(self) -> None:
+        if self._machine is not None:
+            self._machine.kill()  # before anything is waited for
         if self._starting is not None:
             # A machine that is just being started must be known, or dead, before anyone waits.
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
+
+    async def _end_machine(self) -> None:
         if self._machine is not None:
             await self._kill(self._machine)
+
+    async def _end_monitor(self) -> None:
+        if self._machine is not None:
             await self._machine.hang_up()
+
+    async def _end_cgroup(self) -> None:
         if self._cgroup is not None:
-            await asyncio.to_thread(self._cgroup.remove)
+            await in_thread(self._cgroup.remove)
+
+    async def _end_relay(self) -> None:
         if self._relay is not None:
-            await self._relay.quit()
+            _expect_zero(await self._relay.quit())
+        if self._following_relay is not None:
+            await self._following_relay  # to its last line
+
+    async def _end_drains(self) -> None:
         if self._drains:
-            await asyncio.wait(self._drains, timeout=5)
+            await asyncio.wait(self._drains)
+
+    async def _end_streams(self) -> None:
         for stream in self._streams.values():
             # What was still on its way, for a reader who reads.
             if not (stream.home or await stream.over(LAST_BYTES)):
                 self._log.append("reader_stopped", stream=stream.name, delivered=stream.delivered)
-        came = await self._outputs()
+
+    async def _end_outputs(self) -> None:
+        came = self._came = await self._outputs()
+        if self._outcome is Outcome.COMPLETED and came is not None and not came["complete"]:
+            raise GuestError(came.get("reason") or "they did not come whole")
+
+    async def _end_gateway(self) -> None:
         if self._gateway is not None:
-            await self._gateway.quit()
+            _expect_zero(await self._gateway.quit())
+
+    async def _end_tasks(self) -> None:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._around.folder.discard("scratch.img", "inputs.tar")
-        if came is not None:
-            self._log.append("outputs", **came)
-        for frame in self._seen.frames:
-            shown = base64.b64encode(frame.data).decode("ascii")
-            self._log.append("rogue_frame", at=frame.time, comment=frame.comment, frame=shown)
-        self._write_evidence()
-        result = self._result()
-        self._around.folder.write("result.json", result)
-        records = await asyncio.to_thread(record_digests, self._around.folder.path)
+
+    def _end_disks(self) -> None:
+        folder = self._around.folder
+        for name in ("scratch.img", "inputs.tar"):
+            folder.discard(name)
+            if os.path.lexists(folder.path / name):
+                raise StateError(f"{folder.path / name} can't be deleted")
+
+    def _end_logs(self) -> None:
+        with contextlib.ExitStack() as logs:
+            for log in (self._console, self._diagnostics):
+                if log is not None:
+                    logs.callback(log.close)
+
+    def _end_descriptors(self) -> None:
+        with contextlib.ExitStack() as all_of_them:
+            if self._relay is not None:
+                all_of_them.callback(self._relay.close)
+            if self._fuse is not None:
+                all_of_them.callback(self._fuse.close)
+            if self._boot is not None:
+                all_of_them.callback(self._boot.forget)
+            if self._arriving is not None and self._unpacking is None:
+                all_of_them.callback(self._arriving.close)
+
+    def _end_causes(self) -> None:
+        """What failed, or was seen, after the cause that ended the cell, and that nobody took."""
+        while not self._causes.empty():
+            cause, reason = self._causes.get_nowait()
+            taken = TRANSITIONS[State.STOPPING].get(cause)
+            if cause in _EVEN_NOW and taken is not None:
+                outcome = settled(self._outcome, cause, taken.outcome)
+                if outcome is not self._outcome:
+                    self._outcome, self._reason = outcome, reason
+
+    def _record_outputs(self) -> None:
+        if self._came is not None:
+            self._log.append("outputs", **self._came)
+
+    def _record_frames(self) -> None:
+        with contextlib.ExitStack() as evidence_too:
+            evidence_too.callback(self._write_evidence)
+            for frame in self._seen.frames:
+                shown = base64.b64encode(frame.data).decode("ascii")
+                self._log.append("rogue_frame", at=frame.time, comment=frame.comment, frame=shown)
+
+    async def _end_digests(self) -> None:
+        path = self._around.folder.path
+        records = self._records = await in_thread(lambda: record_digests(path))
         if records["outputs"] is not None and self._job.landing is not None:
             records["outputs"]["leave_for"] = str(self._job.landing.folder)
+        unread = [name for name, file in records["files"].items() if "error" in file]
+        if unread or "error" in (records["outputs"] or {}):
+            raise StateError(f"can't be read: {', '.join(unread) or 'the outputs'}")
+
+    def _record_result(self) -> None:
+        self._around.folder.write("result.json", self._result())
+        self._result_written = True
+
+    def _record_digests(self) -> None:
+        records = self._records
+        with contextlib.suppress(FileNotFoundError):  # then that is a failure by itself
+            records["files"]["result.json"] = file_digest(self._around.folder.path / "result.json")
         self._log.append("records", **records)
+
+    def _record_end(self) -> None:
+        self._log.tell_unlogged()  # the end is the last line
+        result = self._result()
+        failures = {"failures": self._failures} if self._failures else {}
         self._log.append(
-            "ended", outcome=result["outcome"], exit_code=result["exit_code"], reason=self._reason
+            "ended",
+            outcome=result["outcome"],
+            exit_code=result["exit_code"],
+            reason=self._reason,
+            **failures,
         )
-        self._log.close()
-        self._diagnostics.close()
-        if self._console is not None:
-            self._console.close()
-        if self._relay is not None:
-            self._relay.close()
-        if self._fuse is not None:
-            self._fuse.close()
-        if self._boot is not None:
-            self._boot.forget()
 
     async def _outputs(self) -> dict[str, Any] | None:
         """What came of the outputs, for the record; None if none were asked for."""
-        if self._unpacking is None:
+        if self._arriving is None:
             return None
+        if self._unpacking is None:
+            return {"complete": False, "reason": "none came: the workload had not ended"}
         try:
-            unpacked = await asyncio.wait_for(self._unpacking, 30)
+            unpacked = await asyncio.wait_for(self._unpacking, UNPACKED_WITHIN)
         except Exception as error:  # it may not cost the result
-            # The outcome says it already: this cell has not completed.
             return {"complete": False, "reason": str(error) or "their unpacking did not end"}
         return {
             "files": unpacked.files,
@@ -1111,6 +1260,7 @@ class Supervisor:
             "refused_count": unpacked.refused,
             "left_out": [str(counted) for counted in unpacked.left_out],
             "complete": unpacked.complete,
+            **({"walls_missing": self._unpacked_without} if self._unpacked_without else {}),
         }
 
     def _write_evidence(self) -> None:
@@ -1140,6 +1290,7 @@ class Supervisor:
             "outcome": outcome.value,
             "exit_code": code,
             "reason": self._reason,
+            "failures": self._failures,
             "workload_exit_code": own,
             "accelerator": self._around.accelerator.value,
             "assurance": self._around.accelerator.assurance,
@@ -1157,6 +1308,13 @@ class Supervisor:
                 "gateway": self._around.vpn is None,
             },
         }
+
+
+def _expect_zero(code: int) -> None:
+    """Raises HostError for a child that did not go when it was asked to, and not in order."""
+    if code:
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        raise HostError(f"it did not end in order ({how})")
 
 
 async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
