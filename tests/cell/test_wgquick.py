@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.shown import is_text
 
-from wgcell.cell import endpoint
+from wgcell.cell import endpoint, wgquick
 from wgcell.cell.wgquick import load_vpn_config, parse_vpn_config
 from wgcell.cli.terminal import complain
 from wgcell.errors import EndpointError, VpnConfigError, WgcellError
@@ -65,25 +65,24 @@ def test_no_secret_in_repr() -> None:
             for key in ("PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table", "FwMark")
         ],
         (GOOD + "[Peer]\n", 8, "second [Peer]"),
-        (GOOD + "[Interface]\n", 8, "second [Interface]"),
         (GOOD + "[Other]\n", 8, "unknown section"),
-        (GOOD + "Colour = blue\n", 8, "Colour"),
+        (GOOD + "Colour = blue\n", 8, "unknown key in [Peer]"),
+        (GOOD + "MTU = 1300\n", 8, "MTU belongs into [Interface]"),
         (GOOD + "nonsense\n", 8, "KEY = VALUE"),
         (GOOD + "PublicKey =\n", 8, "no value"),
-        (GOOD + f"PublicKey = {PUBLIC}\n", 8, "twice"),
         ("PrivateKey = x\n" + GOOD, 1, "before any"),
         (GOOD.replace("Endpoint", "#Endpoint"), 8, "no Endpoint"),
         (GOOD.replace(PUBLIC, PUBLIC[:-2] + "=="), 5, "PublicKey is not a WireGuard key"),
         (GOOD.replace(PRIVATE, "secret"), 2, "PrivateKey is not a WireGuard key"),
         (GOOD.replace(":51820", ""), 7, "Endpoint"),
         (GOOD.replace(":51820", ":65536"), 7, "Endpoint"),
-        (GOOD.replace("vpn.example.com", "2001:db8::9"), 7, "Endpoint"),
-        (GOOD.replace("vpn.example.com", "[vpn.example.com]"), 7, "Endpoint"),
+        (GOOD.replace("vpn.example.com", "[fe80::1%eth0]"), 7, "Endpoint"),
         (GOOD.replace("10.0.0.2/32", "10.0.0.2/33"), 3, "Address"),
         (GOOD.replace("::/0", "all"), 6, "AllowedIPs"),
-        (GOOD.replace("[Peer]", "MTU = 575\n[Peer]"), 4, "576-1420"),
-        (GOOD.replace("[Peer]", "MTU = 1421\n[Peer]"), 4, "576-1420"),
-        (GOOD.replace("[Peer]", "DNS = corp\n[Peer]"), 4, "DNS"),
+        (GOOD.replace("[Peer]", "MTU = large\n[Peer]"), 4, "MTU"),
+        (GOOD.replace("0.0.0.0/0, ::/0", "10.0.0.2/32"), 8, "leads nowhere"),
+        (GOOD.replace("0.0.0.0/0, ::/0", "127.0.0.0/8,ff00::/8"), 8, "leads nowhere"),
+        (GOOD.replace(PRIVATE, base64.b64encode(bytes(32)).decode()), 8, "all zeros"),
         ("", 1, "no PrivateKey"),
     ],
 )
@@ -95,14 +94,83 @@ def test_refused_with_its_line(text: str, line: int, words: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_files_that_are_no_text(tmp_path: Path) -> None:
+def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "wg0.conf"
-    for content, words in ((b"[Interface]\n\xff", ":2: not UTF-8"), (b"#" * 70000, "64 KiB")):
-        path.write_bytes(content)
-        with pytest.raises(VpnConfigError, match=words):
-            load_vpn_config(path)
+    path.write_bytes(b"#" * 300_000)
+    with pytest.raises(VpnConfigError, match="256 KiB"):
+        load_vpn_config(path)
     with pytest.raises(VpnConfigError, match="No such file"):
         load_vpn_config(tmp_path / "missing.conf")
+
+
+def test_any_bytes_may_stand_in_a_comment(tmp_path: Path) -> None:
+    path = tmp_path / "wg0.conf"
+    path.write_bytes(b"\xef\xbb\xbf#" + bytes(range(11, 256)) + b"\n" + GOOD.encode())
+    assert load_vpn_config(path) == parse_vpn_config(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("head", "field", "value", "said"),
+    [
+        ("MTU = 9000", "mtu", 1420, "line 4: MTU 9000 is 1420 here: more than fits"),
+        ("MTU = 0", "mtu", 1420, "line 4: MTU 0 is 1420 here"),
+        ("MTU = 1200", "mtu", 1280, "line 4: MTU 1200 is 1280 here: less than a tunnel with IPv6"),
+        ("MTU = 1400", "mtu", 1400, ""),
+        ("MTU =", "mtu", 1420, ""),
+        ("DNS = corp.example.com, ~.", "search", ("corp.example.com",), ""),
+        ("DNS = 1.2.3", "dns", (), "line 4: DNS has what is no address and no domain"),
+    ],
+)
+def test_what_is_taken_otherwise_than_written_is_said(
+    head: str, field: str, value: object, said: str
+) -> None:
+    config = parse_vpn_config(GOOD.replace("[Peer]", f"{head}\n[Peer]"), "wg0.conf")
+    assert getattr(config, field) == value
+    assert len(config.remarks) == bool(said)
+    for remark in config.remarks:
+        assert remark.startswith(f"wg0.conf: {said}")
+
+
+def test_networks_are_joined_and_not_too_many() -> None:
+    def config_of(networks: list[str]) -> str:
+        return GOOD.replace("0.0.0.0/0, ::/0", ",".join(networks))
+
+    several = ["10.0.0.0/9", "10.128.0.0/9", "10.7.0.0/16", "::ffff:10.0.0.0/104", "10.0.0.0/8"]
+    config = parse_vpn_config(config_of(several))
+    assert [str(one) for one in config.allowed_ips] == ["10.0.0.0/8", "::ffff:a00:0/104"]
+    many = [f"10.{n >> 7}.{(n & 127) << 1}.0/24" for n in range(wgquick.MOST_NETWORKS + 1)]
+    assert len(parse_vpn_config(config_of(many[1:])).allowed_ips) == wgquick.MOST_NETWORKS
+    with pytest.raises(VpnConfigError, match="1025 networks"):
+        parse_vpn_config(config_of(many))
+
+
+_SECRETS = st.binary(min_size=32, max_size=32).filter(lambda raw: len(set(raw)) > 20)
+
+
+@settings(max_examples=300)
+@given(_SECRETS, _SECRETS, st.data())
+def test_no_piece_of_a_key_is_ever_shown(
+    private: bytes, shared: bytes, data: st.DataObject
+) -> None:
+    """Whatever has become of the file's lines: wrapped, joined, cut, under another key."""
+    keys = [base64.b64encode(private).decode(), base64.b64encode(shared).decode()]
+    text = GOOD.replace(PRIVATE, keys[0]) + f"PresharedKey = {keys[1]}\n"
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text)))
+        into = data.draw(
+            st.sampled_from(["\n", " ", "=", "", "\nEndpoint = ", "\n[", "\nMTU=", "#"])
+        )
+        text = text[:at] + into + text[at + data.draw(st.integers(0, 30)) :]
+    if data.draw(st.booleans()):  # all the values moved on to the next line's key
+        lines = [line.partition("=") for line in text.split("\n")]
+        heads = [lines[-1][0], *(head for head, _, _ in lines[:-1])]
+        text = "\n".join(f"{head}={tail}" for head, (_, _, tail) in zip(heads, lines, strict=True))
+    try:
+        said = " ".join(parse_vpn_config(text, "f").remarks)
+    except VpnConfigError as error:
+        said = f"{error} {error.mend}"
+    pieces = {key[at : at + 5] for key in keys for at in range(len(key) - 4)}
+    assert not any(piece in said for piece in pieces), said
 
 
 _LINES = st.sampled_from([*GOOD.splitlines(), "MTU = ٣", "DNS =", "=", "[", "]", "Endpoint=:"])

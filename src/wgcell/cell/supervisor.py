@@ -22,20 +22,12 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv6Address,
-    IPv6Interface,
-    ip_address,
-    ip_interface,
-    ip_network,
-)
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.cell import archive, consent, endpoint, outputs
+from wgcell.cell import archive, consent, endpoint, outputs, probe
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.events import Event, EventLog
 from wgcell.cell.folder import CappedLog, Folder
@@ -113,7 +105,7 @@ EMBEDDED_HOST = "127.0.0.1"
 EMBEDDED_GATEWAY = "10.99.0.1"
 EMBEDDED_GUEST = "10.99.0.2/32"
 
-_LINE_LIMIT = 64 * 1024
+_LINE_LIMIT = protocol.LONGEST_LINE
 _LOOK = 0.25
 """Seconds between two looks at a workload that was killed."""
 _PORTS = ("control", *protocol.STREAMS, "files")
@@ -377,7 +369,7 @@ class Supervisor:
                 endpoint.tunnel_mtu,
                 version=ip_address(address).version,
                 most=vpn.mtu,
-                carries_ipv6=any(inside.version == 6 for inside in vpn.addresses),
+                carries_ipv6=vpn.carries_ipv6,
             )
             self._seen.mtu = fit(endpoint.path_mtu(udp))
             relay, machine = self._relay, self._machine
@@ -589,7 +581,8 @@ class Supervisor:
             mtu=self._seen.mtu,
             keepalive=vpn.keepalive,
             dns=tuple(map(str, vpn.dns)),
-            probe=str(vpn.dns[0] if vpn.dns else _first_host(vpn.addresses[0])),
+            search=vpn.search,
+            probe=str(probe.choose(vpn.addresses, vpn.allowed_ips, vpn.dns)),
             inputs=bool(job.inputs),
             command=job.command,
             environment=job.env,
@@ -1152,13 +1145,6 @@ def _opened(path: Path, mode: int = os.O_RDONLY) -> int:
         return os.open(path, mode | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}") from error
-
-
-def _first_host(own: IPv4Interface | IPv6Interface) -> IPv4Address | IPv6Address:
-    """The usual place of a tunnel's far end: the first address of our own network."""
-    wide = 24 if own.version == 4 else 64
-    network = own.network if own.network.prefixlen <= wide else ip_network((own.ip, wide), False)
-    return network.network_address + 1
 
 
 def _socketpairs(*names: str) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:
