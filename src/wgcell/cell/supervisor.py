@@ -22,20 +22,12 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv6Address,
-    IPv6Interface,
-    ip_address,
-    ip_interface,
-    ip_network,
-)
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.cell import archive, consent, endpoint, outputs, renewal
+from wgcell.cell import archive, consent, endpoint, outputs, probe, renewal
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.ending import EndStep, in_thread, run_all, words
 from wgcell.cell.endpoint import Address
@@ -123,7 +115,7 @@ DIGESTED_AT_LEAST = 20 << 20
 _EVEN_NOW = (Cause.HOST_FAULTED, Cause.OUTPUT_FAILED, Cause.ROGUE_FRAME)
 """What counts although the cell has ended: it is about what happened before."""
 
-_LINE_LIMIT = 64 * 1024
+_LINE_LIMIT = protocol.LONGEST_LINE
 _LOOK = 0.25
 """Seconds between two looks at a workload that was killed."""
 _PORTS = ("control", *protocol.STREAMS, "files")
@@ -619,7 +611,8 @@ class Supervisor:
             mtu=self._seen.mtu,
             keepalive=vpn.keepalive,
             dns=tuple(map(str, vpn.dns)),
-            probe=str(vpn.dns[0] if vpn.dns else _first_host(vpn.addresses[0])),
+            search=vpn.search,
+            probe=str(probe.choose(vpn.addresses, vpn.allowed_ips, vpn.dns)),
             inputs=bool(job.inputs),
             command=job.command,
             environment=job.env,
@@ -1340,8 +1333,7 @@ def _way(address: Address, port: int) -> tuple[str | None, int]:
 
 def _fitting(vpn: VpnConfig, address: Address, path: int) -> int:
     """The MTU of the tunnel to ``address`` whose path carries ``path`` bytes a packet."""
-    carries_ipv6 = any(inside.version == 6 for inside in vpn.addresses)
-    return endpoint.tunnel_mtu(path, address.version, vpn.mtu, carries_ipv6=carries_ipv6)
+    return endpoint.tunnel_mtu(path, address.version, vpn.mtu, carries_ipv6=vpn.carries_ipv6)
 
 
 def _opened(path: Path, mode: int = os.O_RDONLY) -> int:
@@ -1350,13 +1342,6 @@ def _opened(path: Path, mode: int = os.O_RDONLY) -> int:
         return os.open(path, mode | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}") from error
-
-
-def _first_host(own: IPv4Interface | IPv6Interface) -> IPv4Address | IPv6Address:
-    """The usual place of a tunnel's far end: the first address of our own network."""
-    wide = 24 if own.version == 4 else 64
-    network = own.network if own.network.prefixlen <= wide else ip_network((own.ip, wide), False)
-    return network.network_address + 1
 
 
 def _socketpairs(*names: str) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:

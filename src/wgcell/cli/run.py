@@ -422,6 +422,8 @@ def run(
         tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
     ):
         warn(remark)
+    for remark in tunnel.remarks if tunnel else ():
+        warn(remark)
     _show_inputs(narrator, job, survey)
     files = [JsonLines(folder.id, into)] if into else []
     printed = JsonLines(folder.id, raw_sink(sys.stdout.fileno())) if as_json else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,8 @@ __all__ = [
     "tunnel_mtu",
 ]
 
-LONGEST_LINE = 32 * 1024
+LONGEST_LINE = 128 * 1024
+"""Bytes: the report of a tunnel with 1024 networks of IPv6, each a route too, in base64."""
 REPORTS = ("firewall", "links", "routes", "wireguard")
 CHANGES = ("firewall", "network", "standing")
 
@@ -69,6 +71,8 @@ class GuestConfig:
     command: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = field(repr=False)
     outputs: tuple[str, ...]
+    search: tuple[str, ...] = ()
+    """Domains of the resolver's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,7 @@ def encode_config(config: GuestConfig) -> bytes:
         lines.append(f"wg_preshared_key {_b64(config.preshared_key)}")
     lines += [f"wg_address {address}" for address in config.addresses]
     lines += [f"dns {server}" for server in config.dns]
+    lines += [f"search {domain}" for domain in config.search]
     lines += [f"arg {_word(word)}" for word in config.command]
     lines += [f"env {_word(f'{name}={value}')}" for name, value in config.environment]
     lines += [f"output {_b64(path.encode('utf-8', 'surrogateescape'))}" for path in config.outputs]
@@ -303,9 +308,28 @@ def mismatch(config: GuestConfig, reports: Mapping[str, str]) -> str | None:
         seen = comparable(reports[what])
         if what == "links":
             seen = "\n".join(sorted(set(seen.splitlines())))
+        if what == "wireguard":
+            asked, seen = _one_spelling(asked), _one_spelling(seen)
         if seen != asked:
             return f"the guest's {what} is not what was asked: {_difference(asked, seen)}"
     return _misrouted(reports["routes"].splitlines())
+
+
+def _one_spelling(report: str) -> str:
+    """A report on WireGuard with its networks in order, each once and written in one way.
+
+    ``wg`` writes them as inet_ntop(3) does, and the kernel keeps each once. Networks that are none
+    stay as they are.
+    """
+    words = report.split(" ")
+    if len(words) != 4:
+        return report
+    try:
+        networks = {ipaddress.ip_network(text) for text in words[2].split(",")}
+    except ValueError:
+        return report
+    words[2] = ",".join(map(str, sorted(networks, key=lambda one: (one.version, one))))
+    return " ".join(words)
 
 
 _LINK = "eth0 0040A8C0 FCFFFFFF"
