@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +16,9 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from wgcell.errors import VpnConfigError
+from wgcell.net.addresses import Address, Interface, Network, address, interface, network
 
 __all__ = ["DEFAULT_KEEPALIVE", "DEFAULT_MTU", "VpnConfig", "load_vpn_config", "parse_vpn_config"]
-
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _T = TypeVar("_T")
 
@@ -210,7 +206,7 @@ class _Reader:
 
 def _is_host(host: str, bracketed: bool) -> bool:
     try:
-        version = ipaddress.ip_address(host).version
+        version = address(host).version
     except ValueError:
         return not bracketed and _HOST_NAME.fullmatch(host) is not None
     return (version == 6) == bracketed
@@ -234,10 +230,8 @@ def parse_vpn_config(text: str, source: str = "the VPN configuration") -> VpnCon
     if listen is not None:
         # Read so that nonsense is not accepted; the link inside the VM pins its own port.
         reader.number(listen, 0, 65535)
-    addresses = reader.each("address", ipaddress.ip_interface, "an address like 10.0.0.2/32")
-    allowed = reader.each(
-        "allowedips", lambda part: ipaddress.ip_network(part, strict=False), "a network"
-    )
+    addresses = reader.each("address", interface, "an address like 10.0.0.2/32")
+    allowed = reader.each("allowedips", lambda part: network(part, strict=False), "a network")
     if not allowed:
         reader.fail(reader.last_line, "[Peer] has no AllowedIPs", "add: AllowedIPs = 0.0.0.0/0")
     return VpnConfig(
@@ -248,7 +242,7 @@ def parse_vpn_config(text: str, source: str = "the VPN configuration") -> VpnCon
         endpoint_port=port,
         addresses=addresses,
         allowed_ips=allowed,
-        dns=reader.each("dns", ipaddress.ip_address, "an IP address"),
+        dns=reader.each("dns", address, "an IP address"),
         mtu=reader.number(mtu, MINIMUM_MTU, DEFAULT_MTU) if mtu else DEFAULT_MTU,
         keepalive=_keepalive(reader),
     )
