@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wgcell.cell.endpoint import Address
+from wgcell.net.addresses import Address
 
 __all__ = ["LOOK", "MOST_ASKED", "Renewal"]
 

@@ -30,7 +30,6 @@ from wgcell import programs
 from wgcell.cell import archive, consent, endpoint, outputs, probe, renewal
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.ending import EndStep, in_thread, run_all, words
-from wgcell.cell.endpoint import Address
 from wgcell.cell.events import Event, EventLog
 from wgcell.cell.folder import CappedLog, Folder
 from wgcell.cell.inputs import pack
@@ -61,6 +60,7 @@ from wgcell.machine.boot import Boot
 from wgcell.machine.fuse import Fuse
 from wgcell.machine.jail import Jail, find_jail
 from wgcell.machine.process import KVM_DEVICE, Machine, find_qemu
+from wgcell.net.addresses import Address
 from wgcell.relay import evidence, link
 from wgcell.relay.seal import unprivileged_id
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wgcell.cell import endpoint, outputs
-from wgcell.cell.endpoint import Address
 from wgcell.cell.events import Event
 from wgcell.cell.folder import Folder, check_writable, create, state_folder
 from wgcell.cell.inputs import Survey
@@ -56,6 +55,7 @@ from wgcell.image import store
 from wgcell.image.build import is_current
 from wgcell.machine.accelerator import choose
 from wgcell.machine.argv import Accelerator
+from wgcell.net.addresses import Address
 
 if TYPE_CHECKING:
     from wgcell.cell.supervisor import Supervisor

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from wgcell.errors import GuestError
 from wgcell.guest.firewall import ENDPOINT, PORT, comparable, ruleset
 from wgcell.guest.walls import Wall
+from wgcell.net.addresses import network
 
 __all__ = [
     "KILL",
@@ -325,7 +325,7 @@ def _one_spelling(report: str) -> str:
     if len(words) != 4:
         return report
     try:
-        networks = {ipaddress.ip_network(text) for text in words[2].split(",")}
+        networks = {network(text) for text in words[2].split(",")}
     except ValueError:
         return report
     words[2] = ",".join(map(str, sorted(networks, key=lambda one: (one.version, one))))
