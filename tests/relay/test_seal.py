@@ -234,7 +234,7 @@ def test_an_exception_behind_the_seal_is_one_line_and_the_end() -> None:
     assert json.loads(lines.readline())["seal"] is True
     control.send(b'{"command": "phase", "phase": "no such phase"}\n')
     said = lines.read()
-    assert "ValueError" in said and "fault" in said
+    assert "LineError" in said and "fault" in said
     assert process.wait(5) == 1
     lines.close()
     control.close()

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from ipaddress import (
     IPv4Address,
@@ -53,6 +53,7 @@ from wgcell.errors import (
     LaunchError,
     WgcellError,
 )
+from wgcell.gateway import control as gateway_words
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.guest import protocol
 from wgcell.guest.walls import Wall
@@ -64,6 +65,7 @@ from wgcell.machine.boot import Boot
 from wgcell.machine.fuse import Fuse
 from wgcell.machine.jail import Jail, find_jail
 from wgcell.machine.process import KVM_DEVICE, Machine, find_qemu
+from wgcell.relay import control as said
 from wgcell.relay import evidence, link
 from wgcell.relay.seal import unprivileged_id
 
@@ -601,41 +603,40 @@ class Supervisor:
     # What is seen, and what each sight means.
 
     async def _follow_relay(self, relay: RelayProcess) -> None:
-        async for event in relay.events():
-            match event.get("event"):
-                case "verified":
+        async for word in relay.events():
+            match word:
+                case said.Verified():
                     self._seen.relay_verified = True
                     self._check_verified()
-                case "alive":
+                case said.Alive():
                     self._seen.last_valid = time.monotonic()
-                case "handshake":
+                case said.Handshake(initiator):
                     self._seen.last_valid = time.monotonic()
-                    self._log.chatter("handshake", initiator=event["initiator"])
-                case "stats":
-                    self._seen.stats = {k: v for k, v in event.items() if k != "event"}
-                case "rogue":
-                    reason = f"{event['reason']}: {event.get('detail', '')}".rstrip(": ")
-                    self._seen.rogue_at = self._seen.rogue_at or float(event["boottime"])
+                    self._log.chatter("handshake", initiator=initiator)
+                case said.Stats():
+                    self._seen.stats = asdict(word)
+                case said.Rogue():
+                    reason = f"{word.reason}: {word.detail}".rstrip(": ")
+                    self._seen.rogue_at = self._seen.rogue_at or word.boottime
                     self._cause(Cause.ROGUE_FRAME, reason)
-                    self._keep_evidence(event)
-                case "quota":
+                    self._keep_evidence(word)
+                case said.Quota():
                     self._cause(
                         Cause.QUOTA_SPENT,
-                        f"the tunnel has carried {event['bytes']} bytes of {self._job.quota}",
+                        f"the tunnel has carried {word.bytes} bytes of {self._job.quota}",
                     )
-                case "out_of_step":
-                    self._log.chatter("out_of_step", reason=event.get("reason"))
-                case "fault":
-                    self._cause(Cause.HOST_FAULTED, f"the relay: {event.get('detail')}")
+                case said.OutOfStep():
+                    self._log.chatter("out_of_step", reason=word.reason)
+                case said.Fault():
+                    self._cause(Cause.HOST_FAULTED, f"the relay: {word.detail}")
+                case said.Begun() | said.Ready():
+                    raise HostError("the relay said out of its turn that it is ready")
         if self._state is not State.ENDED:
             self._cause(Cause.HOST_FAULTED, "the relay died")
 
-    def _keep_evidence(self, event: Mapping[str, Any]) -> None:
-        frame = evidence.CapturedFrame(
-            data=base64.b64decode(event["frame"]),
-            time=float(event["time"]),
-            comment=f"{event['reason']}: {event.get('detail', '')}",
-        )
+    def _keep_evidence(self, rogue: said.Rogue) -> None:
+        comment = f"{rogue.reason}: {rogue.detail}"
+        frame = evidence.CapturedFrame(rogue.frame, rogue.time, comment)
         if len(self._seen.frames) < 64:
             self._seen.frames.append(frame)
 
@@ -899,14 +900,16 @@ class Supervisor:
 
     async def _follow_gateway(self, gateway: GatewayProcess) -> None:
         died = ""
-        async for flow in gateway.flows():
-            kind = str(flow.pop("event", "flow"))
-            died = f": {flow.get('detail')}" if kind == "fault" else ""
-            self._log.chatter(kind, **{k: v for k, v in flow.items() if k not in ("time", "seq")})
+        async for word in gateway.flows():
+            died = f": {word.detail}" if isinstance(word, gateway_words.Fault) else ""
+            if isinstance(word, gateway_words.Ready):
+                raise HostError("the gateway said out of its turn that it is ready")
+            entry = gateway_words.SAID.entry(word)
+            entry.pop("time", None)
+            self._log.chatter(entry.pop("event"), **entry)
             await asyncio.sleep(0)  # a flood of flows must not hold up what else there is to hear
-            if kind == "flow":
-                verdict = str(flow.get("verdict"))
-                self._seen.flows[verdict] = self._seen.flows.get(verdict, 0) + 1
+            if isinstance(word, gateway_words.Flow):
+                self._seen.flows[word.verdict] = self._seen.flows.get(word.verdict, 0) + 1
         if self._state is not State.ENDED:
             self._cause(Cause.HOST_FAULTED, f"the gateway died{died}")
 
