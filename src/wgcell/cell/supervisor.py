@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.cell import archive, consent, endpoint, outputs
+from wgcell.cell import archive, consent, endpoint, listening, outputs
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.events import Event, EventLog
 from wgcell.cell.folder import CappedLog, Folder
@@ -118,6 +118,8 @@ EMBEDDED_GUEST = "10.99.0.2/32"
 _LINE_LIMIT = 64 * 1024
 _LOOK = 0.25
 """Seconds between two looks at a workload that was killed."""
+_SHOWN = 16 * 1024
+"""Characters of each of a guest's wrong reports that are kept."""
 _PORTS = ("control", *protocol.STREAMS, "files")
 
 
@@ -169,6 +171,8 @@ class _Seen:
     reader_waited: float = 0.0
     """Seconds, since then, in which only our own reader was waited for."""
     reports: dict[str, str] = field(default_factory=dict)
+    judged: dict[str, str] = field(default_factory=dict)
+    """The reports as they were when they were last compared with what was asked."""
     exit_code: int | None = None
     drops: int = 0
     last_valid: float = 0.0
@@ -206,7 +210,7 @@ class Supervisor:
         self._around = around
         self._sinks = {"stdout": stdout, "stderr": stderr}
         self._log = EventLog(around.folder.path / "events.jsonl", tell)
-        self._causes: asyncio.Queue[tuple[Cause, str]] = asyncio.Queue()
+        self._causes = listening.Causes()
         self._state = State.PREPARING
         self._outcome: Outcome | None = None
         self._reason = ""
@@ -277,7 +281,7 @@ class Supervisor:
     # Causes in, actions out.
 
     def _cause(self, cause: Cause, reason: str = "") -> None:
-        self._causes.put_nowait((cause, reason))
+        self._causes.put(cause, reason)
 
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         """Run ``work``; if it fails, that is a cause and not a lost traceback."""
@@ -603,7 +607,7 @@ class Supervisor:
     # What is seen, and what each sight means.
 
     async def _follow_relay(self, relay: RelayProcess) -> None:
-        async for word in relay.events():
+        async for word in listening.fair(relay.events()):
             match word:
                 case said.Verified():
                     self._seen.relay_verified = True
@@ -644,7 +648,7 @@ class Supervisor:
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
         self._control = writer
         try:
-            while line := await reader.readline():
+            async for line in listening.fair(reader):
                 self._on_guest(protocol.parse(line))
         except ValueError as error:
             raise GuestError("the guest sent a line that is too long") from error
@@ -870,9 +874,12 @@ class Supervisor:
         seen = self._seen
         if not (seen.relay_verified and seen.guest_ready and self._config is not None):
             return
+        if seen.judged == seen.reports:
+            return
+        seen.judged = dict(seen.reports)
         wrong = protocol.mismatch(self._config, seen.reports)
         if wrong is not None:
-            self._log.append("reports", **seen.reports)
+            self._log.chatter("reports", **{k: v[:_SHOWN] for k, v in seen.reports.items()})
             self._cause(Cause.TAMPERED, wrong)
             return
         self._cause(Cause.VERIFIED, "the relay saw the guest's handshake and transport both ways")
@@ -900,14 +907,13 @@ class Supervisor:
 
     async def _follow_gateway(self, gateway: GatewayProcess) -> None:
         died = ""
-        async for word in gateway.flows():
+        async for word in listening.fair(gateway.flows()):
             died = f": {word.detail}" if isinstance(word, gateway_words.Fault) else ""
             if isinstance(word, gateway_words.Ready):
                 raise HostError("the gateway said out of its turn that it is ready")
             entry = gateway_words.SAID.entry(word)
             entry.pop("time", None)
             self._log.chatter(entry.pop("event"), **entry)
-            await asyncio.sleep(0)  # a flood of flows must not hold up what else there is to hear
             if isinstance(word, gateway_words.Flow):
                 self._seen.flows[word.verdict] = self._seen.flows.get(word.verdict, 0) + 1
         if self._state is not State.ENDED:
@@ -932,6 +938,7 @@ class Supervisor:
                 self._seen.last_valid += now - before
                 self._seen.last_heartbeat += now - before
             passed, before = now - before, now
+            self._log.settle()
             if self._state is State.STOPPING:
                 self._watch_results(now, passed)
             if self._state is not State.RUNNING:
