@@ -21,7 +21,7 @@ import os
 import socket
 import threading
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +44,10 @@ from wgcell.relay import control as relay
 
 MANY = int(os.environ.get("WGCELL_FLOOD", "2000"))
 """Words of a flood."""
+PART = 100
 CANCELLED_AT = MANY // 4
+PATIENCE = 100 + MANY / 100
+"""Seconds for one flood."""
 HEARD_WITHIN = 50
 """Words from a Ctrl-C until it is acted upon."""
 
@@ -88,6 +91,7 @@ GATEWAY: dict[type, Callable[[int], Any]] = {
     gateway.Fault: lambda n: gateway.Fault(BIG),
     gateway.Stumble: lambda n: gateway.Stumble(BIG),
 }
+pytestmark = pytest.mark.timeout(PATIENCE + 20)
 WITH_A_GUEST = [s for s in State if s not in (State.PREPARING, State.CONSENT, State.ENDED)]
 CASES = [
     *(
@@ -105,11 +109,12 @@ CASES = [
 ]
 
 
-def lines(who: str, word: type, count: int) -> bytes:
-    if who == "guest":
-        return b"".join(GUEST[word](n) for n in range(count))
-    some = _some(who, word)
-    return b"".join(some[n % len(some)] for n in range(count))
+def lines(who: str, word: type, count: int) -> Iterator[bytes]:
+    """So many of one word, some in each part."""
+    some = [] if who == "guest" else _some(who, word)
+    for at in range(0, count, PART):
+        numbers = range(at, min(at + PART, count))
+        yield b"".join(some[n % len(some)] if some else GUEST[word](n) for n in numbers)
 
 
 @cache
@@ -218,19 +223,22 @@ def size(tmp_path: Path) -> int:
     return sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
 
 
-def pour(theirs: socket.socket, data: bytes) -> threading.Thread:
+def pour(theirs: socket.socket, data: Iterable[bytes]) -> threading.Thread:
     """Write ``data`` as fast as it is read, from a thread; then close, as who has ended."""
 
     def write() -> None:
         with theirs, contextlib.suppress(OSError):
-            theirs.sendall(data)
+            for part in data:
+                theirs.sendall(part)
 
     thread = threading.Thread(target=write, daemon=True)
     thread.start()
     return thread
 
 
-async def flooded(one: Supervisor, standing: Standing, who: str, state: State, data: bytes) -> None:
+async def flooded(
+    one: Supervisor, standing: Standing, who: str, state: State, data: Iterable[bytes]
+) -> None:
     ours, theirs = socket.socketpair()
 
     async def live() -> None:
@@ -242,7 +250,7 @@ async def flooded(one: Supervisor, standing: Standing, who: str, state: State, d
 
     one._live = live  # type: ignore[method-assign]
     try:
-        await asyncio.wait_for(one.run(), 100)
+        await asyncio.wait_for(one.run(), PATIENCE)
     finally:
         ours.close()
         theirs.close()
@@ -293,7 +301,7 @@ def test_the_timeout_is_heard_in_a_flood(tmp_path: Path, monkeypatch: pytest.Mon
         ended = threading.Event()
 
         def write() -> None:
-            block = lines("guest", protocol.Heartbeat, 1000)
+            block = b"".join(lines("guest", protocol.Heartbeat, 1000))
             with contextlib.suppress(OSError):
                 while not ended.is_set():
                     theirs.sendall(block)
@@ -360,7 +368,7 @@ def test_a_relays_time_that_is_none_leaves_a_result(
         standing = Standing(one, monkeypatch)
         line = relay.SAID.line(relay.Rogue("mac1", "", b"", 7.0, 7.0)).decode()
         line = line.replace(f'"{field}":7.0', f'"{field}":{when}')
-        await flooded(one, standing, "relay", State.RUNNING, line.encode())
+        await flooded(one, standing, "relay", State.RUNNING, [line.encode()])
         result = one._around.folder.written["result.json"]
         assert result["outcome"] == "error" and "the relay said" in result["reason"]
 
