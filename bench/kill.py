@@ -22,6 +22,7 @@ from pathlib import Path
 
 from wgcell.cell.children import RelayProcess, b64
 from wgcell.machine.jail import bwrap_argv, closed_filter, find_jail
+from wgcell.relay import control
 from wgcell.relay.framing import prefixed
 from wgcell.relay.seal import unprivileged_id
 
@@ -68,7 +69,7 @@ async def one_stand_in() -> tuple[float, int]:
     started = time.monotonic()
     ours.send(ROGUE + ROGUE)
     async for event in events:
-        if event["event"] == "rogue":
+        if isinstance(event, control.Rogue):
             break
     for pidfd in pidfds:
         with contextlib.suppress(ProcessLookupError):

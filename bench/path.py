@@ -43,7 +43,7 @@ from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.image import store
 from wgcell.machine.accelerator import choose
 from wgcell.machine.process import find_qemu
-from wgcell.relay import link
+from wgcell.relay import control, link
 
 ROUNDS = 7
 BYTES = 16 << 20
@@ -97,10 +97,10 @@ class Tool:
         command, fds = argv(nic.fileno()), (nic.fileno(),)
         self._process = subprocess.Popen(command, pass_fds=fds, stdout=quiet, stderr=quiet)
         nic.close()
-        self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._events: asyncio.Queue[control.Said | None] = asyncio.Queue()
 
     async def configure(self, configuration: Mapping[str, Any]) -> None:
-        verified = {"event": "verified"}
+        verified = control.Verified()
         asyncio.get_running_loop().call_later(2.0, self._events.put_nowait, verified)
 
     def tell(self, command: str, **fields: Any) -> None:
@@ -109,7 +109,7 @@ class Tool:
     def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:
         fresh.close()
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncIterator[control.Said]:
         while (event := await self._events.get()) is not None:
             yield event
 

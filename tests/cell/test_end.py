@@ -468,7 +468,7 @@ def test_a_failure_takes_no_other_outcome_s_place(cell: Cell) -> None:
     async def rogue() -> None:
         await live()
         while not cell._causes.empty():
-            cell._causes.get_nowait()
+            cell._causes.take()
         cell._cause(Cause.ROGUE_FRAME, "a frame")
 
     cell._live = rogue  # type: ignore[method-assign]

@@ -235,7 +235,7 @@ def test_an_exception_behind_the_seal_is_one_line_and_the_end() -> None:
     assert json.loads(lines.readline())["seal"] is True
     control.send(b'{"command": "no such command"}\n')
     said = lines.read()
-    assert "ValueError" in said and "fault" in said
+    assert "LineError" in said and "fault" in said
     assert process.wait(GENEROUS) == 1
     lines.close()
     control.close()

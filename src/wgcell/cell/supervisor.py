@@ -20,14 +20,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.cell import archive, consent, endpoint, outputs, probe, renewal
+from wgcell.cell import archive, consent, endpoint, listening, outputs, probe, renewal
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.ending import EndStep, in_thread, run_all, words
 from wgcell.cell.events import Event, EventLog
@@ -49,6 +49,7 @@ from wgcell.errors import (
     StateError,
     WgcellError,
 )
+from wgcell.gateway import control as gateway_words
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.guest import protocol
 from wgcell.guest.walls import Wall
@@ -61,6 +62,7 @@ from wgcell.machine.fuse import Fuse
 from wgcell.machine.jail import Jail, find_jail
 from wgcell.machine.process import KVM_DEVICE, Machine, find_qemu
 from wgcell.net.addresses import Address
+from wgcell.relay import control as said
 from wgcell.relay import evidence, link
 from wgcell.relay.seal import unprivileged_id
 
@@ -118,6 +120,8 @@ _EVEN_NOW = (Cause.HOST_FAULTED, Cause.OUTPUT_FAILED, Cause.ROGUE_FRAME)
 _LINE_LIMIT = protocol.LONGEST_LINE
 _LOOK = 0.25
 """Seconds between two looks at a workload that was killed."""
+_SHOWN = 16 * 1024
+"""Characters of each of a guest's wrong reports that are kept."""
 _PORTS = ("control", *protocol.STREAMS, "files")
 
 
@@ -170,6 +174,8 @@ class _Seen:
     reader_waited: float = 0.0
     """Seconds, since then, in which only our own reader was waited for."""
     reports: dict[str, str] = field(default_factory=dict)
+    judged: dict[str, str] = field(default_factory=dict)
+    """The reports as they were when they were last compared with what was asked."""
     exit_code: int | None = None
     drops: int = 0
     last_valid: float = 0.0
@@ -207,7 +213,7 @@ class Supervisor:
         self._around = around
         self._sinks = {"stdout": stdout, "stderr": stderr}
         self._log = EventLog(around.folder.path / "events.jsonl", tell)
-        self._causes: asyncio.Queue[tuple[Cause, str]] = asyncio.Queue()
+        self._causes = listening.Causes()
         self._state = State.PREPARING
         self._outcome: Outcome | None = None
         self._reason = ""
@@ -287,7 +293,7 @@ class Supervisor:
     # Causes in, actions out.
 
     def _cause(self, cause: Cause, reason: str = "") -> None:
-        self._causes.put_nowait((cause, reason))
+        self._causes.put(cause, reason)
 
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         """Run ``work``; if it fails, that is a cause and not a lost traceback."""
@@ -622,41 +628,40 @@ class Supervisor:
     # What is seen, and what each sight means.
 
     async def _follow_relay(self, relay: RelayProcess) -> None:
-        async for event in relay.events():
-            match event.get("event"):
-                case "verified":
+        async for word in listening.fair(relay.events()):
+            match word:
+                case said.Verified():
                     self._seen.relay_verified = True
                     self._check_verified()
-                case "alive":
+                case said.Alive():
                     self._seen.last_valid = time.monotonic()
-                case "handshake":
+                case said.Handshake(initiator):
                     self._seen.last_valid = time.monotonic()
-                    self._log.chatter("handshake", initiator=event["initiator"])
-                case "stats":
-                    self._seen.stats = {k: v for k, v in event.items() if k != "event"}
-                case "rogue":
-                    reason = f"{event['reason']}: {event.get('detail', '')}".rstrip(": ")
-                    self._seen.rogue_at = self._seen.rogue_at or float(event["boottime"])
+                    self._log.chatter("handshake", initiator=initiator)
+                case said.Stats():
+                    self._seen.stats = asdict(word)
+                case said.Rogue():
+                    reason = f"{word.reason}: {word.detail}".rstrip(": ")
+                    self._seen.rogue_at = self._seen.rogue_at or word.boottime
                     self._cause(Cause.ROGUE_FRAME, reason)
-                    self._keep_evidence(event)
-                case "quota":
+                    self._keep_evidence(word)
+                case said.Quota():
                     self._cause(
                         Cause.QUOTA_SPENT,
-                        f"the tunnel has carried {event['bytes']} bytes of {self._job.quota}",
+                        f"the tunnel has carried {word.bytes} bytes of {self._job.quota}",
                     )
-                case "out_of_step":
-                    self._log.chatter("out_of_step", reason=event.get("reason"))
-                case "fault":
-                    self._cause(Cause.HOST_FAULTED, f"the relay: {event.get('detail')}")
+                case said.OutOfStep():
+                    self._log.chatter("out_of_step", reason=word.reason)
+                case said.Fault():
+                    self._cause(Cause.HOST_FAULTED, f"the relay: {word.detail}")
+                case said.Begun() | said.Ready():
+                    raise HostError("the relay said out of its turn that it is ready")
         if self._state is not State.ENDED:
             self._cause(Cause.HOST_FAULTED, "the relay died")
 
-    def _keep_evidence(self, event: Mapping[str, Any]) -> None:
-        frame = evidence.CapturedFrame(
-            data=base64.b64decode(event["frame"]),
-            time=float(event["time"]),
-            comment=f"{event['reason']}: {event.get('detail', '')}",
-        )
+    def _keep_evidence(self, rogue: said.Rogue) -> None:
+        comment = f"{rogue.reason}: {rogue.detail}"
+        frame = evidence.CapturedFrame(rogue.frame, rogue.time, comment)
         if len(self._seen.frames) < 64:
             self._seen.frames.append(frame)
 
@@ -664,7 +669,7 @@ class Supervisor:
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
         self._control = writer
         try:
-            while line := await reader.readline():
+            async for line in listening.fair(reader):
                 self._on_guest(protocol.parse(line))
         except ValueError as error:
             raise GuestError("the guest sent a line that is too long") from error
@@ -890,9 +895,12 @@ class Supervisor:
         seen = self._seen
         if not (seen.relay_verified and seen.guest_ready and self._config is not None):
             return
+        if seen.judged == seen.reports:
+            return
+        seen.judged = dict(seen.reports)
         wrong = protocol.mismatch(self._config, seen.reports)
         if wrong is not None:
-            self._log.append("reports", **seen.reports)
+            self._log.chatter("reports", **{k: v[:_SHOWN] for k, v in seen.reports.items()})
             self._cause(Cause.TAMPERED, wrong)
             return
         self._cause(Cause.VERIFIED, "the relay saw the guest's handshake and transport both ways")
@@ -920,14 +928,15 @@ class Supervisor:
 
     async def _follow_gateway(self, gateway: GatewayProcess) -> None:
         died = ""
-        async for flow in gateway.flows():
-            kind = str(flow.pop("event", "flow"))
-            died = f": {flow.get('detail')}" if kind == "fault" else ""
-            self._log.chatter(kind, **{k: v for k, v in flow.items() if k not in ("time", "seq")})
-            await asyncio.sleep(0)  # a flood of flows must not hold up what else there is to hear
-            if kind == "flow":
-                verdict = str(flow.get("verdict"))
-                self._seen.flows[verdict] = self._seen.flows.get(verdict, 0) + 1
+        async for word in listening.fair(gateway.flows()):
+            died = f": {word.detail}" if isinstance(word, gateway_words.Fault) else ""
+            if isinstance(word, gateway_words.Ready):
+                raise HostError("the gateway said out of its turn that it is ready")
+            entry = gateway_words.SAID.entry(word)
+            entry.pop("time", None)
+            self._log.chatter(entry.pop("event"), **entry)
+            if isinstance(word, gateway_words.Flow):
+                self._seen.flows[word.verdict] = self._seen.flows.get(word.verdict, 0) + 1
         if self._state is not State.ENDED:
             self._cause(Cause.HOST_FAULTED, f"the gateway died{died}")
 
@@ -950,6 +959,7 @@ class Supervisor:
                 self._seen.last_valid += now - before
                 self._seen.last_heartbeat += now - before
             passed, before = now - before, now
+            self._log.settle()
             if self._state is State.STOPPING:
                 self._watch_results(now, passed)
             if self._state is not State.RUNNING:
@@ -1185,7 +1195,7 @@ class Supervisor:
     def _end_causes(self) -> None:
         """What failed, or was seen, after the cause that ended the cell, and that nobody took."""
         while not self._causes.empty():
-            cause, reason = self._causes.get_nowait()
+            cause, reason = self._causes.take()
             taken = TRANSITIONS[State.STOPPING].get(cause)
             if cause in _EVEN_NOW and taken is not None:
                 outcome = settled(self._outcome, cause, taken.outcome)

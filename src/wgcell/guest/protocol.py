@@ -46,6 +46,8 @@ __all__ = [
 
 LONGEST_LINE = 128 * 1024
 """Bytes: the report of a tunnel with 1024 networks of IPv6, each a route too, in base64."""
+LONGEST_FAULT = 4096
+"""Characters, of which a fault's text is kept."""
 REPORTS = ("firewall", "links", "routes", "wireguard")
 CHANGES = ("firewall", "network", "standing")
 
@@ -273,7 +275,7 @@ def parse(line: bytes) -> Message:
         case ["changed", what]:
             return Changed(_subject(what, CHANGES), "")
         case ["fault", text]:
-            return Fault(_text(text))
+            return Fault(_text(text)[:LONGEST_FAULT])
         case ["oom", count, victim]:
             return OutOfMemory(_number(count, 2**53), _text(victim).strip()[:64])
         case ["oom", count]:

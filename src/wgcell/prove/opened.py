@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from wgcell.prove.oracle import PACKET_OUTGOING, tunnel_payload
-from wgcell.relay import link
+from wgcell.relay import control, link
 
 __all__ = ["OpenedRelay"]
 
@@ -45,7 +45,7 @@ class OpenedRelay:
         self._wire = None if wire is None else socket.socket(fileno=os.dup(wire.fileno()))
         self._kept = b""
         self._pending = bytearray()
-        self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._events: asyncio.Queue[control.Said | None] = asyncio.Queue()
         self._gateway = frozenset({link.GATEWAY_ADDRESS})
         self._closed = False
 
@@ -112,7 +112,7 @@ class OpenedRelay:
         with contextlib.suppress(OSError):
             while True:
                 self._in(link.wrap(self._udp.recv(1 << 16)))
-                self._events.put_nowait({"event": "alive"})
+                self._events.put_nowait(control.Alive())
 
     def _tap(self) -> None:
         with contextlib.suppress(OSError):
@@ -143,12 +143,12 @@ class OpenedRelay:
         """
         self.listen()
         loop = asyncio.get_running_loop()
-        loop.call_later(VERIFIED_AFTER, self._events.put_nowait, {"event": "verified"})
+        loop.call_later(VERIFIED_AFTER, self._events.put_nowait, control.Verified())
 
     def tell(self, command: str, **fields: Any) -> None:
         """No command means anything here."""
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncIterator[control.Said]:
         """What a supervisor needs to hear, until the end."""
         while (event := await self._events.get()) is not None:
             yield event

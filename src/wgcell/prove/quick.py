@@ -24,6 +24,7 @@ from wgcell.prove.marks import mark_of
 from wgcell.prove.opened import OpenedRelay
 from wgcell.prove.oracle import Packet, carries, is_port_unreachable, link_payload, shown
 from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict, accepted, judge
+from wgcell.relay import control
 
 __all__ = ["Played", "Stand", "play_all"]
 
@@ -131,13 +132,12 @@ class Stand:
         return self
 
     async def _listen(self) -> None:
-        async for event in self.relay.events():
-            if event.get("event") in ("rogue", "out_of_step"):
-                reason = str(event.get("reason"))
-                self.said[reason] = self.said.get(reason, 0) + 1
-            elif event.get("event") == "stats":
-                dropped = event.get("dropped_in") or {}
-                self.said.update({f"inbound {key}": int(n) for key, n in dropped.items()})
+        async for word in self.relay.events():
+            match word:
+                case control.Rogue() | control.OutOfStep():
+                    self.said[word.reason] = self.said.get(word.reason, 0) + 1
+                case control.Stats():
+                    self.said.update({f"inbound {key}": n for key, n in word.dropped_in.items()})
 
     def look(self) -> list[Packet]:
         """All packets since this stand's beginning."""
