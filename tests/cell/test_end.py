@@ -31,6 +31,7 @@ from wgcell.cell.supervisor import Supervisor
 from wgcell.cell.vouched import verify
 from wgcell.errors import HostError, StateError
 from wgcell.guest import protocol
+from wgcell.machine.argv import Accelerator
 from wgcell.relay.evidence import CapturedFrame
 
 
@@ -103,7 +104,7 @@ class Cell(Supervisor):
         )
         around = SimpleNamespace(
             folder=folder,
-            accelerator=SimpleNamespace(value="kvm", assurance="full"),
+            accelerator=Accelerator.KVM,
             vpn=None,
             image=SimpleNamespace(name="i", folder=image),
         )

@@ -327,7 +327,7 @@ def test_the_timeout_is_heard_in_a_flood(tmp_path: Path, monkeypatch: pytest.Mon
             ended.set()
             theirs.close()
             ours.close()
-        assert result["outcome"] == "timeout"
+        assert result["outcome"] == "timeout", result["reason"]
 
     asyncio.run(body())
 

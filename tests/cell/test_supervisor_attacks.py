@@ -19,6 +19,7 @@ from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
 from wgcell.errors import GuestError, StateError
 from wgcell.guest import protocol
+from wgcell.machine.argv import Accelerator
 
 
 class FolderStub:
@@ -62,7 +63,7 @@ def supervisor(tmp_path: Path, told: list) -> Supervisor:
         disk=1 << 30,
         quota=0,
     )
-    acc = SimpleNamespace(value="kvm", assurance="full")
+    acc = Accelerator.KVM
     around = SimpleNamespace(
         folder=FolderStub(tmp_path),
         accelerator=acc,

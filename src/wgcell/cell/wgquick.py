@@ -348,7 +348,7 @@ class _Reader:
                 if value.text:
                     self._hook(value.line, key)
         for value in self._quick["saveconfig"]:
-            if value.text.lower() not in ("true", "false"):
+            if value.text.lower() not in {"true", "false"}:
                 self.fail(value.line, "SaveConfig is neither true nor false")
         inside = "the tunnel lives inside the VM: delete the line"
         if (saved := self._last("saveconfig")) and saved.text.lower() == "true":
