@@ -222,3 +222,58 @@ def test_a_cookie_is_opened_and_fills_mac2() -> None:
     filled = consent.with_cookie(message, cookie)
     assert filled[:132] == message[:132]
     assert filled[132:] == blake2s(message[:132], digest_size=16, key=cookie).digest()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda initiation: b"junk",
+        # Of the right shape and to the right index: each costs two Diffie-Hellmans to refuse.
+        lambda initiation: struct.pack("<II", 2, 9) + initiation[4:8] + initiation[8:88],
+        lambda initiation: struct.pack("<I", 3) + initiation[4:8] + initiation[8:64],
+    ],
+    ids=["junk", "responses", "cookie replies"],
+)
+def test_whoever_floods_instead_of_consenting_holds_up_nobody(
+    answer: Callable[[bytes], bytes],
+) -> None:
+    """The socket is never empty: still everything else in the loop has its turns."""
+
+    async def body() -> tuple[int, int]:
+        loop = asyncio.get_running_loop()
+        turns = received = 0
+        last = b""
+
+        async def sent(sock: socket.socket, message: bytes) -> None:
+            nonlocal last
+            last = message
+
+        async def never_waits(sock: socket.socket, size: int) -> bytes:
+            nonlocal received
+            received += 1
+            return answer(last)
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flooding,
+            pytest.MonkeyPatch.context() as patched,
+        ):
+            flooding.bind(("127.0.0.1", 0))
+            patched.setattr(loop, "sock_sendall", sent)
+            patched.setattr(loop, "sock_recv", never_waits)
+            other = asyncio.create_task(others())
+            with connect(LOOPBACK, flooding.getsockname()[1]) as sock:
+                keys = decode_key(CLIENT), decode_key(public_key(SERVER))
+                with pytest.raises(ConsentError, match="no valid answer"):
+                    await consent.obtain(sock, *keys, timeout=0.5)
+            other.cancel()
+        return turns, received
+
+    turns, received = asyncio.run(body())
+    assert received > 10
+    assert turns >= received // 2

@@ -25,6 +25,7 @@ from wgcell.cell.ending import EndStep, in_thread, run_all
 from wgcell.cell.events import EventLog, first_bad
 from wgcell.cell.folder import CappedLog, Folder, create
 from wgcell.cell.job import OnRogue
+from wgcell.cell.listening import Causes
 from wgcell.cell.states import Cause, Outcome, State
 from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
@@ -478,6 +479,28 @@ def test_a_failure_takes_no_other_outcome_s_place(cell: Cell) -> None:
     assert result is not None and result["outcome"] == Outcome.ROGUE.value
     assert result["failures"] == ["the relay's end: it did not end in order (killed by signal 9)"]
     assert cell.events[-1]["failures"] == result["failures"]
+
+
+@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize("before", list(Outcome))
+def test_a_rogue_frame_that_is_heard_of_behind_the_machines_death_is_rogue(
+    before: Outcome, released: bool
+) -> None:
+    """The fuse is quicker than words: what a dead machine still owes may be seen to be lost before
+    the relay has said why it is dead."""
+    causes = Causes()
+    causes.put(Cause.ROGUE_FRAME, "a frame")
+    one = SimpleNamespace(
+        _causes=causes,
+        _outcome=before,
+        _reason="",
+        _seen=SimpleNamespace(phases={"booting": 1.0, **({"running": 2.0} if released else {})}),
+    )
+    Supervisor._end_causes(one)
+    if released and before not in (Outcome.UNVERIFIED, Outcome.TUNNEL_LOST):
+        assert one._outcome is Outcome.ROGUE
+    else:
+        assert one._outcome is not Outcome.ROGUE or before is Outcome.ROGUE
 
 
 def test_what_was_only_counted_is_told_before_the_end(cell: Cell) -> None:

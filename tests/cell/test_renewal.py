@@ -64,6 +64,23 @@ def test_in_which_order(
     assert way().order(found, source) == order
 
 
+@pytest.mark.parametrize(
+    ("asked", "after", "due"),
+    [
+        (True, renewal.LOOK, False),
+        (True, renewal.AGAIN + 1, True),
+        (False, renewal.LOOK, True),  # no way, or no name: a moved host is on its way up
+    ],
+)
+def test_a_moved_host_does_not_ask_strangers_without_a_pause(
+    asked: bool, after: float, due: bool
+) -> None:
+    one = way()
+    assert one.due(OTHER, 0, 101.0)
+    one.refused(101.0, asked=asked)
+    assert one.due(OTHER, 0, 101.0 + after) is due
+
+
 @given(found=st.lists(st.sampled_from([A, B, C, D, E, F]), unique=True), moved=st.booleans())
 def test_only_what_was_found_is_tried_and_only_who_consented_need_not(
     found: list[IPv4Address], moved: bool
@@ -155,6 +172,29 @@ def test_an_address_that_does_not_consent_is_not_handed_to_the_relay(
     assert "127.0.0.2" in told[-1]["reason"] and "127.0.0.3" in told[-1]["reason"]
     assert not known.due(OWN, 2, known.at + renewal.AGAIN)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_name_with_many_addresses_has_few_of_them_asked_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs a stranger three initiations, and the cell 14 s."""
+    asked = []
+
+    async def silent_too(sock: socket.socket, *keys: object) -> None:
+        asked.append(sock.getpeername()[0])
+        raise ConsentError("no consent")
+
+    monkeypatch.setattr(consent, "obtain", silent_too)
+    one = SimpleNamespace(
+        _around=SimpleNamespace(addresses=tuple(ip_address(f"127.0.1.{n}") for n in range(1, 200))),
+        _log=EventLog(tmp_path / "events.jsonl", lambda event: None),
+    )
+    one._reached = Supervisor._reached.__get__(one)
+    vpn = SimpleNamespace(endpoint_port=9, private_key=b"", peer_public_key=b"", preshared_key=None)
+    with pytest.raises(ConsentError):
+        asyncio.run(Supervisor._consenting(one, vpn))
+    one._log.close()
+    assert asked == [f"127.0.1.{n}" for n in range(1, renewal.MOST_ASKED + 1)]
 
 
 def test_the_next_address_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

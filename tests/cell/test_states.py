@@ -49,6 +49,8 @@ HOME = (Cause.WORKLOAD_EXITED, Cause.RESULTS_HOME)
         ((*TO_RUNNING, Cause.TIME_IS_UP, Cause.ROGUE_FRAME), Outcome.ROGUE),
         ((*TO_RUNNING, Cause.CANCEL, Cause.TAMPERED), Outcome.GUEST_FAULT),
         ((*TO_RUNNING, Cause.CANCEL, Cause.HOST_FAULTED), Outcome.ERROR),
+        ((*TO_RUNNING, Cause.OUTPUT_FAILED, Cause.ROGUE_FRAME), Outcome.ROGUE),
+        ((*TO_STOPPING, Cause.OUTPUT_FAILED, Cause.ROGUE_FRAME), Outcome.ROGUE),
         # And what is lesser does not change why the workload had to end.
         ((*TO_RUNNING, Cause.TIME_IS_UP, Cause.MACHINE_DIED), Outcome.TIMEOUT),
         ((*TO_RUNNING, Cause.TIME_IS_UP, *HOME[:1], Cause.RESULTS_LOST), Outcome.TIMEOUT),

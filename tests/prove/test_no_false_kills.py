@@ -128,8 +128,14 @@ class Peer:
                 return []
 
 
-def live_through(rekeys: int, seed: int) -> tuple[Counter[Reason], Counter[Reason], int, float]:
-    """Refusals of the guest's, drops of the endpoint's, handshakes, seconds that went by."""
+def live_through(
+    rekeys: int, seed: int, moves: float = 0.0
+) -> tuple[Counter[Reason], Counter[Reason], int, float]:
+    """Refusals of the guest's, drops of the endpoint's, handshakes, seconds that went by.
+
+    ``moves`` is how likely, each time the two sides' timers run, the endpoint moves to another
+    address: what is under way is lost, and it knows its peers no more than after a restart.
+    """
     chance = random.Random(seed)
     table = SessionTable(GUEST, ENDPOINT, 1420)
     guest, endpoint = Peer(ENDPOINT, chance), Peer(GUEST, chance)
@@ -137,7 +143,7 @@ def live_through(rekeys: int, seed: int) -> tuple[Counter[Reason], Counter[Reaso
     inward: Counter[Reason] = Counter()
     way: list[Any] = []
     now = slept = outage = 0.0
-    done = number = 0
+    done = number = moved = 0
 
     def send(to: Peer, message: bytes) -> None:
         nonlocal number
@@ -152,6 +158,7 @@ def live_through(rekeys: int, seed: int) -> tuple[Counter[Reason], Counter[Reaso
             if refusal is None:
                 send(endpoint, message)
             else:
+                assert not refusal.rogue, (refusal, now, moved)
                 out[refusal.reason] += 1
 
     def answer(messages: list[bytes]) -> None:
@@ -173,6 +180,11 @@ def live_through(rekeys: int, seed: int) -> tuple[Counter[Reason], Counter[Reaso
             leave(guest.tick(now - slept, talk=chance.random() < 0.8))
             answer(endpoint.tick(now, talk=chance.random() < 0.3))
             tick = now + chance.uniform(0.5, 9.0)
+            if chance.random() < moves:
+                way = []
+                endpoint = Peer(GUEST, chance, stamp=endpoint.stamp, newest=endpoint.newest)
+                table.meet()
+                moved += 1
             if chance.random() < 0.001:
                 outage = now + chance.uniform(5, 60)  # roaming: the path is gone for a while
             if chance.random() < 0.0005:
@@ -192,3 +204,11 @@ def test_an_honest_cell_is_never_refused() -> None:
     # Suspended, a guest does not know how old its session is: those few are out of step.
     assert not any(reason is not Reason.SESSION_DEAD for reason in out)
     assert out[Reason.SESSION_DEAD] <= done / 10
+
+
+def test_an_honest_cell_whose_endpoint_moves_is_never_rogue_and_goes_on() -> None:
+    out, inward, done, seconds = live_through(REKEYS, seed=2, moves=0.02)
+    print(f"{done} handshakes in {seconds / 3600:.0f} h; out {dict(out)}; in {dict(inward)}")
+    # It can't know that its endpoint is gone, and talks on under what it agreed with that one.
+    assert out[Reason.PEER_LEFT] > 0
+    assert set(out) <= {Reason.SESSION_DEAD, Reason.PEER_LEFT}

@@ -273,6 +273,8 @@ async def obtain(
             if verify_response(state, answer):
                 return
             cookie = open_cookie(state, answer) or cookie
+            # Receiving does not wait while there is something, and who floods us is a stranger.
+            await asyncio.sleep(0)
             seen = "what came back was no valid answer"
     host, port = sock.getpeername()[:2]
     raise ConsentError(

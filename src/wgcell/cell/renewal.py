@@ -22,7 +22,8 @@ AGAIN = 30.0
 UNHEARD = 2
 """The guest's latest initiations that nobody has answered: the endpoint is gone, or has moved."""
 MOST_ASKED = 4
-"""Addresses that are asked for consent in one renewal: a name may lead to any number."""
+"""Addresses that are asked for consent at the start, and in one renewal: a name may lead to any
+number."""
 
 
 @dataclass(slots=True)
@@ -35,6 +36,8 @@ class Renewal:
     """This host's own address on the way; None where there is no way."""
     at: float
     """When it was last renewed, in seconds of the caller's clock."""
+    not_before: float = 0.0
+    """Strangers were asked in vain: until then nobody is."""
 
     def moved(self, source: str | None) -> bool:
         """Whether this host would now send from another address. No way at all is no move."""
@@ -47,7 +50,7 @@ class Renewal:
         ``unanswered`` counts the guest's latest initiations without an answer.
         """
         unheard = unanswered >= UNHEARD and now - self.at > AGAIN
-        return source is not None and (self.moved(source) or unheard)
+        return source is not None and now > self.not_before and (self.moved(source) or unheard)
 
     def order(self, found: Sequence[Address], source: str | None) -> tuple[Address, ...]:
         """The addresses to try, of those that the name leads to now, all of them vetted.
@@ -69,6 +72,9 @@ class Renewal:
         """The relay has a fresh socket to ``address``."""
         self.address, self.source, self.at = address, source, now
 
-    def refused(self, now: float) -> None:
-        """No address would do: ask again when `AGAIN` has passed, also for the same move."""
+    def refused(self, now: float, *, asked: bool) -> None:
+        """No address would do. If one was ``asked`` for consent, nobody is for `AGAIN`, also for
+        the same move; a host that found no name or no way tries again at its next look."""
         self.at = now
+        if asked:
+            self.not_before = now + AGAIN

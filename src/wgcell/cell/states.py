@@ -191,6 +191,8 @@ def step(state: State, cause: Cause) -> Step | None:
 
 
 _IN_ORDER = (Outcome.CANCELLED, Outcome.TIMEOUT, Outcome.QUOTA)
+_BESIDE_ROGUE = (*_IN_ORDER, Outcome.ERROR, Outcome.INCOMPLETE, Outcome.GUEST_FAULT)
+"""What a rogue frame is graver than: a reader's error, and what the machine owes that it killed."""
 _GRAVEST = (Cause.ROGUE_FRAME, Cause.TAMPERED, Cause.HOST_FAULTED)
 
 
@@ -202,6 +204,7 @@ def settled(before: Outcome | None, cause: Cause, taken: Outcome | None) -> Outc
     """
     if taken is None:
         return before
-    if before in (None, Outcome.COMPLETED) or (before in _IN_ORDER and cause in _GRAVEST):
+    milder = _BESIDE_ROGUE if cause is Cause.ROGUE_FRAME else _IN_ORDER
+    if before in (None, Outcome.COMPLETED) or (before in milder and cause in _GRAVEST):
         return taken
     return before

@@ -512,10 +512,12 @@ class Supervisor:
     async def _consenting(self, vpn: VpnConfig) -> tuple[Address, socket.socket]:
         """The first of the endpoint's addresses that consents, and the socket on which it did.
 
+        A name may lead to any number of strangers: as many are asked as in a renewal.
         Raises EndpointError where this host has no way to any, and ConsentError.
         """
         refusals: list[EndpointError | ConsentError] = []
-        for address in self._around.addresses or (ip_address(vpn.endpoint_host),):
+        vetted = self._around.addresses or (ip_address(vpn.endpoint_host),)
+        for address in vetted[: renewal.MOST_ASKED]:
             try:
                 return address, await self._reached(address, vpn)
             except (EndpointError, ConsentError) as error:
@@ -984,7 +986,7 @@ class Supervisor:
     ) -> None:
         """A fresh socket for the relay, where one may be had."""
         found: tuple[Address, ...] = (way.address,)
-        refusals = []
+        refusals, asked = [], False
         try:
             if self._around.vet_again is not None:
                 found = await asyncio.to_thread(self._around.vet_again)
@@ -996,6 +998,7 @@ class Supervisor:
                 fresh = await self._reached(address, vpn, consenting=met)
             except (EndpointError, ConsentError) as error:
                 refusals.append(error.message)
+                asked = asked or isinstance(error, ConsentError)
                 continue
             own = str(fresh.getsockname()[0])
             way.renewed(address, own, time.monotonic())
@@ -1007,7 +1010,7 @@ class Supervisor:
             where = endpoint.shown(address, vpn.endpoint_port)
             self._log.chatter("socket_renewed", endpoint=where, source=own, met=met)
             return
-        way.refused(time.monotonic())
+        way.refused(time.monotonic(), asked=asked)
         self._log.chatter("endpoint_refused", reason="; ".join(refusals))
 
     async def _reached(
@@ -1194,9 +1197,11 @@ class Supervisor:
 
     def _end_causes(self) -> None:
         """What failed, or was seen, after the cause that ended the cell, and that nobody took."""
+        released = State.RUNNING.value in self._seen.phases
+        meaning = TRANSITIONS[State.STOPPING if released else State.VERIFYING]
         while not self._causes.empty():
             cause, reason = self._causes.take()
-            taken = TRANSITIONS[State.STOPPING].get(cause)
+            taken = meaning.get(cause)
             if cause in _EVEN_NOW and taken is not None:
                 outcome = settled(self._outcome, cause, taken.outcome)
                 if outcome is not self._outcome:

@@ -31,6 +31,7 @@ from wgcell.cell.job import (
     load_job,
 )
 from wgcell.cell.provider import Provider, apply_ceilings, load_provider
+from wgcell.cell.renewal import MOST_ASKED
 from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.cli import completion, emulation
@@ -184,7 +185,8 @@ def _bring_home(
 def _opens(job: Job, vpn: VpnConfig | None, addresses: Sequence[Address]) -> str:
     """What the cell can reach, for rich."""
     if vpn is not None:
-        where = " or ".join(f"{endpoint.shown(one, vpn.endpoint_port)}" for one in addresses)
+        first = addresses[:MOST_ASKED]
+        where = " or ".join(f"{endpoint.shown(one, vpn.endpoint_port)}" for one in first)
         return f"its only way out is the tunnel to {clean(where)}"
     asked = job.gateway
     rules = [f"allow {rule}" for rule in asked.allow] if asked else []
