@@ -28,7 +28,7 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from tests.cell.test_supervisor_attacks import supervisor
+from tests.cell.test_supervisor_attacks import closed, supervisor
 
 from wgcell.cell import children
 from wgcell.cell.children import GatewayProcess, RelayProcess
@@ -91,7 +91,7 @@ GATEWAY: dict[type, Callable[[int], Any]] = {
     gateway.Fault: lambda n: gateway.Fault(BIG),
     gateway.Stumble: lambda n: gateway.Stumble(BIG),
 }
-pytestmark = pytest.mark.timeout(PATIENCE + 20)
+pytestmark = [pytest.mark.timeout(PATIENCE + 20), pytest.mark.usefixtures(closed.__name__)]
 WITH_A_GUEST = [s for s in State if s not in (State.PREPARING, State.CONSENT, State.ENDED)]
 CASES = [
     *(

@@ -155,11 +155,14 @@ class EventLog:
         self._tell(entry)
 
     def close(self) -> None:
-        """Close the file; nothing may be appended after."""
+        """Close the file; nothing may be appended after. More than once does no harm."""
+        if self._fd < 0:
+            return
         with contextlib.suppress(StateError):
             self.tell_unlogged()
             self.settle()
         os.close(self._fd)
+        self._fd = -1
 
 
 def first_bad(lines: Iterable[bytes]) -> tuple[int, str] | None:

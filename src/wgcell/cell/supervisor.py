@@ -677,6 +677,8 @@ class Supervisor:
             raise GuestError("the guest sent a line that is too long") from error
         except OSError:
             pass  # QEMU is gone; _follow_machine says so
+        finally:
+            writer.close()
 
     def _on_guest(self, message: protocol.Message) -> None:
         seen = self._seen
