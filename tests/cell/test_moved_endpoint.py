@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 from tests.relay.test_relay import ENDPOINT, GUEST, frame, initiation, response, transport
-from tests.waiting import GENEROUS, lulled, soon
+from tests.waiting import GENEROUS, lulled, paced, soon
 
 from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess, b64
@@ -82,7 +82,7 @@ class Stage:
             if self._counter % 10 == 0:
                 number += 1
                 await self.say(initiation(number))
-            await asyncio.sleep(0.005)
+            await paced(0.005)
 
     async def renew(self, tmp_path: Path) -> list[dict[str, Any]]:
         """The supervisor's renewal, now that the name leads to `THERE`; its events."""
