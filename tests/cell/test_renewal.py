@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.waiting import forever
+from tests.waiting import forever, soon
 
 from wgcell.cell import consent, renewal
 from wgcell.cell.events import EventLog
@@ -216,6 +217,29 @@ def test_a_name_that_leads_where_no_cell_may_go_changes_nothing(
     relay, told, _ = renewed(tmp_path, refused, must_not_be_asked, monkeypatch)
     assert relay.handed == []
     assert told == [told[0]] and "192.168.9.9" in told[0]["reason"]
+
+
+def test_a_resolver_that_hangs_does_not_keep_an_ended_cell_from_going(tmp_path: Path) -> None:
+    """Whoever owns the name decides how long it takes to resolve."""
+    entered, gate = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def hangs() -> tuple[Any, ...]:
+        entered.set()
+        waited.append(gate.wait(20))
+        raise EndpointError("it does not resolve")
+
+    async def body() -> None:
+        one = SimpleNamespace(_around=SimpleNamespace(vet_again=hangs))
+        vpn = SimpleNamespace(endpoint_port=9)
+        renewing = asyncio.create_task(Supervisor._renew(one, Relay(), vpn, way(), OWN))
+        await soon(entered.is_set)
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
+
+    asyncio.run(body())
+    gate.set()
+    assert waited in ([], [True])
 
 
 def test_a_cell_that_ends_while_it_asks_leaves_no_socket(

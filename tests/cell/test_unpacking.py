@@ -324,6 +324,13 @@ INSIDE = {
     "sets modes": "os.fchmod(root, 0o755)",
     "sets times": "os.utime(root, (1, 1))",
 }
+GIVES_RIGHTS = {
+    "a file's": "os.close(os.open('made', os.O_WRONLY | os.O_CREAT, 0o4755, dir_fd=root))",
+    "a file's later": "os.fchmod(os.open('x', os.O_WRONLY | os.O_CREAT, dir_fd=root), 0o4755)",
+    "a group's": "os.fchmod(os.open('x', os.O_WRONLY | os.O_CREAT, dir_fd=root), 0o2755)",
+    "a folder's": "os.fchmod(root, 0o2755)",
+}
+"""What it makes is its user's, so a set-user-ID bit would be a right of the provider's."""
 PROBE = """
 import os, socket, sys
 from wgcell.cell import confinement
@@ -386,6 +393,21 @@ def test_nothing_outside_the_folder_is_read_or_changed(
 @pytest.mark.parametrize("what", NO_FILES)
 def test_no_socket_no_program_no_process(tmp_path: Path, what: str) -> None:
     assert attempted(tmp_path, [CAN[what]])[0] == "killed"
+
+
+@pytest.mark.parametrize("without", ["", "landlock", "root"])
+@pytest.mark.parametrize("what", GIVES_RIGHTS)
+def test_nothing_it_makes_runs_with_our_rights(tmp_path: Path, what: str, without: str) -> None:
+    assert attempted(tmp_path, [GIVES_RIGHTS[what]], without) == ["refused", "holds"]
+    for one in (tmp_path / "folder", *(tmp_path / "folder").iterdir()):
+        assert one.stat().st_mode & 0o7000 == 0
+
+
+@pytest.mark.parametrize("what", GIVES_RIGHTS)
+def test_without_walls_what_it_makes_can(tmp_path: Path, what: str) -> None:
+    assert attempted(tmp_path, [GIVES_RIGHTS[what]], walls="none") == ["done", "open"]
+    made = (tmp_path / "folder", *(tmp_path / "folder").iterdir())
+    assert any(one.stat().st_mode & 0o6000 for one in made)
 
 
 @pytest.mark.parametrize("what", CAN)

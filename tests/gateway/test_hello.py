@@ -176,3 +176,54 @@ def test_no_bytes_raise_and_what_passes_asks_for_a_name(data: bytes, port: int) 
     seen = judge(data, NAMES, port)
     if seen is not None and not seen.refusal:
         assert seen.host in NAMES or (seen.kind == "other" and port == 9000)
+
+
+LINES = [
+    b"GET / HTTP/1.1",
+    b"GET  /  HTTP/1.1",
+    b"GET\t/ HTTP/1.1",
+    b"GET /a b HTTP/1.1",
+    b"GET\x0b/\x0cHTTP/1.1",
+    b" GET / HTTP/1.1",
+    b"PROPFIND  * HTTP/1.1",
+    b"GET http://evil.example.com/ HTTP/1.1",
+    b"OPTIONS evil.example.com:443 HTTP/1.1",
+    b"GET /caf\xc3\xa9 HTTP/1.0",
+    b"GET http://evil.example.com/",  # HTTP/0.9, of which nginx still takes the host
+    b"GET /",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_what_is_refused_as_a_whole_does_not_pass_in_pieces(line: bytes, end: bytes) -> None:
+    """What was let go is never looked at again, so where a client cuts must change nothing."""
+    whole = line + end + b"Host: evil.example.com" + end + end
+    for cut in range(1, len(whole)):
+        seen = judge(whole[:cut], NAMES, 9000)
+        assert seen is None or seen.refusal, whole[:cut]
+
+
+@pytest.mark.parametrize("method", ["get", "x!y", "Get"])
+def test_a_method_of_small_letters_is_held_from_its_space_on(method: str) -> None:
+    whole = http(f"{method}  / HTTP/1.1", "Host: evil.example.com")
+    for cut in range(len(method) + 1, len(whole)):
+        seen = judge(whole[:cut], NAMES, 9000)
+        assert seen is None or seen.refusal, whole[:cut]
+
+
+@given(
+    method=st.sampled_from(["GET", "POST", "PROPFIND", "X-Y"]),
+    spaces=st.lists(st.text(" \t", min_size=1, max_size=3), min_size=2, max_size=2),
+    target=st.text("/:.aZ%?é ", min_size=1, max_size=12).map(str.strip).filter(bool),
+    cut=st.integers(1, 40),
+)
+def test_no_piece_of_a_request_passes(
+    method: str, spaces: list[str], target: str, cut: int
+) -> None:
+    first = f"{method}{spaces[0]}{target}{spaces[1]}HTTP/1.1\r\n"
+    whole = f"{first}Host: evil.example.com\r\n\r\n".encode()
+    seen = judge(whole[:cut], NAMES, 9000)
+    assert seen is None or seen.refusal
+    seen = judge(whole, NAMES, 9000)
+    assert seen is not None and seen.refusal

@@ -48,6 +48,8 @@ _ABI_NET, _ABI_SCOPE = 4, 6
 
 _PROT_EXEC = 4
 _AT_EMPTY_PATH = 0x1000
+_RIGHTS = 0o7000
+"""Set-user-ID, set-group-ID, sticky: what is made is ours, and must never run as us."""
 _F_DUPFD_CLOEXEC, _F_GETFD, _F_GETFL = 1030, 1, 3
 _DESCRIPTORS = 320
 """A folder may be 256 deep, each with a descriptor; and a few beside."""
@@ -60,11 +62,12 @@ _Rule = tuple[str, tuple[tuple[int, int, int], ...]]
 
 CALLS: tuple[_Rule, ...] = (
     # A call, and for an argument (its place, a mask, what must be under it).
-    ("openat", ((2, os.O_TRUNC, 0),)),  # before ABI 3, Landlock does not know truncation
-    ("mkdirat", ()),
+    # Before ABI 3, Landlock does not know truncation. The mode is 0 where no file is made.
+    ("openat", ((2, os.O_TRUNC, 0), (3, _RIGHTS, 0))),
+    ("mkdirat", ((2, _RIGHTS, 0),)),
     ("symlinkat", ()),
     ("unlinkat", ()),
-    ("fchmod", ()),
+    ("fchmod", ((1, _RIGHTS, 0),)),
     ("newfstatat", ((3, _AT_EMPTY_PATH, _AT_EMPTY_PATH),)),
     ("fcntl", ((1, 0xFFFFFFFF, _F_DUPFD_CLOEXEC),)),
     ("fcntl", ((1, 0xFFFFFFFF, _F_GETFD),)),

@@ -991,7 +991,7 @@ class Supervisor:
         refusals, asked = [], False
         try:
             if self._around.vet_again is not None:
-                found = await asyncio.to_thread(self._around.vet_again)
+                found = await in_thread(self._around.vet_again)  # a stranger's name may hang
         except EndpointError as error:
             refusals, found = [error.message], ()
         for address in way.order(found, source):

@@ -31,13 +31,21 @@ _INNER = 1
 """Encrypted Client Hello, section 5: another hello carries this one, and hides its server name."""
 _BEGINS_SSL2 = re.compile(rb"[\x80-\xff]([\s\S](\x01(\x03[\s\S]?|\x00\x02?)?)?)?\Z")
 """The beginning of SSL 2's ClientHello, which TLS servers took (RFC 5246, appendix E.2)."""
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
+_SPACE = rb"[ \t\x0b\x0c\r]"
+"""What a server may take for a space in a request's first line (RFC 9112, section 3)."""
+_TARGET = rb"[!-~\x80-\xff]"
+_TEXT = rb"[\t\x0b-\r -~\x80-\xff]*"
 _METHOD = re.compile(rb"[A-Z0-9_-]{1,32}\Z")
 """What may become a method: all that are registered are of capitals (RFC 9110, 16.1.3)."""
-_BEGINS_REQUEST = re.compile(
-    rb"([A-Z0-9_-]{1,32} [!-~]*|[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ([/*][!-~]*|[A-Za-z0-9+.-]+://[!-~]*)?)"
-    rb"( (H(T(TP?)?)?|HTTP/[ -~]*)?)?\Z"
+_BEGINS_REQUEST = re.compile(_TOKEN + _SPACE + rb"+(" + _TARGET + _TEXT + rb")?\Z")
+"""How a `_REQUEST_LINE` and an `_OLD_REQUEST` begin, behind the method. What was let go is never
+looked at again: so nothing may go that with more bytes would be one of them."""
+_REQUEST_LINE = re.compile(_TOKEN + _SPACE + rb"+" + _TARGET + _TEXT + _SPACE + rb"HTTP/")
+_OLD_REQUEST = re.compile(
+    rb"GET" + _SPACE + rb"+(/|[A-Za-z][A-Za-z0-9+.-]*://)" + _TARGET + rb"*" + _SPACE + rb"*\Z"
 )
-_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} +[^\s].* HTTP/")
+"""HTTP/0.9's, which has no Host; its target may name one all the same."""
 _PROXIED = re.compile(rb"[\r\n]*\S+ (?![/*])")
 """A request whose target is more than a path: of whom it is sent to it asks for another host."""
 _HTTP2_PREFACE = b"PRI * HTTP/2.0"
@@ -129,10 +137,11 @@ def _kind(data: bytes, port: int) -> tuple[str, Callable[[bytes], str] | None]:
         return "tls", _server_name
     if _BEGINS_SSL2.match(data[:5]):
         return "tls", _ssl2
-    first, end, _ = data.lstrip(b"\r\n").partition(b"\n")
+    first, end, _ = data.lstrip(b" \t\x0b\x0c\r\n").partition(b"\n")
+    if end and _OLD_REQUEST.match(first):
+        return "http", _http_old
     whole = end and _REQUEST_LINE.match(first)
-    so_far = first.removesuffix(b"\r")
-    begun = not end and (not first or _METHOD.match(so_far) or _BEGINS_REQUEST.match(so_far))
+    begun = not end and (not first or _METHOD.match(first) or _BEGINS_REQUEST.match(first))
     if whole or begun or port == 80:
         return "http", _http_host
     return "other", None
@@ -142,6 +151,10 @@ def _ssl2(data: bytes) -> str:
     if len(data) < 5:
         raise _Short
     raise _Bad("of SSL 2's form, which names no host")
+
+
+def _http_old(data: bytes) -> str:
+    raise _Bad("of HTTP/0.9, which names no host")
 
 
 def _server_name(data: bytes) -> str:
