@@ -280,8 +280,18 @@ def test_a_disk_that_fills_up_meanwhile_is_said(tmp_path: Path) -> None:
     assert b"No space left on device" in done.stdout, done.stderr
 
 
+def test_it_finds_this_code_where_we_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not installed, and from a folder that is not the one it starts in."""
+    source = Path(archive.__file__).parents[2]
+    monkeypatch.chdir(source.parent)
+    monkeypatch.setenv("PYTHONPATH", source.name)
+    monkeypatch.setattr(unpacking, "_ARGV", (sys.executable, "-S", *unpacking._ARGV[1:]))
+    assert unpacked(tmp_path / "o", [WHOLE]).complete
+
+
 def test_it_is_told_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANARY", "tweet")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     seen = []
 
     async def body() -> None:

@@ -51,7 +51,13 @@ Take = Callable[[memoryview], None]
 
 # -P: a folder named wgcell where the user happens to stand must never be imported.
 _ARGV = (sys.executable, "-P", "-m", "wgcell.cell.unpacker")
-_ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
+
+
+def _environment() -> dict[str, str]:
+    """All that it is told of ours: how names are spelled, and where Python finds this code."""
+    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = os.pathsep.join(os.path.abspath(place) for place in places if place)  # noqa: PTH100
+    return {"LC_ALL": "C.UTF-8", **({"PYTHONPATH": paths} if paths else {})}
 
 
 def limit_of_members(disk: int) -> int:
@@ -116,7 +122,7 @@ class Unpacking:
                     stderr=asyncio.subprocess.PIPE,
                     pass_fds=(folder, task_fd),
                     cwd="/",
-                    env=_ENVIRONMENT,
+                    env=_environment(),
                     limit=_LONGEST_LINE,
                     start_new_session=True,
                     preexec_fn=die_with_parent(os.getpid()),

@@ -38,11 +38,13 @@ from wgcell.cli.lines import JsonLines
 from wgcell.cli.terminal import (
     Narrator,
     Words,
+    all_said,
     clean,
     console,
     raw_sink,
     restore,
     sink,
+    speak_aside,
     warn,
 )
 from wgcell.errors import HostError, JobError, StateError
@@ -141,6 +143,8 @@ def _show_inputs(narrator: Narrator, job: Job, survey: Survey) -> None:
 def _agree(summary: str) -> bool:
     for line in summary.splitlines():
         console.print(clean(line))
+    if not all_said():
+        return False
     try:
         return typer.confirm("make these changes?", err=True)
     except typer.Abort:
@@ -408,6 +412,7 @@ def run(
         if tunnel is None
         else lambda: _endpoint(job, provider, allow_endpoint or [])[1],
     )
+    speak_aside()
     narrator = Narrator(words)
     narrator.line(f"cell {folder.id}; {_opens(job, tunnel, address, port)}")
     for remark in remarks.of_rules(
