@@ -280,8 +280,18 @@ def test_a_disk_that_fills_up_meanwhile_is_said(tmp_path: Path) -> None:
     assert b"No space left on device" in done.stdout, done.stderr
 
 
+def test_it_finds_this_code_where_we_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not installed, and from a folder that is not the one it starts in."""
+    source = Path(archive.__file__).parents[2]
+    monkeypatch.chdir(source.parent)
+    monkeypatch.setenv("PYTHONPATH", source.name)
+    monkeypatch.setattr(unpacking, "_ARGV", (sys.executable, "-S", *unpacking._ARGV[1:]))
+    assert unpacked(tmp_path / "o", [WHOLE]).complete
+
+
 def test_it_is_told_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANARY", "tweet")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     seen = []
 
     async def body() -> None:
@@ -299,6 +309,7 @@ def test_it_is_told_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 CAN = {
     "reads": "os.open('/etc/passwd', os.O_RDONLY)",
     "reads by ..": "os.open('../../../../../../../../etc/passwd', os.O_RDONLY, dir_fd=root)",
+    "reads by the old folder's ..": "os.open('../' * 9 + 'etc/passwd', 0, dir_fd=folder)",
     "writes": "os.open('{outside}', os.O_WRONLY)",
     "makes": "os.open('{outside}.new', os.O_WRONLY | os.O_CREAT)",
     "makes a folder": "os.mkdir('{outside}.folder')",
@@ -388,6 +399,16 @@ def test_nothing_outside_the_folder_is_read_or_changed(
     assert said[0] in ("refused", "killed"), said
     assert (tmp_path / "outside").read_text() == "secret"
     assert sorted(os.listdir(tmp_path)) == ["folder", "outside"]
+
+
+@pytest.mark.parametrize(
+    "what", ["truncates", "truncates as it reads", "changes modes", "changes times", "renames"]
+)
+def test_what_an_older_landlock_does_not_know_the_filter_refuses(tmp_path: Path, what: str) -> None:
+    """By itself: neither the root nor Landlock stands."""
+    said = attempted(tmp_path, [CAN[what]], "root landlock")
+    assert said[0] in ("refused", "killed"), said
+    assert (tmp_path / "outside").read_text() == "secret"
 
 
 @pytest.mark.parametrize("what", NO_FILES)

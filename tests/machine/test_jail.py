@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -28,21 +29,32 @@ SYSCALLS |= {"unshare": 272, "mount": 165, "io_uring_setup": 425}
 
 
 def jailed(
-    program: str, *, user: int | None = unprivileged_id("x-0000aa")
+    program: str,
+    *,
+    user: int | None = unprivileged_id("x-0000aa"),
+    perl: str = PERL,
 ) -> subprocess.CompletedProcess[str]:
+    return in_jail([perl, "-e", program], user=user)
+
+
+def in_jail(
+    command: list[str], *, user: int | None = unprivileged_id("x-0000aa"), said: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """``command`` in QEMU's place, with ``said`` on its standard input."""
     jail = find_jail(user, None)
     assert jail.bwrap is not None, jail.missing
     info, told = os.pipe()
     filter_fd = closed_filter()
-    argv = bwrap_argv(jail, [PERL, "-e", program], filter_fd=filter_fd, info_fd=told, device=None)
+    argv = bwrap_argv(jail, command, filter_fd=filter_fd, info_fd=told, device=None)
     become = {} if jail.user is None else {"user": jail.user, "group": jail.user}
     try:
         done = subprocess.run(
             argv,
             pass_fds=(filter_fd, told),
+            input=said,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
             cwd="/",
             **become,
         )
@@ -165,3 +177,113 @@ def test_a_kernel_that_lists_no_children_has_no_jail(monkeypatch: pytest.MonkeyP
 
 def test_python_can_not_be_run_in_qemus_place_by_the_guests_word() -> None:
     assert jailed(f"exec '{sys.executable}', '-c', '1'; print 'refused'").stdout == "refused"
+
+
+# A QEMU that is not the system's: where people put one, with what must not be in its jail.
+
+LAYOUTS = {
+    "a home's bin": ("home/bin", "home"),
+    "a home's .local": ("home/.local/bin", "home/.local"),
+    "a prefix of its own": ("opt/qemu-9/bin", "opt/qemu-9"),
+    "a prefix's own folder": ("opt", "."),
+    "deeper": ("opt/qemu-9/libexec/qemu", "opt/qemu-9/libexec"),
+}
+SECRETS = ("home/.ssh/id", "home/lib/notes", "opt/other/key", "var/secret", "home/share/mail")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A root with secrets in it, that whoever the jail's user is may read."""
+    for above in (tmp_path, *tmp_path.parents):
+        if above != Path("/tmp") and above.is_relative_to("/tmp"):
+            above.chmod(0o755)
+    for name in SECRETS:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("secret")
+    return tmp_path
+
+
+def installed(program: str, root: Path, layout: str) -> tuple[Path, Path]:
+    """A copy of ``program`` in that layout below ``root``; its path, and its prefix."""
+    folder, prefix = (root / name for name in LAYOUTS[layout])
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / Path(program).name
+    shutil.copy(program, copy)
+    return copy, prefix.resolve()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_qemu_found_elsewhere_brings_nothing_but_its_own(elsewhere: Path, layout: str) -> None:
+    perl, _ = installed(PERL, elsewhere, layout)
+    for name in SECRETS:
+        reads = f"open(F, '<', '{elsewhere / name}') or die 'none'; print <F>"
+        done = jailed(reads, perl=str(perl))
+        assert done.stdout == "" and "none" in done.stderr, done
+        assert outside(reads).stdout == "secret"  # the control
+    assert jailed("print 'runs'", perl=str(perl)).stdout == "runs"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["share/qemu", "lib/qemu"])
+def test_no_link_of_a_known_name_leads_further(elsewhere: Path, layout: str, name: str) -> None:
+    """``~/share/qemu -> ~``: what is bound is never a folder above QEMU itself."""
+    perl, prefix = installed(PERL, elsewhere, layout)
+    link = prefix / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(prefix)
+    jail = find_jail(None, None)
+    argv = bwrap_argv(jail, [str(perl)], filter_fd=0, info_fd=1, device=None)
+    bound = [Path(argv[at + 1]) for at, word in enumerate(argv) if "bind" in word]
+    assert not [one for one in bound if one != perl and one in perl.parents]
+
+
+QMP = '{"execute": "qmp_capabilities"} {"execute": "quit"}'
+FIRMWARE = ("bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin")
+
+
+@pytest.mark.parametrize("layout", ["a home's bin", "a prefix of its own"])
+def test_a_qemu_found_elsewhere_has_its_firmware_and_libraries(
+    elsewhere: Path, layout: str
+) -> None:
+    system = programs.find("qemu-system-x86_64")
+    if system is None:
+        pytest.skip("there is no QEMU here")
+    qemu, prefix = installed(str(Path(system).resolve()), elsewhere, layout)
+    argv = [str(qemu), "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg", "-S"]
+    argv += ["-qmp", "stdio"]
+    assert in_jail(argv, said=QMP).returncode != 0  # the control: it does not run without them
+    own = prefix / "share/qemu"
+    own.mkdir(parents=True)
+    for name in FIRMWARE:
+        for place in ("/usr/share/qemu", "/usr/share/seabios"):
+            if Path(place, name).exists():
+                shutil.copy(Path(place, name), own / name)
+    modules = f"lib/{platform.machine()}-linux-gnu/qemu"
+    if Path("/usr", modules).is_dir():
+        (prefix / modules).mkdir(parents=True)
+        for module in Path("/usr", modules).glob("accel-*.so"):
+            shutil.copy(module, prefix / modules)
+    done = in_jail(argv, said=QMP)
+    assert done.returncode == 0, done
+
+
+def test_libraries_of_a_prefix_are_found_by_name(elsewhere: Path) -> None:
+    """A library beside it, by its rpath: bound as a file, not with its folder."""
+    perl, prefix = installed(PERL, elsewhere, "a prefix of its own")
+    library = prefix / "lib/libcrypt.so.1"
+    library.parent.mkdir(parents=True)
+    (prefix / "lib/secret").write_text("secret")
+    library.write_bytes(b"")
+    argv = ["--ro-bind", str(library), str(library)]
+    made = elsewhere / "ldd"
+    line = f"libcrypt.so.1 => {perl.parent}/../lib/libcrypt.so.1 (0x1)"
+    made.write_text(f"#!/bin/sh\necho '{line}'\n")
+    made.chmod(0o755)
+    jail = find_jail(None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(elsewhere))
+        words = bwrap_argv(jail, [str(perl)], filter_fd=0, info_fd=1, device=None)
+    at = words.index(str(library))
+    assert words[at - 1 : at + 2] == argv
+    assert str(prefix / "lib") not in words

@@ -41,11 +41,13 @@ from wgcell.cli.lines import JsonLines
 from wgcell.cli.terminal import (
     Narrator,
     Words,
+    all_said,
     clean,
     console,
     raw_sink,
     restore,
     sink,
+    speak_aside,
     warn,
 )
 from wgcell.errors import HostError, JobError, StateError
@@ -149,6 +151,8 @@ def _show_inputs(narrator: Narrator, job: Job, survey: Survey) -> None:
 def _agree(summary: str) -> bool:
     for line in summary.splitlines():
         console.print(clean(line))
+    if not all_said():
+        return False
     try:
         return typer.confirm("make these changes?", err=True)
     except typer.Abort:
@@ -419,6 +423,7 @@ def run(
         known_links=survey.links,
         vet_again=vet,
     )
+    speak_aside()
     narrator = Narrator(words)
     narrator.line(f"cell {folder.id}; {_opens(job, tunnel, addresses)}")
     for remark in remarks.of_rules(

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from wgcell.cli.escapes import RESET, TerminalFilter
+from wgcell.cli.voice import Voice
 from wgcell.display import one_line, paragraph
 from wgcell.errors import HostError, WgcellError
 from wgcell.gateway.flows import Tally
@@ -27,6 +28,7 @@ from wgcell.gateway.flows import Tally
 __all__ = [
     "Narrator",
     "Words",
+    "all_said",
     "as_json",
     "clean",
     "complain",
@@ -36,6 +38,7 @@ __all__ = [
     "raw_sink",
     "restore",
     "sink",
+    "speak_aside",
     "warn",
     "writer",
 ]
@@ -53,20 +56,20 @@ class _OwnWords:
     """
 
     encoding = "utf-8"
+    voice: Voice | None = None
 
     def write(self, text: str) -> int:
-        dirty = [one for one in _filters if one.coloured or one.line_open]
-        if dirty:
-            text = RESET + ("\n" if any(one.line_open for one in dirty) else "") + text
-            for one in dirty:
-                one.mark_reset()
+        if self.voice is not None:
+            self.voice.say(text)
+            return len(text)
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            self._stream().write(text)
+            self._stream().write(_behind_others(text))
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            self._stream().flush()
+        if self.voice is None:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                self._stream().flush()
 
     @staticmethod
     def _stream() -> IO[str]:
@@ -81,7 +84,35 @@ class _OwnWords:
         return sys.stderr.fileno()
 
 
-console = Console(file=cast(IO[str], _OwnWords()), highlight=False, soft_wrap=True)
+def _behind_others(text: str) -> str:
+    """``text`` as it must be said now, behind what a workload has left on the terminal."""
+    dirty = [one for one in _filters if one.coloured or one.line_open]
+    if dirty:
+        text = RESET + ("\n" if any(one.line_open for one in dirty) else "") + text
+        for one in dirty:
+            one.mark_reset()
+    return text
+
+
+_own_words = _OwnWords()
+console = Console(file=cast(IO[str], _own_words), highlight=False, soft_wrap=True)
+
+
+def speak_aside() -> None:
+    """From now on a thread says our words: nobody waits for whoever reads standard error."""
+    try:
+        write, encoding = raw_sink(sys.stderr.fileno()), sys.stderr.encoding
+    except (OSError, ValueError, AttributeError):
+        return  # there is none
+    sys.stderr.flush()
+    _own_words.voice = Voice(
+        lambda text: write(_behind_others(text).encode(encoding, "backslashreplace"))
+    )
+
+
+def all_said() -> bool:
+    """Wait until our words are said, if somebody listens; whether they are."""
+    return _own_words.voice is None or _own_words.voice.finish()
 
 
 def printable(data: bytes) -> bytes:
@@ -142,8 +173,7 @@ def restore() -> None:
     if any(one.coloured for one in _filters):
         for one in _filters:
             one.mark_reset()
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.write(RESET)
+        _own_words.write(RESET)
 
 
 def out(text: str = "") -> None:

@@ -12,6 +12,7 @@ What can't be built is said, with its mend; whether a cell may run so is the pro
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import subprocess
 from collections.abc import Sequence
@@ -27,6 +28,11 @@ __all__ = ["CHILDREN", "Jail", "bwrap_argv", "closed_filter", "find_jail", "limi
 _SHARE = ("/usr/share/qemu", "/usr/share/seabios")
 _LIBRARIES = ("/usr/lib", "/usr/lib64")
 _LINKED = ("/lib", "/lib64")
+_OWN = (
+    *("share/qemu", "share/seabios", "share/qemu-firmware", "lib/ipxe/qemu"),
+    *("lib/qemu", "lib64/qemu", f"lib/{platform.machine()}-linux-gnu/qemu"),
+)
+"""Where a QEMU that is installed elsewhere has its firmware and its modules, below its prefix."""
 
 KILLED = (
     *("socket", "connect", "bind", "listen", "accept", "accept4", "sendmmsg"),
@@ -121,6 +127,45 @@ def _links() -> list[str]:
     return argv
 
 
+def _elsewhere(program: str) -> list[tuple[str, str]]:
+    """What a QEMU outside /usr needs of its own, each by its name: what to bind, and where.
+
+    Never its whole prefix, which may be somebody's home, or the root.
+    """
+    path = Path(program)
+    prefix = path.parent.parent
+    if prefix == Path("/usr"):
+        return []
+    bound = []
+    for name in _OWN:
+        source = (prefix / name).resolve()
+        # Nor where a link of such a name leads to a folder with more in it.
+        if source.is_dir() and source not in path.parents and source != Path.home():
+            bound.append((str(source), str(prefix / name)))
+    return bound + [(str(Path(place).resolve()), place) for place in _loaded(program)]
+
+
+def _loaded(program: str) -> list[str]:
+    """The libraries that the loader finds for it elsewhere than in the system's own folders."""
+    try:
+        done = subprocess.run(
+            [programs.path_of("ldd"), program],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=10,
+            check=False,
+            cwd="/",
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []  # then the loader will say what it misses
+    # "libslirp.so.0 => /opt/qemu/bin/../lib/libslirp.so.0 (0x…)"
+    found = (line.partition(" => ")[2].rpartition(" (")[0] for line in done.stdout.splitlines())
+    places = [os.path.normpath(place) for place in found if place.startswith("/")]
+    own = tuple(f"{folder}/" for folder in (*_LIBRARIES, *_LINKED))
+    return [place for place in places if not place.startswith(own) and Path(place).is_file()]
+
+
 def bwrap_argv(
     jail: Jail, command: Sequence[str], *, filter_fd: int, info_fd: int, device: Path | None
 ) -> list[str]:
@@ -141,10 +186,10 @@ def bwrap_argv(
     for folder in _LIBRARIES:
         argv += ["--ro-bind-try", folder, folder]
     argv += [*_links(), "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    own = Path(program).parent.parent
-    shares = _SHARE if own == Path("/usr") else (*_SHARE, str(own))
-    for folder in shares:
+    for folder in _SHARE:
         argv += ["--ro-bind-try", folder, folder]
+    for source, place in _elsewhere(program):
+        argv += ["--ro-bind", source, place]
     argv += ["--ro-bind-try", _HUGE_PAGES, _HUGE_PAGES, "--proc", "/proc", "--dev", "/dev"]
     if device is not None:
         argv += ["--dev-bind", str(device), str(device)]
