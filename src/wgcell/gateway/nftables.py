@@ -60,6 +60,7 @@ RELEASED, RESET, UNREACHABLE = 0x5182_0001, 0x5182_0002, 0x5182_0003
 """The marks of a SYN that comes back: it goes on; it is reset; its target can't be reached."""
 MOST_LEADS = 4096
 """Elements of a name's set."""
+_EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _ECHO = {"ip": "icmp", "ip6": "icmpv6"}
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 
@@ -151,18 +152,21 @@ def _match(peer: Peer, number: int, rule: Rule) -> Iterator[str]:
         yield match
 
 
-def _most(peer: Peer, beyond: str) -> str:
-    """So many flows at a time: of those that have come about, a SYN that is held counts for none
-    here, but does in the engine."""
-    most = f"{_family(peer.address)} saddr ct count over {peer.policy.limits.flows}"
-    return f"add @flows_v{peer.address.version} {{ {most} }} {beyond}"
+def _most(peer: Peer, beyond: str, first: str = "") -> Iterator[str]:
+    """So many flows at a time, of each family: of those that have come about, a SYN that is held
+    counts for none here, but does in the engine."""
+    for address in peer.addresses:
+        most = f"{_family(address)} saddr ct count over {peer.policy.limits.flows}"
+        yield f"{first}add @flows_v{address.version} {{ {most} }} {beyond}"
 
 
-def _rate(peer: Peer, beyond: str) -> str:
-    """So many new flows a second."""
+def _rate(peer: Peer, beyond: str, first: str = "") -> Iterator[str]:
+    """So many new flows a second, of each family."""
     limits = peer.policy.limits
     rate = f"limit rate over {limits.flows_per_second}/second burst {limits.flows} packets"
-    return f"update @new_{_chain_of(peer)} {{ {_family(peer.address)} saddr {rate} }} {beyond}"
+    for address in peer.addresses:
+        meter = f"@new_{_chain_of(peer)}_v{address.version}"
+        yield f"{first}update {meter} {{ {_family(address)} saddr {rate} }} {beyond}"
 
 
 def _answered() -> Iterator[str]:
@@ -196,8 +200,8 @@ def _asked(rule: Rule) -> bool:
 def _rules(peer: Peer) -> Iterator[str]:
     refuse = f"goto refuse_{_chain_of(peer)}"
     log = f'log prefix "{PREFIX}:allow:{peer.name}:%s" group {LOG_GROUP} accept'
-    yield _most(peer, refuse)
-    yield _rate(peer, refuse)
+    yield from _most(peer, refuse)
+    yield from _rate(peer, refuse)
     for number, rule in enumerate(peer.policy.rules):
         # What is compared is turned before; what comes here was beyond a limit, or is late.
         refused = rule.verdict is Verdict.REFUSE or _asked(rule)
@@ -225,14 +229,14 @@ def _turns(peer: Peer, chain: str) -> Iterator[str]:
 
 def _holds_asked(peer: Peer) -> Iterator[str]:
     """Beyond the limit it goes its way, unheld: to where it is refused, and told."""
-    yield _rate(peer, "accept")
+    yield from _rate(peer, "accept")
     yield "goto hold"
 
 
 def _serves(peer: Peer) -> Iterator[str]:
     """A service's flow, which comes to this machine itself."""
     yield f"meta mark {RELEASED} accept"
-    yield _rate(peer, f"goto refuse_{_chain_of(peer)}")
+    yield from _rate(peer, f"goto refuse_{_chain_of(peer)}")
     yield "goto hold"
 
 
@@ -240,9 +244,9 @@ def _takes(peer: Peer) -> Iterator[str]:
     """All that is allowed and beyond no limit is taken; the rest is refused on the spot."""
     refuse = f"goto refuse_{_chain_of(peer)}"
     new, back = "ct state new", f"meta mark {RELEASED}"
-    yield f"{new} meta mark != {RELEASED} {_rate(peer, refuse)}"
-    yield f"{new} meta l4proto udp {_most(peer, refuse)}"
-    yield f"{new} {back} {_most(peer, refuse)}"
+    yield from _rate(peer, refuse, f"{new} meta mark != {RELEASED} ")
+    yield from _most(peer, refuse, f"{new} meta l4proto udp ")
+    yield from _most(peer, refuse, f"{new} {back} ")
     for number, rule in enumerate(peer.policy.rules):
         for match in _match(peer, number, rule):
             yield f"{match} {refuse if rule.verdict is Verdict.REFUSE else 'goto take'}"
@@ -250,28 +254,33 @@ def _takes(peer: Peer) -> Iterator[str]:
     yield refuse
 
 
-def _turned(peer: Peer, to: Address) -> Iterator[str]:
+def _turned(peer: Peer, config: GatewayConfig) -> Iterator[str]:
     """Beyond the limit it goes its way unturned: to where it is refused."""
-    yield _most(peer, "accept")
-    place = f"[{to}]" if to.version == 6 else str(to)
-    yield f"meta l4proto tcp dnat {_family(to)} to {place}:{ASKED_PORT}"
+    yield from _most(peer, "accept")
+    for to in config.addresses:
+        place = f"[{to}]" if to.version == 6 else str(to)
+        of = f"meta nfproto ipv{to.version} meta l4proto tcp"
+        yield f"{of} dnat {_family(to)} to {place}:{ASKED_PORT}"
 
 
 def _asking(config: GatewayConfig) -> list[Peer]:
-    """The peers that may have a flow turned: a gateway's address is of one family."""
+    """The peers that may have a flow turned, to an address of the gateway's of the same family."""
+    families = {address.version for address in config.addresses}
     return [
         peer
         for peer in config.peers
-        if peer.address.version == config.address.version and any(map(_asked, peer.policy.rules))
+        if {address.version for address in peer.addresses} & families
+        and any(map(_asked, peer.policy.rules))
     ]
 
 
 def _dispatch(peers: Iterable[Peer], chain: str = "peer") -> Iterator[str]:
     for version, family, _ in _FAMILIES:
         pairs = [
-            f"{peer.address} : goto {chain}_{_chain_of(peer)}"
+            f"{address} : goto {chain}_{_chain_of(peer)}"
             for peer in peers
-            if peer.address.version == version
+            for address in peer.addresses
+            if address.version == version
         ]
         if pairs:
             yield f"{family} saddr vmap {_braces(pairs)}"
@@ -280,13 +289,15 @@ def _dispatch(peers: Iterable[Peer], chain: str = "peer") -> Iterator[str]:
 def _pace(peers: Iterable[Peer], end: str) -> Iterator[str]:
     for peer in peers:
         rate = peer.policy.limits.bytes_per_second
-        if rate:
-            family = _family(peer.address)
+        for address in peer.addresses if rate else ():
+            family = _family(address)
             # A bucket of bytes holds the rate and the burst (Linux, net/netfilter/nft_limit.c).
             burst = max(65536 - rate, 0)
             limit = f"limit rate over {rate} bytes/second burst {burst} bytes"
-            meter = f"update @pace_{_chain_of(peer)} {{ {family} {end} {limit} }}"
-            yield f"{family} {end} {peer.address} {meter} drop"
+            meter = (
+                f"update @pace_{_chain_of(peer)}_v{address.version} {{ {family} {end} {limit} }}"
+            )
+            yield f"{family} {end} {address} {meter} drop"
 
 
 def _protected(version: int, own: Iterable[Network]) -> list[Network]:
@@ -313,7 +324,7 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
     for peer in config.peers:
         lines += _chain(f"peer_{_chain_of(peer)}", _rules(peer))
     for peer in asking:
-        lines += _chain(f"asked_{_chain_of(peer)}", _turned(peer, config.address))
+        lines += _chain(f"asked_{_chain_of(peer)}", _turned(peer, config))
         lines += _chain(f"asks_{_chain_of(peer)}", _turns(peer, "asked"))
         lines += _chain(f"held_{_chain_of(peer)}", _holds_asked(peer))
         lines += _chain(f"holds_{_chain_of(peer)}", _turns(peer, "held"))
@@ -361,7 +372,7 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
             *(
                 f'{name} saddr {_braces(found)} oifname != "{interface}" masquerade'
                 for version, name, _ in _FAMILIES
-                if (found := [p.address for p in config.peers if p.address.version == version])
+                if (found := _sources(config.peers, version))
             ),
         ],
     )
@@ -423,12 +434,13 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
         )
         lines += _set(f"flows_v{version}", f"type {kind}", "flags dynamic", "size 1024")
     for peer in config.peers:
-        kind = "ipv4_addr" if peer.address.version == 4 else "ipv6_addr"
         me = _chain_of(peer)
-        meter = (f"type {kind}", "flags dynamic,timeout", "timeout 1m", "size 16")
-        lines += _set(f"new_{me}", *meter)
-        if peer.policy.limits.bytes_per_second:
-            lines += _set(f"pace_{me}", *meter)
+        for address in peer.addresses:
+            kind, of = f"ipv{address.version}_addr", f"v{address.version}"
+            meter = (f"type {kind}", "flags dynamic,timeout", "timeout 1m", "size 16")
+            lines += _set(f"new_{me}_{of}", *meter)
+            if peer.policy.limits.bytes_per_second:
+                lines += _set(f"pace_{me}_{of}", *meter)
         for number, rule in enumerate(peer.policy.rules):
             for version, _, of in _FAMILIES if rule.name and not rule.any else ():
                 name = _set_name(peer, number, version)
@@ -456,7 +468,6 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
             *(f'oifname "{interface}" {line}' for line in _pace(config.peers, "daddr")),
         ],
     )
-    family = _family(config.address)
     lines += _chain(
         "input",
         [
@@ -464,8 +475,7 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
             f'iifname != "{interface}" accept',
             "ct state established,related accept",
             *_spoofed(config.peers),
-            f"{family} daddr {config.address} meta l4proto {{ tcp, udp }} th dport 53 accept",
-            f"{family} daddr {config.address} {_ECHO[family]} type echo-request accept",
+            *(line for address in config.addresses for line in _own(address)),
             *turned,
             # What is this machine's own is refused, whatever a rule says of the address.
             *_dispatch(config.peers, "refuse"),
@@ -475,10 +485,21 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
     return "\n".join([*lines, "}", ""])
 
 
+def _own(address: Address) -> Iterator[str]:
+    """What is answered at the gateway's own address."""
+    family = _family(address)
+    yield f"{family} daddr {address} meta l4proto {{ tcp, udp }} th dport 53 accept"
+    yield f"{family} daddr {address} {_ECHO[family]} type echo-request accept"
+
+
+def _sources(peers: Iterable[Peer], version: int) -> list[Address]:
+    return [one for peer in peers for one in peer.addresses if one.version == version]
+
+
 def _spoofed(peers: Iterable[Peer]) -> Iterator[str]:
     """WireGuard's AllowedIPs have dropped these already; here is that wall a second time."""
     for version, family, _ in _FAMILIES:
-        sources = [peer.address for peer in peers if peer.address.version == version]
+        sources = _sources(peers, version)
         among = f"{family} saddr != {_braces(sources)}" if sources else f"meta nfproto ipv{version}"
         yield f"{among} drop"
 
@@ -487,7 +508,11 @@ def _peer_section(peer: Peer) -> list[str]:
     lines = ["", f"# {peer.name}", "[Peer]", f"PublicKey = {peer.public_key}"]
     if peer.preshared_key:
         lines.append(f"PresharedKey = {peer.preshared_key}")
-    return [*lines, f"AllowedIPs = {peer.address}/{peer.address.max_prefixlen}"]
+    return [*lines, f"AllowedIPs = {_alone(peer.addresses)}"]
+
+
+def _alone(addresses: Iterable[Address]) -> str:
+    return ", ".join(f"{address}/{address.max_prefixlen}" for address in addresses)
 
 
 def wireguard_settings(config: GatewayConfig) -> str:
@@ -509,7 +534,7 @@ def server_file(config: GatewayConfig) -> str:
         f"PrivateKey = {config.private_key}",
         f"ListenPort = {config.listen[1]}",
     ]
-    lines += [f"Address = {config.address}/{config.address.max_prefixlen}", "MTU = 1420"]
+    lines += [f"Address = {_alone(config.addresses)}", "MTU = 1420"]
     for peer in config.peers:
         lines += _peer_section(peer)
     return "\n".join([*lines, ""])
@@ -524,7 +549,7 @@ def peer_file(config: GatewayConfig, peer: Peer, private_key: str) -> str:
         f"# {peer.name}",
         "[Interface]",
         f"PrivateKey = {private_key}",
-        f"Address = {peer.address}/{peer.address.max_prefixlen}",
+        f"Address = {_alone(peer.addresses)}",
         f"DNS = {config.address}",
         "MTU = 1420",
         "",
@@ -535,7 +560,7 @@ def peer_file(config: GatewayConfig, peer: Peer, private_key: str) -> str:
         lines.append(f"PresharedKey = {peer.preshared_key}")
     lines += [
         f"Endpoint = {host}:{port or peer.port}",
-        f"AllowedIPs = {'0.0.0.0/0' if peer.address.version == 4 else '::/0'}",
+        f"AllowedIPs = {', '.join(_EVERYWHERE[one.version] for one in peer.addresses)}",
         "PersistentKeepalive = 25",
     ]
     return "\n".join([*lines, ""])
