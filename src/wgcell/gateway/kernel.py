@@ -140,7 +140,7 @@ class KernelEngine:
         self._datagrams: list[asyncio.DatagramTransport] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[tuple[object, ...], tuple[Flow, FlowLog]] = {}
-        self._openings = Openings(self._nft, report)
+        self._openings = Openings(self._nft, interface, report)
         self._holding: Holding | None = None
         self._joining: set[asyncio.Task[None]] = set()
 
@@ -296,15 +296,25 @@ class KernelEngine:
             time.sleep(0.002)
 
     def _apply_rules(self, config: GatewayConfig) -> None:
-        """Text, applied in one transaction, and looked at. What was answered leads on."""
-        text = self._ruleset(config)
+        """Text, applied, and looked at. What was answered leads on.
+
+        It is one transaction, unless there is more to carry over than one may hold: then nothing
+        new passes from the first to the last.
+        """
+        text, name = self._ruleset(config), self._interface
+        carried = []
         for peer in config.peers:
             known = self._known(peer, config)
             if known is not None:
-                text += nftables.remember(self._interface, known.carried(peer), empty=True)
-        run_tool("nft", "-f", "-", text=text)
+                carried += known.carried(peer)
+        parts = nftables.remember(name, carried, empty=True)
+        if len(parts) <= 1:
+            run_tool("nft", "-f", "-", text="".join([text, *parts]))
+        else:
+            for part in (text + nftables.shut(name), *parts, nftables.unshut(name)):
+                run_tool("nft", "-f", "-", text=part)
         seen = json.loads(
-            run_tool("nft", "-j", "list", "table", *nftables.table_name(self._interface).split())
+            run_tool("nft", "-t", "-j", "list", "table", *nftables.table_name(name).split())
         )
         wrong = _difference(text, seen)
         if wrong:
@@ -341,7 +351,7 @@ class KernelEngine:
         for peer in config.peers:
             known = self._known(peer, config)
             if known is None:
-                known = Served(peer, config, self._interface, self._report, self._openings)
+                known = Served(peer, config, self._report, self._openings)
             else:
                 known.gate.change(peer)
             served |= dict.fromkeys(peer.addresses, known)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from wgcell.gateway.config import GatewayConfig, Peer, split_endpoint
 from wgcell.gateway.keys import public_key
@@ -32,6 +32,7 @@ __all__ = [
     "HOLD_GROUP",
     "LOG_GROUP",
     "MOST_LEADS",
+    "MOST_TOLD",
     "RELEASED",
     "RESET",
     "TURNED",
@@ -41,8 +42,10 @@ __all__ = [
     "remember",
     "ruleset",
     "server_file",
+    "shut",
     "table_name",
     "turning_ruleset",
+    "unshut",
     "wireguard_settings",
 ]
 
@@ -58,6 +61,10 @@ TURNED = 1
 """The mark of what is turned as it is, by tproxy: a packet's for its route, a connection's."""
 RELEASED, RESET, UNREACHABLE = 0x5182_0001, 0x5182_0002, 0x5182_0003
 """The marks of a SYN that comes back: it goes on; it is reset; its target can't be reached."""
+MOST_TOLD = 300
+"""Elements of a transaction. One that changes an element takes some 500 bytes, and a transaction is
+one message, of which whoever is not root may send as much as net.core.wmem_max: 212,992 bytes."""
+_SHUT = "shut"
 MOST_LEADS = 4096
 """Elements of a name's set."""
 _EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
@@ -93,21 +100,44 @@ def leads(peer: Peer, name: str, address: Address) -> list[str]:
 
 
 def remember(
-    interface: str, elements: Iterable[tuple[str, Address, float]], *, empty: bool = False
-) -> str:
-    """The transaction that puts addresses into sets, each for so many seconds from now.
+    interface: str, elements: Sequence[tuple[str, Address, float]], *, empty: bool = False
+) -> list[str]:
+    """The transactions that put addresses into sets, each for so many seconds from now; each of
+    at most `MOST_TOLD` elements.
 
     ``empty``: nothing is in them yet.
     """
     table = table_name(interface)
-    lines = []
-    for name, address, seconds in elements:
-        element = f"element {table} {name} {{ {address} timeout {max(1, round(seconds))}s }}"
-        plain = f"element {table} {name} {{ {address} }}"
-        # An element that is there keeps its old end; out and in again gives it the new one.
-        lines += [] if empty else [f"add {element}", f"delete {plain}"]
-        lines.append(f"add {element}")
-    return "\n".join([*lines, ""])
+    parts = []
+    for begin in range(0, len(elements), MOST_TOLD):
+        lines = []
+        for name, address, seconds in elements[begin : begin + MOST_TOLD]:
+            element = f"element {table} {name} {{ {address} timeout {max(1, round(seconds))}s }}"
+            plain = f"element {table} {name} {{ {address} }}"
+            # An element that is there keeps its old end; out and in again gives it the new one.
+            lines += [] if empty else [f"add {element}", f"delete {plain}"]
+            lines.append(f"add {element}")
+        parts.append("\n".join([*lines, ""]))
+    return parts
+
+
+def shut(interface: str) -> str:
+    """A chain that drops whatever is new from the tunnel: while the table's sets are filled in
+    several transactions, what a name denies is not denied yet. The peer tries again."""
+    lines = [f"table {table_name(interface)} {{"]
+    lines += _chain(
+        _SHUT,
+        [
+            "type filter hook prerouting priority mangle - 2; policy accept;",
+            f'iifname "{interface}" ct state new drop',
+        ],
+    )
+    return "\n".join([*lines, "}", ""])
+
+
+def unshut(interface: str) -> str:
+    """`shut` is over."""
+    return f"delete chain {table_name(interface)} {_SHUT}\n"
 
 
 def _braces(items: Iterable[object]) -> str:
