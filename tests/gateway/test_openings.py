@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dns.message
 import pytest
-from tests.gateway.conftest import SERVER, Gateway, Server, Topology, Tunnel
+from tests.gateway.conftest import SERVER, Gateway, Net, Server, Topology, Tunnel
 from tests.waiting import until
 
+from wgcell.gateway import nftables
+from wgcell.gateway.config import parse_config
 from wgcell.gateway.keys import generate_private_key, public_key
 
 pytestmark = pytest.mark.namespaces
@@ -138,3 +140,33 @@ def test_what_a_name_denies_is_denied_throughout(around: tuple[Gateway, Tunnel])
             told += [event["event"] for event in gateway.drain()]
     all_but = address(48, 7)
     until(lambda: tunnel.talk(all_but, 8080, b"x") == b"x")
+
+
+def test_a_policy_of_any_length_is_taken(around: tuple[Gateway, Tunnel]) -> None:
+    gateway, tunnel = around
+    many = [f"allow h{number}.example.com:443" for number in range(400)]
+    gateway.tell(config_of(*many, "deny 203.0.113.7:8080", "allow 203.0.113.0/24:8080"))
+    gateway.event("applied", timeout=60)
+    assert tunnel.talk("203.0.113.7", 8080, b"x") is None
+    assert tunnel.talk("203.0.113.8", 8080, b"x") == b"x"
+    assert tunnel.talk("203.0.113.8", 8081, b"x") is None
+
+
+@pytest.mark.parametrize("make", [nftables.ruleset, nftables.turning_ruleset])
+@pytest.mark.parametrize("rules", [1, 40, 300])
+def test_portions_hold_the_whole_ruleset(make: Callable[..., str], rules: int) -> None:
+    """As one and in portions, the kernel lists the same table."""
+    raw = config_of(*(f"allow h{number}.example.com:443" for number in range(rules)))
+    text = make(parse_config(raw), "wgc0")
+    parts = nftables.portions(text)
+    assert (len(parts) > 1) is (rules > 1 and len(text) > nftables.MOST_TEXT)
+    listed = []
+    for transactions in (parts, [text]) if rules < 100 else (parts, parts):
+        with contextlib.closing(Net()) as net:
+            for transaction in transactions:
+                net.run("nft", "-f", "-", stdin=transaction)
+            listed.append(net.run("nft", "list", "ruleset"))
+    assert listed[0] == listed[1]
+    assert sum(line.startswith("\tset lead_alice") for line in listed[0].splitlines()) == 2 * (
+        rules + 1
+    )

@@ -307,11 +307,13 @@ class KernelEngine:
             known = self._known(peer, config)
             if known is not None:
                 carried += known.carried(peer)
-        parts = nftables.remember(name, carried, empty=True)
-        if len(parts) <= 1:
-            run_tool("nft", "-f", "-", text="".join([text, *parts]))
+        first, *parts = nftables.portions(text)
+        elements = nftables.remember(name, carried, empty=True)
+        if not parts and len(elements) <= 1:
+            run_tool("nft", "-f", "-", text="".join([first, *elements]))
         else:
-            for part in (text + nftables.shut(name), *parts, nftables.unshut(name)):
+            shut = first + nftables.shut(name, router=self._router)
+            for part in (shut, *parts, *elements, nftables.unshut(name)):
                 run_tool("nft", "-f", "-", text=part)
         seen = json.loads(
             run_tool("nft", "-t", "-j", "list", "table", *nftables.table_name(name).split())

@@ -39,6 +39,7 @@ __all__ = [
     "UNREACHABLE",
     "leads",
     "peer_file",
+    "portions",
     "remember",
     "ruleset",
     "server_file",
@@ -64,7 +65,9 @@ RELEASED, RESET, UNREACHABLE = 0x5182_0001, 0x5182_0002, 0x5182_0003
 MOST_TOLD = 300
 """Elements of a transaction. One that changes an element takes some 500 bytes, and a transaction is
 one message, of which whoever is not root may send as much as net.core.wmem_max: 212,992 bytes."""
-_SHUT = "shut"
+MOST_TEXT = 24_000
+"""Characters of a transaction that makes a table: rules take some four times as many bytes."""
+_SHUT = ("shut", "shut_forward")
 MOST_LEADS = 4096
 """Elements of a name's set."""
 _EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
@@ -121,23 +124,50 @@ def remember(
     return parts
 
 
-def shut(interface: str) -> str:
-    """A chain that drops whatever is new from the tunnel: while the table's sets are filled in
-    several transactions, what a name denies is not denied yet. The peer tries again."""
+def shut(interface: str, *, router: bool = True) -> str:
+    """Chains that drop whatever is new from the tunnel or into it: while a table is made in several
+    transactions, not all that it denies is denied yet. Whoever is dropped tries again.
+
+    ``router`` as for `ruleset`.
+    """
+    into = f'oifname "{interface}" ct state new drop'
+    hooks = {
+        "prerouting priority mangle - 2": f'iifname "{interface}" ct state new drop',
+        "forward priority filter - 1": into if router else "ct state new drop",
+    }
     lines = [f"table {table_name(interface)} {{"]
-    lines += _chain(
-        _SHUT,
-        [
-            "type filter hook prerouting priority mangle - 2; policy accept;",
-            f'iifname "{interface}" ct state new drop',
-        ],
-    )
+    for name, (hook, rule) in zip(_SHUT, hooks.items(), strict=True):
+        lines += _chain(name, [f"type filter hook {hook}; policy accept;", rule])
     return "\n".join([*lines, "}", ""])
 
 
 def unshut(interface: str) -> str:
     """`shut` is over."""
-    return f"delete chain {table_name(interface)} {_SHUT}\n"
+    return "".join(f"delete chain {table_name(interface)} {name}\n" for name in _SHUT)
+
+
+def portions(text: str) -> list[str]:
+    """A ruleset's text in transactions that each are small enough: the first one takes the old
+    table away, each of the others adds to the new one."""
+    if len(text) <= MOST_TEXT:
+        return [text]
+    lines = text.splitlines()
+    opening = lines[2]
+    found, part, size = ["\n".join([*lines[:3], "}", ""])], [], 0
+    head: list[str] = []
+    for line in lines[3:-1]:
+        part.append(line)
+        size += len(line) + 1
+        if line.startswith("    set ") or line.startswith("    chain "):
+            head = [line]
+        elif line == "    }":
+            head = []
+        # A set is never cut, for it is short; a chain may be, and goes on under its own name.
+        if size > MOST_TEXT and (not head or head[0].startswith("    chain ")):
+            found.append("\n".join([opening, *part, *(["    }"] if head else []), "}", ""]))
+            part = list(head)
+            size = 0
+    return [*found, "\n".join([opening, *part, "}", ""])]
 
 
 def _braces(items: Iterable[object]) -> str:
