@@ -10,11 +10,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Sequence
 
+from wgcell.net import addresses
+from wgcell.net.addresses import Address, Interface, Network
+
 __all__ = ["choose"]
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _USUAL = {4: 24, 6: 64}
 """Prefix length of the network that a tunnel's far end is usually in, whatever our own says."""
@@ -44,7 +44,7 @@ def _candidates(
         if one.network.prefixlen <= wide:
             yield from _first(one.network, len(own))
         else:
-            yield from _first(ipaddress.ip_network((one.ip, wide), strict=False), len(own))
+            yield from _first(addresses.network(f"{one.ip}/{wide}", strict=False), len(own))
     for network in allowed:
         yield from _first(network, len(own))
 

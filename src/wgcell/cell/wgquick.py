@@ -31,12 +31,10 @@ from typing import Any, NoReturn
 
 from wgcell.cell import probe
 from wgcell.errors import VpnConfigError
+from wgcell.net.addresses import Address, Interface, Network, address, interface, network
 
 __all__ = ["DEFAULT_KEEPALIVE", "DEFAULT_MTU", "VpnConfig", "load_vpn_config", "parse_vpn_config"]
 
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_MTU = 1420
 MINIMUM_MTU = {4: 576, 6: 1280}
@@ -163,17 +161,13 @@ def _interface(text: str) -> Interface:
         raise ValueError("neither a prefix length nor a netmask")
     if ":" in text and not re.fullmatch(r"[0-9a-f:.]+(/([1-9][0-9]{0,2}|0))?", text, re.A | re.I):
         raise ValueError("not an IPv6 address")
-    return ipaddress.ip_interface(text)
+    return interface(text)
 
 
 def _address(text: str, prefix: str = "") -> Any:
     """An address, or with a prefix length its network: inet_pton(3). Raises ValueError."""
-    if "%" in text:
-        raise ValueError("a scope id")
-    address = ipaddress.ip_address(text)
-    if not prefix:
-        return address
-    return ipaddress.ip_network((address, int(prefix)), strict=False)
+    one = address(text)
+    return network(f"{one}/{int(prefix)}", strict=False) if prefix else one
 
 
 def _key(value: str) -> bytes:
@@ -354,7 +348,7 @@ class _Reader:
                 if value.text:
                     self._hook(value.line, key)
         for value in self._quick["saveconfig"]:
-            if value.text.lower() not in ("true", "false"):
+            if value.text.lower() not in {"true", "false"}:
                 self.fail(value.line, "SaveConfig is neither true nor false")
         inside = "the tunnel lives inside the VM: delete the line"
         if (saved := self._last("saveconfig")) and saved.text.lower() == "true":
@@ -420,8 +414,8 @@ class _Reader:
 
     def allowed_ips(self) -> tuple[Network, ...]:
         every: list[Network] = self.required("Peer", "AllowedIPs", "add: AllowedIPs = 0.0.0.0/0")
-        four = [network for network in every if isinstance(network, ipaddress.IPv4Network)]
-        six = [network for network in every if isinstance(network, ipaddress.IPv6Network)]
+        four = [one for one in every if isinstance(one, ipaddress.IPv4Network)]
+        six = [one for one in every if isinstance(one, ipaddress.IPv6Network)]
         joined: tuple[Network, ...] = (
             *ipaddress.collapse_addresses(four),
             *ipaddress.collapse_addresses(six),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterator
 
 from wgcell.gateway.config import GatewayConfig
 from wgcell.gateway.policy import PROTECTED, Address, Network, Rule, Verdict
+from wgcell.net import addresses
 
 __all__ = ["of_gateway", "of_rules", "without_way"]
 
 
 def of_gateway(config: GatewayConfig) -> list[str]:
     """Of every peer's rules, each once."""
-    about = config.protected, tuple(map(ipaddress.ip_network, config.inside))
+    about = config.protected, tuple(map(addresses.only, config.inside))
     said = [text for peer in config.peers for text in of_rules(peer.policy.rules, *about)]
     return list(dict.fromkeys(said))
 

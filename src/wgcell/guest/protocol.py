@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from wgcell.errors import GuestError
 from wgcell.guest.firewall import ENDPOINT, PORT, comparable, ruleset
 from wgcell.guest.walls import Wall
+from wgcell.net.addresses import network
 
 __all__ = [
     "KILL",
@@ -46,6 +46,8 @@ __all__ = [
 
 LONGEST_LINE = 128 * 1024
 """Bytes: the report of a tunnel with 1024 networks of IPv6, each a route too, in base64."""
+LONGEST_FAULT = 4096
+"""Characters, of which a fault's text is kept."""
 REPORTS = ("firewall", "links", "routes", "wireguard")
 CHANGES = ("firewall", "network", "standing")
 
@@ -273,7 +275,7 @@ def parse(line: bytes) -> Message:
         case ["changed", what]:
             return Changed(_subject(what, CHANGES), "")
         case ["fault", text]:
-            return Fault(_text(text))
+            return Fault(_text(text)[:LONGEST_FAULT])
         case ["oom", count, victim]:
             return OutOfMemory(_number(count, 2**53), _text(victim).strip()[:64])
         case ["oom", count]:
@@ -325,7 +327,7 @@ def _one_spelling(report: str) -> str:
     if len(words) != 4:
         return report
     try:
-        networks = {ipaddress.ip_network(text) for text in words[2].split(",")}
+        networks = {network(text) for text in words[2].split(",")}
     except ValueError:
         return report
     words[2] = ",".join(map(str, sorted(networks, key=lambda one: (one.version, one))))
