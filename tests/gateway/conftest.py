@@ -129,6 +129,8 @@ def link(
 
 
 ENGINES = ("embedded", "namespace", "kernel")
+NO_DAD = {True: ("nodad",), False: ()}
+"""An address of IPv6 is there at once."""
 WORLD = ("203.0.113.7", "203.0.113.8", "2001:db8::7")
 RESOLVER = "198.51.100.2"
 _DNS = (
@@ -139,6 +141,8 @@ _DNS = (
     "--host-record=brief.example.com,203.0.113.8,1",
     "--host-record=inside.example.com,198.51.100.2,3600",
     "--host-record=rebind.example.com,192.168.1.1,3600",
+    "--host-record=far.example.com,203.0.113.7,2001:db8:f::1,3600",
+    "--host-record=farther.example.com,2001:db8:f::2,3600",
     "--txt-record=api.example.com,hello",
     "--cname=www.example.com,api.example.com",
     "--cname=deep.example.com,www.example.com",
@@ -164,7 +168,7 @@ class Topology:
         link(self.client, "left", "192.0.2.2/24", self.gateway, "right", "192.0.2.1/24")
         link(self.gateway, "left", "198.51.100.1/24", self.world, "right", "198.51.100.2/24")
         for address in WORLD:
-            self.world.run("ip", "addr", "add", address, "dev", "lo")
+            self.world.run("ip", "addr", "add", address, "dev", "lo", *NO_DAD[":" in address])
         self.gateway.run("ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.2")
         self.gateway.run("ip", "-6", "addr", "add", "2001:db8:1::1/64", "dev", "left", "nodad")
         self.world.run("ip", "-6", "addr", "add", "2001:db8:1::2/64", "dev", "right", "nodad")
@@ -354,7 +358,10 @@ _TABLES = itertools.count(100)
 
 
 class Tunnel:
-    """A peer: wireguard-go in the client's namespace, with routes of its own."""
+    """A peer: wireguard-go in the client's namespace, with routes of its own.
+
+    ``also`` is a second address, of IPv6, beside one of IPv4.
+    """
 
     def __init__(
         self,
@@ -365,8 +372,9 @@ class Tunnel:
         server_key: str,
         port: int,
         preshared_key: str = "",
+        also: str = "",
     ) -> None:
-        self.net, self.address = net, address
+        self.net, self.address, self.also = net, address, also
         six = ":" in address
         self.family = socket.AF_INET6 if six else socket.AF_INET
         self.resolver = "fd99::1" if six else "10.99.0.1"
@@ -385,27 +393,39 @@ class Tunnel:
         until(answers)
         lines = [f"[Interface]\nPrivateKey = {private_key}\n[Peer]\nPublicKey = {server_key}"]
         lines += [f"PresharedKey = {preshared_key}"] if preshared_key else []
+        everywhere += ", ::/0" if also else ""
         lines += [f"AllowedIPs = {everywhere}", f"Endpoint = 192.0.2.1:{port}"]
         net.run("wg", "setconf", name, "/dev/stdin", stdin="\n".join(lines) + "\n")
         table = str(next(_TABLES))
-        net.run("ip", "addr", "add", f"{address}/{host}", "dev", name)
         net.run("ip", "link", "set", name, "mtu", "1420", "up")
-        net.run("ip", ip, "route", "add", "default", "dev", name, "table", table)
+        self._families = {ip: f"{address}/{host}", **({"-6": f"{also}/128"} if also else {})}
         # The latest tunnel of an address is the one that its packets take.
         preference = str(1000 - int(table))
-        net.run("ip", ip, "rule", "add", "pref", preference, "from", address, "table", table)
-        self.table, self._ip = table, ip
+        for family, place in self._families.items():
+            net.run("ip", "addr", "add", place, "dev", name, *NO_DAD[family == "-6"])
+            net.run("ip", family, "route", "add", "default", "dev", name, "table", table)
+            rule = ("pref", preference, "from", place, "table", table)
+            net.run("ip", family, "rule", "add", *rule)
+        self.table = table
 
     def close(self) -> None:
-        self.net.run("ip", self._ip, "rule", "del", "table", self.table)
+        for family in self._families:
+            self.net.run("ip", family, "rule", "del", "table", self.table)
         self._daemon.terminate()
         self._daemon.wait(GENEROUS)
 
+    def own(self, address: str) -> tuple[socket.AddressFamily, str]:
+        """The family of ``address``, and our own one of that family."""
+        if self.also and ":" in address:
+            return socket.AF_INET6, self.also
+        return self.family, self.address
+
     def connect(self, address: str, port: int, timeout: float = 20) -> socket.socket:
-        made = self.net.socket(family=self.family)
+        family, own = self.own(address)
+        made = self.net.socket(family=family)
         made.settimeout(timeout)
         try:
-            made.bind((self.address, 0))
+            made.bind((own, 0))
             made.connect((address, port))
         except BaseException:
             made.close()
@@ -430,9 +450,10 @@ class Tunnel:
     def datagram(
         self, address: str, port: int, data: bytes = b"x", timeout: float = 4
     ) -> bytes | None:
-        with self.net.socket(socket.SOCK_DGRAM, self.family) as sock:
+        family, own = self.own(address)
+        with self.net.socket(socket.SOCK_DGRAM, family) as sock:
             sock.settimeout(timeout)
-            sock.bind((self.address, 0))
+            sock.bind((own, 0))
             sock.connect((address, port))
             try:
                 sock.send(data)

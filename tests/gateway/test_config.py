@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def test_a_peers_rules_come_before_the_gateways_and_its_limits_over_them(tmp_pat
         (BOB, "short", ":18: peers.bob.public_key: a WireGuard key"),
         ("10.99.0.3", "10.99.0.2", ":19: peers.bob.address: is also that of peers.alice"),
         ("10.99.0.3", "10.99.0.1", ":19: peers.bob.address: is the gateway's own"),
+        ('address = "10.99.0.3"', 'address = "fd99::3"\naddress6 = "fd99::4"', ":20: peers.bob.ad"),
+        ('address = "10.99.0.3"', 'address = "10.99.0.3"\naddress6 = "fd99::4"', "itself has none"),
+        ("rules = [\n", 'address6 = "10.98.0.1"\nrules = [\n', ":3: address6: found"),
+        ("rules = [\n", "address6 = 6\nrules = [\n", ":3: address6: found 6"),
         ("[peers.bob]", "[peers.Bob]", ":17: peers.Bob: is no peer's name"),
         ("[peers.bob]", "[peers.bob", "line 17"),
         ('address = "10.99.0.3"', "port = 51820", ": peers.bob: address is missing"),
@@ -83,6 +88,31 @@ def test_an_error_names_the_line_and_the_key(tmp_path: Path, old: str, new: str,
         load_config(file)
     assert str(caught.value).startswith(str(file))
     assert said in str(caught.value)
+
+
+def test_no_two_have_one_address() -> None:
+    """Of all that a gateway and its peers may have, each address once."""
+    keys = [public_key(generate_private_key()) for _ in range(2)]
+
+    def config(own: str, one: str, other: str) -> dict[str, Any]:
+        peers = {
+            name: {"public_key": key, "address": f"10.99.0.{5 + number}", "address6": six}
+            for number, (name, key, six) in enumerate(
+                zip(("one", "other"), keys, (one, other), strict=True)
+            )
+        }
+        return config_of(address6=own, peers=peers)
+
+    good = parse_config(config("fd99::1", "fd99::2", "fd99::3"))
+    assert len(set(good.inside)) == len(good.inside) == 6
+    assert {ipaddress.ip_network(address) for address in good.inside} <= set(good.protected)
+    for six in (("fd99::1", "fd99::1", "fd99::3"), ("fd99::1", "fd99::3", "fd99::3")):
+        with pytest.raises(PolicyError, match="address6"):
+            parse_config(config(*six))
+    taken = {**config("fd99::1", "fd99::2", "fd99::3"), "services": {"[fd99::2]:80": "127.0.0.1:1"}}
+    with pytest.raises(PolicyError, match="one's own") as caught:
+        parse_config(taken)
+    assert "[fd99::6]:80" in caught.value.mend
 
 
 def test_no_error_repeats_a_private_key() -> None:
@@ -102,7 +132,10 @@ JSON: Any = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted({*config_of(), "rules", "services", "limits", "resolver"})), JSON)
+@given(
+    st.sampled_from(sorted({*config_of(), "rules", "services", "limits", "resolver", "address6"})),
+    JSON,
+)
 def test_no_config_raises_anything_but_policy_errors(key: str, value: object) -> None:
     try:
         parse_config(config_of(**{key: value}))

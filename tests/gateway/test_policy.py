@@ -271,6 +271,20 @@ def test_what_is_not_meant_is_remarked(rules: list[str], words: list[str]) -> No
         assert word in one
 
 
+def test_a_rule_without_a_way_is_remarked() -> None:
+    rules = [f"allow {what}:443" for what in ("[2001:db8::7]", "[2001:db8:f::/48]", "192.0.2.1")]
+    rules += ["deny [2001:db8:e::1]:443", "allow api.example.com:443"]
+    asked: list[str] = []
+
+    def way(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        asked.append(str(address))
+        return str(address) == "2001:db8::7"
+
+    (said,) = remarks.without_way(tuple(map(parse_line, rules)), way)
+    assert said.startswith("'allow [2001:db8:f::/48]:443' opens nothing: this machine has no way")
+    assert asked == ["2001:db8::7", "2001:db8:f::1"]
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(

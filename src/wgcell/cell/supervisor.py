@@ -51,6 +51,7 @@ from wgcell.errors import (
 )
 from wgcell.gateway import control as gateway_words
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
+from wgcell.gateway.way import has_ipv6
 from wgcell.guest import protocol
 from wgcell.guest.walls import Wall
 from wgcell.image.store import Image
@@ -107,6 +108,9 @@ queue has 128 places of 32 KiB, and there are pipes and sockets around it."""
 EMBEDDED_HOST = "127.0.0.1"
 EMBEDDED_GATEWAY = "10.99.0.1"
 EMBEDDED_GUEST = "10.99.0.2/32"
+# Unique local ones (RFC 4193), where this machine's kernel has IPv6 at all.
+EMBEDDED_GATEWAY6 = "fd77:6763:656c::1"
+EMBEDDED_GUEST6 = "fd77:6763:656c::2/128"
 
 UNPACKED_WITHIN = 45.0
 """Seconds that the unpacking of the outputs may go on after the last byte that came."""
@@ -535,6 +539,9 @@ class Supervisor:
         asked = self._job.gateway or GatewayAsked()
         gateway_key, guest_key = generate_private_key(), generate_private_key()
         own = await asyncio.to_thread(endpoint.host_networks)
+        six = has_ipv6()
+        here = {"address6": EMBEDDED_GATEWAY6} if six else {}
+        there = {"address6": str(ip_interface(EMBEDDED_GUEST6).ip)} if six else {}
         gateway = await GatewayProcess.start(
             {
                 "listen": f"{EMBEDDED_HOST}:0",
@@ -543,11 +550,13 @@ class Supervisor:
                     "cell": {
                         "public_key": public_key(guest_key),
                         "address": str(ip_interface(EMBEDDED_GUEST).ip),
+                        **there,
                     }
                 },
                 "rules": [f"allow {rule}" for rule in asked.allow],
                 "services": dict(asked.services),
                 "address": EMBEDDED_GATEWAY,
+                **here,
                 "protected": [str(network) for network in own],
                 "resolver": list(asked.resolver),
                 "learn": asked.learn,
@@ -563,8 +572,8 @@ class Supervisor:
             peer_public_key=decode_key(public_key(gateway_key)),
             endpoint_host=gateway.host,
             endpoint_port=gateway.port,
-            addresses=(ip_interface(EMBEDDED_GUEST),),
-            allowed_ips=(ip_network("0.0.0.0/0"),),
+            addresses=tuple(map(ip_interface, (EMBEDDED_GUEST, EMBEDDED_GUEST6)[: 1 + six])),
+            allowed_ips=tuple(map(ip_network, ("0.0.0.0/0", "::/0")[: 1 + six])),
             dns=(ip_address(EMBEDDED_GATEWAY),),
         )
 

@@ -53,6 +53,7 @@ from wgcell.cli.terminal import (
 from wgcell.errors import HostError, JobError, StateError
 from wgcell.gateway import remarks
 from wgcell.gateway.policy import parse_rule
+from wgcell.gateway.way import has_way
 from wgcell.guest import scripts
 from wgcell.home import expanded
 from wgcell.image import store
@@ -426,9 +427,8 @@ def run(
     speak_aside()
     narrator = Narrator(words)
     narrator.line(f"cell {folder.id}; {_opens(job, tunnel, addresses)}")
-    for remark in remarks.of_rules(
-        tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
-    ):
+    rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
+    for remark in (*remarks.of_rules(rules), *remarks.without_way(rules, has_way)):
         warn(remark)
     for remark in tunnel.remarks if tunnel else ():
         warn(remark)

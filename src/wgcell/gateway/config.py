@@ -7,6 +7,7 @@
     endpoint = "vpn.example.com"      # what their files say of it; without :PORT, the peer's
     private_key = "…"
     address = "10.99.0.1"             # the gateway's own in the tunnel; its resolver answers there
+    address6 = "fd99::1"              # a second one, of IPv6
     rules = ["deny ads.example.com:*", "allow *.example.com:443", "allow 203.0.113.0/24:8000-8010"]
     resolver = ["192.0.2.53:53"]      # instead of this machine's own
     protected = ["198.51.100.0/24"]   # this side's networks, refused as private ones are
@@ -17,6 +18,7 @@
     [peers.alice]
     public_key = "…"
     address = "10.99.0.2"
+    address6 = "fd99::2"              # a second one, if the gateway has one
     port = 51820                      # embedded: each peer comes to a UDP port of its own
     rules = ["allow 203.0.113.7:22"]  # read before the gateway's own
     [peers.alice.limits]
@@ -65,6 +67,7 @@ _KEYS: dict[str, type] = {
     "endpoint": str,
     "private_key": str,
     "address": str,
+    "address6": str,
     "rules": list,
     "resolver": list,
     "protected": list,
@@ -77,6 +80,7 @@ _PEER_KEYS: dict[str, type] = {
     "public_key": str,
     "preshared_key": str,
     "address": str,
+    "address6": str,
     "port": int,
     "rules": list,
     "limits": dict,
@@ -90,12 +94,19 @@ class Peer:
     name: str
     public_key: str
     address: Address
-    """Its only one in the tunnel: a packet with any other source is not its own."""
+    """Its own in the tunnel: a packet with any other source than `addresses` is not its own."""
     port: int
     """Where it comes to with the embedded engine; 0 is any that is free."""
     policy: Policy
     preshared_key: str = field(default="", repr=False)
     """Empty for none. Not for the embedded engine."""
+    address6: Address | None = None
+    """A second one, of IPv6, beside one of IPv4."""
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """One or two, of different families."""
+        return _both(self.address, self.address6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +125,18 @@ class GatewayConfig:
     resolver: tuple[tuple[str, int], ...] = ()
     """Where names are asked; empty is this machine's own resolver."""
     engine: str = "embedded"
+    address6: Address | None = None
+    """A second one, of IPv6, beside one of IPv4."""
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """One or two, of different families."""
+        return _both(self.address, self.address6)
+
+    @property
+    def inside(self) -> tuple[Address, ...]:
+        """The gateway's own addresses in the tunnel, and its peers'."""
+        return (*self.addresses, *(one for peer in self.peers for one in peer.addresses))
 
     @property
     def one_port(self) -> bool:
@@ -123,6 +146,10 @@ class GatewayConfig:
     def port_of(self, peer: Peer) -> int:
         """Where ``peer`` comes to."""
         return self.listen[1] if self.one_port else peer.port
+
+
+def _both(one: Address, other: Address | None) -> tuple[Address, ...]:
+    return (one,) if other is None else (one, other)
 
 
 class _Reading:
@@ -182,6 +209,19 @@ class _Reading:
             return addresses.address(text)
         except ValueError as error:
             self.fail(key, f"found {error}; allowed: an IP address", at=text)
+
+    def address6(self, key: str, raw: Mapping[str, Any], beside: Address) -> Address | None:
+        """The second address of a table's, if there is one."""
+        if "address6" not in raw:
+            return None
+        found = self.address(f"{key}address6", raw["address6"])
+        if (found.version, beside.version) != (6, 4):
+            self.fail(
+                f"{key}address6",
+                f"found {_short(raw['address6'])}; allowed: IPv6, beside an address of IPv4",
+                at=raw["address6"],
+            )
+        return found
 
     def place(self, key: str, text: object, default_port: int | None = None) -> tuple[str, int]:
         plain = str(text)
@@ -280,14 +320,17 @@ def parse_config(
         learn=table.get("learn", False),
     )
     address = reading.address("address", table.get("address", DEFAULT_ADDRESS))
-    peers = _peers(reading, table.get("peers", {}), common, listen[1], address)
-    _check_services(reading, common.services, address, peers)
+    address6 = reading.address6("", table, address)
+    own = _both(address, address6)
+    peers = _peers(reading, table.get("peers", {}), common, listen[1], own)
+    _check_services(reading, common.services, own, peers)
     try:
         split_endpoint(table.get("endpoint", ""))
     except PolicyError as error:
         reading.fail("endpoint", error.message)
     # The tunnel's own addresses lie on this side of its end, too: no name may lead there.
-    inside = [address, *(s.address for s in common.services), *(peer.address for peer in peers)]
+    inside = [*own, *(s.address for s in common.services)]
+    inside += [one for peer in peers for one in peer.addresses]
     protected = (*protected, *map(addresses.only, dict.fromkeys(inside)))
     return GatewayConfig(
         engine=engine,
@@ -295,6 +338,7 @@ def parse_config(
         endpoint=table.get("endpoint", ""),
         private_key=private_key,
         address=address,
+        address6=address6,
         services=common.services,
         protected=protected,
         peers=tuple(
@@ -308,16 +352,21 @@ def parse_config(
 
 
 def _check_services(
-    reading: _Reading, services: tuple[Service, ...], own: Address, peers: tuple[Peer, ...]
+    reading: _Reading,
+    services: tuple[Service, ...],
+    own: tuple[Address, ...],
+    peers: tuple[Peer, ...],
 ) -> None:
     """An address that somebody has in the tunnel can't be a service's."""
-    taken = {own: "the gateway's own", **{peer.address: f"{peer.name}'s own" for peer in peers}}
+    taken = dict.fromkeys(own, "the gateway's own")
+    taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
     for service in services:
         if service.address in taken:
+            beside = next((o for o in own if o.version == service.address.version), own[0])
             free = next(
                 address
                 for number in range(5, 5 + len(taken) + 1)
-                if (address := own + number) not in taken
+                if (address := beside + number) not in taken
             )
             where = f"[{free}]" if free.version == 6 else str(free)
             reading.fail(
@@ -346,7 +395,7 @@ def split_endpoint(text: str) -> tuple[str, int | None]:
 
 
 def _peers(
-    reading: _Reading, raw: dict[str, Any], common: Policy, port: int, own: Address
+    reading: _Reading, raw: dict[str, Any], common: Policy, port: int, own: tuple[Address, ...]
 ) -> tuple[Peer, ...]:
     if len(raw) > _MOST_PEERS:
         reading.fail("peers", f"{len(raw)} of them; allowed: at most {_MOST_PEERS}")
@@ -358,13 +407,18 @@ def _peers(
         table = reading.table(key, value, _PEER_KEYS)
         if "address" not in table:
             reading.fail(key, "address is missing; it is the peer's own in the tunnel")
+        address = reading.address(f"{key}.address", table["address"])
+        address6 = reading.address6(f"{key}.", table, address)
+        if address6 is not None and len(own) == 1:
+            reading.fail(f"{key}.address6", "the gateway itself has none")
         peer = Peer(
             name=name,
             public_key=reading.key(f"{key}.", table, "public_key"),
             preshared_key=reading.key(f"{key}.", table, "preshared_key")
             if "preshared_key" in table
             else "",
-            address=reading.address(f"{key}.address", table["address"]),
+            address=address,
+            address6=address6,
             port=table.get("port", port and port + len(found)),
             policy=replace(
                 common,
@@ -374,11 +428,12 @@ def _peers(
         )
         if not 0 <= peer.port <= 65535:
             reading.fail(f"{key}.port", f"found {peer.port}; allowed: 0-65535")
-        if peer.address == own:
-            reading.fail(f"{key}.address", "is the gateway's own", at=table["address"])
+        for what in ("address", "address6"):
+            if getattr(peer, what) in own:
+                reading.fail(f"{key}.{what}", "is the gateway's own", at=table[what])
         for other in found:
-            for what in ("public_key", "address"):
-                if getattr(other, what) == getattr(peer, what):
+            for what in ("public_key", "address", "address6"):
+                if getattr(peer, what) in (other.public_key, *other.addresses):
                     reading.fail(f"{key}.{what}", f"is also that of peers.{other.name}")
             if peer.port and other.port == peer.port:
                 reading.fail(

@@ -131,7 +131,7 @@ class Door:
     async def _tcp(self, stream: mitmproxy_rs.Stream) -> None:
         try:
             flow, source = self._flow_of(stream, "tcp")
-            if (flow.address, flow.port) == (self._config.address, DNS_PORT):
+            if flow.port == DNS_PORT and flow.address in self._config.addresses:
                 await self._dns_over_tcp(stream, flow)
                 return
             decision = self._gate.decide(flow, source)
@@ -177,7 +177,7 @@ class Door:
     async def _udp(self, stream: mitmproxy_rs.Stream) -> None:
         try:
             flow, source = self._flow_of(stream, "udp")
-            if (flow.address, flow.port) == (self._config.address, DNS_PORT):
+            if flow.port == DNS_PORT and flow.address in self._config.addresses:
                 await self._dns_over_udp(stream)
                 return
             decision = self._gate.decide(flow, source)

@@ -52,8 +52,8 @@ class EmbeddedEngine:
                     mend='"namespace" and "kernel" can; or take it out of both files',
                 )
         wanted = {peer.name: peer for peer in config.peers}
-        same = config.listen, config.private_key, config.address, config.resolver
-        known = self._config.listen, self._config.private_key, self._config.address
+        same = config.listen, config.private_key, config.addresses, config.resolver
+        known = self._config.listen, self._config.private_key, self._config.addresses
         unchanged = same == (*known, self._config.resolver)
         for name, door in list(self._doors.items()):
             kept = wanted.get(name)

@@ -118,7 +118,7 @@ class Gate:
         names = self.names.names(flow.address, time.monotonic())
         decision = policy.evaluate(flow.address, flow.port, flow.protocol, names)
         decision, rule = self.explained(flow, decision)
-        if source != self.peer.address:
+        if source not in self.peer.addresses:
             decision = Decision(Verdict.REFUSE, "", f"its source, {source}, is not the peer's")
             rule = ""
         elif decision.verdict is Verdict.REFUSE:
@@ -170,11 +170,14 @@ class Gate:
 
     def _service_for(self, flow: Flow) -> str:
         """The option that puts a service at an address of the tunnel's that nobody has."""
-        own, address = self._config.address, flow.address
-        length = 24 if own.version == 4 else 64
-        tunnel = addresses.network(f"{own}/{length}", strict=False)
-        taken = {own, *(peer.address for peer in self._config.peers)}
-        if flow.protocol != "tcp" or address not in tunnel or address in taken:
+        address, length = flow.address, 24 if flow.address.version == 4 else 64
+        tunnels = [
+            addresses.network(f"{own}/{length}", strict=False)
+            for own in self._config.addresses
+            if own.version == address.version
+        ]
+        among = any(address in tunnel for tunnel in tunnels)
+        if flow.protocol != "tcp" or not among or address in self._config.inside:
             return ""
         where = f"[{address}]" if address.version == 6 else str(address)
         return f"--service {where}:{flow.port}=HOST:PORT"

@@ -143,10 +143,10 @@ class KernelEngine:
         self._addresses: set[Address] = set()
         self._peers: dict[Address, Served] = {}
         self._servers: list[asyncio.Server] = []
-        self._datagrams: asyncio.DatagramTransport | None = None
+        self._datagrams: list[asyncio.DatagramTransport] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[tuple[object, ...], tuple[Flow, FlowLog]] = {}
-        self._openings = Openings(self._nft, report)
+        self._openings = Openings(self._nft, interface, report)
         self._holding: Holding | None = None
         self._joining: set[asyncio.Task[None]] = set()
 
@@ -213,7 +213,7 @@ class KernelEngine:
 
     def _listeners(self, config: GatewayConfig) -> list[socket.socket]:
         """Where flows are accepted that are turned here."""
-        return [_listening(config.address, nftables.ASKED_PORT)]
+        return [_listening(address, nftables.ASKED_PORT) for address in config.addresses]
 
     def _destination(self, writer: asyncio.StreamWriter) -> tuple[Address, int]:
         """Where the peer meant to connect to: what is turned here was meant for elsewhere."""
@@ -249,7 +249,7 @@ class KernelEngine:
             found = json.loads(os.pread(self._lock, 4096, 0) or b"{}")
         except ValueError:
             found = {}
-        versions = {peer.address.version for peer in self._config.peers} | {4}
+        versions = {address.version for address in self._config.inside} | {4}
         for name in [_FORWARDING[version] for version in sorted(versions)]:
             self._settings[name] = str(found.get(name) or system(name))
         for name in (_ACCOUNTING, _MARKS_COUNT):
@@ -303,15 +303,27 @@ class KernelEngine:
             time.sleep(0.002)
 
     def _apply_rules(self, config: GatewayConfig) -> None:
-        """Text, applied in one transaction, and looked at. What was answered leads on."""
-        text = self._ruleset(config)
+        """Text, applied, and looked at. What was answered leads on.
+
+        It is one transaction, unless there is more to carry over than one may hold: then nothing
+        new passes from the first to the last.
+        """
+        text, name = self._ruleset(config), self._interface
+        carried = []
         for peer in config.peers:
             known = self._known(peer, config)
             if known is not None:
-                text += nftables.remember(self._interface, known.carried(peer), empty=True)
-        run_tool("nft", "-f", "-", text=text)
+                carried += known.carried(peer)
+        first, *parts = nftables.portions(text)
+        elements = nftables.remember(name, carried, empty=True)
+        if not parts and len(elements) <= 1:
+            run_tool("nft", "-f", "-", text="".join([first, *elements]))
+        else:
+            shut = first + nftables.shut(name, router=self._router)
+            for part in (shut, *parts, *elements, nftables.unshut(name)):
+                run_tool("nft", "-f", "-", text=part)
         seen = json.loads(
-            run_tool("nft", "-j", "list", "table", *nftables.table_name(self._interface).split())
+            run_tool("nft", "-t", "-j", "list", "table", *nftables.table_name(name).split())
         )
         wrong = _difference(text, seen)
         if wrong:
@@ -344,14 +356,14 @@ class KernelEngine:
             self._do(self._configure, self._config)
 
     async def _admit(self, config: GatewayConfig) -> None:
-        served = {}
+        served: dict[Address, Served] = {}
         for peer in config.peers:
             known = self._known(peer, config)
             if known is None:
-                known = Served(peer, config, self._interface, self._report, self._openings)
+                known = Served(peer, config, self._report, self._openings)
             else:
                 known.gate.change(peer)
-            served[peer.address] = known
+            served |= dict.fromkeys(peer.addresses, known)
         for address, one in self._peers.items():
             if served.get(address) is not one:
                 one.close()
@@ -366,7 +378,7 @@ class KernelEngine:
         name = self._interface
         verb = "syncconf" if self._peers else "setconf"
         run_tool("wg", verb, name, "/dev/stdin", text=self._settings_text(config))
-        wanted = {config.address, *(service.address for service in config.services)}
+        wanted = {*config.addresses, *(service.address for service in config.services)}
         for address in self._addresses - wanted:
             quietly("ip", "addr", "del", f"{address}/{address.max_prefixlen}", "dev", name)
         # Until all is done any of them may be there.
@@ -375,13 +387,14 @@ class KernelEngine:
             f"addr replace {address}/{address.max_prefixlen} dev {name}"
             for address in sorted(wanted, key=str)
         ]
-        for peer in config.peers:
-            place = f"{peer.address}/{peer.address.max_prefixlen}"
+        theirs = [address for peer in config.peers for address in peer.addresses]
+        for address in theirs:
+            place = f"{address}/{address.max_prefixlen}"
             lines.append(f"route replace {place} dev {name}")
             lines.append(f"route replace {place} dev lo table {nftables.HOLD_GROUP}")
         run_tool("ip", "-batch", "-", text="\n".join([*lines, ""]))
         self._addresses = wanted
-        for address in set(self._peers) - {peer.address for peer in config.peers}:
+        for address in set(self._peers) - set(theirs):
             place = f"{address}/{address.max_prefixlen}"
             quietly("ip", "route", "del", place, "dev", name)
             quietly("ip", "route", "del", place, "table", str(nftables.HOLD_GROUP))
@@ -392,38 +405,51 @@ class KernelEngine:
     def _known(self, peer: Peer, config: GatewayConfig) -> Served | None:
         """Who serves this peer already, if nothing but its policy has changed."""
         known = self._peers.get(peer.address)
-        same = (config.address, config.resolver) == (self._config.address, self._config.resolver)
-        return known if known is not None and same and known.gate.peer.name == peer.name else None
+        same = (config.addresses, config.resolver) == (
+            self._config.addresses,
+            self._config.resolver,
+        )
+        if known is None or not same or known.gate.peer.addresses != peer.addresses:
+            return None
+        return known if known.gate.peer.name == peer.name else None
 
     async def _serve(self, config: GatewayConfig) -> None:
-        if self._servers and (config.address, config.services) == (
-            self._config.address,
+        if self._servers and (config.addresses, config.services) == (
+            self._config.addresses,
             self._config.services,
         ):
             return
         self._end_servers()
         await asyncio.sleep(0)  # a transport's socket is closed in the loop's next round
         questions, others = self._do(self._open_servers, config)
-        self._datagrams, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda: _Datagrams(self._peers), sock=questions
-        )
-        talks = [self._dns_over_tcp, *[self._accepted] * len(others)]
+        for sock in questions:
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+                lambda: _Datagrams(self._peers), sock=sock
+            )
+            self._datagrams.append(transport)
+        talks = [self._dns_over_tcp] * len(questions) + [self._accepted] * len(others)
         for sock, talk in zip(others, talks, strict=False):
             self._servers.append(await asyncio.start_server(talk, sock=sock, backlog=_BACKLOG))
 
-    def _open_servers(self, config: GatewayConfig) -> tuple[socket.socket, list[socket.socket]]:
-        """The resolver's UDP socket; and its TCP socket, the services' and the listeners."""
-        questions = socket.socket(_family(config.address), socket.SOCK_DGRAM)
-        questions.bind((str(config.address), DNS_PORT))
-        questions.setblocking(False)
+    def _open_servers(
+        self, config: GatewayConfig
+    ) -> tuple[list[socket.socket], list[socket.socket]]:
+        """The resolver's UDP sockets; and as many TCP sockets, the services' and the listeners."""
+        questions = []
+        for address in config.addresses:
+            sock = socket.socket(_family(address), socket.SOCK_DGRAM)
+            sock.bind((str(address), DNS_PORT))
+            sock.setblocking(False)
+            questions.append(sock)
         places = {(service.address, service.port) for service in config.services}
-        others = [_listening(config.address, DNS_PORT)]
+        others = [_listening(address, DNS_PORT) for address in config.addresses]
         others += [_listening(*place, beside=self.beside) for place in sorted(places, key=str)]
         return questions, others + self._listeners(config)
 
     def _end_servers(self) -> None:
-        if self._datagrams is not None:
-            self._datagrams.close()
+        for transport in self._datagrams:
+            transport.close()
+        self._datagrams = []
         for server in self._servers:
             server.close()
         self._servers = []
@@ -435,7 +461,7 @@ class KernelEngine:
         try:
             if served is not None:
                 gate = served.gate
-                flow = gate.flow("tcp", self._config.address, DNS_PORT)
+                flow = gate.flow("tcp", *self._destination(writer))
                 with gate.counted(flow, Decision(Verdict.ALLOW, "", "")) as counted:
                     async with asyncio.timeout(_DNS_IDLE):
                         while counted:
@@ -557,7 +583,7 @@ class KernelEngine:
             await asyncio.sleep(LOOK_EVERY)
             with contextlib.suppress(OSError):
                 netlink.sweep(ends)
-            for served in list(self._peers.values()):
+            for served in dict.fromkeys(self._peers.values()):
                 served.gate.log.summarise()
                 mine = served.gate.peer.name
                 await served.gate.prolong(f for f, _ in self._open.values() if f.peer == mine)
@@ -583,7 +609,7 @@ class KernelEngine:
         for task in self._tasks:
             task.cancel()
         self._leave_place()
-        for served in self._peers.values():
+        for served in dict.fromkeys(self._peers.values()):
             served.close()
 
     def _leave_place(self) -> None:

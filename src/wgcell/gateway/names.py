@@ -120,12 +120,16 @@ def blocked(question: Question, why: str, *, exists: bool) -> Answer:
 
 
 def digest(
-    question: Question, found: dns.message.Message | None, kept: Callable[[Address], str]
+    question: Question,
+    found: dns.message.Message | None,
+    kept: Callable[[Address], str],
+    way: Callable[[Address], bool] = lambda _: True,
 ) -> Answer:
     """The answer that an upstream's ``found`` becomes.
 
     ``kept`` says for an address whether it is protected; those are taken out, and if none is left
-    the name has no address. No upstream, or one that makes no sense, is SERVFAIL.
+    the name has no address. So are addresses of IPv6 to which this machine has no ``way``: whoever
+    is told them tries them first. No upstream, or one that makes no sense, is SERVFAIL.
     """
     if found is None or not isinstance(found, dns.message.QueryMessage):
         return error(question, dns.rcode.SERVFAIL)
@@ -148,7 +152,14 @@ def digest(
         return error(question, dns.rcode.SERVFAIL)
     every = [address_of(item.address) for item in chain.answer]
     refused = tuple(address for address in every if kept(address))
-    addresses = tuple(address for address in every if address not in refused)
+    addresses = tuple(
+        address
+        for address in every
+        if address not in refused and (address.version == 4 or way(address))
+    )
+    if not addresses and not refused:
+        why = "this machine has no way to its addresses, which are all of IPv6"
+        return blocked(question, why, exists=True)
     if not addresses:
         why = "its addresses are on this side of the tunnel"
         return Answer(blocked(question, why, exists=True).message, kept=refused)

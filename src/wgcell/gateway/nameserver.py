@@ -12,6 +12,7 @@ from wgcell.gateway import names
 from wgcell.gateway.limits import Bucket
 from wgcell.gateway.policy import Address, Policy, is_name
 from wgcell.gateway.resolver import Upstream
+from wgcell.gateway.way import has_way
 
 __all__ = ["NO_RULE", "Nameserver", "Refused"]
 
@@ -36,12 +37,14 @@ class Nameserver:
         refused: Refused,
         learned: Learned,
         failed: Refused,
+        way: Callable[[Address], bool] = has_way,
     ) -> None:
         self.policy = policy
         self._upstream = upstream
         self._refused = refused
         self._learned = learned
         self._failed = failed
+        self._way = way
         rate = policy.limits.queries_per_second
         self._bucket = Bucket(rate, rate * _BURST_SECONDS)
         self._waiting = 0
@@ -74,7 +77,7 @@ class Nameserver:
 
     async def _found(self, question: names.Question) -> names.Answer:
         found = await self._upstream.ask(question.message.question[0].name, question.kind)
-        answer = names.digest(question, found, self.policy.kept)
+        answer = names.digest(question, found, self.policy.kept, self._way)
         if why := self._why_not(found, answer):
             self._failed(question.name, why)
         if answer.kept:

@@ -49,6 +49,10 @@ _ZERO = (
     # of its settings, as wg-quick's, nothing that is turned would arrive.
     *(f"net/ipv4/conf/{of}/{name}" for of in ("all", "default", "lo") for name in _CONF),
 )
+_ZERO_SIX = (
+    "net/ipv6/icmp/ratelimit",
+    *(f"net/ipv6/conf/{of}/disable_ipv6" for of in ("all", "default", "lo")),
+)
 _LARGEST = 65535
 _AT_ONCE = 64
 _MOST_HELD = 1 << 18
@@ -130,15 +134,15 @@ class NamespaceEngine(KernelEngine):
         for name in _ZERO:
             system(name, "0")
         with contextlib.suppress(HostError):  # a machine without IPv6
-            system("net/ipv6/icmp/ratelimit", "0")
+            for name in _ZERO_SIX:
+                system(name, "0")
         self._apply_rules(self._config)
         self._make_interface()
         run_tool("ip", "-batch", "-", text="link set lo up\n" + _TURNING)
         self._configure(self._config)
 
     def _configure(self, config: GatewayConfig) -> None:
-        addresses = [config.address, *(peer.address for peer in config.peers)]
-        if not self._six and any(address.version == 6 for address in addresses):
+        if not self._six and any(address.version == 6 for address in config.inside):
             run_tool("ip", "-6", "-batch", "-", text=_TURNING)
             self._six = True
         self._backlog.give_back()

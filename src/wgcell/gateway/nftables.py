@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from wgcell.gateway.config import GatewayConfig, Peer, split_endpoint
 from wgcell.gateway.keys import public_key
@@ -32,17 +32,21 @@ __all__ = [
     "HOLD_GROUP",
     "LOG_GROUP",
     "MOST_LEADS",
+    "MOST_TOLD",
     "RELEASED",
     "RESET",
     "TURNED",
     "UNREACHABLE",
     "leads",
     "peer_file",
+    "portions",
     "remember",
     "ruleset",
     "server_file",
+    "shut",
     "table_name",
     "turning_ruleset",
+    "unshut",
     "wireguard_settings",
 ]
 
@@ -58,8 +62,15 @@ TURNED = 1
 """The mark of what is turned as it is, by tproxy: a packet's for its route, a connection's."""
 RELEASED, RESET, UNREACHABLE = 0x5182_0001, 0x5182_0002, 0x5182_0003
 """The marks of a SYN that comes back: it goes on; it is reset; its target can't be reached."""
+MOST_TOLD = 300
+"""Elements of a transaction. One that changes an element takes some 500 bytes, and a transaction is
+one message, of which whoever is not root may send as much as net.core.wmem_max: 212,992 bytes."""
+MOST_TEXT = 24_000
+"""Characters of a transaction that makes a table: rules take some four times as many bytes."""
+_SHUT = ("shut", "shut_forward")
 MOST_LEADS = 4096
 """Elements of a name's set."""
+_EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _ECHO = {"ip": "icmp", "ip6": "icmpv6"}
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 
@@ -92,21 +103,71 @@ def leads(peer: Peer, name: str, address: Address) -> list[str]:
 
 
 def remember(
-    interface: str, elements: Iterable[tuple[str, Address, float]], *, empty: bool = False
-) -> str:
-    """The transaction that puts addresses into sets, each for so many seconds from now.
+    interface: str, elements: Sequence[tuple[str, Address, float]], *, empty: bool = False
+) -> list[str]:
+    """The transactions that put addresses into sets, each for so many seconds from now; each of
+    at most `MOST_TOLD` elements.
 
     ``empty``: nothing is in them yet.
     """
     table = table_name(interface)
-    lines = []
-    for name, address, seconds in elements:
-        element = f"element {table} {name} {{ {address} timeout {max(1, round(seconds))}s }}"
-        plain = f"element {table} {name} {{ {address} }}"
-        # An element that is there keeps its old end; out and in again gives it the new one.
-        lines += [] if empty else [f"add {element}", f"delete {plain}"]
-        lines.append(f"add {element}")
-    return "\n".join([*lines, ""])
+    parts = []
+    for begin in range(0, len(elements), MOST_TOLD):
+        lines = []
+        for name, address, seconds in elements[begin : begin + MOST_TOLD]:
+            element = f"element {table} {name} {{ {address} timeout {max(1, round(seconds))}s }}"
+            plain = f"element {table} {name} {{ {address} }}"
+            # An element that is there keeps its old end; out and in again gives it the new one.
+            lines += [] if empty else [f"add {element}", f"delete {plain}"]
+            lines.append(f"add {element}")
+        parts.append("\n".join([*lines, ""]))
+    return parts
+
+
+def shut(interface: str, *, router: bool = True) -> str:
+    """Chains that drop whatever is new from the tunnel or into it: while a table is made in several
+    transactions, not all that it denies is denied yet. Whoever is dropped tries again.
+
+    ``router`` as for `ruleset`.
+    """
+    into = f'oifname "{interface}" ct state new drop'
+    hooks = {
+        "prerouting priority mangle - 2": f'iifname "{interface}" ct state new drop',
+        "forward priority filter - 1": into if router else "ct state new drop",
+    }
+    lines = [f"table {table_name(interface)} {{"]
+    for name, (hook, rule) in zip(_SHUT, hooks.items(), strict=True):
+        lines += _chain(name, [f"type filter hook {hook}; policy accept;", rule])
+    return "\n".join([*lines, "}", ""])
+
+
+def unshut(interface: str) -> str:
+    """`shut` is over."""
+    return "".join(f"delete chain {table_name(interface)} {name}\n" for name in _SHUT)
+
+
+def portions(text: str) -> list[str]:
+    """A ruleset's text in transactions that each are small enough: the first one takes the old
+    table away, each of the others adds to the new one."""
+    if len(text) <= MOST_TEXT:
+        return [text]
+    lines = text.splitlines()
+    opening = lines[2]
+    found, part, size = ["\n".join([*lines[:3], "}", ""])], [], 0
+    head: list[str] = []
+    for line in lines[3:-1]:
+        part.append(line)
+        size += len(line) + 1
+        if line.startswith("    set ") or line.startswith("    chain "):
+            head = [line]
+        elif line == "    }":
+            head = []
+        # A set is never cut, for it is short; a chain may be, and goes on under its own name.
+        if size > MOST_TEXT and (not head or head[0].startswith("    chain ")):
+            found.append("\n".join([opening, *part, *(["    }"] if head else []), "}", ""]))
+            part = list(head)
+            size = 0
+    return [*found, "\n".join([opening, *part, "}", ""])]
 
 
 def _braces(items: Iterable[object]) -> str:
@@ -151,18 +212,21 @@ def _match(peer: Peer, number: int, rule: Rule) -> Iterator[str]:
         yield match
 
 
-def _most(peer: Peer, beyond: str) -> str:
-    """So many flows at a time: of those that have come about, a SYN that is held counts for none
-    here, but does in the engine."""
-    most = f"{_family(peer.address)} saddr ct count over {peer.policy.limits.flows}"
-    return f"add @flows_v{peer.address.version} {{ {most} }} {beyond}"
+def _most(peer: Peer, beyond: str, first: str = "") -> Iterator[str]:
+    """So many flows at a time, of each family: of those that have come about, a SYN that is held
+    counts for none here, but does in the engine."""
+    for address in peer.addresses:
+        most = f"{_family(address)} saddr ct count over {peer.policy.limits.flows}"
+        yield f"{first}add @flows_v{address.version} {{ {most} }} {beyond}"
 
 
-def _rate(peer: Peer, beyond: str) -> str:
-    """So many new flows a second."""
+def _rate(peer: Peer, beyond: str, first: str = "") -> Iterator[str]:
+    """So many new flows a second, of each family."""
     limits = peer.policy.limits
     rate = f"limit rate over {limits.flows_per_second}/second burst {limits.flows} packets"
-    return f"update @new_{_chain_of(peer)} {{ {_family(peer.address)} saddr {rate} }} {beyond}"
+    for address in peer.addresses:
+        meter = f"@new_{_chain_of(peer)}_v{address.version}"
+        yield f"{first}update {meter} {{ {_family(address)} saddr {rate} }} {beyond}"
 
 
 def _answered() -> Iterator[str]:
@@ -196,8 +260,8 @@ def _asked(rule: Rule) -> bool:
 def _rules(peer: Peer) -> Iterator[str]:
     refuse = f"goto refuse_{_chain_of(peer)}"
     log = f'log prefix "{PREFIX}:allow:{peer.name}:%s" group {LOG_GROUP} accept'
-    yield _most(peer, refuse)
-    yield _rate(peer, refuse)
+    yield from _most(peer, refuse)
+    yield from _rate(peer, refuse)
     for number, rule in enumerate(peer.policy.rules):
         # What is compared is turned before; what comes here was beyond a limit, or is late.
         refused = rule.verdict is Verdict.REFUSE or _asked(rule)
@@ -225,14 +289,14 @@ def _turns(peer: Peer, chain: str) -> Iterator[str]:
 
 def _holds_asked(peer: Peer) -> Iterator[str]:
     """Beyond the limit it goes its way, unheld: to where it is refused, and told."""
-    yield _rate(peer, "accept")
+    yield from _rate(peer, "accept")
     yield "goto hold"
 
 
 def _serves(peer: Peer) -> Iterator[str]:
     """A service's flow, which comes to this machine itself."""
     yield f"meta mark {RELEASED} accept"
-    yield _rate(peer, f"goto refuse_{_chain_of(peer)}")
+    yield from _rate(peer, f"goto refuse_{_chain_of(peer)}")
     yield "goto hold"
 
 
@@ -240,9 +304,9 @@ def _takes(peer: Peer) -> Iterator[str]:
     """All that is allowed and beyond no limit is taken; the rest is refused on the spot."""
     refuse = f"goto refuse_{_chain_of(peer)}"
     new, back = "ct state new", f"meta mark {RELEASED}"
-    yield f"{new} meta mark != {RELEASED} {_rate(peer, refuse)}"
-    yield f"{new} meta l4proto udp {_most(peer, refuse)}"
-    yield f"{new} {back} {_most(peer, refuse)}"
+    yield from _rate(peer, refuse, f"{new} meta mark != {RELEASED} ")
+    yield from _most(peer, refuse, f"{new} meta l4proto udp ")
+    yield from _most(peer, refuse, f"{new} {back} ")
     for number, rule in enumerate(peer.policy.rules):
         for match in _match(peer, number, rule):
             yield f"{match} {refuse if rule.verdict is Verdict.REFUSE else 'goto take'}"
@@ -250,28 +314,33 @@ def _takes(peer: Peer) -> Iterator[str]:
     yield refuse
 
 
-def _turned(peer: Peer, to: Address) -> Iterator[str]:
+def _turned(peer: Peer, config: GatewayConfig) -> Iterator[str]:
     """Beyond the limit it goes its way unturned: to where it is refused."""
-    yield _most(peer, "accept")
-    place = f"[{to}]" if to.version == 6 else str(to)
-    yield f"meta l4proto tcp dnat {_family(to)} to {place}:{ASKED_PORT}"
+    yield from _most(peer, "accept")
+    for to in config.addresses:
+        place = f"[{to}]" if to.version == 6 else str(to)
+        of = f"meta nfproto ipv{to.version} meta l4proto tcp"
+        yield f"{of} dnat {_family(to)} to {place}:{ASKED_PORT}"
 
 
 def _asking(config: GatewayConfig) -> list[Peer]:
-    """The peers that may have a flow turned: a gateway's address is of one family."""
+    """The peers that may have a flow turned, to an address of the gateway's of the same family."""
+    families = {address.version for address in config.addresses}
     return [
         peer
         for peer in config.peers
-        if peer.address.version == config.address.version and any(map(_asked, peer.policy.rules))
+        if {address.version for address in peer.addresses} & families
+        and any(map(_asked, peer.policy.rules))
     ]
 
 
 def _dispatch(peers: Iterable[Peer], chain: str = "peer") -> Iterator[str]:
     for version, family, _ in _FAMILIES:
         pairs = [
-            f"{peer.address} : goto {chain}_{_chain_of(peer)}"
+            f"{address} : goto {chain}_{_chain_of(peer)}"
             for peer in peers
-            if peer.address.version == version
+            for address in peer.addresses
+            if address.version == version
         ]
         if pairs:
             yield f"{family} saddr vmap {_braces(pairs)}"
@@ -280,13 +349,15 @@ def _dispatch(peers: Iterable[Peer], chain: str = "peer") -> Iterator[str]:
 def _pace(peers: Iterable[Peer], end: str) -> Iterator[str]:
     for peer in peers:
         rate = peer.policy.limits.bytes_per_second
-        if rate:
-            family = _family(peer.address)
+        for address in peer.addresses if rate else ():
+            family = _family(address)
             # A bucket of bytes holds the rate and the burst (Linux, net/netfilter/nft_limit.c).
             burst = max(65536 - rate, 0)
             limit = f"limit rate over {rate} bytes/second burst {burst} bytes"
-            meter = f"update @pace_{_chain_of(peer)} {{ {family} {end} {limit} }}"
-            yield f"{family} {end} {peer.address} {meter} drop"
+            meter = (
+                f"update @pace_{_chain_of(peer)}_v{address.version} {{ {family} {end} {limit} }}"
+            )
+            yield f"{family} {end} {address} {meter} drop"
 
 
 def _protected(version: int, own: Iterable[Network]) -> list[Network]:
@@ -313,7 +384,7 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
     for peer in config.peers:
         lines += _chain(f"peer_{_chain_of(peer)}", _rules(peer))
     for peer in asking:
-        lines += _chain(f"asked_{_chain_of(peer)}", _turned(peer, config.address))
+        lines += _chain(f"asked_{_chain_of(peer)}", _turned(peer, config))
         lines += _chain(f"asks_{_chain_of(peer)}", _turns(peer, "asked"))
         lines += _chain(f"held_{_chain_of(peer)}", _holds_asked(peer))
         lines += _chain(f"holds_{_chain_of(peer)}", _turns(peer, "held"))
@@ -361,7 +432,7 @@ def ruleset(config: GatewayConfig, interface: str, *, router: bool = True) -> st
             *(
                 f'{name} saddr {_braces(found)} oifname != "{interface}" masquerade'
                 for version, name, _ in _FAMILIES
-                if (found := [p.address for p in config.peers if p.address.version == version])
+                if (found := _sources(config.peers, version))
             ),
         ],
     )
@@ -423,12 +494,13 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
         )
         lines += _set(f"flows_v{version}", f"type {kind}", "flags dynamic", "size 1024")
     for peer in config.peers:
-        kind = "ipv4_addr" if peer.address.version == 4 else "ipv6_addr"
         me = _chain_of(peer)
-        meter = (f"type {kind}", "flags dynamic,timeout", "timeout 1m", "size 16")
-        lines += _set(f"new_{me}", *meter)
-        if peer.policy.limits.bytes_per_second:
-            lines += _set(f"pace_{me}", *meter)
+        for address in peer.addresses:
+            kind, of = f"ipv{address.version}_addr", f"v{address.version}"
+            meter = (f"type {kind}", "flags dynamic,timeout", "timeout 1m", "size 16")
+            lines += _set(f"new_{me}_{of}", *meter)
+            if peer.policy.limits.bytes_per_second:
+                lines += _set(f"pace_{me}_{of}", *meter)
         for number, rule in enumerate(peer.policy.rules):
             for version, _, of in _FAMILIES if rule.name and not rule.any else ():
                 name = _set_name(peer, number, version)
@@ -456,7 +528,6 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
             *(f'oifname "{interface}" {line}' for line in _pace(config.peers, "daddr")),
         ],
     )
-    family = _family(config.address)
     lines += _chain(
         "input",
         [
@@ -464,8 +535,7 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
             f'iifname != "{interface}" accept',
             "ct state established,related accept",
             *_spoofed(config.peers),
-            f"{family} daddr {config.address} meta l4proto {{ tcp, udp }} th dport 53 accept",
-            f"{family} daddr {config.address} {_ECHO[family]} type echo-request accept",
+            *(line for address in config.addresses for line in _own(address)),
             *turned,
             # What is this machine's own is refused, whatever a rule says of the address.
             *_dispatch(config.peers, "refuse"),
@@ -475,10 +545,21 @@ def _table(config: GatewayConfig, interface: str, turned: list[str], chains: lis
     return "\n".join([*lines, "}", ""])
 
 
+def _own(address: Address) -> Iterator[str]:
+    """What is answered at the gateway's own address."""
+    family = _family(address)
+    yield f"{family} daddr {address} meta l4proto {{ tcp, udp }} th dport 53 accept"
+    yield f"{family} daddr {address} {_ECHO[family]} type echo-request accept"
+
+
+def _sources(peers: Iterable[Peer], version: int) -> list[Address]:
+    return [one for peer in peers for one in peer.addresses if one.version == version]
+
+
 def _spoofed(peers: Iterable[Peer]) -> Iterator[str]:
     """WireGuard's AllowedIPs have dropped these already; here is that wall a second time."""
     for version, family, _ in _FAMILIES:
-        sources = [peer.address for peer in peers if peer.address.version == version]
+        sources = _sources(peers, version)
         among = f"{family} saddr != {_braces(sources)}" if sources else f"meta nfproto ipv{version}"
         yield f"{among} drop"
 
@@ -487,7 +568,11 @@ def _peer_section(peer: Peer) -> list[str]:
     lines = ["", f"# {peer.name}", "[Peer]", f"PublicKey = {peer.public_key}"]
     if peer.preshared_key:
         lines.append(f"PresharedKey = {peer.preshared_key}")
-    return [*lines, f"AllowedIPs = {peer.address}/{peer.address.max_prefixlen}"]
+    return [*lines, f"AllowedIPs = {_alone(peer.addresses)}"]
+
+
+def _alone(addresses: Iterable[Address]) -> str:
+    return ", ".join(f"{address}/{address.max_prefixlen}" for address in addresses)
 
 
 def wireguard_settings(config: GatewayConfig) -> str:
@@ -509,7 +594,7 @@ def server_file(config: GatewayConfig) -> str:
         f"PrivateKey = {config.private_key}",
         f"ListenPort = {config.listen[1]}",
     ]
-    lines += [f"Address = {config.address}/{config.address.max_prefixlen}", "MTU = 1420"]
+    lines += [f"Address = {_alone(config.addresses)}", "MTU = 1420"]
     for peer in config.peers:
         lines += _peer_section(peer)
     return "\n".join([*lines, ""])
@@ -524,7 +609,7 @@ def peer_file(config: GatewayConfig, peer: Peer, private_key: str) -> str:
         f"# {peer.name}",
         "[Interface]",
         f"PrivateKey = {private_key}",
-        f"Address = {peer.address}/{peer.address.max_prefixlen}",
+        f"Address = {_alone(peer.addresses)}",
         f"DNS = {config.address}",
         "MTU = 1420",
         "",
@@ -535,7 +620,7 @@ def peer_file(config: GatewayConfig, peer: Peer, private_key: str) -> str:
         lines.append(f"PresharedKey = {peer.preshared_key}")
     lines += [
         f"Endpoint = {host}:{port or peer.port}",
-        f"AllowedIPs = {'0.0.0.0/0' if peer.address.version == 4 else '::/0'}",
+        f"AllowedIPs = {', '.join(_EVERYWHERE[one.version] for one in peer.addresses)}",
         "PersistentKeepalive = 25",
     ]
     return "\n".join([*lines, ""])

@@ -26,6 +26,8 @@ _MOST_HELD = nftables.MOST_LEADS * 3 // 4
 
 Leads = tuple[tuple[str, Address, float], ...]
 """Names, each with an address that it leads to and for how many seconds."""
+Element = tuple[str, Address, float]
+"""A set, an address in it, and for how many seconds from now."""
 Ends = dict[tuple[str, Address], float]
 """Until when an address is in a set."""
 
@@ -37,13 +39,11 @@ class Served:
         self,
         peer: Peer,
         config: GatewayConfig,
-        interface: str,
         report: Report,
         openings: Openings,
     ) -> None:
         self.gate = Gate(config, peer, report, lambda leads: openings.add(self, leads))
         self.closed = False
-        self._interface = interface
         self._ends: Ends = {}
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class Served:
         self.closed = True
         self.gate.close()
 
-    def carried(self, peer: Peer) -> list[tuple[str, Address, float]]:
+    def carried(self, peer: Peer) -> list[Element]:
         """What belongs into the new, empty sets of ``peer``, which is this one with another policy.
 
         Of every name that was answered, also one that is denied now: its set denies its address.
@@ -64,10 +64,10 @@ class Served:
         self._ends = ends
         return [(*key, end - now) for key, end in ends.items()]
 
-    def opening(self, leads: Leads) -> tuple[str, Ends]:
-        """The transaction for all of them, and the ends that are true once it is done.
+    def opening(self, leads: Leads) -> tuple[list[Element], Ends]:
+        """The elements for all of them, and the ends that are true once they are in.
 
-        An element that lives longer already stays; no text if all do. What a set has no room for is
+        An element that lives longer already stays; none if all do. What a set has no room for is
         left out: the kernel would refuse all of the transaction.
         """
         now = time.monotonic()
@@ -87,19 +87,21 @@ class Served:
                         continue
                     held[place] = held.get(place, 0) + 1
                 new[key] = end
-        elements = [(*key, end - now) for key, end in new.items()]
-        return nftables.remember(self._interface, elements) if new else "", new
+        return [(*key, end - now) for key, end in new.items()], new
 
     def opened(self, ends: Ends) -> None:
-        """`opening`'s transaction is done."""
+        """`opening`'s elements are in."""
         self._ends.update(ends)
 
 
 class Openings:
     """What waits to be told. ``apply`` has nft take a transaction; it raises HostError."""
 
-    def __init__(self, apply: Callable[[str], Awaitable[None]], report: Report) -> None:
+    def __init__(
+        self, apply: Callable[[str], Awaitable[None]], interface: str, report: Report
+    ) -> None:
         self._apply = apply
+        self._interface = interface
         self._report = report
         self._waiting: list[tuple[Served, Leads, asyncio.Future[None]]] = []
         self._telling: asyncio.Task[None] | None = None
@@ -134,7 +136,7 @@ class Openings:
             if not served.closed:
                 asked[served] = asked.get(served, ()) + leads
         new = [(served, *served.opening(leads)) for served, leads in asked.items()]
-        if await self._refused("".join(text for _, text, _ in new)):
+        if await self._refused([element for _, elements, _ in new for element in elements]):
             # One peer's fault is no matter of another's.
             refusals = [(one, await self._refused(one[1])) for one in new]
             for why in filter(None, (why for _, why in refusals)):
@@ -143,11 +145,11 @@ class Openings:
         for served, _, ends in new:
             served.opened(ends)
 
-    async def _refused(self, text: str) -> str:
-        """Why a transaction was not taken; empty if it was."""
+    async def _refused(self, elements: list[Element]) -> str:
+        """Why a transaction was not taken; empty if all were."""
         try:
-            if text:
-                await self._apply(text)
+            for part in nftables.remember(self._interface, elements):
+                await self._apply(part)
         except HostError as error:
             return error.message
         return ""

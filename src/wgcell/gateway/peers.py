@@ -103,7 +103,8 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
     peer = Peer(
         name=name,
         public_key=public_key(private),
-        address=_free_address(config),
+        address=_free_address(config, config.address),
+        address6=config.address6 and _free_address(config, config.address6),
         port=config.listen[1] if config.one_port else _free_port(config),
         policy=Policy(),
         preshared_key=base64.b64encode(os.urandom(32)).decode() if preshared else "",
@@ -112,6 +113,8 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
     if preshared:
         lines.append(f'preshared_key = "{peer.preshared_key}"')
     lines.append(f'address = "{peer.address}"')
+    if peer.address6 is not None:
+        lines.append(f'address6 = "{peer.address6}"')
     lines += [""] if config.one_port else [f"port = {peer.port}", ""]
     new = text.rstrip("\n") + "\n" + "\n".join(lines)
     parse_config(parse_toml(path, new), str(path), new)
@@ -119,13 +122,12 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
     return peer, peer_file(config, peer, private)
 
 
-def _free_address(config: GatewayConfig) -> Address:
-    taken = {config.address, *(peer.address for peer in config.peers)}
-    taken |= {service.address for service in config.services}
+def _free_address(config: GatewayConfig, beside: Address) -> Address:
+    taken = {*config.inside, *(service.address for service in config.services)}
     for number in range(1, _MOST):
-        if (address := config.address + number) not in taken:
+        if (address := beside + number) not in taken:
             return address
-    raise PolicyError(f"no address is free within {_MOST} of {config.address}")
+    raise PolicyError(f"no address is free within {_MOST} of {beside}")
 
 
 def _free_port(config: GatewayConfig) -> int:

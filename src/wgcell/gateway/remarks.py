@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from wgcell.gateway.config import GatewayConfig
-from wgcell.gateway.policy import PROTECTED, Network, Rule, Verdict
+from wgcell.gateway.policy import PROTECTED, Address, Network, Rule, Verdict
 from wgcell.net import addresses
 
-__all__ = ["of_gateway", "of_rules"]
+__all__ = ["of_gateway", "of_rules", "without_way"]
 
 
 def of_gateway(config: GatewayConfig) -> list[str]:
     """Of every peer's rules, each once."""
-    own = [config.address, *(peer.address for peer in config.peers)]
-    about = config.protected, tuple(map(addresses.only, own))
+    about = config.protected, tuple(map(addresses.only, config.inside))
     said = [text for peer in config.peers for text in of_rules(peer.policy.rules, *about)]
     return list(dict.fromkeys(said))
 
@@ -34,6 +33,16 @@ def of_rules(
         if before is not None and before.text != rule.text:
             found.append(f"{rule.text!r} is never read: {before.text!r} stands before it")
     return found
+
+
+def without_way(rules: tuple[Rule, ...], way: Callable[[Address], bool]) -> list[str]:
+    """Of rules for IPv6 that open nothing on this machine; ``way`` says whether it has one."""
+    return [
+        f"{rule.text!r} opens nothing: this machine has no way to {rule.network.network_address}"
+        for rule in rules
+        if rule.verdict is Verdict.ALLOW and rule.network is not None and rule.network.version == 6
+        if not way(rule.network.network_address + (0 if rule.single else 1))
+    ]
 
 
 def _alone(
