@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wgcell.cell import endpoint, outputs
+from wgcell.cell import endpoint, outputs, permissions
 from wgcell.cell.events import Event
 from wgcell.cell.folder import Folder, check_writable, create, state_folder
 from wgcell.cell.inputs import Survey
@@ -376,6 +376,7 @@ def run(
     provider = load_provider()
     job = _with_gateway(_job(file and expanded(file), options, cells), learn, provider)
     job = apply_ceilings(job, provider)
+    permissions.vet(job, provider, endpoint.host_networks)
     survey = _survey(job, force)
     with ThreadPoolExecutor(1) as other:
         # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.
