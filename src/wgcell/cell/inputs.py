@@ -253,7 +253,7 @@ class _Walk:
             names = ", ".join(paths[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
             lines.append(f"input {names}: {reason}")
         if lines:
-            raise InputFileError("\n".join(lines))
+            raise InputFileError(*lines)
 
     def all(self, inputs: Sequence[Input]) -> Iterator[_Found]:
         """Every member, a folder before what is in it. A folder's descriptor lives until the next.

@@ -442,17 +442,17 @@ class _Reading:
 
     def fail(self, key: str, found: str, mend: str = "") -> NoReturn:
         # The key may be a stranger's, and "found" quotes one.
-        raise JobError(one_line(f"{self.source}: {key}: {found}"), mend=mend)
+        raise JobError(f"{self.source}: {key}: {found}", mend=mend)
 
     def model(self, raw: Mapping[str, Any]) -> _JobFile:
         try:
             return validated(_JobFile, raw)
         except Invalid as invalid:
-            lines = [one_line(self._line(fault)) for fault in invalid.faults[:_MOST_FAULTS]]
+            lines = [self._line(fault) for fault in invalid.faults[:_MOST_FAULTS]]
             more = len(invalid.faults) - _MOST_FAULTS
             if more > 0:
                 lines.append(f"and {more} more like these")
-            raise JobError("\n".join(lines)) from None
+            raise JobError(*lines) from None
 
     def _line(self, fault: Fault) -> str:
         key = ".".join(map(str, fault.place))

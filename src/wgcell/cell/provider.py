@@ -163,8 +163,8 @@ def load_provider(path: Path | None = None) -> Provider:
     try:
         file = validated(_File, toml.parse(raw))
     except Invalid as invalid:
-        lines = [one_line(f"{place}: {_words(fault)}") for fault in invalid.faults]
-        raise JobError("\n".join(lines)) from None
+        lines = [f"{place}: {_words(fault)}" for fault in invalid.faults]
+        raise JobError(*lines) from None
     except toml.TomlError as error:
         raise JobError(one_line(f"{place}: {error}")) from None
     return Provider(

@@ -113,7 +113,9 @@ class _Reader:
     def _section(self, number: int, line: str, sections: set[str]) -> str:
         name = line.removeprefix("[").removesuffix("]").strip().lower()
         if not line.endswith("]") or name not in _KEYS:
-            self.fail(number, f"unknown section {line[:40]!r}; allowed: [Interface], [Peer]")
+            # Only a plain word is repeated: a key may have slipped into the line.
+            shown = f" {line}" if re.fullmatch(r"\[[A-Za-z ]{1,20}\]", line) else ""
+            self.fail(number, f"unknown section{shown}; allowed: [Interface], [Peer]")
         if name in sections:
             what = "a second [Peer]" if name == "peer" else "a second [Interface]"
             self.fail(number, f"{what}: a cell has exactly one tunnel to one peer")
@@ -137,6 +139,9 @@ class _Reader:
             )
         if not equals:
             self.fail(number, "not a section, and not KEY = VALUE")
+        if not value and lower not in _KEYS.get(section, {}):
+            # It may be the end of a key that was wrapped, and is not repeated.
+            self.fail(number, "neither a section nor KEY = VALUE; a value stands in one line")
         if not section:
             self.fail(number, f"{key[:40]!r} stands before any [Interface] or [Peer]")
         if lower not in _KEYS[section]:
