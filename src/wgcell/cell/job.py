@@ -187,6 +187,8 @@ class Job:
     """None starts the workload as a compromised guest would run it: to test the host's walls."""
     asked: frozenset[str] = field(default=frozenset(), compare=False)
     """Which of `LIMITS` somebody asked for; the others are defaults, and may be lowered."""
+    vpn_beneath: Path | None = field(default=None, compare=False)
+    """The folder that ``vpn`` must lie in; None is anywhere."""
     of_file: frozenset[str] = field(default=frozenset(), compare=False)
     """Keys, as ``policy.on_rogue``, whose value is the job file's word, and not a typed one."""
     excludes: tuple[str, ...] = ()
@@ -653,6 +655,7 @@ def _build(
         memory=reading.size("resources.memory", memory, SMALLEST_MEMORY, host.memory),
         disk=reading.size("resources.disk", disk, SMALLEST_DISK, host.disk),
         vpn=vpn,
+        vpn_beneath=folder if vpn is not None and chosen.vpn is None else None,
         gateway=gateway,
         rate=_rate(reading, _first(chosen.rate, file.resources.rate, default="")),
         quota=_quota(reading, _first(chosen.quota, file.resources.quota, default="")),

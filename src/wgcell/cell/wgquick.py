@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import BinaryIO, NoReturn, TypeVar
 
+from wgcell.cell.inputs import Input, opened
 from wgcell.errors import VpnConfigError
 from wgcell.net.addresses import Address, Interface, Network, address, interface, network
 
@@ -260,10 +262,13 @@ def _keepalive(reader: _Reader) -> int:
     return reader.number(entry, 0, 65535) or DEFAULT_KEEPALIVE
 
 
-def load_vpn_config(path: Path) -> VpnConfig:
-    """`parse_vpn_config` of a file, at most 64 KiB. Raises `VpnConfigError`."""
+def load_vpn_config(path: Path, beneath: Path | None = None) -> VpnConfig:
+    """`parse_vpn_config` of a file, at most 64 KiB. Raises `VpnConfigError`.
+
+    ``beneath`` is the folder that it must lie in, whoever changes links meanwhile.
+    """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if beneath is None else _opened_beneath(path, beneath) as file:
             raw = file.read(_MAXIMUM_FILE + 1)
     except OSError as error:
         raise VpnConfigError(f"{path}: {error.strerror or error}") from None
@@ -275,3 +280,7 @@ def load_vpn_config(path: Path) -> VpnConfig:
         line = raw[: error.start].count(b"\n") + 1
         raise VpnConfigError(f"{path}:{line}: not UTF-8 text") from None
     return parse_vpn_config(text, str(path))
+
+
+def _opened_beneath(path: Path, beneath: Path) -> BinaryIO:
+    return os.fdopen(opened(Input(path, beneath=beneath)), "rb")

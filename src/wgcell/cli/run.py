@@ -98,7 +98,7 @@ def _endpoint(job: Job, provider: Provider, allow: list[str]) -> tuple[VpnConfig
     """The job's VPN and its vetted endpoint; nothing for the embedded gateway."""
     if job.vpn is None:
         return None, "", 0
-    vpn = load_vpn_config(job.vpn)
+    vpn = load_vpn_config(job.vpn, job.vpn_beneath)
     networks = (*provider.allow_endpoints, *endpoint.parse_networks(allow, "--allow-endpoint"))
     own = endpoint.host_networks()
     # The first address is the one used, and the one vetted: a name with two faces gains nothing.
