@@ -79,8 +79,19 @@ SCOPED = [
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
+def resolver_of(text: str) -> object:
+    """wg-quick hands on what is no address, as a search domain; we leave it out, and say so."""
+    read = parse_vpn_config(text)
+    if not read.dns:
+        raise ValueError("; ".join(read.remarks))
+    return read.dns
+
+
 def vpn(
-    address: str = "10.9.0.2", allowed: str = "0.0.0.0/0", dns: str = "", host: str = ""
+    address: str = "10.9.0.2, 2001:db8:1::2",
+    allowed: str = "0.0.0.0/0, ::/0",
+    dns: str = "",
+    host: str = "",
 ) -> str:
     return (
         f"[Interface]\nPrivateKey = {KEY}\nAddress = {address}\nDNS = {dns or '10.9.0.1'}\n"
@@ -113,7 +124,7 @@ READERS = {
     "peer address": lambda text: parse_config(gateway(peer={"address": text})),
     "Address": lambda text: parse_vpn_config(vpn(address=text)),
     "AllowedIPs": lambda text: parse_vpn_config(vpn(allowed=text)),
-    "DNS": lambda text: parse_vpn_config(vpn(dns=text)),
+    "DNS": lambda text: resolver_of(vpn(dns=text)),
     "Endpoint": lambda text: parse_vpn_config(vpn(host=f"[{text}]")),
 }
 

@@ -25,9 +25,11 @@ __all__ = [
     "path_mtu",
     "plain_forms",
     "resolve",
+    "shown",
     "tunnel_mtu",
     "unconnected",
     "vet",
+    "vetted",
 ]
 
 # linux/in.h, linux/in6.h; Python's socket names neither.
@@ -41,7 +43,8 @@ _MEND = "if you trust it: --allow-endpoint {address}, or allow_endpoints in the 
 
 
 def resolve(host: str, port: int) -> tuple[Address, ...]:
-    """Every address of ``host`` (a name or an address), IPv4 first, in the resolver's order.
+    """Every address of ``host`` (a name or an address), in the resolver's order, which is that of
+    RFC 6724: where this machine has no IPv4, IPv6 comes first.
 
     Blocks while it asks. Raises `EndpointError` if there is none.
     """
@@ -57,7 +60,30 @@ def resolve(host: str, port: int) -> tuple[Address, ...]:
     unique = dict.fromkeys(addresses.address(str(entry[4][0])) for entry in found)
     if not unique:
         raise EndpointError(f"the endpoint {host!r} has no address")
-    return tuple(sorted(unique, key=lambda address: address.version))
+    return tuple(unique)
+
+
+def vetted(
+    addresses: Sequence[Address],
+    port: int,
+    allow: Sequence[Network] = (),
+    host_networks: Sequence[Network] = (),
+) -> tuple[Address, ...]:
+    """Those of ``addresses`` that `vet` lets pass, in their order.
+
+    Raises `EndpointError`, the first one's, if there is none.
+    """
+    refusals: list[EndpointError] = []
+    passed: list[Address] = []
+    for address in addresses:
+        try:
+            vet(address, port, allow, host_networks)
+            passed.append(address)
+        except EndpointError as error:
+            refusals.append(error)
+    if not passed:
+        raise refusals[0] if refusals else EndpointError("the endpoint has no address")
+    return tuple(passed)
 
 
 def vet(
@@ -137,6 +163,7 @@ def host_networks() -> tuple[Network, ...]:
             check=True,
             timeout=10,
             text=True,
+            env=programs.environment(),
         )
         return networks_of(json.loads(run.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
@@ -160,6 +187,11 @@ def networks_of(links: object) -> tuple[Network, ...]:
             peer = entry.get("address", entry["local"])
             around.append(addresses.network(f"{peer}/{length}", strict=False))
     return tuple(dict.fromkeys([*own, *(net for net in around if net.prefixlen > 0)]))
+
+
+def shown(address: Address, port: int) -> str:
+    """``address:port``, with the brackets that IPv6 wants (RFC 3986, section 3.2.2)."""
+    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
 def unconnected(version: int) -> socket.socket:

@@ -75,7 +75,13 @@ def run_tool(*argv: str, text: str = "") -> str:
     found = [programs.path_of(argv[0]), *argv[1:]]
     try:
         done = subprocess.run(
-            found, input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE
+            found,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE,
+            env=programs.environment(),
         )
     except OSError as error:
         raise HostError(f"{argv[0]} can't be started: {error}") from error
@@ -90,7 +96,7 @@ def run_tool(*argv: str, text: str = "") -> str:
 def quietly(*argv: str) -> None:
     """Run a tool; whether it fails is no matter."""
     found = [programs.path_of(argv[0]), *argv[1:]]
-    subprocess.run(found, capture_output=True, check=False)
+    subprocess.run(found, capture_output=True, check=False, env=programs.environment())
 
 
 def system(name: str, value: str = "") -> str:
@@ -285,6 +291,7 @@ class KernelEngine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=programs.environment(),
             preexec_fn=self._preexec,
         )
         end = time.monotonic() + _APPEARS
