@@ -230,7 +230,7 @@ def test_what_a_run_says_before_it_begins(tmp_path: Path) -> None:
         with contextlib.suppress(WgcellError):
             job = load_job(tmp_path / "job.toml", HOST, JobOptions(outputs=("x",)))
             taken += 1
-            assert_ours(_opens(job, None, "", 0))
+            assert_ours(_opens(job, None, ()))
             rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
             assert_ours("\n".join(map(one_line, remarks.of_rules(rules))))
     assert taken > 5
