@@ -44,6 +44,8 @@ class Scenario:
     name: str
     job: str
     checks: tuple[tuple[str, Callable[[Ran], bool]], ...]
+    typed: tuple[str, ...] = ()
+    """What no job file may say by itself."""
 
 
 def refused(ran: Ran) -> list[str]:
@@ -55,6 +57,8 @@ def nothing_rogue(ran: Ran) -> bool:
     return not ran.result["relay"].get("refused")
 
 
+SERVICE = ("--service", "10.99.0.5:80=127.0.0.1:PORT")
+
 SCENARIOS = (
     Scenario(
         "1. The workload fetches data through the tunnel; its result comes home",
@@ -63,8 +67,6 @@ SCENARIOS = (
 command = ["python3", "fetch.py"]
 inputs = ["fetch.py"]
 outputs = ["results/"]
-[gateway]
-services = { "10.99.0.5:80" = "127.0.0.1:PORT" }
 """,
         (
             ("outcome completed, exit code 0", lambda ran: ran.code == 0),
@@ -74,6 +76,7 @@ services = { "10.99.0.5:80" = "127.0.0.1:PORT" }
             ),
             ("the relay refused no frame", nothing_rogue),
         ),
+        SERVICE,
     ),
     Scenario(
         "2. The workload tries places that the gateway does not allow",
@@ -81,14 +84,13 @@ services = { "10.99.0.5:80" = "127.0.0.1:PORT" }
         """
 command = ["python3", "stray.py"]
 inputs = ["stray.py"]
-[gateway]
-services = { "10.99.0.5:80" = "127.0.0.1:PORT" }
 """,
         (
             ("the cell went on to its end, exit code 0", lambda ran: ran.code == 0),
             ("attacker.example was refused and logged", lambda r: "attacker.example" in refused(r)),
             ("203.0.113.7 was refused and logged", lambda ran: "203.0.113.7" in refused(ran)),
         ),
+        SERVICE,
     ),
     Scenario(
         "3. The workload is root and hostile; the guest is whole",
@@ -108,8 +110,6 @@ inputs = ["hostile.py"]
         """
 command = ["python3", "compromised.py"]
 inputs = ["compromised.py"]
-[policy]
-guest_walls = "off"
 """,
         (
             ("outcome rogue, exit code 120", lambda ran: ran.code == 120),
@@ -119,16 +119,18 @@ guest_walls = "off"
                 lambda r: b"\xc0\xa8\x01\x01" in (r.folder / "rogue.pcapng").read_bytes(),
             ),
         ),
+        ("--guest-walls", "off"),
     ),
 )
 
 
 def play(scenario: Scenario, port: int, state: Path) -> Ran:
     job = HERE / f".{scenario.name}.toml"
-    job.write_text(f'name = "{scenario.name}"\n{scenario.job}'.replace("PORT", str(port)))
+    job.write_text(f'name = "{scenario.name}"\n{scenario.job}')
+    typed = [word.replace("PORT", str(port)) for word in scenario.typed]
     try:
         done = subprocess.run(
-            [WGCELL, "run", "--state-dir", state, job],
+            [WGCELL, "run", "--state-dir", state, *typed, job],
             stdout=subprocess.PIPE,
             text=True,
             check=False,

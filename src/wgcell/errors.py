@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wgcell.display import paragraph
+from wgcell.display import one_line, paragraph
 
 __all__ = [
     "ArchiveError",
@@ -47,14 +47,15 @@ __all__ = [
 class WgcellError(Exception):
     """Every error wgcell raises on purpose.
 
-    ``mend`` is what the user can do about it, a sentence or a command; may be empty.
+    ``lines`` say what is wrong, most often one. ``mend`` is what the user can do about it, a
+    sentence or a command; may be empty. Both quote strangers, and go to terminals, logs and
+    records: whatever stands in a line, it stays one.
     """
 
-    def __init__(self, message: str, *, mend: str = "") -> None:
-        super().__init__(message)
-        # Messages quote strangers, and go to terminals, logs and records.
-        self.message = paragraph(message)
-        self.mend = paragraph(mend)
+    def __init__(self, *lines: str, mend: str = "") -> None:
+        super().__init__(*lines)
+        self.message = "\n".join(map(one_line, lines))
+        self.mend = one_line(mend)
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.mend}" if self.mend else self.message

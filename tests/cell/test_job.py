@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from wgcell.cell.job import (
     parse_duration,
     parse_size,
 )
-from wgcell.errors import JobError
+from wgcell.cell.wgquick import load_vpn_config
+from wgcell.errors import InputFileError, JobError, VpnConfigError
 from wgcell.guest.walls import Wall
 
 HOST = HostLimits(cpus=4, memory=8 * 2**30, disk=100 * 2**30)
@@ -357,3 +359,37 @@ def test_no_key_or_value_of_a_job_file_forges_a_line(tree: object) -> None:
     for line in str(caught.value).splitlines():
         assert line.startswith(("job.toml: ", "  ")), line
         assert is_text(line, but="\t"), line
+
+
+@pytest.mark.parametrize("swapped", ["way", "way/vpn.conf"])
+def test_a_vpn_file_swapped_for_a_link_meanwhile_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+) -> None:
+    """Looked at, then changed: as inputs are, it is opened folder by folder beneath the job's."""
+    job_folder, home = tmp_path / "job", tmp_path / "home"
+    for place in (job_folder / "way", home):
+        place.mkdir(parents=True)
+        (place / "vpn.conf").write_text("[Interface]\n")
+    job = load(job_folder, C + "[vpn]\nconfig = 'way/vpn.conf'")
+    assert job.vpn is not None and job.vpn_beneath == job_folder
+    with pytest.raises(VpnConfigError, match="has no PrivateKey"):  # the control: it is read
+        load_vpn_config(job.vpn, job.vpn_beneath)
+    resolve = os.path.realpath
+
+    def resolved_then_swapped(path: os.PathLike[str], *, strict: bool = False) -> str:
+        real = resolve(path, strict=strict)
+        if str(path).endswith("vpn.conf") and not (job_folder / swapped).is_symlink():
+            (job_folder / swapped).rename(job_folder / "away")
+            target = home if swapped == "way" else home / "vpn.conf"
+            (job_folder / swapped).symlink_to(target)
+        return real
+
+    monkeypatch.setattr(os.path, "realpath", resolved_then_swapped)
+    with pytest.raises((VpnConfigError, InputFileError)) as caught:
+        load_vpn_config(job.vpn, job.vpn_beneath)
+    assert "PrivateKey" not in str(caught.value)
+    monkeypatch.undo()
+    with pytest.raises((VpnConfigError, InputFileError)):  # the link stands, seen in time
+        load_vpn_config(job.vpn, job.vpn_beneath)
+    typed = load(job_folder, C, JobOptions(vpn=home / "vpn.conf"))
+    assert typed.vpn_beneath is None

@@ -77,7 +77,7 @@ def test_a_full_file(tmp_path: Path) -> None:
             "allow_endpoint = []",
             "unknown key 'allow_endpoint'; allowed here: allow_embedded_gateway",
         ),
-        ("[ceilings]\ncpu = 1", "unknown key 'ceilings.cpu'; allowed here: cpus, disk, memory"),
+        ("[ceilings]\ncpu = 1", "unknown key 'ceilings.cpu'; allowed here: cpus, disk, grace"),
         ('"a\\u001bb" = 1', "unknown key 'a\\x1bb'"),
         ("allow_endpoints = ['lan']", "allow_endpoints: 'lan'"),
         ("allow_emulation = 'no'", "allow_emulation: "),

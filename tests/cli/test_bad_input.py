@@ -55,6 +55,12 @@ def run(
         ('command = ["true"]\ninputs = ["pipe"]\n', ["pipe", "named pipe"]),
         ('command = ["true"]\nimage = "nope"\n', ["nope", "wgcell image build"]),
         ('command = ["true"]\n[gateway]\nallow = ["nowhere"]\n', ["gateway", "nowhere"]),
+        (
+            'command = ["true"]\n[gateway.services]\n"10.99.0.5:80" = "127.0.0.1:22"\n',
+            ["loopback", "--service 10.99.0.5:80=127.0.0.1:22", "allow_targets"],
+        ),
+        ('command = ["true"]\n[policy]\nguest_walls = "off"\n', ["--guest-walls off"]),
+        ('command = ["true"]\n[policy]\non_rogue = "freeze"\n', ["--on-rogue freeze"]),
     ],
 )
 def test_a_job_file(tmp_path: Path, text: str, words: list[str]) -> None:

@@ -169,3 +169,25 @@ def test_no_upstream_raises(changes: list[tuple[int, int]], raw: bytes) -> None:
     answer = digest(question, found, private)
     assert not any(map(private, answer.addresses))
     assert answer.to_wire(question)
+
+
+MIXED = "aPi.ExAmPlE.cOm"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        ("api.example.com. 60 A 203.0.113.7",),
+        ("api.example.com. 60 CNAME edge.example.", "edge.example. 60 A 203.0.113.7"),
+        ("api.example.com. 60 A 192.168.1.1",),
+        (),
+    ],
+)
+def test_the_asker_gets_its_own_spelling_back(records: tuple[str, ...]) -> None:
+    question = parse_question(dns.message.make_query(MIXED, "A").to_wire())
+    assert question is not None and question.name == "api.example.com"
+    made = digest(question, upstream(*records), private).message
+    assert made.question[0].name.to_text() == f"{MIXED}."
+    for rrset in made.answer[:1]:
+        assert rrset.name.to_text() == f"{MIXED}."
+    assert all("api.example.com" not in rrset.name.to_text() for rrset in made.answer)

@@ -153,3 +153,23 @@ def test_an_answer_takes_no_longer_than_its_lifetime(monkeypatch: pytest.MonkeyP
         begun = time.monotonic()
         assert asyncio.run(Upstream((place,)).ask(NAME, dns.rdatatype.A)) is None
         assert 0.3 < time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize("name", ["aPi.ExAmPlE.cOm", "API.EXAMPLE.COM", "x.eXample.com"])
+def test_no_letters_case_of_a_guests_goes_upstream(name: str) -> None:
+    asked: list[str] = []
+
+    def kept(query: dns.message.Message, tcp: bool) -> list[bytes]:
+        asked.append(query.question[0].name.to_text())
+        made = dns.message.make_response(query)
+        if len(asked) == 1:  # a chain that is to be asked on
+            first = query.question[0].name
+            made.answer.append(dns.rrset.from_text(first, 60, "IN", "CNAME", "eDgE.example."))
+            return [made.to_wire()]
+        return [good(query).to_wire()]
+
+    with serving(kept) as place:
+        found = asyncio.run(Upstream((place,)).ask(dns.name.from_text(name), dns.rdatatype.A))
+    assert found is not None
+    assert asked[0] == f"{name.lower()}."
+    assert all(one == one.lower() for one in asked), asked

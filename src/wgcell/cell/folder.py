@@ -313,9 +313,9 @@ def find(cells: Path | Sequence[Path], wanted: str) -> Folder:
     ]
     if len(rank) > _MOST_LISTED:
         lines.append(f"and {len(rank) - _MOST_LISTED} more")
-    listed = "\n  ".join(lines)
     raise StateError(
-        f"{wanted!r} may be any of {len(rank)} cells; the newest first:\n  {listed}",
+        f"{wanted!r} may be any of {len(rank)} cells; the newest first:",
+        *lines,
         mend="name one of them by its id",
     )
 

@@ -24,7 +24,16 @@ from wgcell.cell.counts import Counted, Counts, shown
 from wgcell.cell.excludes import IGNORE_FILE, LARGEST_IGNORE_FILE, Excludes
 from wgcell.errors import InputFileError, StateError
 
-__all__ = ["MOST_BYTES", "MOST_MEMBERS", "Input", "Seen", "Survey", "check", "pack"]
+__all__ = [
+    "MOST_BYTES",
+    "MOST_MEMBERS",
+    "Input",
+    "Seen",
+    "Survey",
+    "check",
+    "opened",
+    "pack",
+]
 
 MOST_BYTES = 16 * 2**30
 """Bytes of the inputs' tar, if the caller does not say: their contents, and a header for each."""
@@ -253,7 +262,7 @@ class _Walk:
             names = ", ".join(paths[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
             lines.append(f"input {names}: {reason}")
         if lines:
-            raise InputFileError("\n".join(lines))
+            raise InputFileError(*lines)
 
     def all(self, inputs: Sequence[Input]) -> Iterator[_Found]:
         """Every member, a folder before what is in it. A folder's descriptor lives until the next.
@@ -444,6 +453,22 @@ def _opened_above(one: Input) -> tuple[int, str]:
         os.close(folder)
         raise
     return folder, parts[-1]
+
+
+def opened(one: Input) -> int:
+    """``one``, a regular file, open for reading; it lies where it must, whatever changes meanwhile.
+
+    Raises OSError, or `InputFileError` where it may not be.
+    """
+    folder, base = _opened_above(one)
+    try:
+        descriptor = os.open(base, os.O_RDONLY | os.O_NONBLOCK | _BENEATH, dir_fd=folder)
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputFileError(f"{one.path}: is not a file")
+    return descriptor
 
 
 def _ignore_file(folder: int, path: str) -> Excludes:

@@ -11,13 +11,13 @@ import math
 import os
 import re
 import shutil
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
+from wgcell import toml
 from wgcell.cell.globs import Pattern
 from wgcell.cell.inputs import Input
 from wgcell.cell.schema import Fault, Invalid, validated
@@ -36,6 +36,7 @@ __all__ = [
     "duration_text",
     "environment",
     "job_from_options",
+    "job_keys",
     "load_job",
     "parse_duration",
     "parse_rate",
@@ -58,8 +59,20 @@ SMALLEST_DISK = 16 * 2**20
 LONGEST_TIMEOUT = 365 * 86400.0
 DEFAULT_GRACE = 10.0
 LONGEST_GRACE = 600.0
+LONGEST_TUNNEL_TIMEOUT = LONGEST_VERIFY_TIMEOUT = 3600.0
+"""Seconds; a tunnel that was dead for an hour, or a machine that has not set one up, won't."""
 _LARGEST_FILE = 1 << 20
-LIMITS = ("cpus", "memory", "disk", "timeout", "rate", "quota")
+_LARGEST_JOB_FILE = 256 * 1024
+"""Bytes, as all that is read of a stranger's file: what is made of it takes many times that."""
+MOST_RULES = 1024
+"""Of a job: each is looked at for each flow."""
+MOST_SERVICES = 256
+_MOST_FAULTS = 20
+"""Told of one file."""
+LIMITS = (
+    *("cpus", "memory", "disk", "timeout", "rate", "quota"),
+    *("grace", "tunnel_timeout", "verify_timeout"),
+)
 """Fields of a `Job` that a provider may have a ceiling for."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
@@ -120,6 +133,10 @@ class GatewayAsked:
     """
     learn: bool = False
     """Allow what no rule refuses, and record it."""
+    file_allow: tuple[str, ...] = field(default=(), compare=False)
+    """Those of ``allow`` that stand in the job file, and were not typed as well."""
+    file_services: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """Likewise those of ``services``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +187,10 @@ class Job:
     """None starts the workload as a compromised guest would run it: to test the host's walls."""
     asked: frozenset[str] = field(default=frozenset(), compare=False)
     """Which of `LIMITS` somebody asked for; the others are defaults, and may be lowered."""
+    vpn_beneath: Path | None = field(default=None, compare=False)
+    """The folder that ``vpn`` must lie in; None is anywhere."""
+    of_file: frozenset[str] = field(default=frozenset(), compare=False)
+    """Keys, as ``policy.on_rogue``, whose value is the job file's word, and not a typed one."""
     excludes: tuple[str, ...] = ()
     """Inputs that stay here: gitignore's patterns, relative to /work."""
     landing: Landing | None = None
@@ -389,7 +410,7 @@ def environment(
 
 
 def _env_lines(path: Path) -> list[tuple[int, str]]:
-    raw = _read(path, "environment file")
+    raw = _read(path, "environment file", _LARGEST_FILE)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -399,19 +420,19 @@ def _env_lines(path: Path) -> list[tuple[int, str]]:
     return [(n, line.lstrip()) for n, line in lines if line.strip() and line.lstrip()[0] != "#"]
 
 
-def _read(path: Path, what: str) -> bytes:
-    """A file of at most 1 MiB. Raises JobError."""
+def _read(path: Path, what: str, most: int) -> bytes:
+    """A file of at most ``most`` bytes. Raises JobError."""
     try:
         with path.open("rb") as file:
-            raw = file.read(_LARGEST_FILE + 1)
+            raw = file.read(most + 1)
     except OSError as error:
         raise JobError(
             f"{path}: {error.strerror or error}", mend=f"name a {what} that you may read"
         ) from None
     except ValueError:  # a NUL in its name
         raise JobError(f"{one_line(path)}: no file can be called that") from None
-    if len(raw) > _LARGEST_FILE:
-        raise JobError(f"{path}: larger than 1 MiB, which no {what} is")
+    if len(raw) > most:
+        raise JobError(f"{path}: larger than {size_text(most)}, which no {what} is")
     return raw
 
 
@@ -423,14 +444,17 @@ class _Reading:
 
     def fail(self, key: str, found: str, mend: str = "") -> NoReturn:
         # The key may be a stranger's, and "found" quotes one.
-        raise JobError(one_line(f"{self.source}: {key}: {found}"), mend=mend)
+        raise JobError(f"{self.source}: {key}: {found}", mend=mend)
 
     def model(self, raw: Mapping[str, Any]) -> _JobFile:
         try:
             return validated(_JobFile, raw)
         except Invalid as invalid:
-            lines = [one_line(self._line(fault)) for fault in invalid.faults]
-            raise JobError("\n".join(lines)) from None
+            lines = [self._line(fault) for fault in invalid.faults[:_MOST_FAULTS]]
+            more = len(invalid.faults) - _MOST_FAULTS
+            if more > 0:
+                lines.append(f"and {more} more like these")
+            raise JobError(*lines) from None
 
     def _line(self, fault: Fault) -> str:
         key = ".".join(map(str, fault.place))
@@ -550,6 +574,17 @@ def _keys_beside(location: tuple[object, ...]) -> list[str]:
     return sorted(known.name for known in fields(model))
 
 
+def job_keys() -> tuple[str, ...]:
+    """Every key that a job file may have, with its table's name: ``policy.on_rogue``."""
+    hints = get_type_hints(_JobFile)
+    found: list[str] = []
+    for column in fields(_JobFile):
+        hint = hints[column.name]
+        table = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
+        found += [f"{column.name}.{key.name}" for key in fields(table)] if table else [column.name]
+    return tuple(found)
+
+
 def load_job(
     path: Path, limits: HostLimits | None = None, options: JobOptions | None = None
 ) -> Job:
@@ -558,19 +593,11 @@ def load_job(
     ``limits`` are this machine's unless given. Raises `JobError`, naming the file, the line (of a
     syntax error) or the key, what was found and what is allowed.
     """
-    raw = _read(path, "job file")
+    raw = _read(path, "job file", _LARGEST_JOB_FILE)
     try:
-        parsed = tomllib.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise JobError(f"{path}: line {line}: not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
-        # tomllib's own words end in "(at line 3, column 7)", or in this where the file stops short.
-        last = f"(at line {raw.count(bytes([10])) + 1}, the last)"
-        words = str(error).replace("(at end of document)", last)
-        raise JobError(f"{path}: not TOML: {words}") from None
-    except RecursionError:
-        raise JobError(f"{path}: not TOML: nested too deeply") from None
+        parsed = toml.parse(raw)
+    except toml.TomlError as error:
+        raise JobError(one_line(f"{path}: {error}")) from None
     reading = _Reading(str(path))
     file_job = reading.model(parsed)
     return _build(reading, file_job, path.absolute().parent, path.stem, limits, options)
@@ -628,21 +655,32 @@ def _build(
         memory=reading.size("resources.memory", memory, SMALLEST_MEMORY, host.memory),
         disk=reading.size("resources.disk", disk, SMALLEST_DISK, host.disk),
         vpn=vpn,
+        vpn_beneath=folder if vpn is not None and chosen.vpn is None else None,
         gateway=gateway,
         rate=_rate(reading, _first(chosen.rate, file.resources.rate, default="")),
         quota=_quota(reading, _first(chosen.quota, file.resources.quota, default="")),
         on_rogue=OnRogue(
             reading.choice("policy.on_rogue", rogue, tuple(item.value for item in OnRogue))
         ),
-        tunnel_timeout=_timeout(reading, "policy.tunnel_timeout", policy.tunnel_timeout),
-        verify_timeout=_timeout(reading, "policy.verify_timeout", policy.verify_timeout),
+        tunnel_timeout=_timeout(
+            reading, "policy.tunnel_timeout", policy.tunnel_timeout, LONGEST_TUNNEL_TIMEOUT
+        ),
+        verify_timeout=_timeout(
+            reading, "policy.verify_timeout", policy.verify_timeout, LONGEST_VERIFY_TIMEOUT
+        ),
         guest_walls=GUEST_WALLS[reading.choice("policy.guest_walls", walls, tuple(GUEST_WALLS))],
         asked=frozenset(
             limit
             for limit in LIMITS
             if any(
-                getattr(place, limit, None) is not None for place in (chosen, file, file.resources)
+                getattr(place, limit, None) is not None
+                for place in (chosen, file, file.resources, policy)
             )
+        ),
+        of_file=frozenset(
+            f"policy.{key}"
+            for key, typed in (("on_rogue", chosen.on_rogue), ("guest_walls", chosen.guest_walls))
+            if typed is None and getattr(policy, key) != getattr(_Policy(), key)
         ),
     )
 
@@ -663,11 +701,23 @@ def _tunnel(
     asked = file.gateway or _Gateway()
     allow = tuple(dict.fromkeys((*asked.allow, *chosen.allow)))
     services = {**asked.services, **dict(chosen.services)}
+    for what, found, most in (
+        ("gateway.allow", allow, MOST_RULES),
+        ("gateway.services", services, MOST_SERVICES),
+    ):
+        if len(found) > most:
+            reading.fail(what, f"{len(found)} of them; allowed: at most {most}")
     try:
         Policy.parse(allow, services)
     except PolicyError as error:
         reading.fail("gateway", error.message, error.mend)
-    return None, GatewayAsked(allow, tuple(services.items()))
+    typed = dict(chosen.services)
+    return None, GatewayAsked(
+        allow,
+        tuple(services.items()),
+        file_allow=tuple(rule for rule in allow if rule not in chosen.allow),
+        file_services=tuple(pair for pair in services.items() if pair[0] not in typed),
+    )
 
 
 def _one_name_each(reading: _Reading, inputs: list[Input]) -> None:
@@ -721,10 +771,15 @@ def _grace(reading: _Reading, value: str | float | None) -> float:
     return seconds
 
 
-def _timeout(reading: _Reading, key: str, value: str | float | None) -> float | None:
+def _timeout(
+    reading: _Reading, key: str, value: str | float | None, most: float = LONGEST_TIMEOUT
+) -> float | None:
     if value is None:
         return None
     try:
-        return parse_duration(value)
+        seconds = parse_duration(value)
     except ValueError as error:
         reading.fail(key, f"found {error}")
+    if seconds > most:
+        reading.fail(key, f"found {value!r}; allowed: at most {duration_text(most)}")
+    return seconds

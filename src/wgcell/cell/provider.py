@@ -8,6 +8,9 @@
     allow_embedded_gateway = true          # whether a job may ask for the embedded gateway
     gateway_engine = "auto"                # or "namespace", or "embedded"; see GatewayEngine
     allow_learn = true                     # whether --learn may open everything public
+    allow_targets = ["192.168.1.5:8000"]   # what a job file may open on this side of the tunnel
+    allow_freeze = false                   # whether a job file may have a rogue machine kept
+    allow_guest_walls_off = false          # whether a job file may start its guest without walls
     resolver = ["192.0.2.53"]              # where cells' names are asked, not this host's own
     [ceilings]
     cpus = 4
@@ -16,18 +19,24 @@
     timeout = "12h"
     rate = "100Mbit"
     quota = "50GiB"
+    grace = "30s"
+    tunnel_timeout = "5m"                  # these two only where a job asks for one of its own
+    verify_timeout = "2m"
+
+What a person types is its own word: only ceilings, ``require_walls``, ``allow_learn`` and
+``allow_embedded_gateway`` bind it. What a job *file* asks for, `wgcell.cell.permissions` looks at.
 """
 
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from wgcell import toml
 from wgcell.cell.endpoint import parse_networks
 from wgcell.cell.job import (
     Job,
@@ -40,7 +49,8 @@ from wgcell.cell.job import (
 )
 from wgcell.cell.schema import Fault, Invalid, validated
 from wgcell.display import one_line
-from wgcell.errors import EndpointError, JobError
+from wgcell.errors import EndpointError, JobError, PolicyError
+from wgcell.gateway.policy import Rule, parse_rule
 from wgcell.home import home
 from wgcell.net.addresses import Network
 
@@ -76,6 +86,9 @@ class Ceilings:
     timeout: float | None = None
     rate: float | None = None
     quota: int | None = None
+    grace: float | None = None
+    tunnel_timeout: float | None = None
+    verify_timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +101,12 @@ class Provider:
     allow_embedded_gateway: bool = True
     gateway_engine: GatewayEngine = GatewayEngine.AUTO
     allow_learn: bool = True
+    allow_targets: tuple[Rule, ...] = ()
+    """What a job file may open although it is on this side: by a rule, or as a service."""
+    allow_freeze: bool = False
+    """Whether a job file may have a rogue machine frozen: it keeps its memory until it is ended."""
+    allow_guest_walls_off: bool = False
+    """Whether a job file may start its guest without walls."""
     resolver: tuple[str, ...] = ()
     ceilings: Ceilings = Ceilings()
 
@@ -100,6 +119,9 @@ class _Ceilings:
     timeout: str | int | None = None
     rate: str | None = None
     quota: str | None = None
+    grace: str | int | None = None
+    tunnel_timeout: str | int | None = None
+    verify_timeout: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +132,9 @@ class _File:
     allow_embedded_gateway: bool = True
     gateway_engine: str = GatewayEngine.AUTO.value
     allow_learn: bool = True
+    allow_targets: list[str] = field(default_factory=list)
+    allow_freeze: bool = False
+    allow_guest_walls_off: bool = False
     resolver: list[str] = field(default_factory=list)
     ceilings: _Ceilings = field(default_factory=_Ceilings)
 
@@ -136,12 +161,12 @@ def load_provider(path: Path | None = None) -> Provider:
     except OSError as error:
         raise JobError(f"{place}: {error.strerror or error}") from None
     try:
-        file = validated(_File, tomllib.loads(raw.decode("utf-8-sig")))
+        file = validated(_File, toml.parse(raw))
     except Invalid as invalid:
-        lines = [one_line(f"{place}: {_words(fault)}") for fault in invalid.faults]
-        raise JobError("\n".join(lines)) from None
-    except (ValueError, RecursionError) as error:
-        raise JobError(f"{place}: not TOML: {error}") from None
+        lines = [f"{place}: {_words(fault)}" for fault in invalid.faults]
+        raise JobError(*lines) from None
+    except toml.TomlError as error:
+        raise JobError(one_line(f"{place}: {error}")) from None
     return Provider(
         allow_endpoints=_networks(file.allow_endpoints, place),
         allow_emulation=file.allow_emulation,
@@ -149,6 +174,9 @@ def load_provider(path: Path | None = None) -> Provider:
         allow_embedded_gateway=file.allow_embedded_gateway,
         gateway_engine=_gateway_engine(file.gateway_engine, place),
         allow_learn=file.allow_learn,
+        allow_targets=_targets(file.allow_targets, place),
+        allow_freeze=file.allow_freeze,
+        allow_guest_walls_off=file.allow_guest_walls_off,
         resolver=tuple(file.resolver),
         ceilings=_ceilings(file.ceilings, place),
     )
@@ -170,6 +198,16 @@ def _networks(texts: list[str], place: Path) -> tuple[Network, ...]:
         raise JobError(error.message) from None
 
 
+def _targets(texts: list[str], place: Path) -> tuple[Rule, ...]:
+    try:
+        rules = tuple(map(parse_rule, texts))
+    except PolicyError as error:
+        raise JobError(f"{place}: allow_targets: {error.message}") from None
+    if any(rule.any for rule in rules):
+        raise JobError(f"{place}: allow_targets: found *; allowed: names and addresses")
+    return rules
+
+
 def _gateway_engine(text: str, place: Path) -> GatewayEngine:
     try:
         return GatewayEngine(text)
@@ -186,6 +224,9 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "timeout": parse_duration,
     "rate": parse_rate,
     "quota": parse_size,
+    "grace": parse_duration,
+    "tunnel_timeout": parse_duration,
+    "verify_timeout": parse_duration,
 }
 _IN_WORDS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "cpus": ("resources.cpus", str),
@@ -194,8 +235,13 @@ _IN_WORDS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "timeout": ("timeout", duration_text),
     "rate": ("resources.rate", rate_text),
     "quota": ("resources.quota", size_text),
+    "grace": ("grace", duration_text),
+    "tunnel_timeout": ("policy.tunnel_timeout", duration_text),
+    "verify_timeout": ("policy.verify_timeout", duration_text),
 }
 """Of each limit: its key in a job file, and a value as that file has it."""
+_OWN = ("tunnel_timeout", "verify_timeout")
+"""Limits for which wgcell has a value of its own where nobody asks for one."""
 
 
 def _ceilings(file: _Ceilings, place: Path) -> Ceilings:
@@ -221,6 +267,8 @@ def apply_ceilings(job: Job, provider: Provider) -> Job:
     for limit, (key, text) in _IN_WORDS.items():
         value, ceiling = getattr(job, limit), getattr(provider.ceilings, limit)
         if ceiling is None or (value is not None and value <= ceiling):
+            continue
+        if value is None and limit in _OWN:
             continue
         if limit in job.asked:
             raise JobError(

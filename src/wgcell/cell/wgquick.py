@@ -22,14 +22,16 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from wgcell.cell import probe
+from wgcell.cell.inputs import Input, opened
 from wgcell.errors import VpnConfigError
 from wgcell.net.addresses import Address, Interface, Network, address, interface, network
 
@@ -494,13 +496,20 @@ def parse_vpn_config(text: str | bytes, source: str = "the VPN configuration") -
     )
 
 
-def load_vpn_config(path: Path) -> VpnConfig:
-    """`parse_vpn_config` of a file, at most 256 KiB. Raises `VpnConfigError`."""
+def load_vpn_config(path: Path, beneath: Path | None = None) -> VpnConfig:
+    """`parse_vpn_config` of a file, at most 256 KiB. Raises `VpnConfigError`.
+
+    ``beneath`` is the folder that it must lie in, whoever changes links meanwhile.
+    """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if beneath is None else _opened_beneath(path, beneath) as file:
             raw = file.read(_MAXIMUM_FILE + 1)
     except OSError as error:
         raise VpnConfigError(f"{path}: {error.strerror or error}") from None
     if len(raw) > _MAXIMUM_FILE:
         raise VpnConfigError(f"{path}: larger than 256 KiB, which no wg-quick file is")
     return parse_vpn_config(raw, str(path))
+
+
+def _opened_beneath(path: Path, beneath: Path) -> BinaryIO:
+    return os.fdopen(opened(Input(path, beneath=beneath)), "rb")

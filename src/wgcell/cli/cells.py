@@ -38,6 +38,8 @@ Names = Annotated[
 ]
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on until the cell ends.")]
 
+_LONGEST_LINE = 1 << 20
+"""Bytes of an event that are waited for; a longer one is printed in pieces."""
 _LOOK_EVERY = 0.1
 """Seconds between looks at a file that may have grown, or a cell that may have ended."""
 
@@ -188,7 +190,7 @@ def _table(rows: Sequence[_Row]) -> None:
     heads = ("CELL", "USER", "STATUS", "AGE", "EXIT", "COMMAND")
     lines = [
         (
-            row.cell,
+            one_line(row.cell),
             one_line(row.user, 16),
             row.words,
             _age(row.age),
@@ -301,9 +303,25 @@ def events(
             out(one_line(line))
         raise typer.Exit(0 if found.good else 1)
     write = writer(sys.stdout)
-    shown = printable if sys.stdout.isatty() else bytes
+    rest = b""
     for _, data in _added(cell, ("events.jsonl",), follow):
-        write(shown(data))
+        *lines, rest = (rest + data).split(b"\n")
+        write(b"".join(_event_line(line) + b"\n" for line in lines))
+        if len(rest) > _LONGEST_LINE:
+            write(_event_line(rest))
+            rest = b""
+    if rest:
+        write(_event_line(rest))
+
+
+def _event_line(raw: bytes) -> bytes:
+    """A line of ``events.jsonl`` for a reader: as it is, if wgcell has written it.
+
+    In a folder of somebody else's it may be anything; what is no event is marked, so that it looks
+    like no line of wgcell's.
+    """
+    line = printable(raw.removesuffix(b"\r"))
+    return line if raw[:1] == b"{" else b"? " + line
 
 
 def inspect(name: Name, state_dir: StateDir = None) -> None:

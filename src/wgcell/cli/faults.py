@@ -13,6 +13,7 @@ from pathlib import Path
 import wgcell
 from wgcell.cell.folder import state_folder
 from wgcell.cli.terminal import complain
+from wgcell.display import one_line, paragraph
 from wgcell.errors import WgcellError
 
 __all__ = ["keep", "report"]
@@ -22,7 +23,7 @@ _MOST_KEPT = 20
 
 def report(error: BaseException, words: Sequence[str]) -> None:
     """Say that ``error`` is wgcell's own fault, where it is kept, and what to report."""
-    what = f"this is a fault of wgcell's own: {type(error).__name__}: {error}"
+    what = one_line(f"this is a fault of wgcell's own: {type(error).__name__}: {error}", 1000)
     try:
         place = keep(error, words)
     except (OSError, WgcellError) as why:
@@ -50,14 +51,14 @@ def keep(error: BaseException, words: Sequence[str]) -> Path:
     asked = [word.partition("=")[0] if word.startswith("-") else "…" for word in words[1:]]
     lines = [
         f"wgcell {wgcell.__version__}, Python {platform.python_version()}, {platform.platform()}",
-        " ".join(["wgcell", *words[:1], *asked]),
+        one_line(" ".join(["wgcell", *words[:1], *asked]), 1000),
         *traceback.format_exception(error),
     ]
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     path = folder / f"{now}-{os.getpid()}.txt"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with open(fd, "w", encoding="utf-8", errors="backslashreplace") as file:  # noqa: PTH123
-        file.write("\n".join(lines))
+        file.write(paragraph("\n".join(lines)))
     for old in sorted(folder.glob("*.txt"))[:-_MOST_KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()

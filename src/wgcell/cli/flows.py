@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from wgcell.cli.terminal import console, printable
+from wgcell.cli.terminal import console, out
+from wgcell.display import one_line
 from wgcell.errors import StateError
 from wgcell.gateway.flows import Tally
 
@@ -77,7 +78,7 @@ class FlowTable:
             made.add_row(
                 _plain(row.peer),
                 _plain(row.what),
-                Text(row.verdict[:10], style=colour),
+                Text(one_line(row.verdict, 10), style=colour),
                 *(Text(str(n)) for n in (row.count, row.open)),
                 *(Text(_size(n)) for n in (row.bytes_out, row.bytes_in)),
                 _plain(row.rule),
@@ -95,7 +96,7 @@ def _flow(line: str) -> dict[str, Any] | None:
 
 
 def _plain(text: str) -> Text:
-    return Text(printable(text[:80].encode("utf-8", "replace")).decode())
+    return Text(one_line(text, 80))
 
 
 def _number(value: Any) -> int:
@@ -163,8 +164,8 @@ def line_of(line: str) -> str:
     words = [str(event.get("peer")), "ended" if ended else str(event.get("verdict"))]
     words.append(Tally.what(event))
     if ended:
-        out, back = _number(event.get("bytes_out")), _number(event.get("bytes_in"))
-        words.append(f"{_size(out)} out, {_size(back)} in")
+        sent, back = _number(event.get("bytes_out")), _number(event.get("bytes_in"))
+        words.append(f"{_size(sent)} out, {_size(back)} in")
     rule = str(event.get("reason") if ended else event.get("rule") or event.get("reason") or "")
     return "  ".join(_plain(word).plain for word in (*words, rule))
 
@@ -173,7 +174,7 @@ def print_lines(path: Path, lives: Lives) -> None:
     """Print each flow as a line, until no more can come."""
     for line in _lines(path, lives):
         if shown := line_of(line):
-            print(shown, flush=True)
+            out(shown, flush=True)
         if not line:
             time.sleep(0.25)
 

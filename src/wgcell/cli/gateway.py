@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from wgcell.cell import endpoint
 from wgcell.cell.children import GatewayProcess
 from wgcell.cell.folder import find, state_folder
 from wgcell.cli import flows
-from wgcell.cli.terminal import console, warn
+from wgcell.cli.terminal import as_json, clean, console, out, warn
 from wgcell.errors import HostError, PolicyError, StateError
 from wgcell.gateway import control, nftables, remarks
 from wgcell.gateway.config import GatewayConfig, load_config, parse_config, parse_toml, read_text
@@ -83,7 +82,7 @@ class _Log:
             raise StateError(f"--log {path}: {error.strerror}") from None
 
     def write(self, event: dict[str, Any]) -> None:
-        self._file.write(json.dumps(event) + "\n")
+        self._file.write(as_json(event) + "\n")
         self._file.flush()
         if self._path is not None and self._file.tell() > _LARGEST_LOG:
             self._file.close()
@@ -146,12 +145,12 @@ async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...])
     for line in tally.refusals():
         _say(line)
     if learn:
-        print(learned_policy(tally))
+        out(learned_policy(tally))
     return code
 
 
 def _say(text: str) -> None:
-    console.print(f"[dim]wgcell:[/] {escape(text)}", soft_wrap=True)
+    console.print(f"[dim]wgcell:[/] {clean(text)}", soft_wrap=True)
 
 
 def _places(gateway: GatewayProcess, config: GatewayConfig) -> str:
@@ -207,11 +206,11 @@ def check(file: File) -> None:
     for peer in config.peers:
         rules = ", ".join(rule.text for rule in peer.policy.rules) or "nothing"
         where = f"{peer.address}, UDP port {config.port_of(peer)}"
-        console.print(f"{escape(peer.name)} ({where}): {escape(rules)}")
+        console.print(f"{clean(peer.name)} ({where}): {clean(rules)}")
     _warn_of_rules(config)
     count = len(config.peers)
     peers = "1 peer" if count == 1 else f"{count} peers"
-    console.print(f"[green]{escape(str(file))} is right[/], {peers}")
+    console.print(f"[green]{clean(file)} is right[/], {peers}")
 
 
 @app.command()
@@ -228,9 +227,9 @@ def export(
     raw = _raw(file, learn=False)
     config: GatewayConfig = parse_config(raw, str(file))
     if engine is Export.WG_QUICK:
-        print(nftables.server_file(config), end="")
+        out(nftables.server_file(config), end="")
     else:
-        print(nftables.ruleset(config, interface), end="")
+        out(nftables.ruleset(config, interface), end="")
 
 
 @app.command()
@@ -259,8 +258,8 @@ def watch(
 def keys() -> None:
     """Make a pair of keys: the private on standard output, the public on standard error."""
     private = generate_private_key()
-    print(private)
-    print(f"public: {public_key(private)}", file=sys.stderr)
+    out(private)
+    console.print(f"public: {public_key(private)}")
 
 
 def _best_engine() -> Engine:
@@ -270,7 +269,7 @@ def _best_engine() -> Engine:
     why = why_no_namespace_engine()
     if not why:
         return Engine.NAMESPACE
-    console.print(f"no namespace engine here: {escape(why.splitlines()[0])}")
+    console.print(f"no namespace engine here: {clean(why.splitlines()[0])}")
     return Engine.EMBEDDED
 
 
@@ -303,20 +302,20 @@ def peer_add(
     if not file.exists():
         chosen = engine or _best_engine()
         write_secret(file, new_gateway(chosen.value), fresh=True)
-        made = f"made {escape(str(file))}, for the {chosen.value} engine"
+        made = f"made {clean(file)}, for the {chosen.value} engine"
         console.print(f"{made}: nothing is allowed yet")
     if conf.exists():
         raise PolicyError(f"{conf} exists already", mend="take it away first, or name another peer")
     peer, text = add_peer(file, name, endpoint=endpoint_host, preshared=preshared)
     write_secret(conf, text, fresh=True)
-    console.print(f"peer {peer.name}, {peer.address}: wgcell run --vpn {escape(str(conf))} …")
+    console.print(f"peer {peer.name}, {peer.address}: wgcell run --vpn {clean(conf)} …")
 
 
 @peer_app.command("rm")
 def peer_rm(name: str, file: FileOption = Path("gateway.toml")) -> None:
     """Take a peer out. A running gateway cuts it off at once."""
     remove_peer(file, name)
-    console.print(f"peer {escape(name)} is out; a running gateway cuts it off at once")
+    console.print(f"peer {clean(name)} is out; a running gateway cuts it off at once")
 
 
 @peer_app.command("ls")
@@ -326,4 +325,4 @@ def peer_ls(file: FileOption = Path("gateway.toml")) -> None:
     for peer in config.peers:
         psk = "  preshared" if peer.preshared_key else ""
         port = config.port_of(peer)
-        print(f"{peer.name:<32}  {peer.address!s:<15}  {port:>5}  {peer.public_key}{psk}")
+        out(f"{peer.name:<32}  {peer.address!s:<15}  {port:>5}  {peer.public_key}{psk}")

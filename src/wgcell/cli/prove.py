@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cli.image import build_with_progress
-from wgcell.cli.terminal import clean, console
+from wgcell.cli.terminal import SafeConsole, clean, console, out
 from wgcell.errors import InputError, StateError
 from wgcell.home import expanded
 from wgcell.image import store
@@ -87,7 +86,7 @@ def prove(
     """
     if list_:
         for one in run.names():
-            print(f"{one.name:<26} {one.verdict.value:<5} {one.group}: {one.does}")
+            out(f"{one.name:<26} {one.verdict.value:<5} {one.group}: {one.does}")
         return
     if frames_ is not None and (quick or long or case):
         raise InputError("--frames plays your frames alone: leave --quick, --long and --case out")
@@ -124,7 +123,7 @@ def prove(
     except KeyboardInterrupt:
         os._exit(EXIT_CODES[Outcome.CANCELLED])
     if as_json:
-        print(report.as_json(done))
+        out(report.as_json(done))
     else:
         _show(done, everything or bool(asked.only) or mode is run.Mode.FRAMES)
     for path, text in ((junit, report.as_junit(done)), (html, report.as_html(done))):
@@ -187,9 +186,9 @@ class _Lines:
 
 
 def _show(done: report.Run, everything: bool) -> None:
-    out = Console(highlight=False)
+    out = SafeConsole(highlight=False)
     if not out.is_terminal:
-        out = Console(highlight=False, width=160)
+        out = SafeConsole(highlight=False, width=160)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for head in ("cases", "wall", "held"):
         table.add_column(head)

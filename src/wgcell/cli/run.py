@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wgcell.cell import endpoint, outputs
+from wgcell.cell import endpoint, outputs, permissions
 from wgcell.cell.events import Event
 from wgcell.cell.folder import Folder, check_writable, create, state_folder
 from wgcell.cell.inputs import Survey
@@ -391,6 +391,7 @@ def run(
     provider = load_provider()
     job = _with_gateway(_job(file and expanded(file), options, cells), learn, provider)
     job = apply_ceilings(job, provider)
+    permissions.vet(job, provider, endpoint.host_networks)
     survey = _survey(job, force)
     with ThreadPoolExecutor(1) as other:
         # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.
@@ -399,7 +400,7 @@ def run(
         from wgcell.machine.process import find_qemu
 
         # The file is read once: it may be a pipe, or gone by the time the socket is renewed.
-        tunnel = None if job.vpn is None else load_vpn_config(job.vpn)
+        tunnel = None if job.vpn is None else load_vpn_config(job.vpn, job.vpn_beneath)
         vet = None if tunnel is None else _vetting(tunnel, provider, allow_endpoint or [])
         addresses = () if vet is None else vet()
         qemu = find_qemu()

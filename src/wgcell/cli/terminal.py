@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
+from rich.text import Text
 
 from wgcell.cli.escapes import RESET, TerminalFilter
 from wgcell.cli.voice import Voice
@@ -27,6 +28,7 @@ from wgcell.gateway.flows import Tally
 
 __all__ = [
     "Narrator",
+    "SafeConsole",
     "Words",
     "all_said",
     "as_json",
@@ -94,8 +96,19 @@ def _behind_others(text: str) -> str:
     return text
 
 
+class SafeConsole(Console):
+    """A console that no text moves, whoever printed it and forgot to clean it.
+
+    Newlines pass, for they may be our own: a stranger's text goes through `clean` before.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What `Console.render_str` makes of ``text``, its unsafe characters spelled out."""
+        return super().render_str(paragraph(text), **options)
+
+
 _own_words = _OwnWords()
-console = Console(file=cast(IO[str], _own_words), highlight=False, soft_wrap=True)
+console = SafeConsole(file=cast(IO[str], _own_words), highlight=False, soft_wrap=True)
 
 
 def speak_aside() -> None:
@@ -176,14 +189,14 @@ def restore() -> None:
         _own_words.write(RESET)
 
 
-def out(text: str = "") -> None:
+def out(text: str = "", *, end: str = "\n", flush: bool = False) -> None:
     """One or more lines of a verb's result, on standard output. Raises OSError if it can't be."""
-    print(paragraph(text))
+    print(paragraph(text), end=end, flush=flush)
 
 
 def as_json(value: object, indent: int | None = None) -> str:
     """JSON in plain ASCII: nothing in it moves a terminal."""
-    return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")
+    return json.dumps(value, indent=indent, default=str)
 
 
 def warn(text: str) -> None:
@@ -196,7 +209,7 @@ def complain(error: WgcellError | str, *more: str) -> None:
 
     Text of strangers within it can't begin a line that looks like wgcell's own.
     """
-    first, *rest = [paragraph(line) for line in str(error).splitlines()] or [""]
+    first, *rest = map(paragraph, str(error).split("\n"))
     console.print(f"[red]wgcell:[/] {escape(first)}")
     for line in (*rest, *map(one_line, more)):
         console.print(escape(line if line.startswith("  ") else f"  {line}"))
@@ -227,6 +240,8 @@ _COLOURS = {"completed": "green", **dict.fromkeys(("cancelled", "timeout", "inco
 
 
 _MOST_REFUSALS = 20
+_LONGEST_REASON = 1000
+"""Characters; a guest's fault may be 24,000."""
 
 
 class Narrator:
@@ -321,7 +336,7 @@ class Narrator:
             self.line(f"[yellow]{clean(self._verdict)}[/]")
         colour = _COLOURS.get(outcome, "red")
         told = event["reason"] and outcome != "completed"
-        reason = f": {clean(event['reason'])}" if told else ""
+        reason = f": {clean(event['reason'], _LONGEST_REASON)}" if told else ""
         kept = f"; records in {clean(self._folder)}" if self._folder else ""
         if outcome == "rogue":
             place = f"{self._folder}/rogue.pcapng" if self._folder else "rogue.pcapng"

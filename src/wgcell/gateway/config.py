@@ -31,12 +31,12 @@ allowed.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from wgcell import toml
 from wgcell.errors import PolicyError
 from wgcell.gateway.keys import decode_key
 from wgcell.gateway.policy import (
@@ -470,9 +470,6 @@ def read_text(path: Path) -> str:
 def parse_toml(path: Path, text: str) -> dict[str, Any]:
     """A gateway file's tables. Raises `PolicyError` naming the line."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        # tomllib's own words end in "(at line 3, column 7)".
-        raise PolicyError(f"{path}: not TOML: {error}") from None
-    except RecursionError:
-        raise PolicyError(f"{path}: not TOML: nested too deeply") from None
+        return toml.parse(text.encode())
+    except toml.TomlError as error:
+        raise PolicyError(f"{path}: {error}") from None

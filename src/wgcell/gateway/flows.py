@@ -138,7 +138,8 @@ class Tally:
     def add(self, event: Mapping[str, Any]) -> bool:
         """Count one event; whether it is a refusal, or a failure, of a kind not seen before."""
         if event.get("event") == "flows_omitted":
-            self._omitted += int(event.get("refuse", 0))
+            count = event.get("refuse", 0)
+            self._omitted += count if isinstance(count, int) else 0
             return False
         if event.get("event") != "flow":
             return False

@@ -143,7 +143,8 @@ def digest(
         return error(question, dns.rcode.SERVFAIL)
     message = dns.message.make_response(question.message, recursion_available=True)
     message.set_rcode(code)
-    message.answer.extend(chain.cnames)
+    asked = question.message.question[0].name
+    message.answer.extend(_spelled(cname, asked) for cname in chain.cnames)
     # A negative answer's lifetime is in its SOA (RFC 2308).
     message.authority.extend(s for s in found.authority if s.rdtype == dns.rdatatype.SOA)
     if chain.answer is None:
@@ -165,7 +166,17 @@ def digest(
         return Answer(blocked(question, why, exists=True).message, kept=refused)
     ttl = min(chain.minimum_ttl, LONGEST_TTL)
     texts = [str(address) for address in addresses]
-    message.answer.append(
-        dns.rrset.from_text(chain.canonical_name, ttl, "IN", question.kind.name, *texts)
-    )
+    found_at = dns.rrset.from_text(chain.canonical_name, ttl, "IN", question.kind.name, *texts)
+    message.answer.append(_spelled(found_at, asked))
     return Answer(message, addresses, ttl, refused)
+
+
+def _spelled(records: dns.rrset.RRset, asked: dns.name.Name) -> dns.rrset.RRset:
+    """``records``, under the very spelling that was asked for if they are of that name.
+
+    The upstream was asked in lower case; whoever mixes the letters of a query to know its answer
+    by them (draft-vixie-dnsext-dns0x20) gets back his own.
+    """
+    if records.name != asked:
+        return records
+    return dns.rrset.from_rdata_list(asked, records.ttl, list(records))

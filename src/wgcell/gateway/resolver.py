@@ -77,7 +77,9 @@ class Upstream:
     async def _once(
         self, name: dns.name.Name, kind: dns.rdatatype.RdataType
     ) -> dns.message.Message | None:
-        query = dns.message.make_query(name, kind, use_edns=0, payload=_PAYLOAD)
+        # In lower case: each letter's case is a bit of the guest's, for the name's own servers.
+        asked = name.canonicalize()
+        query = dns.message.make_query(asked, kind, use_edns=0, payload=_PAYLOAD)
         last: dns.message.Message | None = None
         for host, port in self.servers * _TRIES:
             begun = time.monotonic()
