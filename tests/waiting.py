@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 GENEROUS = 60.0
@@ -20,27 +21,41 @@ _LOOK = 0.01
 T = TypeVar("T")
 
 
-def until(happened: Callable[[], T], what: str = "", within: float = GENEROUS) -> T:
+def until(
+    happened: Callable[[], T], what: str = "", within: float = GENEROUS, every: float = _LOOK
+) -> T:
     """Wait until ``happened`` says something true, and return that.
 
-    Raises AssertionError with ``what`` after ``within`` seconds.
+    It is asked ``every`` so many seconds. Raises AssertionError with ``what`` after ``within``
+    seconds.
     """
     end = time.monotonic() + within
     while True:
         if said := happened():
             return said
         assert time.monotonic() < end, f"not within {within:g} s: {what or happened}"
-        time.sleep(_LOOK)
+        time.sleep(every)
 
 
-async def soon(happened: Callable[[], T], what: str = "", within: float = GENEROUS) -> T:
+async def soon(
+    happened: Callable[[], T], what: str = "", within: float = GENEROUS, every: float = _LOOK
+) -> T:
     """`until` in an event loop."""
     end = time.monotonic() + within
     while True:
         if said := happened():
             return said
         assert time.monotonic() < end, f"not within {within:g} s: {what or happened}"
-        await asyncio.sleep(_LOOK)
+        await asyncio.sleep(every)
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process that has not ended: no zombie."""
+    try:
+        # Its name, in parentheses, may hold spaces and parentheses: proc_pid_stat(5).
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def lull(seconds: float) -> None:

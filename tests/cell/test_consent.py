@@ -15,6 +15,7 @@ from hashlib import blake2s
 import mitmproxy_rs
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from tests.waiting import forever, lulled
 
 from wgcell.cell import consent
 from wgcell.cell.consent import HandshakeKeys, build_initiation, open_cookie, verify_response
@@ -84,6 +85,7 @@ def test_nobody_there() -> None:
     asyncio.run(body())
 
 
+@pytest.mark.alone
 def test_two_refusals_a_second_apart_end_it() -> None:
     """Nobody listens: the kernel's own ICMP, once for each initiation."""
 
@@ -109,7 +111,7 @@ def test_one_refusal_ends_nothing() -> None:
         with connect(LOOPBACK, port) as sock:
             keys = decode_key(CLIENT), decode_key(public_key(SERVER))
             asking = asyncio.create_task(consent.obtain(sock, *keys))
-            await asyncio.sleep(consent.REFUSED_AGAIN / 4)
+            await lulled(consent.REFUSED_AGAIN / 4)
             assert not asking.done()
 
             async def close(stream: mitmproxy_rs.Stream) -> None:
@@ -143,7 +145,7 @@ def test_what_is_no_two_refusals_is_waited_out(
             async def received(sock: socket.socket, size: int) -> bytes:
                 if told:
                     raise OSError(told.pop(), "told")
-                await asyncio.sleep(60)
+                await forever()
                 return b""
 
             monkeypatch.setattr(asyncio.get_running_loop(), "sock_recv", received)

@@ -31,6 +31,7 @@ from wgcell.cell.supervisor import Supervisor
 from wgcell.cell.vouched import verify
 from wgcell.errors import HostError, StateError
 from wgcell.guest import protocol
+from wgcell.machine.argv import Accelerator
 from wgcell.relay.evidence import CapturedFrame
 
 
@@ -103,7 +104,7 @@ class Cell(Supervisor):
         )
         around = SimpleNamespace(
             folder=folder,
-            accelerator=SimpleNamespace(value="kvm", assurance="full"),
+            accelerator=Accelerator.KVM,
             vpn=None,
             image=SimpleNamespace(name="i", folder=image),
         )
@@ -468,7 +469,7 @@ def test_a_failure_takes_no_other_outcome_s_place(cell: Cell) -> None:
     async def rogue() -> None:
         await live()
         while not cell._causes.empty():
-            cell._causes.get_nowait()
+            cell._causes.take()
         cell._cause(Cause.ROGUE_FRAME, "a frame")
 
     cell._live = rogue  # type: ignore[method-assign]

@@ -197,6 +197,7 @@ def test_a_place_that_cant_be_written(cell: Path, here: Path) -> None:
     assert str(cell) in str(caught.value)
 
 
+@pytest.mark.alone
 def test_ten_thousand_files_and_sixty_folders_are_quick(tmp_path: Path, here: Path) -> None:
     base = tmp_path / "cell/outputs"
     deep = base / "results" / "/".join(f"folder{n}" for n in range(60))

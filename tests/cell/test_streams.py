@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests import waiting
+from tests.waiting import GENEROUS, soon
 
 from wgcell.cell.folder import CappedLog
 from wgcell.cell.streams import ArrivingOutputs, Stream
@@ -38,12 +39,6 @@ def carried(tmp_path: Path, sink: Callable[[bytes], None], body: Body) -> Stream
     return asyncio.run(play())
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Wait for it; the test's own time is the end."""
-    while not true():
-        await asyncio.sleep(0.002)
-
-
 async def send(port: socket.socket, data: bytes) -> None:
     await asyncio.get_running_loop().sock_sendall(port, data)
 
@@ -55,10 +50,10 @@ def test_a_stream_is_home_at_its_last_byte_and_not_before(tmp_path: Path) -> Non
     async def body(stream: Stream, port: socket.socket) -> None:
         stream.stated = len(data)
         await send(port, data[:-1])
-        await until(lambda: stream.delivered == len(data) - 1)
+        await soon(lambda: stream.delivered == len(data) - 1)
         assert not stream.home and stream.owed == 1
         await send(port, data[-1:])
-        await until(lambda: stream.home)
+        await soon(lambda: stream.home)
 
     stream = carried(tmp_path, got.extend, body)
     assert got == data == (tmp_path / "log").read_bytes()
@@ -80,7 +75,7 @@ def test_more_than_was_stated_is_owed_the_other_way(tmp_path: Path) -> None:
     async def body(stream: Stream, port: socket.socket) -> None:
         stream.stated = 2
         await send(port, b"12345")
-        await until(lambda: stream.delivered == 5)
+        await soon(lambda: stream.delivered == 5)
 
     assert carried(tmp_path, lambda data: None, body).owed < 0
 
@@ -90,12 +85,12 @@ def test_a_reader_who_stops_holds_up_the_sender_and_nobody_else(tmp_path: Path) 
     sent = 0
 
     def sink(data: bytes) -> None:
-        may_read.wait(30)
+        may_read.wait(GENEROUS)
 
     async def body(stream: Stream, port: socket.socket) -> None:
         nonlocal sent
         await send(port, b"x")
-        await until(lambda: stream.waits_for_reader)
+        await soon(lambda: stream.waits_for_reader)
         try:
             while True:
                 sent += port.send(bytes(65536))
@@ -104,7 +99,7 @@ def test_a_reader_who_stops_holds_up_the_sender_and_nobody_else(tmp_path: Path) 
         # The loop lives, the bytes wait where they were sent, and none is lost.
         assert stream.delivered == 0
         may_read.set()
-        await until(lambda: stream.delivered == sent + 1)
+        await soon(lambda: stream.delivered == sent + 1)
 
     carried(tmp_path, sink, body)
     assert 0 < sent < 4 << 20
@@ -116,10 +111,10 @@ def test_a_reader_who_is_gone_is_told_and_the_log_goes_on(tmp_path: Path) -> Non
 
     async def body(stream: Stream, port: socket.socket) -> None:
         await send(port, b"one")
-        await until(lambda: stream.reader_gone)
+        await soon(lambda: stream.reader_gone)
         assert not stream.home
         await send(port, b"two")
-        await until(lambda: stream.delivered == 6)
+        await soon(lambda: stream.delivered == 6)
         # Whatever the count is: the sender was ended on its way.
         stream.stated = 999
         assert stream.home and stream.owed == 0
@@ -138,7 +133,7 @@ def test_a_write_that_fails_is_kept_as_a_failure(tmp_path: Path, error: Exceptio
 
     async def body(stream: Stream, port: socket.socket) -> None:
         await send(port, b"one")
-        await until(lambda: stream.failure is not None)
+        await soon(lambda: stream.failure is not None)
 
     stream = carried(tmp_path, sink, body)
     assert not stream.reader_gone
@@ -149,13 +144,13 @@ def test_a_stream_given_up_is_not_waited_for(tmp_path: Path) -> None:
 
     async def body(stream: Stream, port: socket.socket) -> None:
         await send(port, b"one")
-        await until(lambda: stream.waits_for_reader)
+        await soon(lambda: stream.waits_for_reader)
         assert not await stream.over(0.01)
         stream.give_up()
         assert stream.home
         may_read.set()
 
-    carried(tmp_path, lambda data: (may_read.wait(30), None)[1], body)
+    carried(tmp_path, lambda data: (may_read.wait(GENEROUS), None)[1], body)
 
 
 # The outputs.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import GENEROUS, until
 
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
@@ -122,11 +123,11 @@ def test_logs_follow_both_streams_until_the_end(
     printed: list[str] = []
 
     def wait_for(text: str) -> None:
-        end = time.monotonic() + 20
-        while text not in "".join(printed):
-            assert time.monotonic() < end
+        def is_printed() -> bool:
             printed.extend(capfd.readouterr())
-            time.sleep(0.01)
+            return text in "".join(printed)
+
+        until(is_printed, text)
 
     def work() -> None:
         try:
@@ -172,7 +173,7 @@ def test_stop_ends_a_cell_and_rm_force_deletes_it(
         name = process.stdout.readline().strip()
         code, out, err = typed(capfd, *words, name)
         assert (code, out.split()) == (0, [name]), err
-        assert process.wait(10) == 0
+        assert process.wait(GENEROUS) == 0
         process.stdout.close()
         assert (state / name).exists() == (words[0] == "stop")
     assert signal.getsignal(signal.SIGTERM) is not None

@@ -8,12 +8,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.waiting import GENEROUS, lull, until
 
 from wgcell.cell import consent
 from wgcell.cell.endpoint import connect
@@ -58,13 +58,10 @@ def running(
         text=True,
     )
     log = tmp_path / "flows.jsonl"
-    end = time.monotonic() + 10
-    while not (log.exists() and log.read_text()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: log.exists() and log.read_text())
     yield tmp_path, process
     process.terminate()
-    process.communicate(timeout=10)
+    process.communicate(timeout=GENEROUS)
 
 
 def consents(conf: Path, timeout: float = 4) -> bool:
@@ -84,11 +81,9 @@ def test_a_peers_file_works_and_peer_rm_cuts_it_off_at_once(
     folder, _ = running
     assert consents(folder / "alice.conf")
     typed(folder, "peer", "add", "bob", "--endpoint", "127.0.0.1")
-    time.sleep(0.6)
-    assert consents(folder / "bob.conf")
+    until(lambda: consents(folder / "bob.conf", timeout=1))
     assert typed(folder, "peer", "rm", "alice").returncode == 0
-    time.sleep(0.6)
-    assert not consents(folder / "alice.conf", timeout=0.5)
+    until(lambda: not consents(folder / "alice.conf", timeout=0.5))
     assert consents(folder / "bob.conf")
     assert json.loads((folder / "flows.jsonl").read_text().splitlines()[0])["event"] == "ready"
 
@@ -99,20 +94,23 @@ def test_a_file_that_is_wrong_is_not_applied_and_said_so(
     folder, process = running
     file = folder / "gateway.toml"
     file.write_text(file.read_text() + "colour = 1\n")
-    time.sleep(0.6)
+    lull(2)  # seconds, more than a change takes to be seen
     assert consents(folder / "alice.conf")
     process.terminate()
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=GENEROUS)
     assert "the file is not applied" in said
     assert "colour" in said
 
 
 def told(process: subprocess.Popen[str], word: str, folder: Path) -> None:
     """Waits until the gateway says it, on standard error."""
-    end = time.monotonic() + 10
-    while word not in (folder / "said").read_text():
-        assert time.monotonic() < end and process.poll() is None, (folder / "said").read_text()
-        time.sleep(0.05)
+
+    def is_said() -> bool:
+        said = (folder / "said").read_text()
+        assert process.poll() is None, said
+        return word in said
+
+    until(is_said, word)
 
 
 @pytest.mark.parametrize("engine", ["embedded", "namespace"])
@@ -136,7 +134,7 @@ def test_it_says_where_it_listens_and_that_a_change_was_applied(
         assert "OPENS EVERY PUBLIC HOST" in (tmp_path / "said").read_text()
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(GENEROUS)
 
 
 def test_check_warns_of_what_opens_nothing_or_everything(tmp_path: Path) -> None:
@@ -244,7 +242,7 @@ def test_watch_takes_any_name_prints_lines_and_ends_with_the_cell(tmp_path: Path
             file.write(_flow(2))
         os.close(lock)
         for process in watching[:-1]:
-            rest, _ = process.communicate(timeout=10)
+            rest, _ = process.communicate(timeout=GENEROUS)
             assert process.returncode == 0 and "203.0.113.7:2" in rest and "\x1b" not in rest
         assert watching[-1].poll() is None  # a file ends with nobody
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.waiting import GENEROUS
 
 from wgcell.cell.events import EventLog, broken_link
 from wgcell.cli.lines import JsonLines
@@ -62,7 +63,7 @@ def test_whoever_tells_an_event_never_waits_for_a_reader(tmp_path: Path) -> None
     reads, given_up = threading.Event(), threading.Event()
 
     def write(data: bytes) -> None:
-        reads.wait(20)
+        reads.wait(GENEROUS)
 
     lines = JsonLines("x", write)
     log = EventLog(tmp_path / "events.jsonl", lines.event)
@@ -72,7 +73,7 @@ def test_whoever_tells_an_event_never_waits_for_a_reader(tmp_path: Path) -> None
     output.start()
     assert not given_up.wait(0.2)  # the workload's output does wait
     reads.set()
-    assert given_up.wait(20)
+    assert given_up.wait(GENEROUS)
     output.join()
     log.close()
     lines.close()

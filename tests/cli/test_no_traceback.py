@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer
+from tests.waiting import GENEROUS
 
 from wgcell.cell.folder import create
 from wgcell.cli.main import _app
@@ -132,7 +133,7 @@ class Zygote:
         return file.read_text() if file.exists() else ""
 
     def close(self) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=GENEROUS)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from typing import Any
 
 import dns.message
 import pytest
+from tests.waiting import GENEROUS, lull, until
 
 from wgcell.gateway.keys import generate_private_key, public_key
 
@@ -48,7 +49,7 @@ class Net:
 
     def __init__(self, parent: Net | None = None) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ours.settimeout(10)
+        self._ours.settimeout(GENEROUS)
         unshare = ["unshare", "-nm"] if parent else ["unshare", "-rnm"]
         setup = 'mount -t tmpfs none /run && mkdir /run/wireguard && exec "$@"'
         argv = [*(parent.enter if parent else ()), *unshare, "sh", "-c", setup, "sh"]
@@ -67,7 +68,7 @@ class Net:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=GENEROUS,
             check=False,
         )
         assert done.returncode == 0 or not check, f"{argv}: {done.stdout}{done.stderr}"
@@ -84,7 +85,7 @@ class Net:
         self._ours.send(f"{int(family)} {int(kind)} {protocol}".encode())
         _, fds, _, _ = socket.recv_fds(self._ours, 1, 1)
         made = socket.socket(fileno=fds[0])
-        made.settimeout(8)
+        made.settimeout(20)
         return made
 
     def close(self) -> None:
@@ -94,7 +95,7 @@ class Net:
                 child.terminate()
         for child in self._children:
             try:
-                child.wait(5)
+                child.wait(GENEROUS)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
@@ -242,7 +243,7 @@ class Gateway:
         self.tell(config)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        first = self._events.get(timeout=20)
+        first = self._events.get(timeout=GENEROUS)
         assert first is not None
         self.first = first
 
@@ -257,7 +258,7 @@ class Gateway:
             self._events.put(json.loads(line))
         self._events.put(None)
 
-    def event(self, kind: str = "", timeout: float = 8) -> dict[str, Any]:
+    def event(self, kind: str = "", timeout: float = GENEROUS) -> dict[str, Any]:
         """The next event, or the next of ``kind``."""
         end = time.monotonic() + timeout
         while True:
@@ -286,6 +287,18 @@ class Gateway:
                 found.append(event)
         return found
 
+    def told(self, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        """What is told until it is ``enough``, and what comes a moment later."""
+        found: list[dict[str, Any]] = []
+
+        def looked() -> bool:
+            found.extend(self.drain())
+            return enough(found)
+
+        until(looked)
+        lull(0.2)
+        return found + self.drain()
+
     def close(self) -> int:
         if not self._stopped:
             self._stopped = True
@@ -294,11 +307,11 @@ class Gateway:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
             try:
-                self.process.wait(5)
+                self.process.wait(GENEROUS)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-            self._thread.join(5)
+            self._thread.join(GENEROUS)
             self.process.stdout.close()
         return self.process.returncode
 
@@ -361,13 +374,15 @@ class Tunnel:
         self._daemon = net.start(
             "wireguard-go", "-f", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        end = time.monotonic() + 5
+
+        def answers() -> bool:
+            said, ended = net.run("wg", "show", name, check=False), self._daemon.poll()
+            assert ended is None, f"no {name}: {said}, exit code {ended}"
+            return f"interface: {name}" in said
+
         # It answers. What else it says hangs on a race of its own: a port is there once it takes
         # the interface, which is still down, for up.
-        while f"interface: {name}" not in (said := net.run("wg", "show", name, check=False)):
-            ended = self._daemon.poll()
-            assert time.monotonic() < end and ended is None, f"no {name}: {said}, exit code {ended}"
-            time.sleep(0.02)
+        until(answers)
         lines = [f"[Interface]\nPrivateKey = {private_key}\n[Peer]\nPublicKey = {server_key}"]
         lines += [f"PresharedKey = {preshared_key}"] if preshared_key else []
         lines += [f"AllowedIPs = {everywhere}", f"Endpoint = 192.0.2.1:{port}"]
@@ -384,9 +399,9 @@ class Tunnel:
     def close(self) -> None:
         self.net.run("ip", self._ip, "rule", "del", "table", self.table)
         self._daemon.terminate()
-        self._daemon.wait(5)
+        self._daemon.wait(GENEROUS)
 
-    def connect(self, address: str, port: int, timeout: float = 4) -> socket.socket:
+    def connect(self, address: str, port: int, timeout: float = 20) -> socket.socket:
         made = self.net.socket(family=self.family)
         made.settimeout(timeout)
         try:
@@ -397,10 +412,12 @@ class Tunnel:
             raise
         return made
 
-    def talk(self, address: str, port: int, data: bytes = b"x") -> bytes | None:
+    def talk(
+        self, address: str, port: int, data: bytes = b"x", timeout: float = 20
+    ) -> bytes | None:
         """What the other side answers to ``data``; None if the flow is refused, in any way."""
         try:
-            with self.connect(address, port) as stream:
+            with self.connect(address, port, timeout) as stream:
                 stream.sendall(data)
                 return stream.recv(65536) or None
         except ConnectionError:
@@ -425,6 +442,6 @@ class Tunnel:
 
     def ask(self, name: str, kind: str = "A", **options: Any) -> dns.message.Message:
         query = dns.message.make_query(name, kind, **options)
-        raw = self.datagram(self.resolver, 53, query.to_wire())
+        raw = self.datagram(self.resolver, 53, query.to_wire(), timeout=20)
         assert raw is not None, "no answer"
         return dns.message.from_wire(raw)

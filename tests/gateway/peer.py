@@ -9,6 +9,7 @@ import time
 import dns.message
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from tests.gateway.conftest import CLIENT, SERVER
+from tests.waiting import pace
 
 from wgcell.cell import consent
 from wgcell.gateway.keys import decode_key, public_key
@@ -31,7 +32,7 @@ class Peer:
     def __init__(self, sock: socket.socket, key: str = CLIENT) -> None:
         self.sock = sock
         self.source = "10.99.0.2"
-        sock.settimeout(4)
+        sock.settimeout(20)
         keys = consent.HandshakeKeys(decode_key(key), decode_key(public_key(SERVER)))
         message, state = consent.build_initiation(keys, time.time_ns())
         sock.send(message)
@@ -95,7 +96,7 @@ class Peer:
                 return got, RST
             if flags & SYN:
                 ack = number + 1
-                time.sleep(slow)
+                pace(slow)
                 segment(ACK)
                 if data:
                     segment(PSH | ACK, data)

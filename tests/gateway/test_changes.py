@@ -18,6 +18,7 @@ import dns.flags
 import dns.message
 import pytest
 from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Topology, Tunnel
+from tests.waiting import GENEROUS, pace
 
 from wgcell.gateway.kernel import KernelEngine
 from wgcell.gateway.keys import generate_private_key, public_key
@@ -152,6 +153,7 @@ while True:
 
 
 @pytest.mark.parametrize("engine", ["namespace", "kernel"])
+@pytest.mark.alone
 def test_a_peer_that_fills_its_sets_is_no_matter_of_anothers(
     engine: str, topology: Topology
 ) -> None:
@@ -195,7 +197,7 @@ def test_a_peer_that_fills_its_sets_is_no_matter_of_anothers(
                     # Longer than UDP's answer may be: that it is one is enough.
                     assert bob.ask(f"b{number}.example.net").flags & dns.flags.TC
                     worst = max(worst, time.monotonic() - begun)
-                    time.sleep(0.3)
+                    pace(0.3)
             finally:
                 ended.set()
                 filling.join()
@@ -205,17 +207,18 @@ def test_a_peer_that_fills_its_sets_is_no_matter_of_anothers(
     finally:
         gateway.close()
         server.terminate()
-        server.wait(5)
+        server.wait(GENEROUS)
         server.stdout.close()
 
 
 def test_what_takes_the_kernel_its_time_holds_up_nobody() -> None:
-    async def body() -> float:
-        slow = asyncio.create_task(object.__new__(KernelEngine)._later(time.sleep, 0.5))
-        begun = time.monotonic()
-        await asyncio.sleep(0.01)
-        took = time.monotonic() - begun
-        await slow
-        return took
+    """It waits for what this loop does meanwhile: a loop that it held would never come to it."""
 
-    assert asyncio.run(body()) < 0.3
+    async def body() -> bool:
+        meanwhile = threading.Event()
+        slow = asyncio.create_task(object.__new__(KernelEngine)._later(meanwhile.wait, GENEROUS))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(meanwhile.set)
+        return bool(await slow)
+
+    assert asyncio.run(body())

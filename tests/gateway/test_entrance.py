@@ -10,6 +10,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
+from tests.waiting import GENEROUS, lulled, soon
 
 from wgcell.gateway import entrance
 from wgcell.gateway.backlog import Backlog
@@ -65,11 +66,11 @@ def run(body: Callable[[Entrance], Awaitable[None]]) -> None:
         async with opened() as made:
             await body(made)
 
-    asyncio.run(asyncio.wait_for(whole(), 10))
+    asyncio.run(asyncio.wait_for(whole(), GENEROUS))
 
 
-async def heard(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
-    async with asyncio.timeout(2):
+async def heard(sock: socket.socket, within: float = GENEROUS) -> tuple[bytes, tuple[str, int]]:
+    async with asyncio.timeout(within):
         return await asyncio.get_running_loop().sock_recvfrom(sock, 65535)
 
 
@@ -175,7 +176,7 @@ def test_places_long_gone_make_room_before_who_is_new(
         with contextlib.ExitStack() as opened:
             for _ in range(4):
                 await welcomed(made, inside, opened.enter_context(datagram_socket()))
-            await asyncio.sleep(0.3)
+            await lulled(0.3)
             new = [opened.enter_context(datagram_socket()) for _ in range(4)]
             ways = []
             for sock in new:
@@ -200,7 +201,7 @@ def test_who_is_not_answered_soon_makes_room_first(
             way = await welcomed(made, inside, peer)
             stranger.sendto(initiation(1), made.place)
             await heard(inside)
-            await asyncio.sleep(0.2)
+            await lulled(0.2)
             await welcomed(made, inside, new)
             peer.sendto(transport(), made.place)
             assert (await heard(inside))[1] == way
@@ -235,7 +236,7 @@ def test_an_error_of_the_path_is_not_taken_for_a_small_path(inside: socket.socke
         sock.close()
         for length in (100, 100, 200, 200):  # in two pieces: the first is "port unreachable"
             inside.sendto(transport(length=length), way)
-        await asyncio.sleep(0.1)
+        await lulled(0.1)
         assert made._ways[place].segments
 
     run(body)
@@ -249,7 +250,8 @@ def test_a_peer_that_shakes_hands_without_end_is_known_by_its_latest(
             way = await welcomed(made, inside, peer)
             for index in range(100, 120):
                 inside.sendto(struct.pack("<III", 2, index, 0) + bytes(80), way)
-            await asyncio.sleep(0.1)
+            for _ in range(100, 120):  # what it has passed on, it knows
+                await heard(peer)
             moved.sendto(transport(100), made.place)
             assert await nothing(inside)
             moved.sendto(transport(119), made.place)
@@ -283,7 +285,7 @@ def test_new_places_are_bounded_in_time(inside: socket.socket, message: bytes, m
                 await asyncio.sleep(0)
             with contextlib.suppress(TimeoutError):
                 while True:
-                    ways.add((await heard(inside))[1])
+                    ways.add((await heard(inside, 2))[1])
         assert most <= len(ways) < most + 30
         with datagram_socket("127.0.0.3") as other:
             await welcomed(made, inside, other)
@@ -406,10 +408,11 @@ def test_without_room_what_comes_waits_and_the_places_take_turns(inside: socket.
             with datagram_socket() as greedy, datagram_socket() as peer:
                 for sock in (greedy, peer):
                     await welcomed(made, inside, sock)
-                room[0] = lambda size: False
+                asked: list[int] = []
+                room[0] = lambda size: bool(asked.append(size))
                 for _ in range(100):
                     greedy.sendto(transport(length=100), made.place)
-                await asyncio.sleep(0.01)
+                await soon(lambda: asked)
                 peer.sendto(transport(length=64), made.place)
                 assert await nothing(inside)
                 room[0] = lambda size: True
@@ -417,23 +420,24 @@ def test_without_room_what_comes_waits_and_the_places_take_turns(inside: socket.
                 assert lengths.count(100) == 100
                 assert lengths.index(64) == 1, "behind who waited longer, before who takes more"
 
-    asyncio.run(asyncio.wait_for(body(), 10))
+    asyncio.run(asyncio.wait_for(body(), GENEROUS))
 
 
 def test_who_needs_less_room_does_not_overtake(inside: socket.socket) -> None:
     async def body() -> None:
-        async with crowded(lambda size: size < 1000) as (made, room):
+        asked: list[int] = []
+        async with crowded(lambda size: not asked.append(size) and size < 1000) as (made, room):
             with datagram_socket() as greedy, datagram_socket() as peer:
                 for sock in (greedy, peer):
                     await welcomed(made, inside, sock)
                 peer.sendto(transport(length=1400), made.place)
-                await asyncio.sleep(0.01)
+                await soon(lambda: 1400 in asked)
                 greedy.sendto(transport(length=64), made.place)
                 assert await nothing(inside)
                 room[0] = lambda size: True
                 assert [len((await heard(inside))[0]) for _ in range(2)] == [1400, 64]
 
-    asyncio.run(asyncio.wait_for(body(), 10))
+    asyncio.run(asyncio.wait_for(body(), GENEROUS))
 
 
 def test_who_is_displaced_while_it_waits_is_no_trouble(
@@ -445,17 +449,18 @@ def test_who_is_displaced_while_it_waits_is_no_trouble(
         async with crowded() as (made, room):
             with datagram_socket() as peer, datagram_socket() as other:
                 await welcomed(made, inside, peer)
-                room[0] = lambda size: False
+                asked: list[int] = []
+                room[0] = lambda size: bool(asked.append(size))
                 peer.sendto(transport(), made.place)
-                await asyncio.sleep(0.01)
+                await soon(lambda: asked)
                 other.sendto(initiation(7), made.place)  # takes the one place there is
-                await asyncio.sleep(0.01)
+                await soon(lambda: list(made._ways) == [other.getsockname()])
                 room[0] = lambda size: True
                 assert (await heard(inside))[0] == initiation(7)
                 peer.sendto(transport(), made.place)
                 assert (await heard(inside))[0] == transport()
 
-    asyncio.run(asyncio.wait_for(body(), 10))
+    asyncio.run(asyncio.wait_for(body(), GENEROUS))
 
 
 def test_the_backlog_of_a_processs_socket_is_seen() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.gateway.conftest import config_of
+from tests.waiting import forever, soon
 
 from wgcell.gateway import __main__ as process
 from wgcell.gateway import gate, kernel
@@ -90,18 +91,21 @@ def test_all_peers_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(gate, "MOST_JOINED", 2)
     gates = [made(rules=["allow 203.0.113.7:80"])[0] for _ in range(3)]
 
-    async def hold() -> str:
-        await asyncio.sleep(0.2)
-        return "closed"
-
     async def together() -> list[str]:
-        joined = []
+        ended, holding, joined = asyncio.Event(), [0], []
+
+        async def hold() -> str:
+            holding[0] += 1
+            await ended.wait()
+            return "closed"
+
         for one in gates[:2]:
             flow = one.flow("tcp", WORLD, 80)
             joined.append(one.join(flow, one.decide(flow, one.peer.address), hold()))
         tasks = [asyncio.create_task(work) for work in joined]
-        await asyncio.sleep(0.05)
+        await soon(lambda: holding[0] == 2)
         assert begin(gates[2]) == (Verdict.REFUSE, "2 flows of all peers are open already")
+        ended.set()
         return list(await asyncio.gather(*tasks))
 
     assert asyncio.run(together()) == ["closed", "closed"]
@@ -160,7 +164,7 @@ def test_what_a_peer_does_not_take_keeps_its_flow_open(monkeypatch: pytest.Monke
             self.closed = True
 
         async def wait_closed(self) -> None:
-            await asyncio.sleep(60)
+            await forever()
 
     async def to_its_end() -> tuple[str, bool, float]:
         begun, unread = time.monotonic(), Unread()

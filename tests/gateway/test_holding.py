@@ -13,13 +13,13 @@ import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 from tests.gateway.conftest import RESOLVER, Gateway, Server, Topology, Tunnel
 from tests.gateway.peer import checksum
 from tests.gateway.test_hosts import between, changed
+from tests.waiting import lull
 
 pytestmark = pytest.mark.namespaces
 
@@ -174,7 +174,7 @@ def test_what_is_no_syn_is_not_held(around: Started, flags: int) -> None:
         # The control: the same with SYN alone is a flow, even with data in it.
         raw.sendto(_segment(tunnel, 0x02, OPEN, b"early"), ("203.0.113.7", 0))
         assert gateway.event("flow")["port"] == OPEN
-        time.sleep(0.1)
+        lull(0.1)
         assert [event for event in gateway.drain() if event["event"] == "flow"] == []
 
 

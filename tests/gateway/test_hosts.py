@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tests.gateway.conftest import ENGINES, RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
 from tests.gateway.peer import Peer
+from tests.waiting import GENEROUS, forever, lull, pace, paced, until
 
 from wgcell.gateway import joining
 from wgcell.gateway.flows import Flow
@@ -166,6 +167,7 @@ def over_tls(
         (None, 443, False),
     ],
 )
+@pytest.mark.alone
 def test_tls_asks_for_the_name_that_was_looked_up(
     around: tuple[Gateway, Tunnel], trust: Path, name: str | None, port: int, passes: bool
 ) -> None:
@@ -238,15 +240,21 @@ def test_what_is_learned_is_what_would_have_sufficed(
         # No address either way: what it leads to is on this side, and then no rule has it.
         return [*found, tunnel.ask("rebind.example.com").answer, tunnel.talk(RESOLVER, 53)]
 
+    def said(events: list[dict[str, Any]], verdict: str) -> list[str]:
+        flows = [event for event in events if event["event"] == "flow"]
+        return [str(flow["mend"]) for flow in flows if flow["verdict"] == verdict]
+
+    def enough(events: list[dict[str, Any]]) -> bool:
+        return len(set(said(events, "allow"))) >= 2 and len(said(events, "refuse")) >= 2
+
     with changed(gateway, rules=[], learn=True):
         gateway.drain()
         learned = use()
-        time.sleep(0.3)
-        events = [event for event in gateway.drain() if event["event"] == "flow"]
-    rules = {str(e["mend"]) for e in events if e["verdict"] == "allow"}
+        events = gateway.told(enough)
+    rules = set(said(events, "allow"))
     assert rules == {"api.example.com:25", "api.example.com:443"}
     # What is on this side stays closed.
-    assert sum(event["verdict"] == "refuse" for event in events) == 2
+    assert len(said(events, "refuse")) == 2
     rules = {f"allow {rule}" for rule in rules}
     with changed(gateway, rules=sorted(rules)):
         assert use() == learned
@@ -281,12 +289,13 @@ def pumping(streams: list[socket.socket], ended: threading.Event) -> Callable[[]
                         waiting[number].send(bytes(2048))
                     if events & select.POLLIN:
                         waiting[number].recv(65536)
-            time.sleep(0.01)  # the peer shares this machine with the gateway it means to starve
+            pace(0.01)  # the peer shares this machine with the gateway it means to starve
 
     return pump
 
 
 @pytest.mark.parametrize("engine", ["embedded", "namespace"])
+@pytest.mark.alone
 def test_a_greedy_peer_does_not_starve_forty_nine_others(
     topology: Topology, world: None, engine: str
 ) -> None:
@@ -324,10 +333,11 @@ def test_a_greedy_peer_does_not_starve_forty_nine_others(
                 ended.set()
                 thread.join()
                 echo.terminate()
-                echo.wait(5)
+                echo.wait(GENEROUS)
     assert slowest < 2, slowest
 
 
+@pytest.mark.alone
 def test_a_head_in_many_pieces_is_read_ever_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece has all of it read again."""
     monkeypatch.setattr(joining, "HELLO_TIMEOUT", 0.6)
@@ -347,13 +357,14 @@ def test_a_head_in_many_pieces_is_read_ever_more_slowly(monkeypatch: pytest.Monk
     assert 16 <= pieces.reads <= 20
 
 
+@pytest.mark.alone
 def test_a_head_that_does_not_end_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow loris: a byte now and then, and never a whole head."""
     monkeypatch.setattr(joining, "HELLO_TIMEOUT", 0.3)
 
     class Slow:
         async def read(self, count: int) -> bytes:
-            await asyncio.sleep(0.05)
+            await paced(0.05)
             return b"a"
 
     flow = Flow(1, "cell", "tcp", ipaddress.ip_address("203.0.113.7"), 80)
@@ -380,7 +391,7 @@ def test_a_reset_after_an_end_is_no_break(half: bool) -> None:
 
         async def read(self, _: int, /) -> bytes:
             if not self._left:
-                await asyncio.sleep(60)
+                await forever()
             return self._left.pop(0)
 
         def write(self, data: bytes, /) -> None:
@@ -476,9 +487,9 @@ def test_a_name_does_not_lead_to_the_gateways_own_machine(
         try:
             gateway.drain()
             assert tunnel.talk("203.0.113.10", 2222) is None
-            time.sleep(0.2)
-            flows = [event for event in gateway.drain() if event["event"] == "flow"]
             if gateway.engine == "kernel":
+                flows = gateway.told(lambda found: any(e["event"] == "flow" for e in found))
+                flows = [event for event in flows if event["event"] == "flow"]
                 # Not turned: it was refused before anyone accepted it.
                 assert [flow["verdict"] for flow in flows] == ["refuse"]
             # The control: it is there, and heard where nothing is in the way.
@@ -502,7 +513,7 @@ def test_a_peer_that_resets_its_flows_is_no_trouble(around: tuple[Gateway, Tunne
     with tunnel.connect("10.99.0.1", 53) as stream:
         stream.sendall(b"\0")
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    time.sleep(0.3)
+    lull(0.3)
     assert not [event for event in gateway.drain() if event["event"] == "stumble"]
     assert tunnel.talk("203.0.113.7", 25)
 
@@ -513,13 +524,20 @@ def test_idle_connections_to_the_resolver_count_as_flows(around: tuple[Gateway, 
     framed = len(query).to_bytes(2, "big") + query
     with changed(gateway, limits={"flows": 2}), contextlib.ExitStack() as opened:
         assert tunnel.talk("10.99.0.1", 53, framed)
-        # One that has just ended may still be counted, and have another refused for a moment.
-        idle = 0
-        while tunnel.talk("10.99.0.1", 53, framed) is not None:
-            assert idle < 5
-            idle += 1
-            opened.enter_context(tunnel.connect("10.99.0.1", 53)).sendall(b"\0")
-            time.sleep(0.1)
+
+        def stays() -> bool:
+            """One more, answered once, and then idle: one that has ended may count for a moment."""
+            with contextlib.suppress(ConnectionError):
+                stream = opened.enter_context(tunnel.connect("10.99.0.1", 53))
+                stream.sendall(framed)
+                if stream.recv(1):
+                    stream.sendall(b"\0")
+                    return True
+            return False
+
+        for _ in range(2):
+            until(stays)
+        assert tunnel.talk("10.99.0.1", 53, framed) is None
 
 
 def test_unfinished_heads_take_no_more_than_the_peers_own_flows(
@@ -531,8 +549,7 @@ def test_unfinished_heads_take_no_more_than_the_peers_own_flows(
         with tunnel.connect("203.0.113.7", 80) as one, tunnel.connect("203.0.113.7", 80) as two:
             one.sendall(b"GET / HT")
             two.sendall(b"GET / HT")
-            time.sleep(0.2)
+            gateway.told(lambda found: sum(e["event"] == "flow" for e in found) >= 2)
             assert tunnel.talk("203.0.113.7", 80, b"GET / HTTP/1.1") is None
-        time.sleep(0.2)
         head = b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n"
-        assert tunnel.talk("203.0.113.7", 80, head)
+        until(lambda: tunnel.talk("203.0.113.7", 80, head))

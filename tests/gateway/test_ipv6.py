@@ -75,6 +75,7 @@ def around(request: pytest.FixtureRequest, topology: Topology) -> Iterator[tuple
         ("fd00::7", 8080, False),
     ],
 )
+@pytest.mark.alone
 def test_what_passes_and_what_is_refused_fast(
     around: tuple[Gateway, Tunnel], address: str, port: int, passes: bool
 ) -> None:

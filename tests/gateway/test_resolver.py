@@ -131,6 +131,7 @@ def serving(answer: Answer) -> Iterator[tuple[str, int]]:
         ([], None, 0),
     ],
 )
+@pytest.mark.alone
 def test_table(
     monkeypatch: pytest.MonkeyPatch, answers: list[Answer], code: str | None, records: int
 ) -> None:
@@ -145,6 +146,7 @@ def test_table(
         assert len(found.answer) == records
 
 
+@pytest.mark.alone
 def test_an_answer_takes_no_longer_than_its_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolver, "LIFETIME", 0.4)
     with serving(silent) as place:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from wgcell.errors import ImageError
 from wgcell.image import build
 
 
-@pytest.mark.parametrize("name", ["PACKAGES", "TOOLS", "EARLY", "LATE", "COMPILE_PYTHON"])
+@pytest.mark.parametrize(
+    "name", ["PACKAGES", "TOOLS", "EARLY", "LATE", "COMPILE_PYTHON", "TAKE_KERNEL"]
+)
 def test_whatever_shapes_the_base_is_in_its_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = build._base_key()
     value = getattr(build, name)
@@ -23,3 +26,15 @@ def test_a_changed_setting_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_people_expect_is_in_the_image() -> None:
     assert {"ca-certificates", "curl", "git", "python3-pip", "python3-venv"} <= set(build.PACKAGES)
+
+
+@pytest.mark.parametrize("mirror", ["--customize-hook=echo", "/etc/apt/sources.list", "-", "x"])
+def test_what_is_no_mirror_is_refused(mirror: str) -> None:
+    """mmdebstrap would read a path as a file, and a word with a dash as an option."""
+    with pytest.raises(ImageError):
+        build.bootstrap([mirror])
+
+
+def test_a_mirror_is_a_url_or_a_line() -> None:
+    lines = ["http://mirror.example.com/debian", "deb http://mirror.example.com/debian a main"]
+    assert build.bootstrap(lines)[0] == "mmdebstrap"

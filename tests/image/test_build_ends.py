@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from tests.waiting import GENEROUS, until
 
 from wgcell.errors import ImageError
 from wgcell.image.build import _run
@@ -33,12 +33,14 @@ def test_a_build_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + 20
-    while not (begun.exists() and begun.read_text().strip()):
-        assert time.monotonic() < end and build.poll() is None
-        time.sleep(0.02)
+
+    def has_begun() -> bool:
+        assert build.poll() is None
+        return begun.exists() and bool(begun.read_text().strip())
+
+    until(has_begun)
     build.send_signal(signal.SIGTERM)
-    _, said = build.communicate(timeout=20)
+    _, said = build.communicate(timeout=GENEROUS)
     assert build.returncode == 130, said
     assert "Traceback" not in said
     assert [entry.name for entry in (cache / "images").iterdir()] == [".lock"]

@@ -13,12 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import GENEROUS, until
 
 from wgcell.image import store
 from wgcell.machine import cgroup
@@ -104,7 +104,7 @@ def real() -> Iterator[Path]:
     finally:
         for left in folder.glob("*/"):
             (left / "cgroup.kill").write_text("1")
-            time.sleep(0.1)
+            until(lambda group=left: "populated 0" in (group / "cgroup.events").read_text())
             left.rmdir()
         folder.rmdir()
 
@@ -123,7 +123,7 @@ def test_who_is_in_it_is_held_and_dies_with_it(real: Path) -> None:
         inside = {int(pid) for pid in (group.folder / "cgroup.procs").read_text().split()}
         assert child.pid in inside and len(inside) == 2
         group.remove()
-        assert child.wait(5) == -signal.SIGKILL
+        assert child.wait(GENEROUS) == -signal.SIGKILL
     assert not group.folder.exists()
     group.remove()  # a second time does no harm
 

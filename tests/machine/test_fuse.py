@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.waiting import GENEROUS, lull
 
 from wgcell.machine.fuse import Fuse
 
@@ -46,10 +46,10 @@ VICTIM = "trap '' HUP INT TERM IO; while :; do sleep 1; done"
 def test_it_kills_when_the_relays_end_is_closed(fuse: Fuse, start: Start) -> None:
     victim = start(VICTIM)
     fuse.arm(victim.pid)
-    time.sleep(0.2)
+    lull(0.2)
     assert victim.poll() is None and not fuse.blown
     fuse.hand_over()
-    assert victim.wait(1) == -signal.SIGKILL and fuse.blown
+    assert victim.wait(GENEROUS) == -signal.SIGKILL and fuse.blown
 
 
 @pytest.mark.parametrize("end", ["exit 0", "kill -9 $$"])
@@ -58,17 +58,17 @@ def test_it_kills_when_the_holder_is_gone(fuse: Fuse, start: Start, end: str) ->
     fuse.hand_over()
     victim = start(VICTIM)
     fuse.arm(victim.pid)
-    time.sleep(0.2)
+    lull(0.2)
     assert victim.poll() is None and not fuse.blown
     holder.stdin.close()
-    assert victim.wait(1) == -signal.SIGKILL and fuse.blown
+    assert victim.wait(GENEROUS) == -signal.SIGKILL and fuse.blown
 
 
 def test_a_fuse_that_has_blown_kills_whom_it_is_armed_with(fuse: Fuse, start: Start) -> None:
     fuse.hand_over()
     victim = start(VICTIM)
     fuse.arm(victim.pid)
-    assert victim.wait(1) == -signal.SIGKILL
+    assert victim.wait(GENEROUS) == -signal.SIGKILL
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
@@ -76,4 +76,4 @@ def test_it_may_kill_a_machine_that_became_another_user(fuse: Fuse, start: Start
     victim = start(VICTIM, user=0x70000001)
     fuse.arm(victim.pid)
     fuse.hand_over()
-    assert victim.wait(1) == -signal.SIGKILL
+    assert victim.wait(GENEROUS) == -signal.SIGKILL

@@ -13,12 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Container
 from pathlib import Path
 
 import pytest
 from tests.vm.deaths import alive, family
+from tests.waiting import until
 
 from wgcell.machine.argv import Accelerator, MachineSpec
 from wgcell.machine.jail import Jail
@@ -58,21 +58,19 @@ async def starting(place: Path) -> None:
 
 def begun(supervisor: int, others: Container[int] = ()) -> list[int]:
     """The processes below it, once there is bubblewrap's child: keeper, bubblewrap, and that."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        members = family(supervisor)
-        if any(line == "sleep 60 " for line in members.values()):
-            return sorted(pid for pid in members if pid != supervisor and pid not in others)
-        time.sleep(0.01)
-    raise AssertionError("it does not start")
+
+    def members() -> list[int]:
+        found = family(supervisor)
+        if "sleep 60 " not in found.values():
+            return []
+        return sorted(pid for pid in found if pid != supervisor and pid not in others)
+
+    return until(members, "it starts")
 
 
-def left(members: list[int]) -> list[int]:
-    """Those of them that live, a second later at most."""
-    deadline = time.monotonic() + 1
-    while (found := [pid for pid in members if alive(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found
+def all_end(members: list[int]) -> None:
+    """Each of them, long before its `sleep 60` would."""
+    until(lambda: not any(map(alive, members)), "a process is left", within=30)
 
 
 def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
@@ -86,7 +84,7 @@ def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
         assert task.cancelled(), "it waits for a process that it left behind"
         return members
 
-    assert not left(asyncio.run(start_and_cancel()))
+    all_end(asyncio.run(start_and_cancel()))
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "keeper", "bwrap"])
@@ -104,7 +102,7 @@ def test_whoever_is_killed_as_the_jail_starts_no_process_is_left(
         members = begun(supervisor.pid)
         chosen = {"supervisor": supervisor.pid, "keeper": members[0], "bwrap": members[-2]}[victim]
         os.kill(chosen, signal.SIGKILL)
-        assert not left(members)
+        all_end(members)
     finally:
         supervisor.kill()
         supervisor.wait()

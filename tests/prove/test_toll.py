@@ -31,6 +31,7 @@ print(json.dumps(dataclasses.asdict(meter.toll)))
 """
 
 
+@pytest.mark.alone
 def test_memory_processors_and_disk_of_everything_below(tmp_path: Path) -> None:
     """In a process of its own: below this one is whatever other tests have running."""
     (tmp_path / "console.log").write_bytes(os.urandom(1 << 20))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.relay.test_relay import GOOD, GUEST, Process, frame, transport
+from tests.waiting import pace
 
 from wgcell.relay import link
 from wgcell.relay.framing import PREFIX, prefixed
@@ -76,6 +77,7 @@ class Joined(Process):
         return b"".join(before + n.to_bytes(8, "little") + behind for n in numbers)
 
 
+@pytest.mark.alone
 def test_out_the_relay_holds_qemu_to_the_rate() -> None:
     running, seconds = Joined(rate=RATE), 5.0
     running.nic.settimeout(seconds)
@@ -101,6 +103,7 @@ def test_out_the_relay_holds_qemu_to_the_rate() -> None:
     pouring.join()
 
 
+@pytest.mark.alone
 def test_in_no_more_reaches_qemu_than_the_rate() -> None:
     running, seconds = Joined(rate=RATE), 5.0
     stop = time.monotonic() + seconds
@@ -109,7 +112,7 @@ def test_in_no_more_reaches_qemu_than_the_rate() -> None:
     while time.monotonic() < stop:
         for _ in range(8):
             running.endpoint.sendto(running.message(1), running.guest_port)
-        time.sleep(0.001)
+        pace(0.001)
         running.nic.setblocking(False)
         try:
             while data := running.nic.recv(1 << 18):
@@ -121,6 +124,7 @@ def test_in_no_more_reaches_qemu_than_the_rate() -> None:
     running.close()
 
 
+@pytest.mark.alone
 def test_without_a_rate_nothing_is_held() -> None:
     """The control of the two above: the same, and far more passes."""
     running, got = Joined(), 0

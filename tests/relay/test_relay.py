@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from scapy.utils import PcapNgReader
+from tests.waiting import GENEROUS, lull
 
 from wgcell.machine.keeper import keeper
 from wgcell.relay import link
 from wgcell.relay.evidence import CapturedFrame, pcapng
 from wgcell.relay.framing import LONGEST_FRAME, prefixed
-from wgcell.relay.relay import Arrived, Command, Cut, Phase, Relay, Report, Send
+from wgcell.relay.relay import Arrived, Command, Cut, Relay, Report, Send
 from wgcell.relay.session import SessionTable
 from wgcell.relay.verdict import Reason
 from wgcell.wire import wireguard
@@ -41,8 +41,15 @@ def initiation(sender: int) -> bytes:
     return covered + wireguard.mac1(ENDPOINT, covered) + bytes(16)
 
 
-def transport(receiver: int) -> bytes:
-    return b"\x04\0\0\0" + receiver.to_bytes(4, "little") + bytes(24)
+def response(sender: int, receiver: int) -> bytes:
+    covered = b"\x02\0\0\0" + sender.to_bytes(4, "little") + receiver.to_bytes(4, "little")
+    covered += bytes(48)
+    return covered + wireguard.mac1(GUEST, covered) + bytes(16)
+
+
+def transport(receiver: int, counter: int = 0) -> bytes:
+    head = b"\x04\0\0\0" + receiver.to_bytes(4, "little") + counter.to_bytes(8, "little")
+    return head + bytes(16)
 
 
 GOOD = prefixed(frame(initiation(1)))
@@ -51,7 +58,6 @@ ROGUE = prefixed(frame(initiation(2), dst="192.168.1.1"))
 
 def relay() -> Relay:
     made = Relay(SessionTable(GUEST, ENDPOINT, 1420))
-    made.phase = Phase.RUNNING
     return made
 
 
@@ -86,9 +92,8 @@ def test_nothing_behind_a_rogue_frame_passes() -> None:
     assert made.inbound(arrived(b"\x04\0\0\0" + bytes(28)), 1) == []
 
 
-def test_in_stopping_a_rogue_frame_is_dropped_and_counted() -> None:
-    made = relay()
-    made.phase = Phase.STOPPING
+def test_a_lenient_relay_drops_and_counts_a_rogue_frame() -> None:
+    made = Relay(SessionTable(GUEST, ENDPOINT, 1420), lenient=True)
     assert feed(made, ROGUE + GOOD) == [Send([memoryview(initiation(1))])]
     assert made.refused == {"destination_address": 1}
 
@@ -172,10 +177,17 @@ class Process:
             mtu=1420,
         )
         assert [self.event()["event"] for _ in range(2)] == ["begun", "ready"]
-        self.tell("phase", phase="running")
 
     def tell(self, command: str, **fields: Any) -> None:
         self.control.sendall(json.dumps({"command": command, **fields}).encode() + b"\n")
+
+    def renew(self, endpoint: socket.socket, *, met: bool) -> tuple[str, int]:
+        """Another way out, to ``endpoint``; where it comes from."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as fresh:
+            fresh.connect(endpoint.getsockname())
+            words = json.dumps({"command": "renewed", "met": met}).encode() + b"\n"
+            socket.send_fds(self.control, [words], [fresh.fileno()])
+            return fresh.getsockname()
 
     def event(self, *names: str) -> dict[str, Any]:
         while True:
@@ -187,7 +199,7 @@ class Process:
         self.lines.close()
         for sock in (self.nic, self.control, self.endpoint):
             sock.close()
-        assert self.process.wait(10) is not None
+        assert self.process.wait(GENEROUS) is not None
 
 
 def test_a_frame_through_the_real_process_and_back() -> None:
@@ -225,7 +237,7 @@ def test_the_relay_ends_when_the_supervisor_is_gone() -> None:
     running = Process()
     running.lines.close()
     running.control.close()
-    assert running.process.wait(5) == 0
+    assert running.process.wait(GENEROUS) == 0
     running.nic.close()
     running.endpoint.close()
 
@@ -235,7 +247,7 @@ def test_strangers_can_not_reach_the_guest_nor_kill_the_cell() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"\x01\0\0\0" + bytes(144), running.guest_port)
     running.endpoint.sendto(b"nonsense", running.guest_port)
-    time.sleep(0.2)
+    lull(0.2)
     running.nic.sendall(GOOD)
     assert running.endpoint.recv(2000) == initiation(1)
     running.close()
@@ -256,7 +268,7 @@ def test_a_nic_that_does_not_read_holds_the_endpoint_back_and_gets_whole_frames(
         running.endpoint.sendto(
             message[:8] + n.to_bytes(8, "little") + message[16:], running.guest_port
         )
-    time.sleep(0.3)
+    lull(0.3)
     last = transport(1)[:8] + b"\xff" * 24
     data, numbers = b"", []
     running.endpoint.sendto(last, running.guest_port)
@@ -273,4 +285,53 @@ def test_a_nic_that_does_not_read_holds_the_endpoint_back_and_gets_whole_frames(
     true = [n for n in numbers if n < 2000]
     assert true == sorted(set(true)) and len(true) > 100
     running.tell("quit")
+    running.close()
+
+
+def test_a_fresh_socket_to_another_address_gets_initiations_alone_until_one_is_answered() -> None:
+    """The real process, sealed: the endpoint's name leads elsewhere, and who is there is silent."""
+    running = Process()
+    running.nic.sendall(GOOD)
+    assert running.endpoint.recv(2000) == initiation(1)
+    answer = response(5, 1)
+    running.endpoint.sendto(answer, running.guest_port)
+    assert running.nic.recv(2000) == prefixed(link.wrap(answer))
+    flood = [transport(5, n) for n in range(500)]
+    running.nic.sendall(prefixed(frame(flood[0])))
+    assert running.endpoint.recv(2000) == flood[0]
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.settimeout(10)
+        fresh = running.renew(stranger, met=True)
+        running.nic.sendall(b"".join(prefixed(frame(message)) for message in flood[1:]))
+        running.nic.sendall(b"".join(prefixed(frame(initiation(n))) for n in range(2, 40)))
+        # The burst has one left.
+        assert stranger.recv(2000) == initiation(2)
+        told = running.event("out_of_step")
+        while told["reason"] != "initiation_rate":
+            assert told["reason"] == "peer_left"
+            told = running.event("out_of_step")
+        # He answers: from then on he is the endpoint.
+        stranger.sendto(response(6, 2), fresh)
+        assert running.nic.recv(2000) == prefixed(link.wrap(response(6, 2)))
+        running.nic.sendall(prefixed(frame(transport(6))))
+        assert stranger.recv(2000) == transport(6)
+    running.endpoint.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        running.endpoint.recv(2000)
+    running.close()
+
+
+def test_a_fresh_socket_to_the_same_address_keeps_the_sessions() -> None:
+    running = Process()
+    running.nic.sendall(GOOD)
+    running.endpoint.recv(2000)
+    running.endpoint.sendto(response(5, 1), running.guest_port)
+    running.nic.recv(2000)
+    running.nic.sendall(prefixed(frame(transport(5))))
+    running.endpoint.recv(2000)
+    running.renew(running.endpoint, met=False)
+    running.nic.sendall(prefixed(frame(transport(5, 1))))
+    assert running.endpoint.recv(2000) == transport(5, 1)
     running.close()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from scapy.layers.inet import IP
 from scapy.utils import PcapNgReader
 from tests.gateway.conftest import Gateway
 from tests.vm.deaths import alive, family, pick
+from tests.waiting import GENEROUS, until
 
 from wgcell.cell.events import broken_link
 from wgcell.gateway import nftables
@@ -302,6 +302,24 @@ def test_first_rogue_frame_of_a_compromised_guest_kills_it(cell: Cell) -> None:
     assert packet[IP].dst == "192.168.1.1"
 
 
+def test_a_rogue_frame_after_exit_0_is_the_outcome_all_the_same(cell: Cell) -> None:
+    """What a compromised guest left behind sends while the results come home."""
+    waits = "import os, sys, time\nwhile os.path.exists('/proc/' + sys.argv[1]): time.sleep(0.05)\n"
+    waits += "exec(open('/work/compromised.py').read())"
+    script = f'python3 -c "{waits}" $$ >/dev/null 2>&1 & head -c 120000000 /dev/zero >big; exit 0'
+    ended = cell(
+        *("--guest-walls", "off", "--input", str(DEMO / "compromised.py"), "--output", "big"),
+        command=["sh", "-c", script],
+    )
+    assert ended.code == 120, ended.stderr
+    assert ended.result["outcome"] == "rogue"
+    assert ended.result["workload_exit_code"] == 0
+    told = [event["event"] for event in ended.events if event["event"] in ("exited", "rogue_frame")]
+    assert told == ["exited", "rogue_frame"]
+    with PcapNgReader(str(ended.folder / "rogue.pcapng")) as frames:
+        assert next(iter(frames))[IP].dst == "192.168.1.1"
+
+
 def test_a_workload_that_runs_too_long(cell: Cell) -> None:
     ended = cell("--timeout", "2s", command=["sleep", "60"])
     assert ended.code == 124
@@ -330,7 +348,7 @@ def test_interrupted_it_ends_in_order_and_leaves_nothing(
     )
     assert "running" in shown.stdout
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=GENEROUS)
     assert process.returncode == 130
     assert f"cancelled: {words}" in stderr
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
@@ -349,7 +367,7 @@ def test_whichever_process_dies_the_others_die_with_it(
     chosen = [pid for pid, line in named.items() if victim.encode() in line.split(b"-name")[0]]
     assert chosen, named
     os.kill(chosen[0], signal.SIGKILL)
-    process.communicate(timeout=20)
+    process.communicate(timeout=GENEROUS)
     assert process.returncode == code
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
@@ -361,7 +379,7 @@ def test_the_end_of_the_gateways_wireguard_is_the_cells(tmp_path: Path, wgcell: 
     assert process.stdout.readline() == "up\n"
     members = family(process.pid)
     os.kill(pick("wireguard", members, process.pid), signal.SIGKILL)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=GENEROUS)
     assert process.returncode == 125
     assert "wireguard-go died" in stderr
     assert not [pid for pid in members if alive(pid)]
@@ -374,11 +392,8 @@ def test_a_supervisor_that_is_killed_leaves_no_machine_behind(tmp_path: Path, wg
     assert process.stdout.readline() == "up\n"
     children = children_of(process.pid)
     process.kill()
-    process.communicate(timeout=20)
-    deadline = time.monotonic() + 2
-    while any(Path(f"/proc/{pid}").exists() for pid in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    process.communicate(timeout=GENEROUS)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), within=30)
     shown = subprocess.run(
         [wgcell, "ps", "-a", "--state-dir", str(tmp_path)], capture_output=True, text=True
     )

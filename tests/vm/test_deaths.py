@@ -22,6 +22,7 @@ AT_ONCE = 2
 
 @pytest.mark.vm
 @pytest.mark.timeout(60 + 20 * DEATHS)
+@pytest.mark.alone
 def test_whatever_dies_nothing_is_left_and_nothing_has_left() -> None:
     with tempfile.TemporaryDirectory(prefix="wgcell-deaths-") as temporary:
         runs = []

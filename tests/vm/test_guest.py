@@ -182,6 +182,7 @@ while True:
 """
 
 
+@pytest.mark.alone
 def test_the_clock_follows_the_hosts_and_never_goes_back(tmp_path: Path) -> None:
     shift = tmp_path / "shift"
     shift.write_text("0")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from tests.waiting import pace, until
 
 from wgcell.cell.supervisor import LAST_BYTES
 
@@ -155,7 +156,7 @@ def test_outputs_of_every_size_come_home_whole(start: Start, tmp_path: Path, tur
 
 def slow(rate: float) -> Callable[[int], None]:
     """A reader of so many bytes a second. It waits since that is what it is for."""
-    return lambda count: time.sleep(count / rate)
+    return lambda count: pace(count / rate)
 
 
 def stops_once(seconds: float) -> Callable[[int], None]:
@@ -163,7 +164,7 @@ def stops_once(seconds: float) -> Callable[[int], None]:
     left = [seconds]
 
     def pause(count: int) -> None:
-        time.sleep(left.pop() if left else 0)
+        pace(left.pop() if left else 0)
 
     return pause
 
@@ -270,9 +271,12 @@ def test_a_second_ctrl_c_ends_it_at_once(start: Start, again: signal.Signals) ->
     cell = start("--grace", "10m", command=("sh", "-c", STUBBORN))
     assert cell.out.readline() == b"up\n"
     cell.process.send_signal(signal.SIGINT)
-    while b'"terminating"' not in (cell.folder / "events.jsonl").read_bytes():
+
+    def terminating() -> bool:
         assert cell.process.poll() is None
-        time.sleep(0.01)
+        return b'"terminating"' in (cell.folder / "events.jsonl").read_bytes()
+
+    until(terminating)
     cell.process.send_signal(again)
     assert cell.end() == 130
 
@@ -349,13 +353,16 @@ def test_a_slow_reader_gets_all_that_was_written_before_an_end(start: Start) -> 
     words = f"head -c {size} /dev/zero; echo up >&2; trap '' TERM; while :; do sleep 0.1; done"
     cell = start("--grace", "0", command=("sh", "-c", words))
     got = len(cell.out.read(65536))
-    while b"up" not in cell.said:
+
+    def up() -> bool:
         assert cell.process.poll() is None
-        time.sleep(0.01)
+        return b"up" in cell.said
+
+    until(up)
     cell.process.terminate()
     while data := cell.out.read1(65536):  # type: ignore[attr-defined]
         got += len(data)
-        time.sleep(len(data) / (size / (3 * LAST_BYTES)))
+        pace(len(data) / (size / (3 * LAST_BYTES)))
     assert (cell.end(), got) == (130, size)
     assert b"cut off" not in cell.said
 

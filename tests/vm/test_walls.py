@@ -11,13 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.vm.deaths import alive, family, pick
+from tests.waiting import GENEROUS, lull, until
 
 from wgcell.image import store
 
@@ -198,14 +198,16 @@ def test_a_frozen_machine_is_kept_until_it_is_stopped(tmp_path: Path, wgcell: st
     rogue += "s.send(bytes(60)); time.sleep(60)"
     options = ["--guest-walls", "off", "--on-rogue", "freeze"]
     process = started(tmp_path, *options, command=["python3", "-c", rogue])
-    deadline = time.monotonic() + 30
-    while not [event for event in events_of(tmp_path) if event["event"] == "frozen"]:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    time.sleep(1)
+
+    def frozen() -> bool:
+        assert process.poll() is None
+        return any(event["event"] == "frozen" for event in events_of(tmp_path))
+
+    until(frozen)
+    lull(1)
     assert process.poll() is None
     subprocess.run([wgcell, "stop", "--state-dir", str(tmp_path), "t"], check=True)
-    process.communicate(timeout=20)
+    process.communicate(timeout=GENEROUS)
     assert process.returncode == 120
 
 
@@ -217,13 +219,11 @@ def test_a_rogue_machine_dies_under_a_supervisor_that_stands_still(tmp_path: Pat
     machine = machine_of(process)
     os.kill(process.pid, signal.SIGSTOP)
     assert alive(machine)
-    deadline = time.monotonic() + 20
-    while alive(machine) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    lived = alive(machine)
-    os.kill(process.pid, signal.SIGCONT)
+    try:
+        until(lambda: not alive(machine), "it lives on", within=20)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
     _, stderr = process.communicate(timeout=60)
-    assert not lived, stderr
     assert process.returncode == 120, stderr
     result = result_of(tmp_path)
     assert result["outcome"] == "rogue" and "destination_mac" in result["reason"], result
@@ -234,7 +234,7 @@ def test_a_dead_relay_takes_the_machine_along_and_is_named(tmp_path: Path) -> No
     members = family(process.pid)
     relay = max(pid for pid in members if "wgcell.relay" in members[pid])
     os.kill(relay, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=GENEROUS)
     assert process.returncode == 125, stderr
     assert "the relay died" in result_of(tmp_path)["reason"]
 
@@ -265,7 +265,7 @@ def test_a_cell_that_stood_still_for_a_while_goes_on(tmp_path: Path) -> None:
     members = list(family(process.pid))
     for pid in members:
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(STOOD)
+    lull(STOOD)
     for pid in reversed(members):
         os.kill(pid, signal.SIGCONT)
     stdout, stderr = process.communicate(timeout=60)

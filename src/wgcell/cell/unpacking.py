@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wgcell import programs
 from wgcell.cell.archive import MOST_MEMBERS, Reason, Unpacked
 from wgcell.cell.confinement import STAGES, Filters
 from wgcell.cell.counts import EXAMPLES, LONGEST_EXAMPLE, Counted
@@ -51,13 +52,6 @@ Take = Callable[[memoryview], None]
 
 # -P: a folder named wgcell where the user happens to stand must never be imported.
 _ARGV = (sys.executable, "-P", "-m", "wgcell.cell.unpacker")
-
-
-def _environment() -> dict[str, str]:
-    """All that it is told of ours: how names are spelled, and where Python finds this code."""
-    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    paths = os.pathsep.join(os.path.abspath(place) for place in places if place)  # noqa: PTH100
-    return {"LC_ALL": "C.UTF-8", **({"PYTHONPATH": paths} if paths else {})}
 
 
 def limit_of_members(disk: int) -> int:
@@ -121,8 +115,7 @@ class Unpacking:
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.PIPE,
                     pass_fds=(folder, task_fd),
-                    cwd="/",
-                    env=_environment(),
+                    env=programs.environment(*programs.PYTHON, LC_ALL="C.UTF-8"),
                     limit=_LONGEST_LINE,
                     start_new_session=True,
                     preexec_fn=die_with_parent(os.getpid()),

@@ -151,6 +151,7 @@ class Machine:
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=inherited,
                 cwd="/",
+                env=programs.environment(),
                 start_new_session=True,
                 preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup),
             )

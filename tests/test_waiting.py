@@ -1,0 +1,93 @@
+"""No test sleeps, and what measures time is alone: see `tests/waiting.py`."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+FILES = sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("*.py"))
+SLEEPS = {
+    "waiting.py": "the one module that waits",
+    "relay/record.py": "a program that is run by hand",
+    "vm/deaths.py": "a program of its own, which does without the repository on its path",
+}
+MEASURES = {
+    "cell/test_archive.py": "processor time, within a bound five times as long",
+    "gateway/test_gate.py": "a wait of 0.2 s that may take 5",
+    "vm/test_guest.py": "inside the guest",
+    "vm/test_results.py": "within a minute and more",
+    "vm/deaths.py": "its test, test_deaths.py, is alone",
+}
+CLOCKS = {"monotonic", "perf_counter", "process_time"}
+
+
+def sleeps(tree: ast.AST) -> Iterator[int]:
+    """The lines that name a sleep; `asyncio.sleep(0)`, which waits for nothing, is none."""
+    turns = {
+        id(node.func)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node) == "asyncio.sleep(0)"
+        and isinstance(node.func, ast.Attribute)
+    }
+    for node in ast.walk(tree):
+        if (isinstance(node, ast.Attribute) and node.attr == "sleep" and id(node) not in turns) or (
+            isinstance(node, ast.ImportFrom) and any(name.name == "sleep" for name in node.names)
+        ):
+            yield node.lineno
+
+
+def measurers(tree: ast.Module) -> Iterator[str]:
+    """The functions that take one time from another, and whose test is not marked ``alone``."""
+    for function in tree.body:
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        taken = (
+            node.left
+            for node in ast.walk(function)
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)
+        )
+        clocks = {
+            call.func.attr
+            for call in taken
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+        }
+        marked = any("mark.alone" in ast.unparse(line) for line in function.decorator_list)
+        if clocks & CLOCKS and not marked:
+            yield function.name
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_test_sleeps(file: str) -> None:
+    found = list(sleeps(ast.parse((TESTS / file).read_text())))
+    assert bool(found) == (file in SLEEPS), f"{file}: lines {found}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_measures_time_is_alone(file: str) -> None:
+    found = list(measurers(ast.parse((TESTS / file).read_text())))
+    assert not found or file in MEASURES, f"{file}: {found}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "time.sleep(1)",
+        "await asyncio.sleep(0.1)",
+        "from time import sleep",
+        "later(time.sleep, 0.5)",
+    ],
+)
+def test_each_way_to_sleep_is_seen(code: str) -> None:
+    assert list(sleeps(ast.parse(code)))
+    assert not list(sleeps(ast.parse("await asyncio.sleep(0)")))
+
+
+def test_a_measure_is_seen() -> None:
+    code = "def test():\n    assert time.monotonic() - begun < 1\n"
+    assert list(measurers(ast.parse(code))) == ["test"]
+    assert not list(measurers(ast.parse("@pytest.mark.alone\n" + code)))
