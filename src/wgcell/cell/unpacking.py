@@ -54,13 +54,6 @@ Take = Callable[[memoryview], None]
 _ARGV = (sys.executable, "-P", "-m", "wgcell.cell.unpacker")
 
 
-def _environment() -> dict[str, str]:
-    """All that it is told of ours: how names are spelled, and where Python finds this code."""
-    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    paths = os.pathsep.join(os.path.abspath(place) for place in places if place)  # noqa: PTH100
-    return {"LC_ALL": "C.UTF-8", **({"PYTHONPATH": paths} if paths else {})}
-
-
 def limit_of_members(disk: int) -> int:
     """The most members that a guest with a scratch disk of ``disk`` bytes may send."""
     return min(max(MOST_MEMBERS, disk // _BYTES_PER_INODE), 10 * MOST_MEMBERS)
@@ -122,8 +115,7 @@ class Unpacking:
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.PIPE,
                     pass_fds=(folder, task_fd),
-                    cwd="/",
-                    env=programs.environment(*programs.PYTHON, **_environment()),
+                    env=programs.environment(*programs.PYTHON, LC_ALL="C.UTF-8"),
                     limit=_LONGEST_LINE,
                     start_new_session=True,
                     preexec_fn=die_with_parent(os.getpid()),
