@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 PACKAGES := qemu-system-x86 bubblewrap libseccomp2 mmdebstrap erofs-utils e2fsprogs uidmap cpio kmod
-PACKAGES += lz4 xz-utils zstd shellcheck python3-venv
+PACKAGES += debian-archive-keyring lz4 xz-utils zstd shellcheck python3-venv
 # The gateway's engines with nftables; and what the tests and the bench run in namespaces of theirs.
 PACKAGES += iproute2 nftables wireguard-go wireguard-tools dnsmasq-base
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

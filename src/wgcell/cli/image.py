@@ -24,7 +24,7 @@ __all__ = ["app", "build_with_progress"]
 app = typer.Typer(no_args_is_help=True, help="Build, list and remove guest images.")
 
 
-def build_with_progress(name: str) -> store.Image:
+def build_with_progress(name: str, mirror: str = "") -> store.Image:
     """Build an image, saying what is being done and for how long."""
     started = time.monotonic()
     with console.status(f"building image {name}") as status:
@@ -35,7 +35,7 @@ def build_with_progress(name: str) -> store.Image:
             console.print(f"[dim]wgcell: {elapsed:5.1f} s[/] {words}")
 
         with _ending_in_order():
-            return builder.build(valid_name(name), progress, scripts())
+            return builder.build(valid_name(name), progress, scripts(), mirror)
 
 
 @contextlib.contextmanager
@@ -76,9 +76,19 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 @app.command()
 def build(
     name: Annotated[str, typer.Argument(autocompletion=completion.images)] = "debian",
+    mirror: Annotated[
+        str,
+        typer.Option(
+            "--mirror",
+            metavar="ARCHIVE[,SECURITY]",
+            envvar="WGCELL_MIRROR",
+            show_default=False,
+            help="Where packages are taken from; else this Debian's own mirror, or Debian's.",
+        ),
+    ] = "",
 ) -> None:
     """Build an image from Debian packages; nothing is done if nothing has changed."""
-    made = build_with_progress(name)
+    made = build_with_progress(name, mirror)
     out(str(made.folder))
 
 

@@ -1,9 +1,10 @@
 """Builds the guest's image from Debian packages, as root or as an ordinary user.
 
 Two stages, each skipped when its inputs have not changed. The *base*, half a minute: a root file
-system by mmdebstrap, made an erofs; the kernel of Debian's cloud package; the tools and modules
-that the initramfs needs, as one cpio archive. The *scripts*, at once: our init, agent and
-firewall as a second cpio archive behind the first (the kernel unpacks one after the other).
+system by mmdebstrap, made an erofs; the kernel of Debian's cloud package, from the same suite; the
+tools and modules that the initramfs needs, as one cpio archive. The *scripts*, at once: our init,
+agent and firewall as a second cpio archive behind the first (the kernel unpacks one after the
+other).
 
 Everything is made in a folder beside the image and renamed into place, so an interrupted build
 leaves the old image or none, never half of one.
@@ -29,6 +30,7 @@ from types import MappingProxyType
 
 from wgcell import programs
 from wgcell.errors import ImageError
+from wgcell.image import suite
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
 
 __all__ = [
@@ -44,7 +46,6 @@ __all__ = [
 
 Progress = Callable[[str], None]
 
-SUITE = "bookworm"
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 PACKAGES = (
     "busybox-static",
@@ -97,8 +98,13 @@ _LINKS = {
     "etc/dev/ptmx": "pts/ptmx",
 }
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
+# Owners are root's in the end, whoever builds. Without -p, tar applies an ordinary user's umask,
+# and drops setuid, setgid and sticky bits.
+UNPACK = ("tar", "-x", "-p", "--no-same-owner")
 BASE_CPIO = "base.cpio"
-_FORMAT = 7
+_FORMAT = 8
+_TAKEN = ("suite", "mirrors", "kernel_version", "packages")
+"""What a manifest says of where a base came from."""
 
 # A bzImage's setup header, by offset.
 _SETUP_SECTORS = 0x1F1
@@ -120,10 +126,11 @@ _PACKED = {
 }
 
 
-def build(name: str, progress: Progress, scripts: Mapping[str, bytes]) -> Image:
+def build(name: str, progress: Progress, scripts: Mapping[str, bytes], mirror: str = "") -> Image:
     """Build the image ``name``, or return it if nothing has changed.
 
-    ``scripts`` are our own files, by their path in the initramfs. Raises ImageError with the
+    ``scripts`` are our own files, by their path in the initramfs; ``mirror`` is where packages are
+    taken from (`suite.mirrors`). Raises ImageError with the
     output of what failed.
     """
     folder = cache_folder()
@@ -145,15 +152,13 @@ def build(name: str, progress: Progress, scripts: Mapping[str, bytes]) -> Image:
             made = Path(temporary) / name
             made.mkdir()
             if base is None:
-                about = _base(made, Path(temporary), progress)
+                about = _base(made, Path(temporary), progress, suite.mirrors(mirror))
             else:
                 progress("reusing the root file system, the kernel and the tools")
                 for file in ("kernel", "rootfs", BASE_CPIO):
                     os.link(base / file, made / file)
                 about = (
-                    {key: old.manifest[key] for key in ("kernel_version", "packages")}
-                    if old
-                    else {}
+                    {key: old.manifest[key] for key in _TAKEN if key in old.manifest} if old else {}
                 )
             progress("the initramfs: our own scripts")
             own = Path(temporary) / "own"
@@ -191,7 +196,7 @@ def is_current(image: Image, scripts: Mapping[str, bytes]) -> bool:
 def _base_key() -> str:
     settings = (word for setting in SETTINGS.items() for word in setting)
     named = (*PACKAGES, *TOOLS, *EARLY, *LATE, COMPILE_PYTHON, *settings)
-    return _key(SUITE, KERNEL_PACKAGE, *named, str(_FORMAT))
+    return _key(suite.SUITE, KERNEL_PACKAGE, *named, str(_FORMAT))
 
 
 def _scripts_key(scripts: Mapping[str, bytes]) -> str:
@@ -315,39 +320,44 @@ def _filter(argv: Sequence[str], data: bytes, mend: str) -> bytes:
     return done.stdout
 
 
-def _base(made: Path, temporary: Path, progress: Progress) -> dict[str, object]:
-    """Root file system, kernel and ``base.cpio``; what the manifest says of them."""
-    progress(f"the root file system: Debian {SUITE}, by mmdebstrap (about half a minute)")
+def _base(
+    made: Path, temporary: Path, progress: Progress, mirrors: suite.Mirrors
+) -> dict[str, object]:
+    """Root file system, kernel and ``base.cpio``; what the manifest says of them (`_TAKEN`)."""
+    progress(f"packages: Debian {suite.SUITE}, by mmdebstrap (about half a minute)")
+    if not Path(suite.KEYRING).exists():
+        raise ImageError(
+            f"{suite.KEYRING} is missing: Debian's signatures can't be checked",
+            mend="apt-get install debian-archive-keyring",
+        )
     root = temporary / "root"
     root.mkdir()
     packed = temporary / "root.tar"
     # mmdebstrap's own namespaces must be able to enter the folder it works in.
     for place in (temporary, packed.parent):
         place.chmod(0o755)
-    argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+    argv = ["mmdebstrap", "--variant=minbase", f"--keyring={suite.KEYRING}"]
+    argv += [f"--include={','.join(PACKAGES)}"]
     argv += [
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
     ]
     argv += ["--dpkgopt=path-exclude=/usr/share/man/*", f"--customize-hook={COMPILE_PYTHON}"]
-    argv += [SUITE, str(packed)]
+    argv += [f"--customize-hook={suite.fetch_kernel(KERNEL_PACKAGE)}"]
+    argv += [suite.SUITE, str(packed), *mirrors.sources()]
     _run(argv, mend="an ordinary user needs user namespaces and the package uidmap")
-    _run(["tar", "-x", "-f", str(packed), "-C", str(root), "--no-same-owner", "--exclude=./dev/*"])
+    _run([*UNPACK, "-f", str(packed), "-C", str(root), "--exclude=./dev/*"])
     for path, text in SETTINGS.items():
         (root / path).write_text(text)
     progress(f"the kernel: {KERNEL_PACKAGE}")
-    depends = _run(["apt-cache", "depends", "--important", KERNEL_PACKAGE])
-    package = next(
-        (line.split()[1] for line in depends.splitlines() if line.strip().startswith("Depends:")),
-        "",
-    )
-    if not package:
-        raise ImageError(f"apt does not know {KERNEL_PACKAGE}", mend="apt-get update")
-    debs, kernel = temporary / "debs", temporary / "kernel"
-    debs.mkdir()
-    _run(["apt-get", "download", "-q", package], cwd=debs, mend="apt-get update")
-    deb = next(debs.glob("*.deb"))
+    kernel = temporary / "kernel"
+    (deb,) = (root / suite.KERNEL_FOLDER).glob("*.deb")
     _run(["dpkg-deb", "-x", str(deb), str(kernel)])
+    package, package_version = _run(
+        ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(deb)]
+    ).split()
+    shutil.rmtree(root / suite.KERNEL_FOLDER)
+    _one_module_folder(kernel)
     version = next((kernel / "lib/modules").iterdir()).name
     bzimage = (kernel / f"boot/vmlinuz-{version}").read_bytes()
     (made / "kernel").write_bytes(without_trailing_zeros(uncompressed_kernel(bzimage)))
@@ -366,7 +376,24 @@ def _base(made: Path, temporary: Path, progress: Progress) -> dict[str, object]:
     )
     progress("the initramfs: tools and modules")
     _base_cpio(made / BASE_CPIO, temporary / "base", root, modules)
-    return {"kernel_version": version, "packages": _versions(root) | {package: deb.name}}
+    return {
+        "suite": suite.SUITE,
+        "mirrors": [at for at in (mirrors.archive, mirrors.security) if at],
+        "kernel_version": version,
+        "packages": _versions(root) | {package: package_version},
+    }
+
+
+def _one_module_folder(kernel: Path) -> None:
+    """``lib/modules`` and ``usr/lib/modules`` are one folder, whichever the package has.
+
+    Debian 12's kernels have the first, later ones the second; each kmod looks in its own.
+    """
+    for there, other in (("lib", "usr/lib"), ("usr/lib", "lib")):
+        if (kernel / there / "modules").is_dir() and not (kernel / other / "modules").exists():
+            (kernel / other).mkdir(parents=True, exist_ok=True)
+            (kernel / other / "modules").symlink_to((kernel / there / "modules").absolute())
+            return
 
 
 def _versions(root: Path) -> dict[str, str]:
