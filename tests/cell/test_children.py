@@ -35,6 +35,7 @@ async def started() -> tuple[bool, dict[str, str], int]:
     return relay.sealed, dict(relay.missing), code
 
 
+@pytest.mark.system
 def test_with_every_wall() -> None:
     sealed, missing, code = asyncio.run(started())
     assert sealed and set(missing) <= {"landlock"} and code == 0
@@ -83,6 +84,7 @@ def test_a_gateway_that_writes_errors_does_not_stand_still(
     assert asyncio.run(listen()) == ["afterwards"]
 
 
+@pytest.mark.system
 def test_a_relay_that_is_killed_as_it_starts_is_not_started_with_less() -> None:
     """Its keeper fails then, too, in words of its own."""
 

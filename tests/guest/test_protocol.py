@@ -107,6 +107,7 @@ def test_a_route_that_is_too_much_is_named(routes: str, said: str | None) -> Non
     assert wrong is None if said is None else said in (wrong or "")
 
 
+@pytest.mark.system
 def test_scripts_pass_shellcheck() -> None:
     folder = Path(protocol.__file__).parent
     shellcheck = shutil.which("shellcheck")

@@ -26,6 +26,8 @@ from tests.waiting import GENEROUS
 from wgcell.machine.keeper import keeper
 from wgcell.relay.seal import RULES, unprivileged_id
 
+pytestmark = pytest.mark.system
+
 PROLOGUE = """
 import ctypes, json, mmap, os, signal, socket, sys
 from wgcell.relay import seal as module
