@@ -116,6 +116,6 @@ def test_scripts_pass_shellcheck() -> None:
     assert {place.rpartition("/")[2] for place in scripts() if "." not in place} == shells
     files = [str(folder / name) for name in sorted(shells)]
     done = subprocess.run(
-        [shellcheck, "-s", "sh", *files], capture_output=True, text=True, check=False
+        [shellcheck, "-x", "-s", "sh", *files], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
