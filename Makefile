@@ -57,7 +57,7 @@ lint: $(VENV)/.made
 	$(VENV)/bin/ruff format --check src tests demo bench fuzz
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
-	shellcheck .ci/run tests/debian13/run tests/debian13/inside.sh
+	shellcheck .ci/run tests/debian13/run tests/debian13/inside
 	shellcheck -s sh $(addprefix src/wgcell/guest/,init agent clock collect workload)
 
 bench: image

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from wgcell.cell.children import RelayProcess, b64
 from wgcell.machine.jail import bwrap_argv, closed_filter, find_jail
+from wgcell.relay import control
 from wgcell.relay.framing import prefixed
 from wgcell.relay.seal import unprivileged_id
 
@@ -48,7 +49,6 @@ async def one_stand_in() -> tuple[float, int]:
     udp.connect(endpoint.getsockname())
     nic, ours = socket.socketpair()
     relay = await RelayProcess.start(nic, udp, CONFIGURATION)
-    relay.tell("phase", phase="running")
     jail = find_jail(unprivileged_id("x-0000aa"), None)
     info, told = os.pipe()
     filter_fd = closed_filter()
@@ -69,7 +69,7 @@ async def one_stand_in() -> tuple[float, int]:
     started = time.monotonic()
     ours.send(ROGUE + ROGUE)
     async for event in events:
-        if event["event"] == "rogue":
+        if isinstance(event, control.Rogue):
             break
     for pidfd in pidfds:
         with contextlib.suppress(ProcessLookupError):

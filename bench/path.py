@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,7 +43,7 @@ from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.image import store
 from wgcell.machine.accelerator import choose
 from wgcell.machine.process import find_qemu
-from wgcell.relay import link
+from wgcell.relay import control, link
 
 ROUNDS = 7
 BYTES = 16 << 20
@@ -97,20 +97,19 @@ class Tool:
         command, fds = argv(nic.fileno()), (nic.fileno(),)
         self._process = subprocess.Popen(command, pass_fds=fds, stdout=quiet, stderr=quiet)
         nic.close()
-        self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._events: asyncio.Queue[control.Said | None] = asyncio.Queue()
 
-    async def configure(self, udp: socket.socket, configuration: Mapping[str, Any]) -> None:
-        udp.close()
+    async def configure(self, configuration: Mapping[str, Any]) -> None:
+        verified = control.Verified()
+        asyncio.get_running_loop().call_later(2.0, self._events.put_nowait, verified)
 
     def tell(self, command: str, **fields: Any) -> None:
-        if fields.get("phase") == "verifying":
-            verified = {"event": "verified"}
-            asyncio.get_running_loop().call_later(2.0, self._events.put_nowait, verified)
+        """No command means anything here."""
 
-    def replace_udp(self, fresh: socket.socket) -> None:
+    def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:
         fresh.close()
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncIterator[control.Said]:
         while (event := await self._events.get()) is not None:
             yield event
 
@@ -201,7 +200,7 @@ async def measure(spawn: Callable[..., Any], keys: tuple[str, str], folder: Path
     )
     said = bytearray()
     cell = create(folder, "bench")
-    around = Surroundings(cell, image, accelerator, why, vpn, "127.0.0.1", link.PORT)
+    around = Surroundings(cell, image, accelerator, why, vpn, (ip_address("127.0.0.1"),))
     supervisor = Supervisor(
         job,
         around,

@@ -26,7 +26,7 @@ from wgcell.prove.battery import CASES, MTU, Play, Scene, tunnel
 from wgcell.relay import link
 from wgcell.relay.classify import classify
 from wgcell.relay.framing import prefixed
-from wgcell.relay.relay import Arrived, Command, Phase, Relay, Send
+from wgcell.relay.relay import Arrived, Command, Relay, Send
 from wgcell.relay.session import SessionTable
 
 GUEST, ENDPOINT = b"g" * 32, b"e" * 32
@@ -71,7 +71,6 @@ def check_by_scapy(frame: bytes, payload: bytes) -> None:
 def check_relay(data: bytes) -> None:
     """1, 3 and 4: the first byte says how the rest is cut into writes and replies."""
     relay = Relay(SessionTable(GUEST, ENDPOINT, MTU))
-    relay.phase = Phase.RUNNING
     step = data[0] + 1 if data else 1
     cut = False
     for now, at in enumerate(range(1, len(data), step)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,16 @@ NEEDED = (
     *("wireguard-go", "mmdebstrap", "mkfs.erofs", "tar", "cpio", "depmod", "apt-cache"),
     *("apt-get", "dpkg-deb", "lz4", "xz", "zstd"),
 )
+
+
+SPAWNS = re.compile(
+    r"subprocess\.(run|Popen|call|check_call|check_output|getoutput|getstatusoutput)"
+    r"|asyncio\.(subprocess\.)?create_subprocess_(exec|shell)"
+    r"|os\.(exec\w+|spawn\w+|posix_spawnp?|system|popen)|pty\.spawn|multiprocessing\..+"
+    r"|(typer|click)\.(launch|edit|echo_via_pager)|\w+\.pager"
+)
+OTHERS = {"prove/player.py": "runs in a guest, whose environment the image makes"}
+"""Files that start programs in another way, and why that is right."""
 
 
 def _started(argv: list[str], environment: dict[str, str], text: str = "") -> str:
@@ -133,3 +144,57 @@ def test_nothing_else_looks_for_programs(tmp_path: Path) -> None:
         bad.write_text(text)
         assert _looks(bad), text
     assert os.access(programs.path_of("true"), os.X_OK)
+
+
+def _inherits(path: Path) -> list[str]:
+    """Where a file starts a program with an environment that is not made for it."""
+    found = []
+    tree = ast.parse(path.read_text())
+    # A start that is only named is somebody else's to make; a type in an annotation is none.
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    called |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in called:
+            name = ast.unparse(node)
+            if SPAWNS.fullmatch(name) and not name.endswith("Popen"):
+                found.append(f"{path.name}:{node.lineno} {name}")
+        if isinstance(node, ast.ImportFrom) and node.module in ("subprocess", "multiprocessing"):
+            found.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")
+        if isinstance(node, ast.Call) and SPAWNS.fullmatch(name := ast.unparse(node.func)):
+            given = {word.arg: word.value for word in node.keywords}.get("env")
+            made = isinstance(given, ast.Call) and ast.unparse(given.func)
+            if made != "programs.environment":
+                found.append(f"{path.name}:{node.lineno} {name}")
+    return found
+
+
+def test_every_program_has_an_environment_made_for_it(tmp_path: Path) -> None:
+    files = [p for p in SOURCE.rglob("*.py") if str(p.relative_to(SOURCE)) not in OTHERS]
+    assert [line for path in files for line in _inherits(path)] == []
+    bad = tmp_path / "bad.py"
+    for text in (
+        "subprocess.run(argv)",
+        "subprocess.Popen(argv, env=os.environ)",
+        "subprocess.run(argv, env={**os.environ})",
+        "asyncio.create_subprocess_exec(*argv, env=None)",
+        "os.execvp('sh', argv)",
+        "os.system('true')",
+        "from subprocess import run",
+        "asyncio.to_thread(subprocess.run, argv)",
+        "multiprocessing.get_context('spawn')",
+        "console.pager()",
+    ):
+        bad.write_text(text)
+        assert _inherits(bad), text
+    bad.write_text("subprocess.run(argv, env=programs.environment('HOME'))")
+    assert not _inherits(bad)
+
+
+def test_only_what_is_named_is_in_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CANARY", "KEPT", "LC_ALL"):
+        monkeypatch.setenv(name, "C.UTF-8")
+    monkeypatch.delenv("HOME", raising=False)
+    made = programs.environment("KEPT", "HOME", MORE="more")
+    assert made["KEPT"] == made["LC_ALL"] == "C.UTF-8" and made["MORE"] == "more"
+    assert "CANARY" not in made and "HOME" not in made
+    assert made["PATH"]

@@ -3,6 +3,10 @@
 The folders of PATH come first, then the system's own: an ordinary user's PATH has no ``/usr/sbin``
 on Debian, where ``nft`` and ``mke2fs`` are, and a service may have no PATH at all. A folder where
 any user may put a program is passed over, and so is one that depends on the working directory.
+
+No program inherits this process's environment, which may hold anything: what a user's shell keeps
+in variables (tokens, keys) is no business of a relay, a gateway, or a QEMU that a guest may have
+taken over. Each is given `environment`, and in it by name what it can't do without.
 """
 
 from __future__ import annotations
@@ -12,10 +16,21 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["environment", "find", "folders", "path_of"]
+__all__ = ["PYTHON", "environment", "find", "folders", "path_of"]
 
 SYSTEM = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Where Debian's packages, and a machine's own administrator, put programs."""
+
+PYTHON = (
+    *("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONNOUSERSITE"),
+    *("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
+)
+"""Variables by which a Python of ours finds itself, its modules and their compiled form."""
+
+_LOCALE = (
+    *("LANG", "LANGUAGE", "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_NUMERIC"),
+    "LC_TIME",
+)
 
 
 def folders() -> Iterator[str]:
@@ -45,6 +60,8 @@ def path_of(name: str) -> str:
     return find(name) or f"{[*folders()][-1]}/{name}"
 
 
-def environment() -> Mapping[str, str]:
-    """This process's, with a PATH by which programs find others as `find` does."""
-    return {**os.environ, "PATH": ":".join(folders())}
+def environment(*kept: str, **more: str) -> Mapping[str, str]:
+    """A program's environment, made anew: a PATH by which it finds others as `find` does, the
+    locale, those of this process's variables that are ``kept`` and set, and ``more``."""
+    own = {name: os.environ[name] for name in (*_LOCALE, *kept) if name in os.environ}
+    return {**own, "PATH": ":".join(folders()), **more}

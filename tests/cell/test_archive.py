@@ -11,12 +11,14 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wgcell.cell.archive import Unpacked, unpack
+from wgcell.cell import archive
+from wgcell.cell.archive import Unpacked
 from wgcell.cell.counts import Counted
 from wgcell.errors import ArchiveError
 
@@ -44,6 +46,16 @@ def tar_of(*members: tuple[str, bytes, Change], style: int = tarfile.GNU_FORMAT)
             change(info)
             tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
+
+
+def unpack(stream: BinaryIO, destination: Path, *limits: Any, **options: Any) -> Unpacked:
+    """`archive.unpack` into a folder, made here if need be."""
+    destination.mkdir(exist_ok=True)
+    root = os.open(destination, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return archive.unpack(stream, root, *limits, **options)
+    finally:
+        os.close(root)
 
 
 def run(folder: Path, raw: bytes, limit: int = MIB, members: int = 100) -> Unpacked:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.waiting import lulled, soon
@@ -17,7 +18,9 @@ from tests.waiting import lulled, soon
 from wgcell import programs
 from wgcell.cell import children
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
-from wgcell.errors import LaunchError
+from wgcell.errors import HostError, LaunchError
+from wgcell.gateway import control
+from wgcell.relay import control as relay_words
 
 KEY = b64(bytes(32))
 CONFIGURATION = {"guest_public_key": KEY, "endpoint_public_key": KEY, "mtu": 1420}
@@ -61,10 +64,11 @@ def test_without_a_pid_namespace(
 
 TALKS = """
 import json, sys
-ready = {"event": "ready", "host": "127.0.0.1", "port": 1, "engine": "embedded", "reason": ""}
+ready = {"event": "ready", "host": "127.0.0.1", "port": 1, "peers": {}}
+ready |= {"engine": "embedded", "reason": ""}
 print(json.dumps(ready), flush=True)
 sys.stderr.write("a" * (4 << 20))
-print(json.dumps({"event": "afterwards"}), flush=True)
+print(json.dumps({"event": "applied"}), flush=True)
 sys.stdin.read()
 """
 
@@ -74,14 +78,63 @@ def test_a_gateway_that_writes_errors_does_not_stand_still(
 ) -> None:
     monkeypatch.setattr(children, "_PYTHON", (sys.executable, "-c", TALKS))
 
-    async def listen() -> list[str]:
+    async def listen() -> list[Any]:
         gateway = await GatewayProcess.start({})
         async with asyncio.timeout(10):
             event = await anext(gateway.flows())
         assert await gateway.quit() == 0
-        return [event["event"]]
+        return [event]
 
-    assert asyncio.run(listen()) == ["afterwards"]
+    assert asyncio.run(listen()) == [control.Applied()]
+
+
+SAYS = """
+import json, sys
+ready = {"event": "ready", "host": "127.0.0.1", "port": 1, "peers": {}}
+ready |= {"engine": "embedded", "reason": ""}
+print(json.dumps(ready), flush=True)
+sys.stdout.write(WORD + chr(10))
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("word", ["'{}'", '\'{"event": "flow"}\'', "'a' * (1 << 20)", "chr(0)"])
+def test_a_gateway_that_says_what_it_may_not_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    code = SAYS.replace("WORD", word)
+    monkeypatch.setattr(children, "_PYTHON", (sys.executable, "-c", code))
+
+    async def listen() -> None:
+        gateway = await GatewayProcess.start({})
+        with pytest.raises(HostError, match="the gateway said"):
+            await anext(gateway.flows())
+        gateway.process.kill()
+        await gateway.quit()
+
+    asyncio.run(listen())
+
+
+@pytest.mark.parametrize("word", [b"{}\n", b'{"event": "alive", "x": 1}\n', b"a" * (1 << 20)])
+def test_a_relay_that_says_what_it_may_not_is_a_fault(word: bytes) -> None:
+    async def listen() -> None:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours, limit=relay_words.LONGEST_LINE)
+        relay = RelayProcess(None, {}, True, ours, reader, writer)  # type: ignore[arg-type]
+        with theirs:
+            sending = asyncio.create_task(asyncio.to_thread(_send, theirs, word))
+            with pytest.raises(HostError, match="the relay said"):
+                await anext(relay.events())
+            relay.close()
+            await sending
+
+    asyncio.run(listen())
+
+
+def _send(sock: socket.socket, word: bytes) -> None:
+    with contextlib.suppress(OSError):
+        sock.sendall(word)
 
 
 @pytest.mark.system

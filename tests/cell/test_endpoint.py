@@ -14,8 +14,10 @@ from wgcell.cell.endpoint import (
     parse_networks,
     path_mtu,
     resolve,
+    shown,
     tunnel_mtu,
     vet,
+    vetted,
 )
 from wgcell.errors import EndpointError
 
@@ -160,3 +162,29 @@ def test_the_paths_mtu_is_the_kernels_word(address: str) -> None:
         except OSError:
             return  # a machine without IPv6
         assert path_mtu(udp) >= 16384
+
+
+def test_the_resolvers_order_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 6724's: a machine with IPv6 alone has the AAAA first."""
+    found = ["2001:db8::1", "203.0.113.7", "2001:db8::1", "203.0.113.8"]
+    entries = [(0, 0, 0, "", (address, 51820)) for address in found]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **named: entries)
+    assert [str(address) for address in resolve("vpn.example.com", 51820)] == [
+        "2001:db8::1",
+        "203.0.113.7",
+        "203.0.113.8",
+    ]
+
+
+def test_of_several_addresses_those_that_may_be_an_endpoint_are_used() -> None:
+    private, public = ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("8.8.8.8")
+    assert vetted([private, public], 51820) == (public,)
+    with pytest.raises(EndpointError, match=r"10\.0\.0\.1"):
+        vetted([private], 51820)
+    with pytest.raises(EndpointError):
+        vetted([], 51820)
+
+
+def test_an_endpoint_is_shown_as_it_is_typed() -> None:
+    assert shown(ipaddress.ip_address("8.8.8.8"), 5) == "8.8.8.8:5"
+    assert shown(ipaddress.ip_address("2001:db8::1"), 5) == "[2001:db8::1]:5"

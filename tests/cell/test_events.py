@@ -9,6 +9,7 @@ import pytest
 
 from wgcell.cell import events
 from wgcell.cell.events import EventLog, broken_link
+from wgcell.cell.listening import RATES
 from wgcell.errors import StateError
 
 
@@ -90,7 +91,7 @@ def test_what_a_guest_causes_at_will_is_bounded_and_the_rest_counted(tmp_path: P
     log.append("state", state="ended")
     log.close()
     lines = (tmp_path / "events.jsonl").read_bytes().splitlines()
-    assert events.CHATTER_BURST <= logged < events.CHATTER_BURST + 100
+    assert RATES["flow"].at_once <= logged < RATES["flow"].at_once + 1000
     assert broken_link(lines) is None
     unlogged = [json.loads(line) for line in lines if b'"unlogged"' in line]
     assert sum(one["counts"]["flow"] for one in unlogged) == 5000 - logged

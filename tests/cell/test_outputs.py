@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.cell.test_archive import unpack
 
 from wgcell.cell import changes, inputs, outputs
 from wgcell.cell.archive import Unpacked
@@ -283,7 +284,7 @@ class Synced:
         self.cell = make(base / "cell", {}) / "outputs"
         inputs.pack([Input(self.here, contents=True)], base / "in.tar", 1 << 30, excludes)
         with (base / "in.tar").open("rb") as stream:
-            outputs.receive(stream, self.cell, ["."], 1 << 30)
+            unpack(stream, self.cell, 1 << 30, allowed=["."])
 
     def back(
         self,

@@ -28,6 +28,8 @@ HOME = (Cause.WORKLOAD_EXITED, Cause.RESULTS_HOME)
     [
         ((*TO_STOPPING, Cause.RESULTS_HOME), Outcome.COMPLETED),
         ((*TO_STOPPING, Cause.RESULTS_MISSING), Outcome.INCOMPLETE),
+        ((*TO_STOPPING, Cause.ROGUE_FRAME), Outcome.ROGUE),
+        ((*TO_STOPPING, Cause.CANCEL, Cause.ROGUE_FRAME), Outcome.ROGUE),
         ((*TO_STOPPING, Cause.MACHINE_DIED, Cause.RESULTS_LOST), Outcome.GUEST_FAULT),
         ((*TO_STOPPING, Cause.OUTPUT_FAILED, Cause.RESULTS_HOME), Outcome.ERROR),
         ((*TO_STOPPING, Cause.HOST_FAULTED), Outcome.ERROR),

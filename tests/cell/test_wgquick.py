@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import ipaddress
 import sys
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.shown import is_text
 
-from wgcell.cell import endpoint
+from wgcell.cell import endpoint, wgquick
 from wgcell.cell.wgquick import load_vpn_config, parse_vpn_config
 from wgcell.cli.terminal import complain
 from wgcell.errors import EndpointError, VpnConfigError, WgcellError
@@ -21,6 +22,11 @@ from wgcell.errors import EndpointError, VpnConfigError, WgcellError
 PRIVATE = base64.b64encode(bytes(range(32))).decode()
 PUBLIC = base64.b64encode(bytes(range(32, 64))).decode()
 SHARED = base64.b64encode(bytes(range(64, 96))).decode()
+KNOWN = [
+    *wgquick._QUICK.values(),
+    *(name for keys in wgquick._WG.values() for name, _ in keys.values()),
+    "Colour",
+]
 GOOD = f"""[Interface]
 PrivateKey = {PRIVATE}
 Address = 10.0.0.2/32, 2001:db8::2/128  # both
@@ -65,25 +71,24 @@ def test_no_secret_in_repr() -> None:
             for key in ("PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table", "FwMark")
         ],
         (GOOD + "[Peer]\n", 8, "second [Peer]"),
-        (GOOD + "[Interface]\n", 8, "second [Interface]"),
         (GOOD + "[Other]\n", 8, "unknown section"),
-        (GOOD + "Colour = blue\n", 8, "Colour"),
+        (GOOD + "Colour = blue\n", 8, "unknown key in [Peer]"),
+        (GOOD + "MTU = 1300\n", 8, "MTU belongs into [Interface]"),
         (GOOD + "nonsense\n", 8, "KEY = VALUE"),
         (GOOD + "PublicKey =\n", 8, "no value"),
-        (GOOD + f"PublicKey = {PUBLIC}\n", 8, "twice"),
         ("PrivateKey = x\n" + GOOD, 1, "before any"),
         (GOOD.replace("Endpoint", "#Endpoint"), 8, "no Endpoint"),
         (GOOD.replace(PUBLIC, PUBLIC[:-2] + "=="), 5, "PublicKey is not a WireGuard key"),
         (GOOD.replace(PRIVATE, "secret"), 2, "PrivateKey is not a WireGuard key"),
         (GOOD.replace(":51820", ""), 7, "Endpoint"),
         (GOOD.replace(":51820", ":65536"), 7, "Endpoint"),
-        (GOOD.replace("vpn.example.com", "2001:db8::9"), 7, "Endpoint"),
-        (GOOD.replace("vpn.example.com", "[vpn.example.com]"), 7, "Endpoint"),
+        (GOOD.replace("vpn.example.com", "[fe80::1%eth0]"), 7, "Endpoint"),
         (GOOD.replace("10.0.0.2/32", "10.0.0.2/33"), 3, "Address"),
         (GOOD.replace("::/0", "all"), 6, "AllowedIPs"),
-        (GOOD.replace("[Peer]", "MTU = 575\n[Peer]"), 4, "576-1420"),
-        (GOOD.replace("[Peer]", "MTU = 1421\n[Peer]"), 4, "576-1420"),
-        (GOOD.replace("[Peer]", "DNS = corp\n[Peer]"), 4, "DNS"),
+        (GOOD.replace("[Peer]", "MTU = large\n[Peer]"), 4, "MTU"),
+        (GOOD.replace("0.0.0.0/0, ::/0", "10.0.0.2/32"), 8, "leads nowhere"),
+        (GOOD.replace("0.0.0.0/0, ::/0", "127.0.0.0/8,ff00::/8"), 8, "leads nowhere"),
+        (GOOD.replace(PRIVATE, base64.b64encode(bytes(32)).decode()), 8, "all zeros"),
         ("", 1, "no PrivateKey"),
     ],
 )
@@ -95,14 +100,88 @@ def test_refused_with_its_line(text: str, line: int, words: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_files_that_are_no_text(tmp_path: Path) -> None:
+def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "wg0.conf"
-    for content, words in ((b"[Interface]\n\xff", ":2: not UTF-8"), (b"#" * 70000, "64 KiB")):
-        path.write_bytes(content)
-        with pytest.raises(VpnConfigError, match=words):
-            load_vpn_config(path)
+    path.write_bytes(b"#" * 300_000)
+    with pytest.raises(VpnConfigError, match="256 KiB"):
+        load_vpn_config(path)
     with pytest.raises(VpnConfigError, match="No such file"):
         load_vpn_config(tmp_path / "missing.conf")
+
+
+def test_any_bytes_may_stand_in_a_comment(tmp_path: Path) -> None:
+    path = tmp_path / "wg0.conf"
+    path.write_bytes(b"\xef\xbb\xbf#" + bytes(range(11, 256)) + b"\n" + GOOD.encode())
+    assert load_vpn_config(path) == parse_vpn_config(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("head", "field", "value", "said"),
+    [
+        ("MTU = 9000", "mtu", 1420, "line 4: MTU 9000 is 1420 here: more than fits"),
+        ("MTU = 0", "mtu", 1420, "line 4: MTU 0 is 1420 here"),
+        ("MTU = 1200", "mtu", 1280, "line 4: MTU 1200 is 1280 here: less than a tunnel with IPv6"),
+        ("MTU = 1400", "mtu", 1400, ""),
+        ("MTU =", "mtu", 1420, ""),
+        ("DNS = corp.example.com, ~.", "search", ("corp.example.com",), ""),
+        ("DNS = 1.2.3", "dns", (), "line 4: DNS has what is no address and no domain"),
+    ],
+)
+def test_what_is_taken_otherwise_than_written_is_said(
+    head: str, field: str, value: object, said: str
+) -> None:
+    config = parse_vpn_config(GOOD.replace("[Peer]", f"{head}\n[Peer]"), "wg0.conf")
+    assert getattr(config, field) == value
+    assert len(config.remarks) == bool(said)
+    for remark in config.remarks:
+        assert remark.startswith(f"wg0.conf: {said}")
+
+
+def test_networks_are_joined_and_not_too_many() -> None:
+    def config_of(networks: list[str]) -> str:
+        return GOOD.replace("0.0.0.0/0, ::/0", ",".join(networks))
+
+    several = ["10.0.0.0/9", "10.128.0.0/9", "10.7.0.0/16", "::ffff:10.0.0.0/104", "10.0.0.0/8"]
+    config = parse_vpn_config(config_of(several))
+    assert [str(one) for one in config.allowed_ips] == ["10.0.0.0/8", "::ffff:a00:0/104"]
+    many = [f"10.{n >> 7}.{(n & 127) << 1}.0/24" for n in range(wgquick.MOST_NETWORKS + 1)]
+    assert len(parse_vpn_config(config_of(many[1:])).allowed_ips) == wgquick.MOST_NETWORKS
+    with pytest.raises(VpnConfigError, match="1025 networks"):
+        parse_vpn_config(config_of(many))
+
+
+_KEYS = [base64.b64encode(hashlib.sha256(bytes([n])).digest()).decode() for n in range(8)]
+_BROKEN = [*("\n", " ", "=", "[", "\n[", "\n#", ",", ":"), *(f"\n{key} = " for key in KNOWN)]
+
+
+@pytest.mark.parametrize("gone", [0, 1, 22])
+@pytest.mark.parametrize("into", [*_BROKEN, ""])
+def test_no_piece_of_a_key_is_ever_shown(into: str, gone: int) -> None:
+    """A file is broken at each place: wrapped, joined, cut, the rest of a key under another one."""
+    for private, shared in zip(_KEYS[::2], _KEYS[1::2], strict=True):
+        text = GOOD.replace(PRIVATE, private) + f"PresharedKey = {shared}\n"
+        pieces = {key[at : at + 4] for key in (private, shared) for at in range(len(key) - 3)}
+        for at in range(len(text)):
+            said = told(text[:at] + into + text[at + gone :])
+            assert not any(piece in said for piece in pieces), said
+
+
+@pytest.mark.parametrize("place", [f"{key} = {{}}" for key in KNOWN] + ["{}", "[{}]", "Key {}"])
+@pytest.mark.parametrize("section", ["", "[Interface]\n", "[Peer]\n"])
+def test_a_key_in_a_wrong_place_is_not_shown(place: str, section: str) -> None:
+    for key in _KEYS:
+        for value in (key, key[:20], key[20:], f"{key}:51820", f"10.0.0.2/{key}", f"a,{key}"):
+            said = told(section + place.format(value) + "\n" + GOOD)
+            pieces = {key[at : at + 4] for at in range(len(key) - 3)}
+            assert not any(piece in said for piece in pieces), said
+
+
+def told(text: str) -> str:
+    """All that reading ``text`` says."""
+    try:
+        return " ".join(parse_vpn_config(text, "f").remarks)
+    except VpnConfigError as error:
+        return f"{error} {error.mend}"
 
 
 _LINES = st.sampled_from([*GOOD.splitlines(), "MTU = ٣", "DNS =", "=", "[", "]", "Endpoint=:"])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import shutil
+import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wgcell.errors import GuestError
 from wgcell.guest import protocol, scripts
@@ -41,7 +46,7 @@ CONFIG = protocol.GuestConfig(
         b"report " + base64.b64encode(b"= keys\nall of them\n"),
         b"fault !",
         b"\xff",
-        b"x" * 40000,
+        b"x" * 140_000,
     ],
 )
 def test_anything_else_is_refused(line: bytes) -> None:
@@ -105,6 +110,51 @@ def test_reports_as_asked_match_and_a_change_is_named() -> None:
 def test_a_route_that_is_too_much_is_named(routes: str, said: str | None) -> None:
     wrong = protocol.mismatch(CONFIG, {**protocol.expected(CONFIG), "routes": routes})
     assert wrong is None if said is None else said in (wrong or "")
+
+
+NETWORKS = st.lists(
+    st.builds(
+        lambda bits, length, four: ipaddress.ip_network(
+            (bits >> (96 if four else 0), length % (33 if four else 129)), strict=False
+        ),
+        st.integers(0, (1 << 128) - 1) | st.integers(0xFFFF << 32, (0x10000 << 32) - 1),
+        st.integers(0, 128),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=6,
+    unique=True,
+)
+
+
+def as_wg_writes(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+    """inet_ntop(3) writes an IPv4 address at the end of some, where Python does not."""
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    text = socket.inet_ntop(family, network.network_address.packed)
+    return f"{text}/{network.prefixlen}"
+
+
+@given(NETWORKS, st.randoms(use_true_random=False), st.data())
+def test_an_honest_guests_networks_match_in_any_order_and_spelling_and_no_others(
+    networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network],
+    random: Random,
+    data: st.DataObject,
+) -> None:
+    config = replace(CONFIG, allowed_ips=tuple(map(str, networks)))
+    seen = [as_wg_writes(network) for network in networks]
+    random.shuffle(seen)
+
+    def said(texts: list[str]) -> str | None:
+        asked = protocol.expected(config)
+        key, endpoint, _, keepalive = asked["wireguard"].split(" ")
+        report = f"{key} {endpoint} {','.join(texts)} {keepalive}"
+        return protocol.mismatch(config, {**asked, "wireguard": report, "routes": ROUTES})
+
+    assert said(seen) is None
+    assert said([*seen, "192.0.2.77/32"]) or "192.0.2.77/32" in seen
+    assert said(seen[1:] or ["(none)"])
+    odd = data.draw(st.text("0123456789abcdef:./%, ", max_size=9))
+    assert said([odd, *seen[1:]]) or odd.strip("0")  # nothing raises
 
 
 @pytest.mark.system

@@ -120,5 +120,49 @@ def test_a_path_too_narrow_for_segments_gets_datagrams() -> None:
     subprocess.run(argv, check=True, timeout=30)
 
 
+ANY_PATH = """
+import fcntl, socket, struct
+from hypothesis import HealthCheck, given, settings, strategies as st
+from wgcell.relay.datagrams import Datagrams
+
+def path(mtu):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        fcntl.ioctl(asked, 0x8922, struct.pack("16si", b"lo", mtu))  # SIOCSIFMTU
+
+SIZES = st.sampled_from([32, 96, 97, 972, 973, 1000, 1252, 1420, 1452])
+SENDS = st.tuples(SIZES, st.integers(1, 5), st.sampled_from([0, 32, 96]))
+STEPS = st.lists(st.one_of(st.sampled_from([600, 1000, 1280, 1500, 65536]), SENDS), max_size=12)
+
+@settings(max_examples=150, deadline=None, database=None, derandomize=True,
+          suppress_health_check=list(HealthCheck))
+@given(STEPS)
+def check(steps):
+    path(65536)
+    with (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint,
+          socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp):
+        endpoint.bind(("127.0.0.1", 0)); endpoint.settimeout(30)
+        udp.connect(endpoint.getsockname())
+        ours = Datagrams(udp)
+        for step in steps:
+            if isinstance(step, int):
+                path(step)
+                continue
+            size, count, last = step
+            lengths = [size] * count + [last] * (0 < last < size)
+            payloads = [memoryview(bytes([n]) * length) for n, length in enumerate(lengths)]
+            ours.send(payloads)
+            assert [endpoint.recv(65536) for _ in payloads] == payloads, (steps, step)
+        assert ours.lost == 0
+
+check()
+"""
+
+
+def test_whatever_the_order_of_sizes_and_paths_each_payload_is_a_datagram() -> None:
+    script = 'ip link set lo up && exec "$0" -c "$1"'
+    argv = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", script]
+    subprocess.run([*argv, sys.executable, ANY_PATH], check=True, timeout=100)
+
+
 def test_the_constants_are_linuxs() -> None:
     assert (datagrams.UDP_SEGMENT, datagrams.UDP_GRO) == (103, 104)  # linux/udp.h

@@ -22,7 +22,7 @@ from wgcell.machine.keeper import keeper
 from wgcell.relay import link
 from wgcell.relay.evidence import CapturedFrame, pcapng
 from wgcell.relay.framing import LONGEST_FRAME, prefixed
-from wgcell.relay.relay import Arrived, Command, Cut, Phase, Relay, Report, Send
+from wgcell.relay.relay import Arrived, Command, Cut, Relay, Report, Send
 from wgcell.relay.session import SessionTable
 from wgcell.relay.verdict import Reason
 from wgcell.wire import wireguard
@@ -41,8 +41,15 @@ def initiation(sender: int) -> bytes:
     return covered + wireguard.mac1(ENDPOINT, covered) + bytes(16)
 
 
-def transport(receiver: int) -> bytes:
-    return b"\x04\0\0\0" + receiver.to_bytes(4, "little") + bytes(24)
+def response(sender: int, receiver: int) -> bytes:
+    covered = b"\x02\0\0\0" + sender.to_bytes(4, "little") + receiver.to_bytes(4, "little")
+    covered += bytes(48)
+    return covered + wireguard.mac1(GUEST, covered) + bytes(16)
+
+
+def transport(receiver: int, counter: int = 0) -> bytes:
+    head = b"\x04\0\0\0" + receiver.to_bytes(4, "little") + counter.to_bytes(8, "little")
+    return head + bytes(16)
 
 
 GOOD = prefixed(frame(initiation(1)))
@@ -51,7 +58,6 @@ ROGUE = prefixed(frame(initiation(2), dst="192.168.1.1"))
 
 def relay() -> Relay:
     made = Relay(SessionTable(GUEST, ENDPOINT, 1420))
-    made.phase = Phase.RUNNING
     return made
 
 
@@ -86,9 +92,8 @@ def test_nothing_behind_a_rogue_frame_passes() -> None:
     assert made.inbound(arrived(b"\x04\0\0\0" + bytes(28)), 1) == []
 
 
-def test_in_stopping_a_rogue_frame_is_dropped_and_counted() -> None:
-    made = relay()
-    made.phase = Phase.STOPPING
+def test_a_lenient_relay_drops_and_counts_a_rogue_frame() -> None:
+    made = Relay(SessionTable(GUEST, ENDPOINT, 1420), lenient=True)
     assert feed(made, ROGUE + GOOD) == [Send([memoryview(initiation(1))])]
     assert made.refused == {"destination_address": 1}
 
@@ -172,10 +177,17 @@ class Process:
             mtu=1420,
         )
         assert [self.event()["event"] for _ in range(2)] == ["begun", "ready"]
-        self.tell("phase", phase="running")
 
     def tell(self, command: str, **fields: Any) -> None:
         self.control.sendall(json.dumps({"command": command, **fields}).encode() + b"\n")
+
+    def renew(self, endpoint: socket.socket, *, met: bool) -> tuple[str, int]:
+        """Another way out, to ``endpoint``; where it comes from."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as fresh:
+            fresh.connect(endpoint.getsockname())
+            words = json.dumps({"command": "renewed", "met": met}).encode() + b"\n"
+            socket.send_fds(self.control, [words], [fresh.fileno()])
+            return fresh.getsockname()
 
     def event(self, *names: str) -> dict[str, Any]:
         while True:
@@ -278,4 +290,53 @@ def test_a_nic_that_does_not_read_holds_the_endpoint_back_and_gets_whole_frames(
     true = [n for n in numbers if n < 2000]
     assert true == sorted(set(true)) and len(true) > 100
     running.tell("quit")
+    running.close()
+
+
+def test_a_fresh_socket_to_another_address_gets_initiations_alone_until_one_is_answered() -> None:
+    """The real process, sealed: the endpoint's name leads elsewhere, and who is there is silent."""
+    running = Process()
+    running.nic.sendall(GOOD)
+    assert running.endpoint.recv(2000) == initiation(1)
+    answer = response(5, 1)
+    running.endpoint.sendto(answer, running.guest_port)
+    assert running.nic.recv(2000) == prefixed(link.wrap(answer))
+    flood = [transport(5, n) for n in range(500)]
+    running.nic.sendall(prefixed(frame(flood[0])))
+    assert running.endpoint.recv(2000) == flood[0]
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.settimeout(10)
+        fresh = running.renew(stranger, met=True)
+        running.nic.sendall(b"".join(prefixed(frame(message)) for message in flood[1:]))
+        running.nic.sendall(b"".join(prefixed(frame(initiation(n))) for n in range(2, 40)))
+        # The burst has one left.
+        assert stranger.recv(2000) == initiation(2)
+        told = running.event("out_of_step")
+        while told["reason"] != "initiation_rate":
+            assert told["reason"] == "peer_left"
+            told = running.event("out_of_step")
+        # He answers: from then on he is the endpoint.
+        stranger.sendto(response(6, 2), fresh)
+        assert running.nic.recv(2000) == prefixed(link.wrap(response(6, 2)))
+        running.nic.sendall(prefixed(frame(transport(6))))
+        assert stranger.recv(2000) == transport(6)
+    running.endpoint.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        running.endpoint.recv(2000)
+    running.close()
+
+
+def test_a_fresh_socket_to_the_same_address_keeps_the_sessions() -> None:
+    running = Process()
+    running.nic.sendall(GOOD)
+    running.endpoint.recv(2000)
+    running.endpoint.sendto(response(5, 1), running.guest_port)
+    running.nic.recv(2000)
+    running.nic.sendall(prefixed(frame(transport(5))))
+    running.endpoint.recv(2000)
+    running.renew(running.endpoint, met=False)
+    running.nic.sendall(prefixed(frame(transport(5, 1))))
+    assert running.endpoint.recv(2000) == transport(5, 1)
     running.close()

@@ -235,9 +235,9 @@ def test_an_exception_behind_the_seal_is_one_line_and_the_end() -> None:
     control.send(json.dumps(CONFIGURE).encode() + b"\n")
     lines = control.makefile()
     assert json.loads(lines.readline())["seal"] is True
-    control.send(b'{"command": "phase", "phase": "no such phase"}\n')
+    control.send(b'{"command": "no such command"}\n')
     said = lines.read()
-    assert "ValueError" in said and "fault" in said
+    assert "LineError" in said and "fault" in said
     assert process.wait(GENEROUS) == 1
     lines.close()
     control.close()

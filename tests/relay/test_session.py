@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from pathlib import Path
 
@@ -254,7 +255,7 @@ def test_what_is_chosen_forgets_what_was_offered_before_but_not_behind() -> None
 def test_previous_current_and_next_are_live_in_a_rekey_and_no_more() -> None:
     made = established()
     for n in range(1, 4):
-        assert made.outbound(initiation(10 + n), 120.0 + n) is None
+        assert made.outbound(initiation(10 + n), 120.0 + 5 * n) is None
         assert made.inbound(response(20 + n, 10 + n), 120.0 + n) is None
         assert made.outbound(transport(20 + n, 0), 120.0 + n) is None
     assert reason(made.outbound(transport(20, 1), 124)) is Reason.UNKNOWN_INDEX
@@ -358,17 +359,128 @@ def test_an_absurd_counter_begins_no_session() -> None:
     assert made.outbound(transport(21, (1 << 32) - 1), 1) is None
 
 
-def test_until_the_endpoint_answers_initiations_come_at_wireguards_own_rate() -> None:
+def initiations(made: SessionTable, times: list[float]) -> list[float]:
+    """When an initiation of the guest's passed, of those that came at ``times``."""
+    found = {at: reason(made.outbound(initiation(900 + n), at)) for n, at in enumerate(times)}
+    assert set(found.values()) <= {None, Reason.INITIATION_RATE}
+    return [at for at, refused in found.items() if refused is None]
+
+
+@pytest.mark.parametrize("state", ["fresh", "answered", "live", "dead", "met"])
+def test_initiations_come_at_wireguards_own_rate_always(state: str) -> None:
+    start = 0.0
     made = table()
-    found = [reason(made.outbound(initiation(n), n / 2)) for n in range(22)]
-    passed = [n / 2 for n, refused in enumerate(found) if refused is None]
-    assert passed == [0, 0.5, 5, 9.5]
-    assert found[2] is Reason.INITIATION_RATE
-    # An answer is one the guest's kernel has taken.
-    made.inbound(response(20, 19), 11)
-    assert reason(made.outbound(initiation(30), 11)) is Reason.INITIATION_RATE
-    made.outbound(transport(20, 0), 11)
-    assert made.outbound(initiation(31), 11) is None
+    if state == "answered":
+        made.outbound(initiation(1), 0)
+        made.inbound(response(20, 1), 0)
+        start = 100.0
+    elif state != "fresh":
+        made = established()
+        start = {"live": 100.0, "dead": 1000.0, "met": 30.0}[state]
+        if state == "met":
+            made.meet()
+    passed = initiations(made, [start + n / 10 for n in range(600)])
+    assert passed[:2] == [start, start + 0.1], "a burst of two"
+    assert len(passed) <= 2 + 60 / 4.5
+    gaps = [later - sooner for sooner, later in itertools.pairwise(passed[1:])]
+    assert min(gaps[1:]) >= 4.5 - 0.2
+    # An honest guest's, one per REKEY_TIMEOUT, pass for good.
+    honest = [start + 100 + 5.0 * n for n in range(200)]
+    assert initiations(made, honest) == honest
+
+
+@given(times=st.lists(st.floats(0, 1000), max_size=200))
+def test_no_order_of_initiations_passes_more_than_the_rate(times: list[float]) -> None:
+    made = established()
+    times = [1000 + at for at in sorted(times)]
+    passed = initiations(made, list(dict.fromkeys(times)))
+    for first in range(len(passed)):
+        for last in range(first, len(passed)):
+            span = passed[last] - passed[first]
+            assert last - first + 1 <= 2 + span * session.INITIATION_RATE + 1e-6
+
+
+# Another endpoint.
+
+
+def met(now: float = 0.0) -> SessionTable:
+    made = established(now)
+    made.inbound(initiation(33, to=GUEST), now)
+    made.outbound(initiation(12), now + 5)
+    made.inbound(response(40, 12), now + 5)
+    made.meet()
+    return made
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        transport(20, 1),
+        transport(40, 0),
+        response(50, 33, to=ENDPOINT),
+        cookie_reply(33),
+        cookie_reply(20),
+    ],
+)
+def test_a_stranger_gets_nothing_that_was_meant_for_another(message: bytes) -> None:
+    made = met()
+    for n in range(1000):
+        assert reason(made.outbound(message, 6 + n / 1000)) is Reason.PEER_LEFT
+
+
+def test_a_stranger_gets_initiations_and_all_else_after_a_handshake_of_the_guests() -> None:
+    made = met()
+    assert made.outbound(initiation(13), 10) is None
+    # He asks, too: but the guest's own comes first.
+    assert made.inbound(initiation(34, to=GUEST), 10) is None
+    assert reason(made.outbound(response(51, 34, to=ENDPOINT), 10)) is Reason.PEER_LEFT
+    assert made.inbound(response(60, 13), 10) is None
+    assert made.outbound(transport(60, 0), 10) is None
+    assert made.handshakes() == []
+    assert made.inbound(transport(13, 0), 11) is None
+    assert made.handshakes() == [Handshake(Side.GUEST)]
+    assert made.inbound(initiation(35, to=GUEST), 12) is None
+    assert made.outbound(response(52, 35, to=ENDPOINT), 12) is None
+    # What is still sent to the one who left is known for that, whenever it comes.
+    assert reason(made.outbound(transport(20, 2), 100)) is Reason.PEER_LEFT
+
+
+def test_an_honest_guest_is_never_rogue_for_the_endpoint_has_moved_again_and_again() -> None:
+    """It sends at full speed under what it believes, for 180 s; a move is 30 s from the last."""
+    made = established()
+    live = [20]
+    for move in range(6):
+        now = 30.0 * (move + 1)
+        made.meet()
+        for n in range(500):
+            for index in live:
+                found = made.outbound(transport(index, 1 + 500 * move + n), now + n / 1000)
+                assert found is not None and not found.rogue
+        guest, endpoint = 100 + move, 200 + move
+        assert made.outbound(initiation(guest), now + 15) is None
+        assert made.inbound(response(endpoint, guest), now + 15) is None
+        assert made.outbound(transport(endpoint, 0), now + 15) is None
+        assert made.inbound(transport(guest, 0), now + 15) is None
+        live = [*live, endpoint][-3:]
+
+
+def test_what_is_remembered_of_those_who_left_is_bounded() -> None:
+    made = table()
+    for move in range(50):
+        for n in range(4):
+            made.outbound(initiation(4 * move + n), 100.0 * move + 5 * n)
+            for k in range(100):
+                made.inbound(response(100 * (4 * move + n) + k, 4 * move + n), 100.0 * move + 5 * n)
+        made.meet()
+    assert len(made._left) == session.LEFT_KEPT
+
+
+def test_a_cookie_of_the_one_who_left_still_explains_a_mac2() -> None:
+    made = table()
+    made.outbound(initiation(10), 0)
+    made.inbound(cookie_reply(10), 0)
+    made.meet()
+    assert made.outbound(initiation(11, mac2=b"m" * 16), 5) is None
 
 
 @pytest.mark.parametrize(

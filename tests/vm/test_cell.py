@@ -303,6 +303,24 @@ def test_first_rogue_frame_of_a_compromised_guest_kills_it(cell: Cell) -> None:
     assert packet[IP].dst == "192.168.1.1"
 
 
+def test_a_rogue_frame_after_exit_0_is_the_outcome_all_the_same(cell: Cell) -> None:
+    """What a compromised guest left behind sends while the results come home."""
+    waits = "import os, sys, time\nwhile os.path.exists('/proc/' + sys.argv[1]): time.sleep(0.05)\n"
+    waits += "exec(open('/work/compromised.py').read())"
+    script = f'python3 -c "{waits}" $$ >/dev/null 2>&1 & head -c 120000000 /dev/zero >big; exit 0'
+    ended = cell(
+        *("--guest-walls", "off", "--input", str(DEMO / "compromised.py"), "--output", "big"),
+        command=["sh", "-c", script],
+    )
+    assert ended.code == 120, ended.stderr
+    assert ended.result["outcome"] == "rogue"
+    assert ended.result["workload_exit_code"] == 0
+    told = [event["event"] for event in ended.events if event["event"] in ("exited", "rogue_frame")]
+    assert told == ["exited", "rogue_frame"]
+    with PcapNgReader(str(ended.folder / "rogue.pcapng")) as frames:
+        assert next(iter(frames))[IP].dst == "192.168.1.1"
+
+
 def test_a_workload_that_runs_too_long(cell: Cell) -> None:
     ended = cell("--timeout", "2s", command=["sleep", "60"])
     assert ended.code == 124

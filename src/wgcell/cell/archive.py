@@ -1,5 +1,7 @@
 """The outputs' tar, from a guest that is assumed hostile, unpacked member by member.
 
+This runs in a process of its own, which is confined to one folder (`wgcell.cell.unpacker`).
+
 Only what wgcell's own guest sends is accepted: busybox tar's GNU format with files, folders,
 symbolic and hard links, and GNU's two headers for long names. A pax header, a sparse map or any
 other kind ends the unpacking at its header, before a byte of it is read: each of them lets a few
@@ -20,17 +22,17 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import BinaryIO
 
 from wgcell.cell.counts import Counted, Counts
 from wgcell.cell.globs import Pattern, components
-from wgcell.errors import ArchiveError, StateError
+from wgcell.errors import ArchiveError
 
-__all__ = ["MOST_MEMBERS", "Unpacked", "unpack"]
+__all__ = ["MOST_MEMBERS", "Reason", "Unpacked", "unpack"]
 
 MOST_MEMBERS = 100_000
 _LONGEST_NAME = 4095
@@ -45,14 +47,33 @@ _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _LONG = {tarfile.GNUTYPE_LONGNAME: "name", tarfile.GNUTYPE_LONGLINK: "linkname"}
 
-OVER_LIMIT = "it goes over the limit of bytes"
-LEADS_OUT = "a link that leads out of the outputs"
-_FILE_SYSTEM = "this machine's file system does not take its name"
+
+class Reason(StrEnum):
+    """Why a member did not come home: all that there are."""
+
+    OVER_LIMIT = "it goes over the limit of bytes"
+    NO_NAME = "a file without a name"
+    UNASKED = "not an output that was asked for"
+    OVERWRITES = "it would overwrite another member"
+    NO_FOLDER = "a file stands where its folder should be"
+    NO_SOURCE = "a hard link to a file that did not come"
+    ABSOLUTE = "an absolute path"
+    ODD = "its name holds control characters, or is not UTF-8"
+    CLIMBS = "its path climbs out with .."
+    TOO_LONG = "its name is too long"
+    TOO_DEEP = "its folders are nested too deeply"
+    FILE_SYSTEM = "this machine's file system does not take its name"
+    # Of what has no content:
+    LEADS_OUT = "a link that leads out of the outputs"
+    CHARACTER_DEVICE = "a character device"
+    BLOCK_DEVICE = "a block device"
+    PIPE = "a named pipe"
+
 
 _LEFT_OUT = {
-    tarfile.CHRTYPE: "a character device",
-    tarfile.BLKTYPE: "a block device",
-    tarfile.FIFOTYPE: "a named pipe",
+    tarfile.CHRTYPE: Reason.CHARACTER_DEVICE,
+    tarfile.BLKTYPE: Reason.BLOCK_DEVICE,
+    tarfile.FIFOTYPE: Reason.PIPE,
 }
 """Kinds without content of their own."""
 _WRITTEN = frozenset(
@@ -92,46 +113,77 @@ class Unpacked:
 
 def unpack(
     stream: BinaryIO,
-    destination: Path,
+    root: int,
     limit_bytes: int,
     limit_members: int = MOST_MEMBERS,
     allowed: Sequence[str | Pattern] = (),
     known_links: frozenset[tuple[str, str]] = frozenset(),
 ) -> Unpacked:
-    """Unpack a tar stream into ``destination``, a folder made here if need be (mode 0700).
+    """Unpack a tar stream into the folder whose descriptor ``root`` is; it stays the caller's.
 
     ``allowed`` are the outputs that were asked for: a member that none of them covers is refused,
     but for the folders above one. ``limit_bytes`` bounds the files' contents, ``limit_members``
     the members. ``known_links`` are pairs of a path and a link's target that need no mention if
     they are refused: links that went into the guest like that.
 
-    The stream is read to its end. Neither its bytes nor an `ArchiveError` that it raises are
-    raised here: they are in what is returned. Raises `StateError` if ``destination`` can't be
-    written, ValueError if a pattern is none.
+    Neither the stream's bytes nor an `ArchiveError` that it raises are raised here: they are in
+    what is returned. Raises OSError if the folder can't be written, ValueError if a pattern is
+    none.
     """
     patterns = [one if isinstance(one, Pattern) else Pattern.parse(one) for one in allowed]
-    try:
-        destination.mkdir(mode=0o700, exist_ok=True)
-        root = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise StateError(f"can't write {destination}: {error.strerror}") from None
-    work = _Unpacking(root, limit_bytes, patterns, known_links)
+    work = _Unpacking(os.dup(root), limit_bytes, patterns, known_links)
     # A member takes at most two long names beside its own header, and padding.
     bounded = _Stream(stream, limit_bytes + limit_members * (3 * _LONGEST_NAME) + 20 * _BLOCK)
     stopped = ""
-    try:
-        for number, header in enumerate(_headers(bounded), start=1):
-            if number > limit_members:
-                raise ArchiveError(f"more than {limit_members} members")
-            work.take(header, bounded)
-        bounded.finish()
-    except ArchiveError as error:
-        stopped = error.message
-    except OSError as error:
-        raise StateError(f"can't write {destination}: {error.strerror or error}") from None
-    finally:
-        work.close()
+    with ExitStack() as folders:
+        folders.callback(work.close)
+        try:
+            for number, header in enumerate(_headers(bounded), start=1):
+                if number > limit_members:
+                    raise ArchiveError(f"more than {limit_members} members")
+                work.take(header, bounded)
+            bounded.finish()
+        except ArchiveError as error:
+            stopped = error.message
     return work.result(stopped)
+
+
+class _Asked:
+    """The outputs that were asked for. A look-up takes no longer the more of them are spelled out;
+    only those with wildcards are gone through."""
+
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self._patterns = patterns
+        self._globs = [one for one in patterns if one.is_glob]
+        self._spelled = {one.parts: one for one in patterns if not one.is_glob}
+        self._above = {parts[:end] for parts in self._spelled for end in range(len(parts))}
+        self._longest = max(map(len, self._spelled), default=0)
+        self._arrived: set[Pattern] = set()
+
+    def covering(self, parts: tuple[str, ...]) -> Iterator[Pattern]:
+        """Each that names ``parts``, or a folder above."""
+        for end in range(min(len(parts), self._longest) + 1):
+            if (one := self._spelled.get(parts[:end])) is not None:
+                yield one
+        for one in self._globs:
+            if one.covers(parts):
+                yield one
+
+    def covers(self, parts: tuple[str, ...]) -> bool:
+        """Whether one names ``parts``, or a folder above."""
+        return next(self.covering(parts), None) is not None
+
+    def leads_to(self, parts: tuple[str, ...]) -> bool:
+        """Whether ``parts`` is a folder above one of them."""
+        return parts in self._above or any(one.leads_to(parts) for one in self._globs)
+
+    def arrived(self, parts: tuple[str, ...]) -> None:
+        """Something came of those that cover ``parts``."""
+        self._arrived.update(self.covering(parts))
+
+    def missing(self) -> Iterator[str]:
+        """Those of which nothing came, as `Pattern` writes them."""
+        return (str(one) for one in self._patterns if one not in self._arrived)
 
 
 class _Stream:
@@ -213,12 +265,20 @@ def _headers(stream: _Stream) -> Iterator[tarfile.TarInfo]:
         yield header
 
 
-class _Refused(Exception):
-    """A member that is not written, for a reason that is one of a few."""
+class _Passed(Exception):
+    """A member that is not written."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
-class _LeftOut(Exception):
-    """A member without content that is not written, for a reason that is one of a few."""
+class _Refused(_Passed):
+    """One with content."""
+
+
+class _LeftOut(_Passed):
+    """One without content of its own."""
 
 
 @dataclass(slots=True)
@@ -251,9 +311,8 @@ class _Unpacking:
     ) -> None:
         self._path = [_Open("", root)]
         self._limit_bytes = limit_bytes
-        self._patterns = patterns
+        self._asked = _Asked(patterns)
         self._known_links = known_links
-        self._arrived: set[Pattern] = set()
         self._files = 0
         self._folders = 0
         self._links = 0
@@ -270,28 +329,28 @@ class _Unpacking:
                 self._write(header, parts, contents)
             except OSError as error:
                 if error.errno in _NO_SUCH_NAME:
-                    raise _Refused(_FILE_SYSTEM) from None
+                    raise _Refused(Reason.FILE_SYSTEM) from None
                 raise
         except _Refused as refused:
-            self._refused.add(str(refused), header.name)
-            if str(refused) == OVER_LIMIT:
+            self._refused.add(refused.reason, header.name)
+            if refused.reason is Reason.OVER_LIMIT:
                 raise ArchiveError("the outputs are larger than their limit") from None
         except _LeftOut as left_out:
             if (header.name, header.linkname) not in self._known_links:
-                self._left_out.add(str(left_out), header.name)
+                self._left_out.add(left_out.reason, header.name)
         else:
-            self._arrived.update(one for one in self._patterns if one.covers(parts))
+            self._asked.arrived(parts)
         for _ in contents:
             pass
 
     def close(self) -> None:
-        """Leave all folders: they get the modes and times that the tar gave them."""
-        while self._path:
-            with suppress(OSError):
-                self._path.pop().close()
+        """Leave all folders: they get the modes and times of the tar. Raises OSError."""
+        with ExitStack() as folders:
+            for folder in self._path:
+                folders.callback(folder.close)
+        self._path.clear()
 
     def result(self, stopped: str) -> Unpacked:
-        missing = (str(one) for one in self._patterns if one not in self._arrived)
         return Unpacked(
             files=self._files,
             folders=self._folders,
@@ -299,7 +358,7 @@ class _Unpacking:
             bytes=self._bytes,
             refusals=tuple(self._refused),
             left_out=tuple(self._left_out),
-            missing=tuple(dict.fromkeys(missing)),
+            missing=tuple(dict.fromkeys(self._asked.missing())),
             stopped=stopped,
         )
 
@@ -308,22 +367,21 @@ class _Unpacking:
         parts = _vetted(header.name)
         header.name = "/".join(parts)
         if not parts and not header.isdir():
-            raise _Refused("a file without a name")
-        if not any(
-            one.covers(parts) or (header.isdir() and one.leads_to(parts)) for one in self._patterns
-        ):
-            raise _Refused("not an output that was asked for")
+            raise _Refused(Reason.NO_NAME)
+        asked = self._asked
+        if not (asked.covers(parts) or (header.isdir() and asked.leads_to(parts))):
+            raise _Refused(Reason.UNASKED)
         if header.type in _LEFT_OUT:
             raise _LeftOut(_LEFT_OUT[header.type])
         if header.issym() and not self._stays(parts, header.linkname):
-            raise _LeftOut(LEADS_OUT)
+            raise _LeftOut(Reason.LEADS_OUT)
         if header.isreg():
             self._afford(header.size)
         return parts
 
     def _afford(self, size: int) -> None:
         if self._bytes + size > self._limit_bytes:
-            raise _Refused(OVER_LIMIT)
+            raise _Refused(Reason.OVER_LIMIT)
 
     def _stays(self, parts: tuple[str, ...], target: str) -> bool:
         """Whether a symbolic link leads to an output, whatever other links are on its way.
@@ -340,7 +398,7 @@ class _Unpacking:
         if ".." in steps[up:] or up > len(parts) - 1 or len(target) > _LONGEST_NAME:
             return False
         leads_to = parts[: len(parts) - 1 - up] + steps[up:]
-        return any(one.covers(leads_to) for one in self._patterns)
+        return self._asked.covers(leads_to)
 
     def _write(
         self, header: tarfile.TarInfo, parts: tuple[str, ...], contents: Iterator[bytes]
@@ -356,7 +414,8 @@ class _Unpacking:
         try:
             if header.issym():
                 os.symlink(header.linkname, name, dir_fd=folder)
-                os.utime(name, (mtime, mtime), dir_fd=folder, follow_symlinks=False)
+                with suppress(PermissionError):  # where nothing may be set by a name
+                    os.utime(name, (mtime, mtime), dir_fd=folder, follow_symlinks=False)
                 self._links += 1
                 return
             if header.islnk():
@@ -366,7 +425,7 @@ class _Unpacking:
                 return
             self._file(folder, name, header.mode, mtime, contents)
         except FileExistsError:
-            raise _Refused("it would overwrite another member") from None
+            raise _Refused(Reason.OVERWRITES) from None
 
     def _file(
         self, folder: int, name: str, mode: int, mtime: int, contents: Iterator[bytes]
@@ -410,7 +469,7 @@ class _Unpacking:
                 raise
         finally:
             os.close(descriptor)
-        raise _Refused("a hard link to a file that did not come")
+        raise _Refused(Reason.NO_SOURCE)
 
     def _enter(self, parts: Sequence[str]) -> int:
         """A descriptor of that folder, made where it is missing. It stays this object's."""
@@ -430,7 +489,7 @@ class _Unpacking:
                     self._folders += 1
                 descriptor = os.open(part, flags, dir_fd=above)
             except NotADirectoryError:
-                raise _Refused("a file stands where its folder should be") from None
+                raise _Refused(Reason.NO_FOLDER) from None
             self._path.append(_Open(part, descriptor))
         return self._path[-1].descriptor
 
@@ -444,15 +503,15 @@ def _is_odd(name: str) -> bool:
 def _vetted(name: str) -> tuple[str, ...]:
     """A member's components, if they may be a path here. Pure. Raises `_Refused`."""
     if name.startswith("/"):
-        raise _Refused("an absolute path")
+        raise _Refused(Reason.ABSOLUTE)
     if _is_odd(name):
-        raise _Refused("its name holds control characters, or is not UTF-8")
+        raise _Refused(Reason.ODD)
     parts = components(name)
     if ".." in parts:
-        raise _Refused("its path climbs out with ..")
+        raise _Refused(Reason.CLIMBS)
     lengths = [len(part) if part.isascii() else len(os.fsencode(part)) for part in parts]
     if sum(lengths) + len(lengths) > _LONGEST_NAME or max(lengths, default=0) > _LONGEST_COMPONENT:
-        raise _Refused("its name is too long")
+        raise _Refused(Reason.TOO_LONG)
     if len(parts) > _DEEPEST:
-        raise _Refused("its folders are nested too deeply")
+        raise _Refused(Reason.TOO_DEEP)
     return parts

@@ -16,16 +16,21 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from wgcell import programs
-from wgcell.errors import LaunchError
+from wgcell.errors import HostError, LaunchError
+from wgcell.gateway import control as gateway_words
 from wgcell.machine.fuse import Fuse
 from wgcell.machine.keeper import die_with_parent, keeper
+from wgcell.relay import control as relay_words
+from wgcell.wire.lines import LineError, Vocabulary
 
 __all__ = ["GatewayProcess", "RelayProcess"]
 
-_LINE_LIMIT = 1 << 20
+_QUITS_WITHIN = 10.0
+"""Seconds that a child has to go when it is asked to; it takes some milliseconds."""
+Word = TypeVar("Word")
 
 # -P: a folder named wgcell where the user happens to stand must never be imported.
 _PYTHON = (sys.executable, "-P", "-m")
@@ -53,12 +58,36 @@ async def _drain(pipe: asyncio.StreamReader) -> None:
         pass
 
 
+async def _word(who: str, reader: asyncio.StreamReader, words: Vocabulary[Word]) -> Word | None:
+    """The next word that a child says; None if it is gone.
+
+    Raises HostError for a line that is none: something in it is not what we have made it.
+    """
+    try:
+        line = await reader.readline()
+    except OSError:
+        return None
+    except ValueError:
+        raise HostError(f"the {who} said a line that is too long") from None
+    if not line.endswith(b"\n"):
+        return None  # its end, perhaps in the middle of a line
+    try:
+        return words.word(line)
+    except LineError as error:
+        raise HostError(f"the {who} said what it may not: {error}") from None
+
+
 async def _can_keep() -> bool:
     """Whether a pid namespace can be made here. Tried, for a relay's own failure tells nothing."""
     quiet = asyncio.subprocess.DEVNULL
     try:
         tried = await asyncio.create_subprocess_exec(
-            *_keeper(), programs.path_of("true"), stdin=quiet, stdout=quiet, stderr=quiet
+            *_keeper(),
+            programs.path_of("true"),
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            env=programs.environment(),
         )
     except FileNotFoundError:
         return False
@@ -83,6 +112,7 @@ async def _begun(
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         pass_fds=(control.fileno(),),
+        env=programs.environment(*programs.PYTHON),
         start_new_session=True,
         preexec_fn=arm,
     )
@@ -128,8 +158,9 @@ class RelayProcess:
     ) -> RelayProcess:
         """Start the relay of ``cell`` between ``nic`` and ``udp``; `configure` makes it work.
 
-        ``nic`` is closed here then. ``udp`` may be connected later, but before `configure`: until
-        then the relay reads neither. ``fuse`` blows at a rogue frame, and when the relay is gone.
+        ``nic`` is closed here then. ``udp`` is where the way out will be: it may be connected
+        later, or replaced; until `configure` the relay reads neither. ``fuse`` blows at a rogue
+        frame, and when the relay is gone.
         ``sealed`` false leaves the seal open: for measuring what it costs, and for no cell.
         """
         ours, theirs = socket.socketpair()
@@ -138,7 +169,7 @@ class RelayProcess:
         nic.close()
         if fuse is not None:
             fuse.hand_over()
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
+        reader, writer = await asyncio.open_connection(sock=ours, limit=relay_words.SAID.longest)
         argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", str(theirs.fileno()), cell)
         with theirs:
             if not sealed:
@@ -152,23 +183,18 @@ class RelayProcess:
             raise LaunchError("the relay did not start", argv=argv, output=begun)
         return cls(begun, {}, False, ours, reader, writer)
 
-    async def configure(self, udp: socket.socket, configuration: Mapping[str, Any]) -> None:
-        """Let it begin, now that its ``udp`` is connected; closed here then.
-
-        Raises LaunchError if it does not say that it is ready.
-        """
-        udp.setblocking(True)
-        udp.close()
-        self.tell("configure", **configuration)
-        line = await asyncio.wait_for(self._reader.readline(), 20)
-        ready = json.loads(line) if line else {}
-        if ready.get("event") != "ready":
+    async def configure(self, configuration: Mapping[str, Any]) -> None:
+        """Let it begin. Raises LaunchError if it does not say that it is ready."""
+        self.tell("configure", **{k: v for k, v in configuration.items() if v is not None})
+        ready = await asyncio.wait_for(self._word(), 20)
+        if not isinstance(ready, relay_words.Ready):
             code = await _end(self.process, 1)
             stderr = await self.process.stderr.read(4096) if self.process.stderr else b""
-            output = (line + stderr).decode("utf-8", "replace")
+            output = "" if ready is None else f"{ready}\n"
+            output += stderr.decode("utf-8", "replace")
             argv = (*_PYTHON, "wgcell.relay")
             raise LaunchError("the relay did not start", argv=argv, exit_code=code, output=output)
-        self.missing, self.sealed = ready["missing"], bool(ready["seal"])
+        self.missing, self.sealed = ready.missing, ready.seal
 
     @classmethod
     async def start(
@@ -182,35 +208,41 @@ class RelayProcess:
     ) -> RelayProcess:
         """`spawn` and `configure` in one, for a ``udp`` that is connected; closed here then."""
         relay = await cls.spawn(nic, udp, fuse=fuse, sealed=sealed)
-        await relay.configure(udp, configuration)
+        udp.setblocking(True)
+        udp.close()
+        await relay.configure(configuration)
         return relay
 
     def tell(self, command: str, **fields: Any) -> None:
         """Send one command; nothing if the relay is gone: its end is a cause by itself."""
+        words = relay_words.TOLD
+        line = words.line(words.made({"command": command, **fields}))
         with contextlib.suppress(OSError, RuntimeError):
-            self._writer.write(json.dumps({"command": command, **fields}).encode() + b"\n")
+            self._writer.write(line)
 
-    def replace_udp(self, fresh: socket.socket) -> None:
-        """Hand over a fresh socket to the endpoint; closed here then."""
+    def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:
+        """Hand over a fresh socket to the endpoint; closed here then.
+
+        ``met``: it leads to another address than before, which has consented. The relay then
+        forgets every session, before it sends anything there.
+        """
         fresh.setblocking(True)
+        line = relay_words.TOLD.line(relay_words.Renewed(met))
         with fresh, contextlib.suppress(OSError):
-            socket.send_fds(self._control, [b'{"command":"renewed"}\n'], [fresh.fileno()])
+            socket.send_fds(self._control, [line], [fresh.fileno()])
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """What the relay reports, until it is gone."""
-        while True:
-            try:
-                line = await self._reader.readline()
-            except (OSError, ValueError):
-                return
-            if not line:
-                return
-            yield json.loads(line)
+    async def _word(self) -> relay_words.Said | None:
+        return await _word("relay", self._reader, relay_words.SAID)
+
+    async def events(self) -> AsyncIterator[relay_words.Said]:
+        """What the relay reports, until it is gone. Raises HostError for what is no word of its."""
+        while (word := await self._word()) is not None:
+            yield word
 
     async def quit(self) -> int:
         """Ask for the last figures and the end; the exit code."""
         self.tell("quit")
-        return await _end(self.process, 2)
+        return await _end(self.process, _QUITS_WITHIN)
 
     def close(self) -> None:
         """Close our end of the control socket."""
@@ -241,48 +273,51 @@ class GatewayProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            limit=_LINE_LIMIT,
+            limit=gateway_words.SAID.longest,
+            env=programs.environment(*programs.PYTHON),
             start_new_session=True,
             preexec_fn=die_with_parent(os.getpid()),
         )
         if process.stdin is None or process.stdout is None or process.stderr is None:
             raise LaunchError("the gateway has no pipes", argv=argv)
         process.stdin.write(json.dumps(configuration).encode() + b"\n")
+        first = _word("gateway", process.stdout, gateway_words.SAID)
         try:
-            line = await asyncio.wait_for(process.stdout.readline(), 30)
+            ready = await asyncio.wait_for(first, 30)
         except BaseException:
             # Cancelled, or too late: nobody else knows of it.
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
             raise
-        ready = json.loads(line) if line else {}
-        if ready.get("event") != "ready":
+        if not isinstance(ready, gateway_words.Ready):
             process.stdin.close()
             code = await _end(process, 1)
-            output = str(ready.get("detail") or (await process.stderr.read(4096)).decode())
+            output = ready.detail if isinstance(ready, gateway_words.Fault) else ""
+            output = output or (await process.stderr.read(4096)).decode("utf-8", "replace")
             raise LaunchError("the gateway did not start", argv=argv, exit_code=code, output=output)
         draining = asyncio.create_task(_drain(process.stderr))
-        where = str(ready["host"]), int(ready["port"])
-        return cls(process, *where, str(ready["engine"]), str(ready["reason"]), draining)
+        return cls(process, ready.host, ready.port, ready.engine, ready.reason, draining)
 
     def apply(self, configuration: Mapping[str, Any]) -> None:
         """Make it another configuration; ``applied`` or ``fault`` is among the next flows."""
         if self.process.stdin is not None:
             self.process.stdin.write(json.dumps(configuration).encode() + b"\n")
 
-    async def flows(self) -> AsyncIterator[dict[str, Any]]:
-        """What the gateway decided, flow by flow, until it is gone."""
-        if self.process.stdout is None:
-            return
-        while line := await self.process.stdout.readline():
-            yield json.loads(line)
+    async def flows(self) -> AsyncIterator[gateway_words.Said]:
+        """What the gateway decided, flow by flow, until it is gone.
+
+        Raises HostError for what is no word of its.
+        """
+        if (stdout := self.process.stdout) is not None:
+            while (word := await _word("gateway", stdout, gateway_words.SAID)) is not None:
+                yield word
 
     async def quit(self) -> int:
         """Close its standard input, which ends it; the exit code."""
         if self.process.stdin is not None:
             self.process.stdin.close()
-        code = await _end(self.process, 2)
+        code = await _end(self.process, _QUITS_WITHIN)
         await self._draining
         return code
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Counted", "Counts", "named", "shown"]
+__all__ = ["EXAMPLES", "LONGEST_EXAMPLE", "Counted", "Counts", "named", "shown"]
 
-_EXAMPLES = 3
+EXAMPLES = 3
 """Files named for each reason; the others are only counted."""
 _LONGEST_SHOWN = 400
+LONGEST_EXAMPLE = 10 * _LONGEST_SHOWN
+"""Characters of a name as `shown` has it: each may be spelled as ``\\U0010ffff``."""
 
 
 def shown(name: str) -> str:
@@ -55,7 +57,7 @@ class Counts:
     def add(self, reason: str, name: str) -> None:
         """One more file with this reason."""
         count, examples = self._counts.get(reason, (0, []))
-        if len(examples) < _EXAMPLES:
+        if len(examples) < EXAMPLES:
             examples.append(shown(name))
         self._counts[reason] = (count + 1, examples)
 

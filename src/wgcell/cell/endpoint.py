@@ -7,7 +7,6 @@ dress it comes, unless the provider listed it.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import socket
 import subprocess
@@ -15,6 +14,9 @@ from collections.abc import Iterable, Sequence
 
 from wgcell import programs
 from wgcell.errors import EndpointError, HostError
+from wgcell.net import addresses
+from wgcell.net.addresses import Address, Network
+from wgcell.net.special import plain_forms, special
 
 __all__ = [
     "connect",
@@ -23,48 +25,13 @@ __all__ = [
     "path_mtu",
     "plain_forms",
     "resolve",
+    "shown",
     "tunnel_mtu",
     "unconnected",
     "vet",
+    "vetted",
 ]
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-# The first match gives the reason, so narrow ranges stand before the wide ones around them.
-_REFUSED: tuple[tuple[Network, str], ...] = tuple(
-    (ipaddress.ip_network(text), reason)
-    for text, reason in (
-        ("0.0.0.0/32", "unspecified"),
-        ("0.0.0.0/8", "reserved (this network, RFC 791)"),
-        ("10.0.0.0/8", "private (RFC 1918)"),
-        ("100.64.0.0/10", "shared address space (CGNAT, RFC 6598)"),
-        ("127.0.0.0/8", "loopback"),
-        ("169.254.0.0/16", "link-local"),
-        ("172.16.0.0/12", "private (RFC 1918)"),
-        ("192.0.0.0/24", "reserved (IETF protocol assignments)"),
-        ("192.0.2.0/24", "reserved (documentation)"),
-        ("192.88.99.0/24", "reserved (6to4 relay)"),
-        ("192.168.0.0/16", "private (RFC 1918)"),
-        ("198.18.0.0/15", "reserved (benchmarking)"),
-        ("198.51.100.0/24", "reserved (documentation)"),
-        ("203.0.113.0/24", "reserved (documentation)"),
-        ("224.0.0.0/4", "multicast"),
-        ("255.255.255.255/32", "broadcast"),
-        ("240.0.0.0/4", "reserved"),
-        ("::/128", "unspecified"),
-        ("::1/128", "loopback"),
-        ("::/96", "reserved (IPv4-compatible)"),
-        ("64:ff9b:1::/48", "private (local NAT64)"),
-        ("100::/64", "reserved (discard)"),
-        ("2001:db8::/32", "reserved (documentation)"),
-        ("2001::/32", "reserved (Teredo)"),
-        ("fc00::/7", "private (unique local)"),
-        ("fe80::/10", "link-local"),
-        ("fec0::/10", "private (site-local)"),
-        ("ff00::/8", "multicast"),
-    )
-)
 # linux/in.h, linux/in6.h; Python's socket names neither.
 _IP_MTU = 14
 _IPV6_MTU = 24
@@ -72,20 +39,17 @@ _OUTER = {4: 20, 6: 40}
 _UDP_HEADER = 8
 # Header, counter and tag of a transport message (WireGuard paper, section 5.4.6).
 _TRANSPORT_OVERHEAD = 32
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_COMPATIBLE = ipaddress.IPv6Network("::/96")
 _MEND = "if you trust it: --allow-endpoint {address}, or allow_endpoints in the provider's config"
 
 
 def resolve(host: str, port: int) -> tuple[Address, ...]:
-    """Every address of ``host`` (a name or an address), IPv4 first, in the resolver's order.
+    """Every address of ``host`` (a name or an address), in the resolver's order, which is that of
+    RFC 6724: where this machine has no IPv4, IPv6 comes first.
 
     Blocks while it asks. Raises `EndpointError` if there is none.
     """
-    try:
-        return (ipaddress.ip_address(host),)
-    except ValueError:
-        pass
+    if addresses.is_address(host):
+        return (addresses.address(host),)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
@@ -93,21 +57,33 @@ def resolve(host: str, port: int) -> tuple[Address, ...]:
             f"the endpoint {host!r} does not resolve: {error}",
             mend="check Endpoint in the VPN configuration, and this machine's DNS",
         ) from None
-    addresses = [ipaddress.ip_address(str(entry[4][0])) for entry in found]
-    unique = dict.fromkeys(addresses)
+    unique = dict.fromkeys(addresses.address(str(entry[4][0])) for entry in found)
     if not unique:
         raise EndpointError(f"the endpoint {host!r} has no address")
-    return tuple(sorted(unique, key=lambda address: address.version))
+    return tuple(unique)
 
 
-def plain_forms(address: Address) -> tuple[Address, ...]:
-    """``address``, and the IPv4 address it carries: mapped, compatible, 6to4, NAT64."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return (address,)
-    inner = address.ipv4_mapped or address.sixtofour
-    if inner is None and (address in _NAT64 or (address in _COMPATIBLE and int(address) > 1)):
-        inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return (address,) if inner is None else (address, inner)
+def vetted(
+    addresses: Sequence[Address],
+    port: int,
+    allow: Sequence[Network] = (),
+    host_networks: Sequence[Network] = (),
+) -> tuple[Address, ...]:
+    """Those of ``addresses`` that `vet` lets pass, in their order.
+
+    Raises `EndpointError`, the first one's, if there is none.
+    """
+    refusals: list[EndpointError] = []
+    passed: list[Address] = []
+    for address in addresses:
+        try:
+            vet(address, port, allow, host_networks)
+            passed.append(address)
+        except EndpointError as error:
+            refusals.append(error)
+    if not passed:
+        raise refusals[0] if refusals else EndpointError("the endpoint has no address")
+    return tuple(passed)
 
 
 def vet(
@@ -132,9 +108,9 @@ def vet(
     mend = _MEND.format(address=f"{address}/{address.max_prefixlen}")
     for form in plain_forms(address):
         shown = str(address) if form == address else f"{address} (which carries {form})"
-        for network, reason in _REFUSED:
-            if form in network:
-                raise EndpointError(f"the endpoint {shown} is {reason}", mend=mend)
+        row = special(form)
+        if row is not None and (row.carries is None or form != address):
+            raise EndpointError(f"the endpoint {shown} is {row.reason}", mend=mend)
         for network in host_networks:
             if form in network:
                 whose = "this host's own" if network.num_addresses == 1 else "in this host's LAN"
@@ -167,7 +143,7 @@ def parse_networks(texts: Iterable[str], source: str) -> tuple[Network, ...]:
     networks: list[Network] = []
     for text in texts:
         try:
-            networks.append(ipaddress.ip_network(text.strip()))
+            networks.append(addresses.network(text.strip()))
         except ValueError as error:
             raise EndpointError(
                 f"{source}: {error}; allowed: an address or CIDR such as 203.0.113.7/32"
@@ -187,6 +163,7 @@ def host_networks() -> tuple[Network, ...]:
             check=True,
             timeout=10,
             text=True,
+            env=programs.environment(),
         )
         return networks_of(json.loads(run.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
@@ -203,13 +180,18 @@ def networks_of(links: object) -> tuple[Network, ...]:
         for entry in link.get("addr_info", []) if isinstance(link, dict) else []:
             if "local" not in entry:
                 continue
-            address = ipaddress.ip_address(entry["local"])
-            own.append(ipaddress.ip_network(address))
+            address = addresses.address(entry["local"])
+            own.append(addresses.only(address))
             length = int(entry.get("prefixlen", address.max_prefixlen))
             # A point-to-point address names the far side; that is a neighbour, too.
             peer = entry.get("address", entry["local"])
-            around.append(ipaddress.ip_network(f"{peer}/{length}", strict=False))
+            around.append(addresses.network(f"{peer}/{length}", strict=False))
     return tuple(dict.fromkeys([*own, *(net for net in around if net.prefixlen > 0)]))
+
+
+def shown(address: Address, port: int) -> str:
+    """``address:port``, with the brackets that IPv6 wants (RFC 3986, section 3.2.2)."""
+    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
 def unconnected(version: int) -> socket.socket:

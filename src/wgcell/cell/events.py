@@ -1,7 +1,9 @@
 """The cell's record: one JSON object a line, each holding the SHA-256 of the line before.
 
 A line is on the disk before anyone is told of it, so what a user has seen is what an auditor will
-find, whatever died in between. The chain shows that no line was changed, taken out or put in; it
+find, whatever died in between. Events that others can cause at will (`EventLog.chatter`) are
+written before they are told, and on the disk `SYNC_EVERY` seconds later: no flood of them waits for
+the disk line by line. The chain shows that no line was changed, taken out or put in; it
 can't show that lines were cut off the end, nor stop one who rewrites the whole file.
 
 Every line has the cell's id, the first one also its folder. Whoever is told of a line gets its very
@@ -16,11 +18,12 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from wgcell.cell.listening import Ceiling, Told
 from wgcell.errors import StateError
 
 __all__ = ["GENESIS", "Event", "EventLog", "broken_link", "first_bad"]
@@ -28,11 +31,10 @@ __all__ = ["GENESIS", "Event", "EventLog", "broken_link", "first_bad"]
 GENESIS = "0" * 64
 """``prev`` of the first line."""
 
-CHATTER_BURST = 200
-CHATTER_RATE = 5.0
-CHATTER_MOST = 50_000
-"""Events that the guest can cause at will: so many at once, then so many a second, so many in all.
-Each is a flush to disk, and a guest must neither fill the disk nor hold up who watches it."""
+SYNC_EVERY = 1.0
+"""Seconds after which what was written is on the disk."""
+_AROUND = 300
+"""Bytes of a line around an event's own fields, and more: the folder's name is not longer."""
 
 
 def _digest(line: bytes) -> str:
@@ -51,7 +53,12 @@ class EventLog:
     The file lies in the cell's folder, whose name is the cell's id.
     """
 
-    def __init__(self, path: Path, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tell: Callable[[Event], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
@@ -61,33 +68,65 @@ class EventLog:
         self._seq = 0
         self._size = 0
         self._prev = GENESIS
-        self._tokens = float(CHATTER_BURST)
-        self._filled = time.monotonic()
-        self._chatter = 0
+        self._clock = clock
+        self._synced = clock()
+        self._dirty = False
+        self._ceiling = Ceiling()
         self._unlogged: Counter[str] = Counter()
 
     def chatter(self, event: str, **fields: Any) -> bool:
-        """`append` for what the guest can cause at will; False if it was only counted."""
-        now = time.monotonic()
-        self._tokens = min(CHATTER_BURST, self._tokens + (now - self._filled) * CHATTER_RATE)
-        self._filled = now
-        if self._tokens < 1 or self._chatter >= CHATTER_MOST:
-            self._unlogged[event] += 1
-            return False
-        self._tokens -= 1
-        self._chatter += 1
-        self._tell_unlogged()
-        self.append(event, **fields)
-        return True
+        """`append` for what a guest, a relay or a gateway can cause at will.
 
-    def _tell_unlogged(self) -> None:
+        Bounded by a `Ceiling`; False if it was only counted.
+        """
+        first = self._ceiling.first(event)
+        told = self._admitted(event, fields)
+        if told is not Told.YES:
+            self._unlogged[event] += 1
+            if told is Told.FULL:
+                self.append("log_full", bytes=self._ceiling.most)
+            return False
         if self._unlogged:
             counts = dict(self._unlogged)
+            if self._admitted("unlogged", {"counts": counts}) is Told.YES:
+                self._unlogged.clear()
+                self._write("unlogged", {"counts": counts}, sync=False)
+        self._write(event, fields, sync=first or self._clock() - self._synced >= SYNC_EVERY)
+        return True
+
+    def tell_unlogged(self) -> None:
+        """Write down how many events were only counted, if any were. Raises StateError."""
+        if self._unlogged:
+            self.append("unlogged", counts=dict(self._unlogged))
             self._unlogged.clear()
-            self.append("unlogged", counts=counts)
+
+    def _admitted(self, event: str, fields: Mapping[str, Any]) -> Told:
+        size = len(json.dumps(fields, default=str)) + _AROUND
+        return self._ceiling.admit(event, size, self._clock())
 
     def append(self, event: str, **fields: Any) -> None:
         """Write one event. Raises StateError when the disk is full or read-only."""
+        self._write(event, fields, sync=True)
+
+    def settle(self) -> None:
+        """Have on the disk what was written. Raises StateError."""
+        if self._dirty:
+            try:
+                self._sync()
+            except OSError as error:
+                raise self._failed(error) from error
+
+    def _sync(self) -> None:
+        os.fdatasync(self._fd)
+        self._synced, self._dirty = self._clock(), False
+
+    def _failed(self, error: OSError) -> StateError:
+        return StateError(
+            f"{self._path}: {error.strerror}",
+            mend="free some space, or choose another folder with --state-dir",
+        )
+
+    def _write(self, event: str, fields: Mapping[str, Any], *, sync: bool) -> None:
         entry = Event(
             seq=self._seq,
             time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -102,15 +141,14 @@ class EventLog:
             whole = line + b"\n"
             if os.write(self._fd, whole) != len(whole):
                 raise OSError(28, "No space left on device")
-            os.fdatasync(self._fd)
+            self._dirty = True
+            if sync:
+                self._sync()
         except OSError as error:
             # Half a line would take the next one's beginning; none is better.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size)
-            raise StateError(
-                f"{self._path}: {error.strerror}",
-                mend="free some space, or choose another folder with --state-dir",
-            ) from error
+            raise self._failed(error) from error
         self._size += len(whole)
         self._seq += 1
         self._prev = _digest(line)
@@ -119,7 +157,8 @@ class EventLog:
     def close(self) -> None:
         """Close the file; nothing may be appended after."""
         with contextlib.suppress(StateError):
-            self._tell_unlogged()
+            self.tell_unlogged()
+            self.settle()
         os.close(self._fd)
 
 

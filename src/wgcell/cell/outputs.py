@@ -1,9 +1,9 @@
 """Outputs, from the guest's tar to where the person who asked for them looks.
 
-They are unpacked in the cell's folder first (`receive`). Those that were asked for at the terminal
-then move to the folder they were asked from (`land`), those of a folder in `--sync` to that folder
-(`sync`); those that only a job file names stay in the cell's folder. `verdict` says whether all is
-there that was asked for.
+They are unpacked in the cell's folder first (`wgcell.cell.unpacking`). Those that were asked for
+at the terminal then move to the folder they were asked from (`land`), those of a folder in `--sync`
+to that folder (`sync`); those that only a job file names stay in the cell's folder. `verdict` says
+whether all is there that was asked for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from wgcell.cell import archive, changes
+from wgcell.cell import changes
 from wgcell.cell.archive import Unpacked
 from wgcell.cell.changes import Action, Plan
 from wgcell.cell.counts import Counted, shown
@@ -23,24 +22,10 @@ from wgcell.cell.globs import Pattern, components
 from wgcell.cell.inputs import Seen
 from wgcell.errors import JobError, StateError
 
-__all__ = ["Landed", "check", "land", "receive", "summary", "sync", "verdict"]
+__all__ = ["Landed", "check", "land", "summary", "sync", "verdict"]
 
-_BYTES_PER_INODE = 16384
-"""mke2fs's: how many files the guest's scratch disk can hold at all."""
 _MOST_NAMED = 10
 _Parts = tuple[str, ...]
-
-
-def receive(
-    stream: BinaryIO,
-    destination: Path,
-    asked: Sequence[str],
-    disk: int,
-    known_links: frozenset[tuple[str, str]] = frozenset(),
-) -> Unpacked:
-    """Unpack what a guest with a scratch disk of ``disk`` bytes sends. Raises as `unpack` does."""
-    members = min(max(archive.MOST_MEMBERS, disk // _BYTES_PER_INODE), 10 * archive.MOST_MEMBERS)
-    return archive.unpack(stream, destination, disk, members, asked, known_links)
 
 
 def verdict(unpacked: Unpacked, asked: Sequence[str]) -> str | None:

@@ -20,7 +20,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -43,6 +42,7 @@ from wgcell.cell.schema import Fault, Invalid, validated
 from wgcell.display import one_line
 from wgcell.errors import EndpointError, JobError
 from wgcell.home import home
+from wgcell.net.addresses import Network
 
 __all__ = [
     "Ceilings",
@@ -52,8 +52,6 @@ __all__ = [
     "config_path",
     "load_provider",
 ]
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class GatewayEngine(Enum):

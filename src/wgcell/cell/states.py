@@ -168,10 +168,11 @@ TRANSITIONS: Mapping[State, Mapping[Cause, Step]] = MappingProxyType(
             Cause.CANCEL: Step(State.TERMINATING),
             Cause.GRACE_IS_OVER: Step(State.ENDED),
         },
-        # The workload has ended. A rogue frame is dropped and counted by the relay and is no cause
-        # here any more; nor is the machine's death, for what it still owes says what that means.
+        # The workload has ended. The machine's death is no cause here any more: what it still owes
+        # says what that means.
         State.STOPPING: {
             **_ANYWHERE,
+            Cause.ROGUE_FRAME: _end(Outcome.ROGUE),
             Cause.RESULTS_HOME: Step(State.ENDED),
             Cause.RESULTS_MISSING: _end(Outcome.INCOMPLETE),
             Cause.RESULTS_LOST: _end(Outcome.GUEST_FAULT),

@@ -15,14 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import io
 import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO, cast
 
-from wgcell.cell.archive import Unpacked
 from wgcell.cell.folder import CappedLog
 from wgcell.errors import GuestError, WgcellError
 
@@ -118,11 +115,13 @@ class Stream:
                     self.delivered += len(data)
                     self._tell(self._heard)
         finally:
+            try:
+                self._log.close()
+            except OSError as error:  # a network's file system may say only now that it is full
+                self.failure = self.failure or error
             self.ended = True
             self._tell(self._over.set)
             self._tell(self._heard)
-            with contextlib.suppress(OSError):
-                self._log.close()
 
     def _deliver(self, data: bytes) -> None:
         if self.given_up:
@@ -156,10 +155,10 @@ def _received(port: socket.socket) -> bytes:
         return b""
 
 
-class ArrivingOutputs(io.RawIOBase):
-    """The tar of the outputs as it arrives: a stream to read that ends where the guest said.
+class ArrivingOutputs:
+    """The tar of the outputs as it arrives, handed on as it comes, up to where the guest said.
 
-    `unpacked` reads it all, in a thread; meanwhile the event loop may call `state`.
+    `carry` does it, in a thread; meanwhile the event loop may call `state`.
     """
 
     def __init__(self, port: socket.socket) -> None:
@@ -170,10 +169,6 @@ class ArrivingOutputs(io.RawIOBase):
         self._sha256 = ""
         self.received = 0
         self.moved = time.monotonic()
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
 
     def state(self, size: int, sha256: str) -> None:
         """The guest's word: the tar has ``size`` bytes, and that SHA-256 (hexadecimal)."""
@@ -186,30 +181,33 @@ class ArrivingOutputs(io.RawIOBase):
             with contextlib.suppress(OSError):
                 self._port.shutdown(socket.SHUT_RD)
 
-    def readinto(self, buffer: Any) -> int:
-        """As io.RawIOBase has it; 0 at the end that the guest stated, or when QEMU is gone."""
-        if self._size is not None and self.received >= self._size:
-            return 0
-        try:
-            count = self._port.recv_into(buffer)
-        except OSError:
-            return 0
-        self._digest.update(memoryview(buffer)[:count])
-        self.received += count
-        self.moved = time.monotonic()
-        return count
+    def carry(self, take: Callable[[memoryview], None]) -> None:
+        """Give ``take`` each piece, until all has come; whether ``take`` wants it or not.
 
-    def unpacked(self, unpack: Callable[[BinaryIO], Unpacked]) -> Unpacked:
-        """What ``unpack`` makes of the stream, once all of it has come and is what was stated.
-
-        Raises GuestError if it is not.
+        Raises GuestError if what came is not what was stated.
         """
-        with self._port, io.BufferedReader(self, _TAR_BUFFER) as whole:
-            result = unpack(cast(BinaryIO, whole))
-            while whole.read(_TAR_BUFFER):
-                pass
+        buffer = memoryview(bytearray(_TAR_BUFFER))
+        with self._port:
+            while piece := self._piece(buffer):
+                self._digest.update(piece)
+                self.received += len(piece)
+                self.moved = time.monotonic()
+                take(piece)
+                self.moved = time.monotonic()
         self._check()
-        return result
+
+    def close(self) -> None:
+        """Close the port, of which nothing was carried."""
+        self._port.close()
+
+    def _piece(self, buffer: memoryview) -> memoryview:
+        """The next bytes; none at the end that the guest stated, or when QEMU is gone."""
+        if self._size is not None and self.received >= self._size:
+            return buffer[:0]
+        try:
+            return buffer[: self._port.recv_into(buffer)]
+        except OSError:
+            return buffer[:0]
 
     def _check(self) -> None:
         if self._size is None:

@@ -20,29 +20,24 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv6Address,
-    IPv6Interface,
-    ip_address,
-    ip_interface,
-    ip_network,
-)
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.cell import archive, consent, endpoint, outputs
+from wgcell.cell import archive, consent, endpoint, listening, outputs, probe, renewal
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
+from wgcell.cell.ending import EndStep, in_thread, run_all, words
 from wgcell.cell.events import Event, EventLog
 from wgcell.cell.folder import CappedLog, Folder
 from wgcell.cell.inputs import pack
 from wgcell.cell.job import GatewayAsked, Job, OnRogue
-from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State, settled, step
+from wgcell.cell.renewal import Renewal
+from wgcell.cell.states import EXIT_CODES, TRANSITIONS, Cause, Outcome, State, settled, step
 from wgcell.cell.streams import ArrivingOutputs, Sink, Stream
+from wgcell.cell.unpacking import Unpacking
 from wgcell.cell.vouched import file_digest, job_digests, record_digests
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.errors import (
@@ -51,8 +46,10 @@ from wgcell.errors import (
     GuestError,
     HostError,
     LaunchError,
+    StateError,
     WgcellError,
 )
+from wgcell.gateway import control as gateway_words
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.guest import protocol
 from wgcell.guest.walls import Wall
@@ -64,6 +61,8 @@ from wgcell.machine.boot import Boot
 from wgcell.machine.fuse import Fuse
 from wgcell.machine.jail import Jail, find_jail
 from wgcell.machine.process import KVM_DEVICE, Machine, find_qemu
+from wgcell.net.addresses import Address
+from wgcell.relay import control as said
 from wgcell.relay import evidence, link
 from wgcell.relay.seal import unprivileged_id
 
@@ -85,10 +84,6 @@ CLOCK_INTERVAL = 60.0
 CLOCK_JUMP = 0.5
 """Seconds between two words to the guest about the time; and by how much this host's clock must
 have jumped against CLOCK_MONOTONIC, by a suspend or a step, for one at once."""
-
-RENEW_LOOK = 2.0
-RENEW_AGAIN = 30.0
-"""Seconds between looks at the way to the endpoint, and between sockets for the same way."""
 
 RESULTS_STALL = 60.0
 """Seconds in which no byte of what the guest still owes arrives, or the results are lost."""
@@ -113,9 +108,20 @@ EMBEDDED_HOST = "127.0.0.1"
 EMBEDDED_GATEWAY = "10.99.0.1"
 EMBEDDED_GUEST = "10.99.0.2/32"
 
-_LINE_LIMIT = 64 * 1024
+UNPACKED_WITHIN = 45.0
+"""Seconds that the unpacking of the outputs may go on after the last byte that came."""
+
+DIGESTED_AT_LEAST = 20 << 20
+"""Bytes a second of the outputs that a disk lets us read, at the least."""
+
+_EVEN_NOW = (Cause.HOST_FAULTED, Cause.OUTPUT_FAILED, Cause.ROGUE_FRAME)
+"""What counts although the cell has ended: it is about what happened before."""
+
+_LINE_LIMIT = protocol.LONGEST_LINE
 _LOOK = 0.25
 """Seconds between two looks at a workload that was killed."""
+_SHOWN = 16 * 1024
+"""Characters of each of a guest's wrong reports that are kept."""
 _PORTS = ("control", *protocol.STREAMS, "files")
 
 
@@ -123,7 +129,8 @@ _PORTS = ("control", *protocol.STREAMS, "files")
 class Surroundings:
     """What the host gives a cell: everything that the job itself does not say.
 
-    ``vpn`` is None for the embedded gateway. ``address`` and ``port`` are the vetted endpoint's.
+    ``vpn`` is None for the embedded gateway, which has no ``addresses``: those are its endpoint's,
+    vetted, in the order in which they are to be tried.
     """
 
     folder: Folder
@@ -131,15 +138,15 @@ class Surroundings:
     accelerator: Accelerator
     accelerator_reason: str
     vpn: VpnConfig | None
-    address: str
-    port: int
+    addresses: tuple[Address, ...] = ()
     require_walls: bool = False
     gateway_engine: str = "auto"
     """Of a gateway of the cell's own: ``auto``, ``namespace`` or ``embedded``."""
     known_links: frozenset[tuple[str, str]] = frozenset()
     """Links among the inputs that lead out, by path and target: no news if they come back."""
-    vet_again: Callable[[], str] | None = None
-    """Resolves the endpoint's name anew and vets the address. Raises EndpointError."""
+    vet_again: Callable[[], tuple[Address, ...]] | None = None
+    """Resolves the endpoint's name anew and vets its addresses, as the start did. Raises
+    EndpointError if none may be an endpoint."""
 
 
 @dataclass(slots=True)
@@ -167,6 +174,8 @@ class _Seen:
     reader_waited: float = 0.0
     """Seconds, since then, in which only our own reader was waited for."""
     reports: dict[str, str] = field(default_factory=dict)
+    judged: dict[str, str] = field(default_factory=dict)
+    """The reports as they were when they were last compared with what was asked."""
     exit_code: int | None = None
     drops: int = 0
     last_valid: float = 0.0
@@ -204,7 +213,7 @@ class Supervisor:
         self._around = around
         self._sinks = {"stdout": stdout, "stderr": stderr}
         self._log = EventLog(around.folder.path / "events.jsonl", tell)
-        self._causes: asyncio.Queue[tuple[Cause, str]] = asyncio.Queue()
+        self._causes = listening.Causes()
         self._state = State.PREPARING
         self._outcome: Outcome | None = None
         self._reason = ""
@@ -230,6 +239,15 @@ class Supervisor:
         self._diagnostics = CappedLog(around.folder.path / "diagnostics.log", 1 << 20)
         self._config: protocol.GuestConfig | None = None
         self._started = time.monotonic()
+        # Of the end.
+        self._following_relay: asyncio.Task[None] | None = None
+        self._came: dict[str, Any] | None = None
+        self._unpacked_without: Mapping[str, str] = {}
+        self._failures: list[str] = []
+        """Steps of the end that failed, and why."""
+        self._records: dict[str, Any] = {"files": {}, "outputs": None}
+        self._result_written = False
+        self._unrecorded: StateError | None = None
 
     # What others may ask of a running cell.
 
@@ -275,7 +293,7 @@ class Supervisor:
     # Causes in, actions out.
 
     def _cause(self, cause: Cause, reason: str = "") -> None:
-        self._causes.put_nowait((cause, reason))
+        self._causes.put(cause, reason)
 
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         """Run ``work``; if it fails, that is a cause and not a lost traceback."""
@@ -311,7 +329,8 @@ class Supervisor:
                 self._log.append("frozen", reason=reason)
                 await self._until_stopped_or_dead(self._machine)
             # First the machine, then the words about it, which wait for the disk.
-            await self._kill(self._machine)
+            with contextlib.suppress(HostError):  # the end tries again, and says so
+                await self._kill(self._machine)
         if taken.state is not self._state:
             self._enter_state(taken.state, reason)
 
@@ -337,8 +356,6 @@ class Supervisor:
     def _enter_state(self, state: State, reason: str = "") -> None:
         self._state = state
         self._seen.phases[state.value] = round(time.monotonic() - self._started, 3)
-        if self._relay is not None and state in (State.VERIFYING, State.RUNNING, State.STOPPING):
-            self._relay.tell("phase", phase=state.value)
         self._log.append("state", state=state.value, **({"reason": reason} if reason else {}))
         if state is State.RUNNING:
             self._release()
@@ -347,6 +364,9 @@ class Supervisor:
         if state is State.STOPPING:
             self._seen.stopping_since = self._seen.stood_still = time.monotonic()
             self._seen.came_before = self._received()
+            if self._arriving is not None:
+                self._unpacking = asyncio.ensure_future(self._unpack(self._arriving))
+                self._spawn(self._follow_outputs(self._unpacking), "the outputs")
             self._check_home()
 
     # The walk: prepare, ask for consent, boot. What follows is driven by what is seen.
@@ -358,9 +378,9 @@ class Supervisor:
         around = self._around
         self._bound()  # while there is nobody but us
         ours, theirs = _socketpairs("nic", "qmp", "console", *_PORTS)
-        udp = endpoint.unconnected(ip_address(around.address or EMBEDDED_HOST).version)
+        udp = endpoint.unconnected(4)  # the relay's, until there is one to who has consented
         try:
-            (vpn, address, port), _, _ = await _together(
+            vpn, _, _ = await _together(
                 self._tunnel(),
                 self._relay_of(ours.pop("nic"), udp),
                 self._machine_of(theirs, ours.pop("qmp")),
@@ -369,22 +389,17 @@ class Supervisor:
                 self._log.append("inputs", **self._seen.inputs)
             self._log.append("prepared", inputs=len(self._job.inputs), jail=self._jailed)
             self._cause(Cause.PREPARED)
-            endpoint.connect(ip_address(address), port, udp)
-            self._log.append("consent_asked", endpoint=f"{address}:{port}")
-            await consent.obtain(udp, vpn.private_key, vpn.peer_public_key, vpn.preshared_key)
-            self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
-            fit = partial(
-                endpoint.tunnel_mtu,
-                version=ip_address(address).version,
-                most=vpn.mtu,
-                carries_ipv6=any(inside.version == 6 for inside in vpn.addresses),
-            )
-            self._seen.mtu = fit(endpoint.path_mtu(udp))
+            address, own = await self._consenting(vpn)
+        finally:
+            udp.close()
+        self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
+        self._seen.mtu = _fitting(vpn, address, endpoint.path_mtu(own))
+        way = Renewal(address, str(own.getsockname()[0]), time.monotonic())
+        with own:
             relay, machine = self._relay, self._machine
             if relay is None or machine is None:
                 raise HostError("the cell ended while it was being prepared")
             await relay.configure(
-                udp,
                 {
                     "guest_public_key": b64(consent.public_key(vpn.private_key)),
                     "endpoint_public_key": b64(vpn.peer_public_key),
@@ -393,10 +408,8 @@ class Supervisor:
                     "quota": self._job.quota,
                 },
             )
-        finally:
-            udp.close()
-        relay.tell("phase", phase="booting")
-        self._spawn(self._follow_relay(relay), "the relay's reports")
+            relay.replace_udp(own, met=False)
+        self._following_relay = self._spawn(self._follow_relay(relay), "the relay's reports")
         self._log.append("walls", **self._host_walls())
         self._require_walls(relay.sealed)
         self._config = self._guest_config(vpn)
@@ -417,14 +430,12 @@ class Supervisor:
             stream.carry(ours[name])
         if self._job.outputs:
             self._arriving = ArrivingOutputs(ours["files"])
-            self._unpacking = asyncio.ensure_future(asyncio.to_thread(self._unpack, self._arriving))
-            self._spawn(self._follow_outputs(self._unpacking), "the outputs")
         else:
             ours["files"].close()
         self._spawn(self._follow_guest(ours["control"]), "the guest's reports")
         await machine.go()
         self._spawn(self._watch(), "the watch")
-        self._spawn(self._follow_network(relay, address, port, fit), "the network's changes")
+        self._spawn(self._follow_network(relay, vpn, way), "the network's changes")
 
     def _bound(self) -> None:
         """A cgroup for QEMU, where one can be had; resource limits it has in any case."""
@@ -498,11 +509,27 @@ class Supervisor:
                 mend="wgcell doctor names what mends each",
             )
 
-    async def _tunnel(self) -> tuple[VpnConfig, str, int]:
-        """The tunnel to use and its vetted endpoint; starts the embedded gateway if it's ours."""
+    async def _consenting(self, vpn: VpnConfig) -> tuple[Address, socket.socket]:
+        """The first of the endpoint's addresses that consents, and the socket on which it did.
+
+        Raises EndpointError where this host has no way to any, and ConsentError.
+        """
+        refusals: list[EndpointError | ConsentError] = []
+        for address in self._around.addresses or (ip_address(vpn.endpoint_host),):
+            try:
+                return address, await self._reached(address, vpn)
+            except (EndpointError, ConsentError) as error:
+                refusals.append(error)
+        if len(refusals) == 1:
+            raise refusals[0]
+        worst = next((one for one in refusals if isinstance(one, ConsentError)), refusals[0])
+        raise type(worst)("; ".join(one.message for one in refusals), mend=worst.mend)
+
+    async def _tunnel(self) -> VpnConfig:
+        """The tunnel to use; starts the embedded gateway if it's ours."""
         around = self._around
         if around.vpn is not None:
-            return around.vpn, around.address, around.port
+            return around.vpn
         asked = self._job.gateway or GatewayAsked()
         gateway_key, guest_key = generate_private_key(), generate_private_key()
         own = await asyncio.to_thread(endpoint.host_networks)
@@ -529,7 +556,7 @@ class Supervisor:
         what = {"engine": gateway.engine, "reason": gateway.reason}
         self._log.append("gateway", address=gateway.host, port=gateway.port, **what)
         self._spawn(self._follow_gateway(gateway), "the gateway's reports")
-        vpn = VpnConfig(
+        return VpnConfig(
             private_key=decode_key(guest_key),
             peer_public_key=decode_key(public_key(gateway_key)),
             endpoint_host=gateway.host,
@@ -538,7 +565,6 @@ class Supervisor:
             allowed_ips=(ip_network("0.0.0.0/0"),),
             dns=(ip_address(EMBEDDED_GATEWAY),),
         )
-        return vpn, gateway.host, gateway.port
 
     def _drives(self) -> tuple[Drive, ...]:
         """The root filesystem, a scratch disk for what the guest writes, and the inputs."""
@@ -552,7 +578,9 @@ class Supervisor:
         argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", features, "-m", "0"]
         argv += ["-E", options, str(scratch)]
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                argv, capture_output=True, text=True, check=False, env=programs.environment()
+            )
         except OSError as error:
             raise LaunchError(
                 f"mke2fs: {error.strerror}", argv=argv, mend="apt-get install e2fsprogs"
@@ -589,7 +617,8 @@ class Supervisor:
             mtu=self._seen.mtu,
             keepalive=vpn.keepalive,
             dns=tuple(map(str, vpn.dns)),
-            probe=str(vpn.dns[0] if vpn.dns else _first_host(vpn.addresses[0])),
+            search=vpn.search,
+            probe=str(probe.choose(vpn.addresses, vpn.allowed_ips, vpn.dns)),
             inputs=bool(job.inputs),
             command=job.command,
             environment=job.env,
@@ -599,41 +628,40 @@ class Supervisor:
     # What is seen, and what each sight means.
 
     async def _follow_relay(self, relay: RelayProcess) -> None:
-        async for event in relay.events():
-            match event.get("event"):
-                case "verified":
+        async for word in listening.fair(relay.events()):
+            match word:
+                case said.Verified():
                     self._seen.relay_verified = True
                     self._check_verified()
-                case "alive":
+                case said.Alive():
                     self._seen.last_valid = time.monotonic()
-                case "handshake":
+                case said.Handshake(initiator):
                     self._seen.last_valid = time.monotonic()
-                    self._log.chatter("handshake", initiator=event["initiator"])
-                case "stats":
-                    self._seen.stats = {k: v for k, v in event.items() if k != "event"}
-                case "rogue":
-                    reason = f"{event['reason']}: {event.get('detail', '')}".rstrip(": ")
-                    self._seen.rogue_at = self._seen.rogue_at or float(event["boottime"])
+                    self._log.chatter("handshake", initiator=initiator)
+                case said.Stats():
+                    self._seen.stats = asdict(word)
+                case said.Rogue():
+                    reason = f"{word.reason}: {word.detail}".rstrip(": ")
+                    self._seen.rogue_at = self._seen.rogue_at or word.boottime
                     self._cause(Cause.ROGUE_FRAME, reason)
-                    self._keep_evidence(event)
-                case "quota":
+                    self._keep_evidence(word)
+                case said.Quota():
                     self._cause(
                         Cause.QUOTA_SPENT,
-                        f"the tunnel has carried {event['bytes']} bytes of {self._job.quota}",
+                        f"the tunnel has carried {word.bytes} bytes of {self._job.quota}",
                     )
-                case "out_of_step":
-                    self._log.chatter("out_of_step", reason=event.get("reason"))
-                case "fault":
-                    self._cause(Cause.HOST_FAULTED, f"the relay: {event.get('detail')}")
+                case said.OutOfStep():
+                    self._log.chatter("out_of_step", reason=word.reason)
+                case said.Fault():
+                    self._cause(Cause.HOST_FAULTED, f"the relay: {word.detail}")
+                case said.Begun() | said.Ready():
+                    raise HostError("the relay said out of its turn that it is ready")
         if self._state is not State.ENDED:
             self._cause(Cause.HOST_FAULTED, "the relay died")
 
-    def _keep_evidence(self, event: Mapping[str, Any]) -> None:
-        frame = evidence.CapturedFrame(
-            data=base64.b64decode(event["frame"]),
-            time=float(event["time"]),
-            comment=f"{event['reason']}: {event.get('detail', '')}",
-        )
+    def _keep_evidence(self, rogue: said.Rogue) -> None:
+        comment = f"{rogue.reason}: {rogue.detail}"
+        frame = evidence.CapturedFrame(rogue.frame, rogue.time, comment)
         if len(self._seen.frames) < 64:
             self._seen.frames.append(frame)
 
@@ -641,7 +669,7 @@ class Supervisor:
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
         self._control = writer
         try:
-            while line := await reader.readline():
+            async for line in listening.fair(reader):
                 self._on_guest(protocol.parse(line))
         except ValueError as error:
             raise GuestError("the guest sent a line that is too long") from error
@@ -867,9 +895,12 @@ class Supervisor:
         seen = self._seen
         if not (seen.relay_verified and seen.guest_ready and self._config is not None):
             return
+        if seen.judged == seen.reports:
+            return
+        seen.judged = dict(seen.reports)
         wrong = protocol.mismatch(self._config, seen.reports)
         if wrong is not None:
-            self._log.append("reports", **seen.reports)
+            self._log.chatter("reports", **{k: v[:_SHOWN] for k, v in seen.reports.items()})
             self._cause(Cause.TAMPERED, wrong)
             return
         self._cause(Cause.VERIFIED, "the relay saw the guest's handshake and transport both ways")
@@ -897,14 +928,15 @@ class Supervisor:
 
     async def _follow_gateway(self, gateway: GatewayProcess) -> None:
         died = ""
-        async for flow in gateway.flows():
-            kind = str(flow.pop("event", "flow"))
-            died = f": {flow.get('detail')}" if kind == "fault" else ""
-            self._log.chatter(kind, **{k: v for k, v in flow.items() if k not in ("time", "seq")})
-            await asyncio.sleep(0)  # a flood of flows must not hold up what else there is to hear
-            if kind == "flow":
-                verdict = str(flow.get("verdict"))
-                self._seen.flows[verdict] = self._seen.flows.get(verdict, 0) + 1
+        async for word in listening.fair(gateway.flows()):
+            died = f": {word.detail}" if isinstance(word, gateway_words.Fault) else ""
+            if isinstance(word, gateway_words.Ready):
+                raise HostError("the gateway said out of its turn that it is ready")
+            entry = gateway_words.SAID.entry(word)
+            entry.pop("time", None)
+            self._log.chatter(entry.pop("event"), **entry)
+            if isinstance(word, gateway_words.Flow):
+                self._seen.flows[word.verdict] = self._seen.flows.get(word.verdict, 0) + 1
         if self._state is not State.ENDED:
             self._cause(Cause.HOST_FAULTED, f"the gateway died{died}")
 
@@ -927,6 +959,7 @@ class Supervisor:
                 self._seen.last_valid += now - before
                 self._seen.last_heartbeat += now - before
             passed, before = now - before, now
+            self._log.settle()
             if self._state is State.STOPPING:
                 self._watch_results(now, passed)
             if self._state is not State.RUNNING:
@@ -936,37 +969,65 @@ class Supervisor:
             if now - self._seen.last_heartbeat > patience:
                 self._cause(Cause.HEARTBEAT_SILENT, f"the agent was silent for {patience:.0f} s")
 
-    async def _follow_network(
-        self, relay: RelayProcess, address: str, port: int, fit: Callable[[int], int]
-    ) -> None:
-        """Give the relay a fresh socket when this host's way to the endpoint has changed.
-
-        Asking the kernel which source it would use now shows a new address, a cable for a Wi-Fi,
-        a resume; initiations that nobody answers may mean that the endpoint's name leads elsewhere.
-        """
-        source, _ = _way(address, port)
-        renewed = time.monotonic()
+    async def _follow_network(self, relay: RelayProcess, vpn: VpnConfig, way: Renewal) -> None:
+        """Give the relay a fresh socket when `Renewal` says so, and follow the path's MTU."""
         while True:
-            await asyncio.sleep(RENEW_LOOK)
-            now = time.monotonic()
-            way, path = _way(address, port)
-            self._fit_tunnel(path, fit, may_grow=way not in (None, source))
-            unheard = self._seen.stats.get("unanswered", 0) >= 2 and now - renewed > RENEW_AGAIN
-            if way is None or not (way != source or unheard):
-                continue
-            try:
-                if self._around.vet_again is not None:
-                    address = await asyncio.to_thread(self._around.vet_again)
-                fresh = endpoint.connect(ip_address(address), port)
-            except EndpointError as error:
-                self._log.chatter("endpoint_refused", reason=error.message)
-                renewed = now
-                continue
-            source, renewed = fresh.getsockname()[0], now
-            relay.replace_udp(fresh)
-            self._log.chatter("socket_renewed", endpoint=f"{address}:{port}", source=source)
+            await asyncio.sleep(renewal.LOOK)
+            source, path = _way(way.address, vpn.endpoint_port)
+            moved = way.moved(source)
+            self._fit_tunnel(path, _fitting(vpn, way.address, path), may_grow=moved)
+            if way.due(source, self._seen.stats.get("unanswered", 0), time.monotonic()):
+                await self._renew(relay, vpn, way, source)
 
-    def _fit_tunnel(self, path: int, fit: Callable[[int], int], *, may_grow: bool) -> None:
+    async def _renew(
+        self, relay: RelayProcess, vpn: VpnConfig, way: Renewal, source: str | None
+    ) -> None:
+        """A fresh socket for the relay, where one may be had."""
+        found: tuple[Address, ...] = (way.address,)
+        refusals = []
+        try:
+            if self._around.vet_again is not None:
+                found = await asyncio.to_thread(self._around.vet_again)
+        except EndpointError as error:
+            refusals, found = [error.message], ()
+        for address in way.order(found, source):
+            met = way.must_consent(address)
+            try:
+                fresh = await self._reached(address, vpn, consenting=met)
+            except (EndpointError, ConsentError) as error:
+                refusals.append(error.message)
+                continue
+            own = str(fresh.getsockname()[0])
+            way.renewed(address, own, time.monotonic())
+            if met:
+                # A responder hears no initiation older than the last of the same key, which was
+                # the supervisor's, by this host's clock.
+                self._order(protocol.clock(time.time()))
+            relay.replace_udp(fresh, met=met)
+            where = endpoint.shown(address, vpn.endpoint_port)
+            self._log.chatter("socket_renewed", endpoint=where, source=own, met=met)
+            return
+        way.refused(time.monotonic())
+        self._log.chatter("endpoint_refused", reason="; ".join(refusals))
+
+    async def _reached(
+        self, address: Address, vpn: VpnConfig, *, consenting: bool = True
+    ) -> socket.socket:
+        """A socket to ``address``, which has consented on it if that is asked.
+
+        Raises EndpointError where there is no way, and ConsentError.
+        """
+        sock = endpoint.connect(address, vpn.endpoint_port)
+        if consenting:
+            self._log.chatter("consent_asked", endpoint=endpoint.shown(address, vpn.endpoint_port))
+            try:
+                await consent.obtain(sock, vpn.private_key, vpn.peer_public_key, vpn.preshared_key)
+            except BaseException:
+                sock.close()
+                raise
+        return sock
+
+    def _fit_tunnel(self, path: int, fits: int, *, may_grow: bool) -> None:
         """Tell the guest of a narrower path. What is too long meanwhile, the kernel fragments.
 
         A wider one counts only on another way: the kernel forgets what a router told it, not the
@@ -974,7 +1035,6 @@ class Supervisor:
         """
         if self._config is None or self._state is not State.RUNNING or not path:
             return
-        fits = fit(path)
         if fits < self._seen.mtu or (may_grow and fits > self._seen.mtu):
             self._log.chatter("path_mtu", path=path, tunnel=fits, before=self._seen.mtu)
             self._seen.mtu = fits
@@ -995,78 +1055,204 @@ class Supervisor:
         if self._console is not None:
             await self._copy(reader, self._console.write)
 
-    def _unpack(self, arriving: ArrivingOutputs) -> archive.Unpacked:
-        return arriving.unpacked(
-            lambda stream: outputs.receive(
-                stream,
-                self._around.folder.path / "outputs",
-                self._job.outputs,
-                self._job.disk,
-                self._around.known_links,
-            )
+    async def _unpack(self, arriving: ArrivingOutputs) -> archive.Unpacked:
+        unpacking = await Unpacking.start(
+            self._around.folder.path / "outputs",
+            self._job.outputs,
+            self._job.disk,
+            self._around.known_links,
         )
+        try:
+            return await unpacking.unpacked(arriving.carry, UNPACKED_WITHIN)
+        finally:
+            self._unpacked_without = unpacking.missing
 
     # The end: the machine first, whatever else fails.
 
     async def _end(self) -> None:
+        """Run every step of the end. Raises StateError if the record could not be kept."""
+        await run_all(self._ending(), self._not_ended)
+        if self._unrecorded is not None:
+            raise self._unrecorded
+
+    def _ending(self) -> tuple[EndStep, ...]:
+        """What is done at the end, in order: the machine's first, the record's last."""
+        digested = 600 + self._job.disk / DIGESTED_AT_LEAST
+        return (
+            EndStep("the cell's start", self._end_start),
+            EndStep("the machine's end", self._end_machine),
+            EndStep("the machine's monitor", self._end_monitor),
+            EndStep("the machine's cgroup", self._end_cgroup),
+            EndStep("the relay's end", self._end_relay),
+            EndStep("the machine's last words", self._end_drains),
+            EndStep("what the workload wrote", self._end_streams),
+            EndStep("the outputs", self._end_outputs, 2 * UNPACKED_WITHIN),
+            EndStep("the gateway's end", self._end_gateway),
+            EndStep("the cell's tasks", self._end_tasks),
+            EndStep("the disks", self._end_disks),
+            EndStep("the logs", self._end_logs),
+            EndStep("the descriptors", self._end_descriptors),
+            EndStep("what was reported last", self._end_causes),
+            EndStep("the record of the outputs", self._record_outputs),
+            EndStep("the rogue frames", self._record_frames),
+            EndStep("the files' digests", self._end_digests, digested),
+            EndStep("result.json", self._record_result, is_record=True),
+            EndStep("the record of the digests", self._record_digests),
+            EndStep("the event of the end", self._record_end, is_record=True),
+            EndStep("the events' end", self._log.close),
+        )
+
+    def _not_ended(self, step: EndStep, error: BaseException) -> None:
+        """A step failed: whatever the guest said, this cell was not completed."""
+        self._failures.append(f"{step.name}: {words(error)}")
+        if self._outcome in (None, Outcome.COMPLETED):
+            self._outcome, self._reason = Outcome.ERROR, self._failures[-1]
+        if self._result_written:
+            # It says otherwise by now. If it can't be written anew, it must not stand.
+            try:
+                self._around.folder.write("result.json", self._result())
+            except StateError:
+                self._around.folder.discard("result.json")
+        if step.is_record:
+            self._unrecorded = self._unrecorded or (
+                error if isinstance(error, StateError) else StateError(self._failures[-1])
+            )
+
+    async def _end_start(self) -> None:
+        if self._machine is not None:
+            self._machine.kill()  # before anything is waited for
         if self._starting is not None:
             # A machine that is just being started must be known, or dead, before anyone waits.
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
+
+    async def _end_machine(self) -> None:
         if self._machine is not None:
             await self._kill(self._machine)
+
+    async def _end_monitor(self) -> None:
+        if self._machine is not None:
             await self._machine.hang_up()
+
+    async def _end_cgroup(self) -> None:
         if self._cgroup is not None:
-            await asyncio.to_thread(self._cgroup.remove)
+            await in_thread(self._cgroup.remove)
+
+    async def _end_relay(self) -> None:
         if self._relay is not None:
-            await self._relay.quit()
+            _expect_zero(await self._relay.quit())
+        if self._following_relay is not None:
+            await self._following_relay  # to its last line
+
+    async def _end_drains(self) -> None:
         if self._drains:
-            await asyncio.wait(self._drains, timeout=5)
+            await asyncio.wait(self._drains)
+
+    async def _end_streams(self) -> None:
         for stream in self._streams.values():
             # What was still on its way, for a reader who reads.
             if not (stream.home or await stream.over(LAST_BYTES)):
                 self._log.append("reader_stopped", stream=stream.name, delivered=stream.delivered)
-        came = await self._outputs()
+
+    async def _end_outputs(self) -> None:
+        came = self._came = await self._outputs()
+        if self._outcome is Outcome.COMPLETED and came is not None and not came["complete"]:
+            raise GuestError(came.get("reason") or "they did not come whole")
+
+    async def _end_gateway(self) -> None:
         if self._gateway is not None:
-            await self._gateway.quit()
+            _expect_zero(await self._gateway.quit())
+
+    async def _end_tasks(self) -> None:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._around.folder.discard("scratch.img", "inputs.tar")
-        if came is not None:
-            self._log.append("outputs", **came)
-        for frame in self._seen.frames:
-            shown = base64.b64encode(frame.data).decode("ascii")
-            self._log.append("rogue_frame", at=frame.time, comment=frame.comment, frame=shown)
-        self._write_evidence()
-        result = self._result()
-        self._around.folder.write("result.json", result)
-        records = await asyncio.to_thread(record_digests, self._around.folder.path)
+
+    def _end_disks(self) -> None:
+        folder = self._around.folder
+        for name in ("scratch.img", "inputs.tar"):
+            folder.discard(name)
+            if os.path.lexists(folder.path / name):
+                raise StateError(f"{folder.path / name} can't be deleted")
+
+    def _end_logs(self) -> None:
+        with contextlib.ExitStack() as logs:
+            for log in (self._console, self._diagnostics):
+                if log is not None:
+                    logs.callback(log.close)
+
+    def _end_descriptors(self) -> None:
+        with contextlib.ExitStack() as all_of_them:
+            if self._relay is not None:
+                all_of_them.callback(self._relay.close)
+            if self._fuse is not None:
+                all_of_them.callback(self._fuse.close)
+            if self._boot is not None:
+                all_of_them.callback(self._boot.forget)
+            if self._arriving is not None and self._unpacking is None:
+                all_of_them.callback(self._arriving.close)
+
+    def _end_causes(self) -> None:
+        """What failed, or was seen, after the cause that ended the cell, and that nobody took."""
+        while not self._causes.empty():
+            cause, reason = self._causes.take()
+            taken = TRANSITIONS[State.STOPPING].get(cause)
+            if cause in _EVEN_NOW and taken is not None:
+                outcome = settled(self._outcome, cause, taken.outcome)
+                if outcome is not self._outcome:
+                    self._outcome, self._reason = outcome, reason
+
+    def _record_outputs(self) -> None:
+        if self._came is not None:
+            self._log.append("outputs", **self._came)
+
+    def _record_frames(self) -> None:
+        with contextlib.ExitStack() as evidence_too:
+            evidence_too.callback(self._write_evidence)
+            for frame in self._seen.frames:
+                shown = base64.b64encode(frame.data).decode("ascii")
+                self._log.append("rogue_frame", at=frame.time, comment=frame.comment, frame=shown)
+
+    async def _end_digests(self) -> None:
+        path = self._around.folder.path
+        records = self._records = await in_thread(lambda: record_digests(path))
         if records["outputs"] is not None and self._job.landing is not None:
             records["outputs"]["leave_for"] = str(self._job.landing.folder)
+        unread = [name for name, file in records["files"].items() if "error" in file]
+        if unread or "error" in (records["outputs"] or {}):
+            raise StateError(f"can't be read: {', '.join(unread) or 'the outputs'}")
+
+    def _record_result(self) -> None:
+        self._around.folder.write("result.json", self._result())
+        self._result_written = True
+
+    def _record_digests(self) -> None:
+        records = self._records
+        with contextlib.suppress(FileNotFoundError):  # then that is a failure by itself
+            records["files"]["result.json"] = file_digest(self._around.folder.path / "result.json")
         self._log.append("records", **records)
+
+    def _record_end(self) -> None:
+        self._log.tell_unlogged()  # the end is the last line
+        result = self._result()
+        failures = {"failures": self._failures} if self._failures else {}
         self._log.append(
-            "ended", outcome=result["outcome"], exit_code=result["exit_code"], reason=self._reason
+            "ended",
+            outcome=result["outcome"],
+            exit_code=result["exit_code"],
+            reason=self._reason,
+            **failures,
         )
-        self._log.close()
-        self._diagnostics.close()
-        if self._console is not None:
-            self._console.close()
-        if self._relay is not None:
-            self._relay.close()
-        if self._fuse is not None:
-            self._fuse.close()
-        if self._boot is not None:
-            self._boot.forget()
 
     async def _outputs(self) -> dict[str, Any] | None:
         """What came of the outputs, for the record; None if none were asked for."""
-        if self._unpacking is None:
+        if self._arriving is None:
             return None
+        if self._unpacking is None:
+            return {"complete": False, "reason": "none came: the workload had not ended"}
         try:
-            unpacked = await asyncio.wait_for(self._unpacking, 30)
+            unpacked = await asyncio.wait_for(self._unpacking, UNPACKED_WITHIN)
         except Exception as error:  # it may not cost the result
-            # The outcome says it already: this cell has not completed.
             return {"complete": False, "reason": str(error) or "their unpacking did not end"}
         return {
             "files": unpacked.files,
@@ -1077,6 +1263,7 @@ class Supervisor:
             "refused_count": unpacked.refused,
             "left_out": [str(counted) for counted in unpacked.left_out],
             "complete": unpacked.complete,
+            **({"walls_missing": self._unpacked_without} if self._unpacked_without else {}),
         }
 
     def _write_evidence(self) -> None:
@@ -1106,6 +1293,7 @@ class Supervisor:
             "outcome": outcome.value,
             "exit_code": code,
             "reason": self._reason,
+            "failures": self._failures,
             "workload_exit_code": own,
             "accelerator": self._around.accelerator.value,
             "assurance": self._around.accelerator.assurance,
@@ -1125,6 +1313,13 @@ class Supervisor:
         }
 
 
+def _expect_zero(code: int) -> None:
+    """Raises HostError for a child that did not go when it was asked to, and not in order."""
+    if code:
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        raise HostError(f"it did not end in order ({how})")
+
+
 async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
     """All of ``works`` at once; when one fails, the others are ended before its error goes on."""
     tasks = [asyncio.create_task(work) for work in works]
@@ -1137,13 +1332,18 @@ async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
         raise
 
 
-def _way(address: str, port: int) -> tuple[str | None, int]:
+def _way(address: Address, port: int) -> tuple[str | None, int]:
     """The address this host would send from now, and the path's MTU; None and 0 without a way."""
     try:
-        with endpoint.connect(ip_address(address), port) as asked:
+        with endpoint.connect(address, port) as asked:
             return str(asked.getsockname()[0]), endpoint.path_mtu(asked)
     except EndpointError:
         return None, 0
+
+
+def _fitting(vpn: VpnConfig, address: Address, path: int) -> int:
+    """The MTU of the tunnel to ``address`` whose path carries ``path`` bytes a packet."""
+    return endpoint.tunnel_mtu(path, address.version, vpn.mtu, carries_ipv6=vpn.carries_ipv6)
 
 
 def _opened(path: Path, mode: int = os.O_RDONLY) -> int:
@@ -1152,13 +1352,6 @@ def _opened(path: Path, mode: int = os.O_RDONLY) -> int:
         return os.open(path, mode | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}") from error
-
-
-def _first_host(own: IPv4Interface | IPv6Interface) -> IPv4Address | IPv6Address:
-    """The usual place of a tunnel's far end: the first address of our own network."""
-    wide = 24 if own.version == 4 else 64
-    network = own.network if own.network.prefixlen <= wide else ip_network((own.ip, wide), False)
-    return network.network_address + 1
 
 
 def _socketpairs(*names: str) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:

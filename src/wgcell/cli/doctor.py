@@ -57,7 +57,11 @@ def _namespaces() -> Finding:
     try:
         argv = [programs.path_of("unshare"), "--user", "--map-root-user", "--net"]
         done = subprocess.run(
-            [*argv, programs.path_of("true")], capture_output=True, text=True, check=False
+            [*argv, programs.path_of("true")],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=programs.environment(),
         )
         good, found = done.returncode == 0, done.stderr.strip() or "work"
     except OSError as error:

@@ -20,8 +20,8 @@ from wgcell.cell.children import GatewayProcess
 from wgcell.cell.folder import find, state_folder
 from wgcell.cli import flows
 from wgcell.cli.terminal import console, warn
-from wgcell.errors import PolicyError, StateError
-from wgcell.gateway import nftables, remarks
+from wgcell.errors import HostError, PolicyError, StateError
+from wgcell.gateway import control, nftables, remarks
 from wgcell.gateway.config import GatewayConfig, load_config, parse_config, parse_toml, read_text
 from wgcell.gateway.flows import Tally
 from wgcell.gateway.kernel import INTERFACE
@@ -108,16 +108,20 @@ async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...])
     async def follow() -> None:
         nonlocal code
         try:
-            async for event in gateway.flows():
-                if event["event"] == "fault":
-                    warn(str(event["detail"]))
-                elif event["event"] == "applied":
+            async for word in gateway.flows():
+                if isinstance(word, control.Fault):
+                    warn(word.detail)
+                elif isinstance(word, control.Applied):
                     _say(f"{file} has changed, and is applied")
+                event = control.SAID.entry(word)
                 tally.add(event)
                 log.write(event)
         except OSError as error:
             # What can't be told must not pass.
             warn(f"the gateway ends, for the log can't be written: {error.strerror}")
+            code = 125
+        except HostError as error:
+            warn(f"the gateway ends: {error.message}")
             code = 125
         asked.set()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -24,8 +25,13 @@ __all__ = ["app", "build_with_progress"]
 app = typer.Typer(no_args_is_help=True, help="Build, list and remove guest images.")
 
 
-def build_with_progress(name: str, mirror: str = "") -> store.Image:
-    """Build an image, saying what is being done and for how long."""
+def build_with_progress(name: str, mirrors: Sequence[str] = ()) -> store.Image:
+    """Build an image, saying what is being done and for how long.
+
+    Without ``mirrors``, those of the environment's WGCELL_MIRROR, one a line.
+    """
+    mirrors = mirrors or os.environ.get(builder.MIRROR, "").split("\n")
+    named = [mirror.strip() for mirror in mirrors if mirror.strip()]
     started = time.monotonic()
     with console.status(f"building image {name}") as status:
 
@@ -35,7 +41,7 @@ def build_with_progress(name: str, mirror: str = "") -> store.Image:
             console.print(f"[dim]wgcell: {elapsed:5.1f} s[/] {words}")
 
         with _ending_in_order():
-            return builder.build(valid_name(name), progress, scripts(), mirror)
+            return builder.build(valid_name(name), progress, scripts(), named)
 
 
 @contextlib.contextmanager
@@ -77,18 +83,18 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 def build(
     name: Annotated[str, typer.Argument(autocompletion=completion.images)] = "debian",
     mirror: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            "--mirror",
-            metavar="ARCHIVE[,SECURITY]",
-            envvar="WGCELL_MIRROR",
-            show_default=False,
-            help="Where packages are taken from; else this Debian's own mirror, or Debian's.",
+            help="Where the packages come from: a URL, or a line of a sources.list; repeatable. "
+            "Also WGCELL_MIRROR, one a line. Default: Debian's own."
         ),
-    ] = "",
+    ] = None,
 ) -> None:
-    """Build an image from Debian packages; nothing is done if nothing has changed."""
-    made = build_with_progress(name, mirror)
+    """Build an image from packages of Debian 12, whatever this machine runs.
+
+    Nothing is done if nothing has changed.
+    """
+    made = build_with_progress(name, mirror or ())
     out(str(made.folder))
 
 

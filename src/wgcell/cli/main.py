@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -77,6 +78,8 @@ def program() -> None:
     """The process ``wgcell``: `main`, quick to start and quick to be gone."""
     gc.disable()  # until all is loaded, which stays: looking through it again and again takes 10 ms
     code: object = 1
+    # A private key in memory belongs in no core dump: this process's, nor any that it starts.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         stdio.whole()
         main()

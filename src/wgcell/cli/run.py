@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from wgcell.cell.provider import Provider, apply_ceilings, load_provider
 from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.cli import completion, emulation
+from wgcell.cli.aside import Aside
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.lines import JsonLines
 from wgcell.cli.terminal import (
@@ -54,6 +56,7 @@ from wgcell.image import store
 from wgcell.image.build import is_current
 from wgcell.machine.accelerator import choose
 from wgcell.machine.argv import Accelerator
+from wgcell.net.addresses import Address
 
 if TYPE_CHECKING:
     from wgcell.cell.supervisor import Supervisor
@@ -94,17 +97,21 @@ def _with_gateway(job: Job, learn: bool, provider: Provider) -> Job:
     return replace(job, gateway=replace(job.gateway, learn=learn, resolver=provider.resolver))
 
 
-def _endpoint(job: Job, provider: Provider, allow: list[str]) -> tuple[VpnConfig | None, str, int]:
-    """The job's VPN and its vetted endpoint; nothing for the embedded gateway."""
-    if job.vpn is None:
-        return None, "", 0
-    vpn = load_vpn_config(job.vpn)
+def _vetting(
+    vpn: VpnConfig, provider: Provider, allow: list[str]
+) -> Callable[[], tuple[Address, ...]]:
+    """What resolves the tunnel's endpoint and vets its addresses, now and whenever it is renewed.
+
+    Each raises EndpointError; a bad ``allow`` at once. Only vetted addresses are ever used, and
+    they are used as they are, so a name with two faces gains nothing.
+    """
     networks = (*provider.allow_endpoints, *endpoint.parse_networks(allow, "--allow-endpoint"))
-    own = endpoint.host_networks()
-    # The first address is the one used, and the one vetted: a name with two faces gains nothing.
-    address = endpoint.resolve(vpn.endpoint_host, vpn.endpoint_port)[0]
-    endpoint.vet(address, vpn.endpoint_port, networks, own)
-    return vpn, str(address), vpn.endpoint_port
+
+    def vet() -> tuple[Address, ...]:
+        found = endpoint.resolve(vpn.endpoint_host, vpn.endpoint_port)
+        return endpoint.vetted(found, vpn.endpoint_port, networks, endpoint.host_networks())
+
+    return vet
 
 
 def _image(name: str, loading: Future[store.Image]) -> store.Image:
@@ -174,10 +181,11 @@ def _bring_home(
     )
 
 
-def _opens(job: Job, vpn: VpnConfig | None, address: str, port: int) -> str:
+def _opens(job: Job, vpn: VpnConfig | None, addresses: Sequence[Address]) -> str:
     """What the cell can reach, for rich."""
     if vpn is not None:
-        return f"its only way out is the tunnel to {clean(address)}:{port}"
+        where = " or ".join(f"{endpoint.shown(one, vpn.endpoint_port)}" for one in addresses)
+        return f"its only way out is the tunnel to {clean(where)}"
     asked = job.gateway
     rules = [f"allow {rule}" for rule in asked.allow] if asked else []
     rules += [f"{inside} is {outside}" for inside, outside in asked.services] if asked else []
@@ -383,7 +391,10 @@ def run(
         from wgcell.cell.supervisor import Supervisor, Surroundings
         from wgcell.machine.process import find_qemu
 
-        tunnel, address, port = _endpoint(job, provider, allow_endpoint or [])
+        # The file is read once: it may be a pipe, or gone by the time the socket is renewed.
+        tunnel = None if job.vpn is None else load_vpn_config(job.vpn)
+        vet = None if tunnel is None else _vetting(tunnel, provider, allow_endpoint or [])
+        addresses = () if vet is None else vet()
         qemu = find_qemu()
         guest_image = _image(job.image, loading)
     accelerator, reason = choose(qemu, guest_image.kernel, store.cache_folder().parent)
@@ -400,32 +411,33 @@ def run(
     lock = folder.hold()
     folder.write("job.json", job.public())
     around = Surroundings(
-        *(folder, guest_image, accelerator, reason, tunnel, address, port),
+        *(folder, guest_image, accelerator, reason, tunnel, addresses),
         require_walls=provider.require_walls,
         gateway_engine=provider.gateway_engine.value,
         known_links=survey.links,
-        vet_again=None
-        if tunnel is None
-        else lambda: _endpoint(job, provider, allow_endpoint or [])[1],
+        vet_again=vet,
     )
     narrator = Narrator(words)
-    narrator.line(f"cell {folder.id}; {_opens(job, tunnel, address, port)}")
+    narrator.line(f"cell {folder.id}; {_opens(job, tunnel, addresses)}")
     for remark in remarks.of_rules(
         tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
     ):
+        warn(remark)
+    for remark in tunnel.remarks if tunnel else ():
         warn(remark)
     _show_inputs(narrator, job, survey)
     files = [JsonLines(folder.id, into)] if into else []
     printed = JsonLines(folder.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
     came: dict[str, Any] = {}
+    aside = Aside(narrator)
 
     def tell(event: Event) -> None:
         if event["event"] == "outputs":
             came.update(event)
         for one in lines:
             one.event(event)
-        narrator(event)
+        aside(event)
 
     if printed:
         out, err = printed.output("stdout"), printed.output("stderr")
@@ -435,8 +447,11 @@ def run(
         supervisor = Supervisor(job, around, tell=tell, stdout=out, stderr=err)
         result = _until_its_end(supervisor)
     finally:
-        narrator.stop()
-        restore()
+        if aside.close():
+            narrator.stop()
+            restore()
+        else:
+            console.quiet = True  # whoever reads our words has stopped: no more of them
         for one in lines:
             one.close()
         os.close(lock)

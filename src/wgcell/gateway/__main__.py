@@ -21,6 +21,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from wgcell.errors import HostError, WgcellError
+from wgcell.gateway import control
 from wgcell.gateway.config import GatewayConfig, parse_config
 from wgcell.gateway.limits import Bucket
 
@@ -54,7 +55,7 @@ def _end_with(parent: int) -> None:
 def _say(event: dict[str, object]) -> None:
     try:
         # A flow is told before a byte of it moves, so this must reach the pipe at once.
-        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.write(control.SAID.line_of(event).decode())
         sys.stdout.flush()
     except (OSError, ValueError):
         # Nobody hears us: a gateway that can't log must not forward.
@@ -62,7 +63,11 @@ def _say(event: dict[str, object]) -> None:
 
 
 def _bound() -> None:
-    """A peer may make the WireGuard server keep half-open connections; this machine stays whole."""
+    """A peer may make the WireGuard server keep half-open connections; this machine stays whole.
+
+    It holds a private key, which belongs in no core dump.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for kind, most in ((resource.RLIMIT_DATA, _MOST_MEMORY), (resource.RLIMIT_NOFILE, _FILES)):
         _, hard = resource.getrlimit(kind)
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)

@@ -28,7 +28,6 @@ allowed.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
@@ -49,6 +48,7 @@ from wgcell.gateway.policy import (
     parse_line,
     parse_service,
 )
+from wgcell.net import addresses
 
 __all__ = ["GatewayConfig", "Peer", "load_config", "parse_config", "split_endpoint"]
 
@@ -179,21 +179,20 @@ class _Reading:
 
     def address(self, key: str, text: str) -> Address:
         try:
-            return ipaddress.ip_address(text)
-        except ValueError:
-            self.fail(key, f"found {_short(text)}; allowed: an IP address", at=text)
+            return addresses.address(text)
+        except ValueError as error:
+            self.fail(key, f"found {error}; allowed: an IP address", at=text)
 
     def place(self, key: str, text: object, default_port: int | None = None) -> tuple[str, int]:
-        host, colon, port = str(text).rpartition(":")
-        if default_port is not None and (not colon or str(text).endswith("]")):
-            host, port = str(text), str(default_port)
-        host = host.removeprefix("[").removesuffix("]")
+        plain = str(text)
+        if default_port is not None and (
+            addresses.is_address(plain.removeprefix("[").removesuffix("]"))
+        ):
+            plain = f"{plain}:{default_port}"
         try:
-            ipaddress.ip_address(host)
-            number = int(port) if re.fullmatch("[0-9]{1,5}", port, re.ASCII) else -1
+            host, number = addresses.host_and_port(plain)
+            addresses.address(host)
         except ValueError:
-            number = -1
-        if not 0 <= number <= 65535:
             self.fail(key, f"found {_short(text)}; allowed: ADDRESS:PORT", at=text)
         return host, number
 
@@ -226,7 +225,7 @@ class _Reading:
         found = []
         for where, text in self.each(key, raw):
             try:
-                found.append(ipaddress.ip_network(text, strict=False))
+                found.append(addresses.network(text, strict=False))
             except ValueError as error:
                 self.fail(where, f"{error}; allowed: a network as 192.0.2.0/24", at=text)
         return tuple(found)
@@ -289,7 +288,7 @@ def parse_config(
         reading.fail("endpoint", error.message)
     # The tunnel's own addresses lie on this side of its end, too: no name may lead there.
     inside = [address, *(s.address for s in common.services), *(peer.address for peer in peers)]
-    protected = (*protected, *map(ipaddress.ip_network, dict.fromkeys(inside)))
+    protected = (*protected, *map(addresses.only, dict.fromkeys(inside)))
     return GatewayConfig(
         engine=engine,
         listen=listen,
@@ -338,11 +337,9 @@ def split_endpoint(text: str) -> tuple[str, int | None]:
     if found := re.fullmatch(r"(\[[^\[\]]*\]|[^:]*):([0-9]{1,5})", text, re.ASCII):
         host, port = found[1], found[2]
     host = host.removeprefix("[").removesuffix("]")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        if text and not is_name(host.lower().rstrip(".")):
-            raise PolicyError(f"found {_short(text)}; allowed: HOST or HOST:PORT") from None
+    named = addresses.is_address(host) or is_name(host.lower().rstrip("."))
+    if text and not named:
+        raise PolicyError(f"found {_short(text)}; allowed: HOST or HOST:PORT")
     if port and not 1 <= int(port) <= 65535:
         raise PolicyError(f"found {_short(text)}; allowed: a port of 1-65535")
     return host, int(port) if port else None

@@ -11,7 +11,6 @@ An allowed flow is joined to an ordinary socket of this process; a refused one i
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -32,6 +31,7 @@ from wgcell.gateway.joining import (
     reach,
 )
 from wgcell.gateway.policy import Address, Decision, Verdict
+from wgcell.net import addresses
 
 __all__ = ["Door"]
 
@@ -123,8 +123,8 @@ class Door:
 
     def _flow_of(self, stream: mitmproxy_rs.Stream, protocol: str) -> tuple[Flow, Address]:
         host, port = stream.get_extra_info("sockname")[:2]
-        source = ipaddress.ip_address(stream.get_extra_info("peername")[0])
-        return self._gate.flow(protocol, ipaddress.ip_address(host), int(port)), source
+        source = addresses.of_socket(stream.get_extra_info("peername")[0])
+        return self._gate.flow(protocol, addresses.of_socket(host), int(port)), source
 
     # TCP.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import itertools
 import socket
 import struct
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wgcell.gateway.limits import Bucket
+from wgcell.net import addresses
 from wgcell.wire import wireguard
 
 __all__ = ["INSIDE", "Entrance"]
@@ -30,7 +30,7 @@ __all__ = ["INSIDE", "Entrance"]
 INSIDE = ("127.0.0.1", 1)
 """Where WireGuard listens within its namespace. A flow to this port of any target would not be
 joined, for its socket there needs the number; nobody serves anything on UDP port 1."""
-_SOURCES = ipaddress.ip_address("127.1.0.0")
+_SOURCES = addresses.address("127.1.0.0")
 _MOST_PLACES = 384
 """Two descriptors each, beside those of `wgcell.gateway.gate.MOST_JOINED` flows."""
 _MOST_KNOWN = 4096
@@ -322,7 +322,7 @@ class Entrance:
 
 def _host(place: Place) -> object:
     """Who a place is, as far as addresses tell."""
-    address = ipaddress.ip_address(place[0].partition("%")[0])
+    address = addresses.of_socket(place[0])
     if address.version == 4:
         return address
     return address.ipv4_mapped or int(address) >> 64
@@ -335,9 +335,9 @@ def _told(control: list[tuple[int, int, bytes]]) -> tuple[int, str]:
         if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
             size = struct.unpack("i", raw[:4])[0]
         elif (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
-            asked = str(ipaddress.ip_address(raw[8:12]))
+            asked = str(addresses.unpacked(raw[8:12]))
         elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-            asked = str(ipaddress.ip_address(raw[:16]))
+            asked = str(addresses.unpacked(raw[:16]))
     return size, asked
 
 

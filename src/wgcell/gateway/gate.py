@@ -8,7 +8,6 @@ process itself joins are known here, so that another policy, or the peer's end, 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
@@ -23,6 +22,7 @@ from wgcell.gateway.joining import CHUNK, NotReached, Refused
 from wgcell.gateway.leads import NameTable
 from wgcell.gateway.limits import Bucket
 from wgcell.gateway.policy import LEARNED, Address, Decision, Limits, Verdict
+from wgcell.net import addresses
 
 if TYPE_CHECKING:
     from wgcell.gateway.nameserver import Nameserver
@@ -172,7 +172,7 @@ class Gate:
         """The option that puts a service at an address of the tunnel's that nobody has."""
         own, address = self._config.address, flow.address
         length = 24 if own.version == 4 else 64
-        tunnel = ipaddress.ip_network(f"{own}/{length}", strict=False)
+        tunnel = addresses.network(f"{own}/{length}", strict=False)
         taken = {own, *(peer.address for peer in self._config.peers)}
         if flow.protocol != "tcp" or address not in tunnel or address in taken:
             return ""

@@ -7,10 +7,10 @@ the socket that it is about.
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from enum import Enum
 
+from wgcell.net import addresses
 from wgcell.wire import ipv4, udp
 
 __all__ = ["Why", "unreachable"]
@@ -30,7 +30,7 @@ def unreachable(source: tuple[str, int], target: tuple[str, int], why: Why) -> b
 
     Without an IP header, and in ICMPv6 without a checksum: a raw socket has both filled in.
     """
-    begin, end = ipaddress.ip_address(source[0]), ipaddress.ip_address(target[0])
+    begin, end = addresses.of_socket(source[0]), addresses.of_socket(target[0])
     datagram = struct.pack(">HHHH", source[1], target[1], udp.HEADER_LENGTH, 0)
     if begin.version == 6:
         kind, code = why.value[1]

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import ipaddress
 import json
 import os
 import socket
@@ -36,6 +35,7 @@ from wgcell.gateway.holding import Accepted, Held, Holding
 from wgcell.gateway.joining import Joining, NotReached, Target, reach
 from wgcell.gateway.openings import Openings, Served
 from wgcell.gateway.policy import LEARNED, Address, Decision, Verdict
+from wgcell.net import addresses
 
 __all__ = ["INTERFACE", "KernelEngine", "quietly", "run_tool", "system"]
 
@@ -75,7 +75,13 @@ def run_tool(*argv: str, text: str = "") -> str:
     found = [programs.path_of(argv[0]), *argv[1:]]
     try:
         done = subprocess.run(
-            found, input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE
+            found,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE,
+            env=programs.environment(),
         )
     except OSError as error:
         raise HostError(f"{argv[0]} can't be started: {error}") from error
@@ -90,7 +96,7 @@ def run_tool(*argv: str, text: str = "") -> str:
 def quietly(*argv: str) -> None:
     """Run a tool; whether it fails is no matter."""
     found = [programs.path_of(argv[0]), *argv[1:]]
-    subprocess.run(found, capture_output=True, check=False)
+    subprocess.run(found, capture_output=True, check=False, env=programs.environment())
 
 
 def system(name: str, value: str = "") -> str:
@@ -212,14 +218,14 @@ class KernelEngine:
     def _destination(self, writer: asyncio.StreamWriter) -> tuple[Address, int]:
         """Where the peer meant to connect to: what is turned here was meant for elsewhere."""
         host, port = writer.get_extra_info("sockname")[:2]
-        accepted, address = writer.get_extra_info("socket"), ipaddress.ip_address(host)
+        accepted, address = writer.get_extra_info("socket"), addresses.of_socket(host)
         if port != nftables.ASKED_PORT:
             return address, port
         if address.version == 4:
             raw = accepted.getsockopt(socket.IPPROTO_IP, _ORIGINAL_DST, 16)
-            return ipaddress.ip_address(raw[4:8]), int.from_bytes(raw[2:4], "big")
+            return addresses.unpacked(raw[4:8]), int.from_bytes(raw[2:4], "big")
         raw = accepted.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL_DST, 28)
-        return ipaddress.ip_address(raw[8:24]), int.from_bytes(raw[2:4], "big")
+        return addresses.unpacked(raw[8:24]), int.from_bytes(raw[2:4], "big")
 
     def _hold(self) -> None:
         """One engine an interface. The lock ends with the process, however it ends."""
@@ -285,6 +291,7 @@ class KernelEngine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=programs.environment(),
             preexec_fn=self._preexec,
         )
         end = time.monotonic() + _APPEARS
@@ -489,7 +496,7 @@ class KernelEngine:
         """The peer's end of a flow that was held: its target has accepted."""
         peer = writer.get_extra_info("peername")
         if peer is not None and self._holding is not None:
-            source = ipaddress.ip_address(peer[0]), int(peer[1])
+            source = addresses.of_socket(peer[0]), int(peer[1])
             with contextlib.suppress(OSError):  # it may have ended already
                 held = self._holding.of(*source, *self._destination(writer))
                 if held is not None and held.accept((reader, writer)):
@@ -660,7 +667,7 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 def _source(writer: asyncio.StreamWriter) -> Address:
-    return ipaddress.ip_address(writer.get_extra_info("peername")[0])
+    return addresses.of_socket(writer.get_extra_info("peername")[0])
 
 
 def _family(address: Address) -> socket.AddressFamily:

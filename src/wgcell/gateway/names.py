@@ -8,7 +8,6 @@ to a protected address (rebinding) leads nowhere.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ import dns.rdatatype
 import dns.rrset
 
 from wgcell.gateway.policy import Address
+from wgcell.net.addresses import address as address_of
 
 __all__ = ["Answer", "Question", "blocked", "digest", "error", "parse_question"]
 
@@ -146,7 +146,7 @@ def digest(
         return Answer(message)
     if chain.answer.rdtype != question.kind or not question.addresses:
         return error(question, dns.rcode.SERVFAIL)
-    every = [ipaddress.ip_address(item.address) for item in chain.answer]
+    every = [address_of(item.address) for item in chain.answer]
     refused = tuple(address for address in every if kept(address))
     addresses = tuple(address for address in every if address not in refused)
     if not addresses:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +28,7 @@ from wgcell.gateway.joining import OwnAddress, join_datagrams
 from wgcell.gateway.kernel import KernelEngine, run_tool, system
 from wgcell.gateway.keys import decode_key, public_key
 from wgcell.gateway.policy import Address, Verdict
+from wgcell.net import addresses
 
 __all__ = ["NamespaceEngine"]
 
@@ -156,7 +156,7 @@ class NamespaceEngine(KernelEngine):
 
     def _destination(self, writer: asyncio.StreamWriter) -> tuple[Address, int]:
         host, port = writer.get_extra_info("sockname")[:2]
-        return ipaddress.ip_address(host), int(port)
+        return addresses.of_socket(host), int(port)
 
     def _listeners(self, config: GatewayConfig) -> list[socket.socket]:
         return [_turned_socket(family, socket.SOCK_STREAM) for family in _families()]
@@ -202,12 +202,12 @@ class NamespaceEngine(KernelEngine):
                     flow.add(data)
 
     def _begin(self, ends: Ends, family: socket.AddressFamily) -> _PeersEnd | None:
-        source = ipaddress.ip_address(ends[0][0])
+        source = addresses.of_socket(ends[0][0])
         served = self._peers.get(source)
         if served is None:
             return None
         gate = served.gate
-        flow = gate.flow("udp", ipaddress.ip_address(ends[1][0]), ends[1][1])
+        flow = gate.flow("udp", addresses.of_socket(ends[1][0]), ends[1][1])
         decision = gate.decide(flow, source)
         if decision.verdict is not Verdict.ALLOW:
             # The kernel had let it pass: the limits are this process's, too.
@@ -350,5 +350,5 @@ def _target(control: list[tuple[int, int, bytes]]) -> tuple[str, int] | None:
         for family, (at, _, told) in _TRANSPARENT.items():
             if (level, kind) == (at, told):
                 begin, end = (4, 8) if family == socket.AF_INET else (8, 24)
-                return str(ipaddress.ip_address(raw[begin:end])), int.from_bytes(raw[2:4], "big")
+                return str(addresses.unpacked(raw[begin:end])), int.from_bytes(raw[2:4], "big")
     return None

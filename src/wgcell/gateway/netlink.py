@@ -7,13 +7,13 @@ raises nothing and believes nothing.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from wgcell.gateway.policy import Address
+from wgcell.net import addresses
 
 __all__ = ["Gone", "Seen", "open_log", "open_sockets", "parse", "sweep"]
 
@@ -152,7 +152,7 @@ def _seen(attributes: dict[int, bytes]) -> Seen | None:
     first, second = (
         struct.unpack(">HH", ports) if len(ports) == 4 and protocol in _PROTOCOLS else (0, 0)
     )
-    ends = ipaddress.ip_address(source), first, ipaddress.ip_address(address), second
+    ends = addresses.unpacked(source), first, addresses.unpacked(address), second
     return Seen(prefix, *ends, name, packet)
 
 
@@ -171,9 +171,9 @@ def _gone(attributes: dict[int, bytes]) -> Gone | None:
         raw = _attributes(attributes.get(kind, b"")).get(2, b"")
         counts.append(int.from_bytes(raw, "big") if len(raw) == 8 else 0)
     return Gone(
-        ipaddress.ip_address(ends[0]),
+        addresses.unpacked(ends[0]),
         int.from_bytes(proto[2], "big"),
-        ipaddress.ip_address(ends[1]),
+        addresses.unpacked(ends[1]),
         int.from_bytes(proto[3], "big"),
         protocol,
         *counts,

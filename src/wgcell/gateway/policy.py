@@ -25,13 +25,15 @@ who wrote the rule.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from wgcell.errors import PolicyError
+from wgcell.net import addresses
+from wgcell.net.addresses import Address, Network
+from wgcell.net.special import TARGETS, special
 
 __all__ = [
     "LEARNED",
@@ -51,9 +53,6 @@ __all__ = [
     "parse_service",
 ]
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 _SHAPE = (
@@ -61,39 +60,16 @@ _SHAPE = (
     "or *, and /tcp or /udp behind it to narrow it; *:PORT is any public host"
 )
 _ANY = "*"
+_SHOWN = 80
+"""Characters of a stranger's text in a message."""
 _UNCHECKED = "/unchecked"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)")
 _URL_PORTS = {"http": 80, "ws": 80, "ssh": 22, "ftp": 21, "git": 9418, "mqtt": 1883}
 _DEVIATING = "\u00df\u03c2\u200c\u200d"
 """Characters that the two versions of IDNA spell differently (RFC 5895; UTS 46, section 7)."""
 
-PROTECTED: tuple[tuple[Network, str], ...] = tuple(
-    (ipaddress.ip_network(text), what)
-    for text, what in (
-        ("127.0.0.0/8", "loopback"),
-        ("169.254.0.0/16", "link-local"),
-        ("0.0.0.0/8", "unspecified"),
-        ("10.0.0.0/8", "private"),
-        ("172.16.0.0/12", "private"),
-        ("192.168.0.0/16", "private"),
-        ("100.64.0.0/10", "shared (CGNAT)"),
-        ("192.0.0.0/24", "reserved"),
-        ("198.18.0.0/15", "reserved"),
-        ("224.0.0.0/4", "multicast"),
-        ("240.0.0.0/4", "reserved"),
-        ("::/96", "unspecified, loopback or IPv4-carrying"),
-        ("::ffff:0:0/96", "IPv4-carrying"),
-        ("64:ff9b::/96", "IPv4-carrying"),
-        ("64:ff9b:1::/48", "IPv4-carrying"),
-        ("2001::/32", "IPv4-carrying"),
-        ("2002::/16", "IPv4-carrying"),
-        ("fe80::/10", "link-local"),
-        ("fc00::/7", "private"),
-        ("fec0::/10", "site-local"),
-        ("ff00::/8", "multicast"),
-    )
-)
-"""Ranges on this side of the tunnel's end (RFC 6890, 6052, 4380, 3056), and what each is."""
+PROTECTED: tuple[tuple[Network, str], ...] = tuple((row.network, row.kind) for row in TARGETS)
+"""Ranges on this side of the tunnel's end, the narrow ones first, and what each is."""
 
 
 LEARNED = "learn"
@@ -260,7 +236,7 @@ def parse_rule(text: str, verdict: Verdict = Verdict.ALLOW) -> Rule:
         raise PolicyError(f"rule {text!r}: write IPv6 in brackets, as [2001:db8::1]:443")
     name, network, written = "", None, ""
     try:
-        network = ipaddress.ip_network(host)
+        network = addresses.network(host)
     except ValueError as error:
         name = _ascii(host, text).lower().rstrip(".")
         shaped = name == _ANY or is_name(name.removeprefix("*."))
@@ -288,29 +264,26 @@ def parse_line(text: str) -> Rule:
 
 
 def _endpoint(text: str, whole: str) -> tuple[str, int]:
-    host, colon, port_text = text.strip().rpartition(":")
-    if not colon or not host:
-        raise PolicyError(f"service {whole}: {text!r} is not ADDRESS:PORT")
-    first, last = _ports(port_text, whole)
-    if first != last:
-        raise PolicyError(f"service {whole}: {text!r} names more than one port")
-    return host.removeprefix("[").removesuffix("]"), first
+    try:
+        host, port = addresses.host_and_port(text)
+    except ValueError as error:
+        raise PolicyError(f"service {whole}: {error}, with one port") from None
+    if not port:
+        raise PolicyError(f"service {whole}: port 0 is nobody's")
+    return host, port
 
 
 def parse_service(inside: str, outside: str) -> Service:
     """``inside`` (ADDRESS:PORT in the tunnel) answered by ``outside``. Raises `PolicyError`."""
-    whole = f"{inside!r} = {outside!r}"
+    whole = f"{inside[:_SHOWN]!r} = {outside[:_SHOWN]!r}"
     address_text, port = _endpoint(inside, whole)
     target_host, target_port = _endpoint(outside, whole)
     try:
-        address = ipaddress.ip_address(address_text)
-    except ValueError:
-        raise PolicyError(f"service {whole}: {address_text!r} is not an IP address") from None
-    try:
-        ipaddress.ip_address(target_host)
-    except ValueError:
-        if not is_name(target_host.lower()):
-            raise PolicyError(f"service {whole}: {target_host!r} is not a host") from None
+        address = addresses.address(address_text)
+    except ValueError as error:
+        raise PolicyError(f"service {whole}: {error}") from None
+    if not addresses.is_address(target_host) and not is_name(target_host.lower()):
+        raise PolicyError(f"service {whole}: {target_host!r} is not a host")
     return Service(address, port, target_host, target_port)
 
 
@@ -331,7 +304,7 @@ class Policy:
     ) -> Policy:
         """A policy that only allows, from its text. Raises `PolicyError` naming what is wrong."""
         try:
-            networks = tuple(ipaddress.ip_network(text, strict=False) for text in protected)
+            networks = tuple(addresses.network(text, strict=False) for text in protected)
         except ValueError as error:
             raise PolicyError(f"protected: {error}") from None
         return Policy(
@@ -394,9 +367,9 @@ class Policy:
         return "" if self.listed(address) else self._protected(address)
 
     def _protected(self, address: Address) -> str:
-        for network, what in PROTECTED:
-            if address in network:
-                return what
+        row = special(address)
+        if row is not None and not row.nobodys:
+            return row.kind
         return "protected" if any(address in network for network in self.protected) else ""
 
     def _first(

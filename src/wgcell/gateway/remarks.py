@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 
 from wgcell.gateway.config import GatewayConfig
 from wgcell.gateway.policy import PROTECTED, Network, Rule, Verdict
+from wgcell.net import addresses
 
 __all__ = ["of_gateway", "of_rules"]
 
@@ -14,7 +14,7 @@ __all__ = ["of_gateway", "of_rules"]
 def of_gateway(config: GatewayConfig) -> list[str]:
     """Of every peer's rules, each once."""
     own = [config.address, *(peer.address for peer in config.peers)]
-    about = config.protected, tuple(map(ipaddress.ip_network, own))
+    about = config.protected, tuple(map(addresses.only, own))
     said = [text for peer in config.peers for text in of_rules(peer.policy.rules, *about)]
     return list(dict.fromkeys(said))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from wgcell.errors import GuestError
 from wgcell.guest.firewall import ENDPOINT, PORT, comparable, ruleset
 from wgcell.guest.walls import Wall
+from wgcell.net.addresses import network
 
 __all__ = [
     "KILL",
@@ -43,7 +44,10 @@ __all__ = [
     "tunnel_mtu",
 ]
 
-LONGEST_LINE = 32 * 1024
+LONGEST_LINE = 128 * 1024
+"""Bytes: the report of a tunnel with 1024 networks of IPv6, each a route too, in base64."""
+LONGEST_FAULT = 4096
+"""Characters, of which a fault's text is kept."""
 REPORTS = ("firewall", "links", "routes", "wireguard")
 CHANGES = ("firewall", "network", "standing")
 
@@ -69,6 +73,8 @@ class GuestConfig:
     command: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = field(repr=False)
     outputs: tuple[str, ...]
+    search: tuple[str, ...] = ()
+    """Domains of the resolver's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +205,7 @@ def encode_config(config: GuestConfig) -> bytes:
         lines.append(f"wg_preshared_key {_b64(config.preshared_key)}")
     lines += [f"wg_address {address}" for address in config.addresses]
     lines += [f"dns {server}" for server in config.dns]
+    lines += [f"search {domain}" for domain in config.search]
     lines += [f"arg {_word(word)}" for word in config.command]
     lines += [f"env {_word(f'{name}={value}')}" for name, value in config.environment]
     lines += [f"output {_b64(path.encode('utf-8', 'surrogateescape'))}" for path in config.outputs]
@@ -268,7 +275,7 @@ def parse(line: bytes) -> Message:
         case ["changed", what]:
             return Changed(_subject(what, CHANGES), "")
         case ["fault", text]:
-            return Fault(_text(text))
+            return Fault(_text(text)[:LONGEST_FAULT])
         case ["oom", count, victim]:
             return OutOfMemory(_number(count, 2**53), _text(victim).strip()[:64])
         case ["oom", count]:
@@ -303,9 +310,28 @@ def mismatch(config: GuestConfig, reports: Mapping[str, str]) -> str | None:
         seen = comparable(reports[what])
         if what == "links":
             seen = "\n".join(sorted(set(seen.splitlines())))
+        if what == "wireguard":
+            asked, seen = _one_spelling(asked), _one_spelling(seen)
         if seen != asked:
             return f"the guest's {what} is not what was asked: {_difference(asked, seen)}"
     return _misrouted(reports["routes"].splitlines())
+
+
+def _one_spelling(report: str) -> str:
+    """A report on WireGuard with its networks in order, each once and written in one way.
+
+    ``wg`` writes them as inet_ntop(3) does, and the kernel keeps each once. Networks that are none
+    stay as they are.
+    """
+    words = report.split(" ")
+    if len(words) != 4:
+        return report
+    try:
+        networks = {network(text) for text in words[2].split(",")}
+    except ValueError:
+        return report
+    words[2] = ",".join(map(str, sorted(networks, key=lambda one: (one.version, one))))
+    return " ".join(words)
 
 
 _LINK = "eth0 0040A8C0 FCFFFFFF"

@@ -1,10 +1,12 @@
 """Builds the guest's image from Debian packages, as root or as an ordinary user.
 
 Two stages, each skipped when its inputs have not changed. The *base*, half a minute: a root file
-system by mmdebstrap, made an erofs; the kernel of Debian's cloud package, from the same suite; the
-tools and modules that the initramfs needs, as one cpio archive. The *scripts*, at once: our init,
-agent and firewall as a second cpio archive behind the first (the kernel unpacks one after the
-other).
+system by mmdebstrap, made an erofs; the kernel of Debian's cloud package; the tools and modules
+that the initramfs needs, as one cpio archive. The *scripts*, at once: our init, agent and
+firewall as a second cpio archive behind the first (the kernel unpacks one after the other).
+
+Root and kernel come from one suite by mmdebstrap alone: which Debian or Ubuntu builds, and what its
+own apt knows, does not matter. The manifest says the version of each package that was taken.
 
 Everything is made in a folder beside the image and renamed into place, so an interrupted build
 leaves the old image or none, never half of one.
@@ -30,7 +32,6 @@ from types import MappingProxyType
 
 from wgcell import programs
 from wgcell.errors import ImageError
-from wgcell.image import suite
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
 
 Progress = Callable[[str], None]
 
+SUITE = "bookworm"
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 PACKAGES = (
     "busybox-static",
@@ -61,8 +63,19 @@ PACKAGES = (
     "util-linux",
     "wireguard-tools",
 )
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+MIRROR = "WGCELL_MIRROR"
+"""The environment's variable for what ``wgcell image build --mirror`` says."""
 # busybox's own `date` knows whole seconds only.
 TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip", "usr/bin/date")
+# Run by mmdebstrap when the root is finished, with the apt that filled it: the kernel is taken, not
+# installed, for a root needs neither it nor what would make it boot.
+_KERNEL = "wgcell-kernel"
+TAKE_KERNEL = (
+    f'set -e; export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"; mkdir "$1/{_KERNEL}"; cd "$1/{_KERNEL}"; '
+    f"name=$(apt-cache depends --important {KERNEL_PACKAGE} | sed -n 's/^ *Depends: //p'); "
+    'apt-get download -q "${name%% *}"'
+)
 # Run by mmdebstrap in the finished root, whose own Python must be the one that compiles.
 # `mkfs.erofs -T0` gives every source another date than dpkg's .pyc files recorded, and each import
 # would compile anew: a hash that nobody checks does not go stale.
@@ -103,8 +116,6 @@ _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 UNPACK = ("tar", "-x", "-p", "--no-same-owner")
 BASE_CPIO = "base.cpio"
 _FORMAT = 8
-_TAKEN = ("suite", "mirrors", "kernel_version", "packages")
-"""What a manifest says of where a base came from."""
 
 # A bzImage's setup header, by offset.
 _SETUP_SECTORS = 0x1F1
@@ -126,12 +137,14 @@ _PACKED = {
 }
 
 
-def build(name: str, progress: Progress, scripts: Mapping[str, bytes], mirror: str = "") -> Image:
+def build(
+    name: str, progress: Progress, scripts: Mapping[str, bytes], mirrors: Sequence[str] = ()
+) -> Image:
     """Build the image ``name``, or return it if nothing has changed.
 
-    ``scripts`` are our own files, by their path in the initramfs; ``mirror`` is where packages are
-    taken from (`suite.mirrors`). Raises ImageError with the
-    output of what failed.
+    ``scripts`` are our own files, by their path in the initramfs. ``mirrors`` are where the
+    packages come from, as mmdebstrap(1) takes them: URLs, or lines of a sources.list; none means
+    Debian's own. Raises ImageError with the output of what failed.
     """
     folder = cache_folder()
     try:
@@ -152,13 +165,15 @@ def build(name: str, progress: Progress, scripts: Mapping[str, bytes], mirror: s
             made = Path(temporary) / name
             made.mkdir()
             if base is None:
-                about = _base(made, Path(temporary), progress, suite.mirrors(mirror))
+                about = _base(made, Path(temporary), progress, mirrors)
             else:
                 progress("reusing the root file system, the kernel and the tools")
                 for file in ("kernel", "rootfs", BASE_CPIO):
                     os.link(base / file, made / file)
                 about = (
-                    {key: old.manifest[key] for key in _TAKEN if key in old.manifest} if old else {}
+                    {key: old.manifest[key] for key in ("kernel_version", "packages")}
+                    if old
+                    else {}
                 )
             progress("the initramfs: our own scripts")
             own = Path(temporary) / "own"
@@ -195,8 +210,8 @@ def is_current(image: Image, scripts: Mapping[str, bytes]) -> bool:
 
 def _base_key() -> str:
     settings = (word for setting in SETTINGS.items() for word in setting)
-    named = (*PACKAGES, *TOOLS, *EARLY, *LATE, COMPILE_PYTHON, *settings)
-    return _key(suite.SUITE, KERNEL_PACKAGE, *named, str(_FORMAT))
+    named = (*PACKAGES, *TOOLS, *EARLY, *LATE, COMPILE_PYTHON, TAKE_KERNEL, *settings)
+    return _key(SUITE, KERNEL_PACKAGE, *named, str(_FORMAT))
 
 
 def _scripts_key(scripts: Mapping[str, bytes]) -> str:
@@ -262,7 +277,7 @@ def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
             text=True,
             errors="replace",
             cwd=cwd,
-            env=programs.environment(),
+            env=programs.environment(*_KEPT),
             start_new_session=True,
         )
     except FileNotFoundError:
@@ -285,6 +300,12 @@ def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
 
 
 _TIDYING = 15.0
+_KEPT = (
+    *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
+    *("APT_CONFIG", "HOME", "SOURCE_DATE_EPOCH", "TMPDIR"),
+)
+"""Variables that apt and mmdebstrap heed: the way to the mirror, and where to work."""
 _NO_NETWORK = {
     # What apt, mmdebstrap and curl say: what it means, and what to do.
     "resolv": "the mirror's name could not be resolved: check this machine's DNS and its network "
@@ -312,7 +333,9 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _filter(argv: Sequence[str], data: bytes, mend: str) -> bytes:
     """``data`` through a program. Raises ImageError."""
     try:
-        done = subprocess.run(_found(argv), input=data, capture_output=True, check=False)
+        done = subprocess.run(
+            _found(argv), input=data, capture_output=True, check=False, env=programs.environment()
+        )
     except FileNotFoundError:
         raise ImageError(f"{argv[0]} is not installed", mend=mend) from None
     if done.returncode != 0:
@@ -321,46 +344,39 @@ def _filter(argv: Sequence[str], data: bytes, mend: str) -> bytes:
 
 
 def _base(
-    made: Path, temporary: Path, progress: Progress, mirrors: suite.Mirrors
+    made: Path, temporary: Path, progress: Progress, mirrors: Sequence[str]
 ) -> dict[str, object]:
-    """Root file system, kernel and ``base.cpio``; what the manifest says of them (`_TAKEN`)."""
-    progress(f"packages: Debian {suite.SUITE}, by mmdebstrap (about half a minute)")
-    if not Path(suite.KEYRING).exists():
-        raise ImageError(
-            f"{suite.KEYRING} is missing: Debian's signatures can't be checked",
-            mend="apt-get install debian-archive-keyring",
-        )
+    """Root file system, kernel and ``base.cpio``; what the manifest says of them."""
+    progress(f"the root file system: Debian {SUITE}, by mmdebstrap (about half a minute)")
     root = temporary / "root"
     root.mkdir()
     packed = temporary / "root.tar"
     # mmdebstrap's own namespaces must be able to enter the folder it works in.
     for place in (temporary, packed.parent):
         place.chmod(0o755)
-    argv = ["mmdebstrap", "--variant=minbase", f"--keyring={suite.KEYRING}"]
-    argv += [f"--include={','.join(PACKAGES)}"]
-    argv += [
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*",
-    ]
-    argv += ["--dpkgopt=path-exclude=/usr/share/man/*", f"--customize-hook={COMPILE_PYTHON}"]
-    argv += [f"--customize-hook={suite.fetch_kernel(KERNEL_PACKAGE)}"]
-    argv += [suite.SUITE, str(packed), *mirrors.sources()]
-    _run(argv, mend="an ordinary user needs user namespaces and the package uidmap")
+    _run(
+        [*bootstrap(mirrors), SUITE, str(packed), *mirrors],
+        mend="an ordinary user needs user namespaces and the package uidmap",
+    )
     _run([*UNPACK, "-f", str(packed), "-C", str(root), "--exclude=./dev/*"])
     for path, text in SETTINGS.items():
         (root / path).write_text(text)
     progress(f"the kernel: {KERNEL_PACKAGE}")
-    kernel = temporary / "kernel"
-    (deb,) = (root / suite.KERNEL_FOLDER).glob("*.deb")
+    kernel, taken = temporary / "kernel", root / _KERNEL
+    deb = next(taken.glob("*.deb"), None)
+    if deb is None:
+        raise ImageError(f"the suite {SUITE} has no {KERNEL_PACKAGE}")
     _run(["dpkg-deb", "-x", str(deb), str(kernel)])
-    package, package_version = _run(
-        ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(deb)]
-    ).split()
-    shutil.rmtree(root / suite.KERNEL_FOLDER)
-    _one_module_folder(kernel)
+    shown = ["dpkg-deb", "-W", "--showformat=${Package}\n${Version}\n", str(deb)]
+    package, package_version = _run(shown).split()
+    shutil.rmtree(taken)
     version = next((kernel / "lib/modules").iterdir()).name
     bzimage = (kernel / f"boot/vmlinuz-{version}").read_bytes()
     (made / "kernel").write_bytes(without_trailing_zeros(uncompressed_kernel(bzimage)))
+    # A newer Debian's depmod looks below /usr.
+    (kernel / "usr").mkdir(exist_ok=True)
+    if not (kernel / "usr/lib").exists():
+        (kernel / "usr/lib").symlink_to("../lib")
     _run(["depmod", "-b", str(kernel), version], mend="apt-get install kmod")
 
     modules = kernel / "lib/modules" / version
@@ -376,24 +392,26 @@ def _base(
     )
     progress("the initramfs: tools and modules")
     _base_cpio(made / BASE_CPIO, temporary / "base", root, modules)
-    return {
-        "suite": suite.SUITE,
-        "mirrors": [at for at in (mirrors.archive, mirrors.security) if at],
-        "kernel_version": version,
-        "packages": _versions(root) | {package: package_version},
-    }
+    return {"kernel_version": version, "packages": _versions(root) | {package: package_version}}
 
 
-def _one_module_folder(kernel: Path) -> None:
-    """``lib/modules`` and ``usr/lib/modules`` are one folder, whichever the package has.
+def bootstrap(mirrors: Sequence[str]) -> list[str]:
+    """The command that makes the root, without its suite, its target and its mirrors.
 
-    Debian 12's kernels have the first, later ones the second; each kmod looks in its own.
+    Raises ImageError for a mirror that would be read as an option or as a file.
     """
-    for there, other in (("lib", "usr/lib"), ("usr/lib", "lib")):
-        if (kernel / there / "modules").is_dir() and not (kernel / other / "modules").exists():
-            (kernel / other).mkdir(parents=True, exist_ok=True)
-            (kernel / other / "modules").symlink_to((kernel / there / "modules").absolute())
-            return
+    for mirror in mirrors:
+        if "://" not in mirror or mirror.startswith("-"):
+            raise ImageError(
+                f"no mirror: {mirror[:80]!r}",
+                mend="a URL such as http://mirror.example.com/debian, or a line of a sources.list",
+            )
+    argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+    argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")]
+    argv += [f"--customize-hook={hook}" for hook in (COMPILE_PYTHON, TAKE_KERNEL)]
+    # Ubuntu's apt does not trust Debian's keys by itself; the package debian-archive-keyring has
+    # them.
+    return [*argv, f"--keyring={KEYRING}"] if Path(KEYRING).exists() else argv
 
 
 def _versions(root: Path) -> dict[str, str]:
@@ -565,6 +583,7 @@ def _cpio(folder: Path, target: Path) -> None:
             stderr=subprocess.PIPE,
             cwd=folder,
             check=False,
+            env=programs.environment(),
         )
     if done.returncode != 0:
         raise ImageError(f"cpio failed: {done.stderr.decode('utf-8', 'replace')}")

@@ -14,6 +14,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from wgcell import programs
 from wgcell.machine.argv import CPU, Accelerator
 
 __all__ = ["PROBE_TIMEOUT", "choose", "host_tsc_khz", "kvm_boots"]
@@ -53,7 +54,12 @@ def kvm_boots(qemu: str, kernel: Path, *, device: Path = Path("/dev/kvm")) -> tu
     argv += ["-kernel", str(kernel), "-append", "console=ttyS0 panic=-1", "-serial", "stdio"]
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_TIMEOUT, check=False
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_TIMEOUT,
+            check=False,
+            env=programs.environment(),
         )
     except subprocess.TimeoutExpired:
         return False, f"a kernel started on KVM did not run within {PROBE_TIMEOUT:.0f} s"

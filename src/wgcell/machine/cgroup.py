@@ -29,7 +29,8 @@ _LEAF = "wgcell"
 _PREFIX = "wgcell-"
 _LEFT_BEHIND = 3600.0
 """Seconds after which an empty group of a cell that was killed is swept away."""
-_EMPTY_WITHIN = 1.0
+_EMPTY_WITHIN = 10.0
+"""Seconds until a group is empty whose processes were killed; it takes some milliseconds."""
 
 _OVERHEAD = 1536 << 20
 """Bytes of QEMU's own beside the guest's memory: TCG's translations alone may take 1 GiB."""
@@ -74,18 +75,20 @@ class Cgroup:
     controllers: tuple[str, ...]
 
     def remove(self) -> None:
-        """Kill whoever is left in it, and the group with them."""
+        """Kill whoever is left in it, and the group with them. Raises OSError if it stays."""
         with contextlib.suppress(OSError):
             (self.folder / "cgroup.kill").write_text("1")
         with contextlib.suppress(OSError):
             os.close(self.procs)
         until = time.monotonic() + _EMPTY_WITHIN
-        while time.monotonic() < until:
+        while True:
             try:
                 self.folder.rmdir()
             except FileNotFoundError:
                 return
             except OSError:
+                if time.monotonic() > until:
+                    raise
                 time.sleep(0.005)
             else:
                 return

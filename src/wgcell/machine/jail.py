@@ -99,6 +99,7 @@ def _why_not(jail: Jail) -> str:
             timeout=10,
             check=False,
             cwd="/",
+            env=programs.environment(),
             **become,
         )
     except (OSError, subprocess.SubprocessError) as error:

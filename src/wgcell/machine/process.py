@@ -22,7 +22,7 @@ from qemu.qmp import QMPClient
 from qemu.qmp.error import QMPError
 
 from wgcell import programs
-from wgcell.errors import LaunchError
+from wgcell.errors import HostError, LaunchError
 from wgcell.machine.argv import Accelerator, MachineSpec, qemu_argv
 from wgcell.machine.cgroup import Cgroup
 from wgcell.machine.jail import CHILDREN, Jail, bwrap_argv, closed_filter, limits
@@ -32,6 +32,8 @@ __all__ = ["Machine", "find_qemu"]
 
 _DIES_WITHIN = 0.02
 """Seconds that a machine takes to die of SIGKILL, and more."""
+_DIES_AT_ALL = 20.0
+"""Seconds after which one that is not dead hangs in the kernel: in a disk that does not answer."""
 KVM_DEVICE = Path("/dev/kvm")
 
 
@@ -149,6 +151,7 @@ class Machine:
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=inherited,
                 cwd="/",
+                env=programs.environment(),
                 start_new_session=True,
                 preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup),
             )
@@ -225,12 +228,14 @@ class Machine:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     async def dead(self) -> None:
-        """Wait until it is dead, jail and keeper and all."""
+        """Wait until it is dead, jail and keeper and all. Raises HostError if SIGKILL kills not."""
         for pidfd in self._pidfds:
             # Readable when its process is dead, a few milliseconds after the kill: no thread for
             # that at once, nor asyncio's word, which waits for all that QEMU had open.
-            if not select.select([pidfd], [], [], _DIES_WITHIN)[0]:
-                await asyncio.to_thread(select.select, [pidfd], [], [], 5)
+            if select.select([pidfd], [], [], _DIES_WITHIN)[0]:
+                continue
+            if not (await asyncio.to_thread(select.select, [pidfd], [], [], _DIES_AT_ALL))[0]:
+                raise HostError(f"QEMU did not die of SIGKILL within {_DIES_AT_ALL:g} s")
 
     async def reap(self) -> int:
         """Wait until it is dead, and let go of it; the exit code (negative: a signal)."""

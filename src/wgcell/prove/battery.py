@@ -137,9 +137,6 @@ class Case:
         if anywhere and self.verdict is PASS:
             # Through a relay that is dead nothing passes.
             return tuple(phase for phase in Phase if phase is not Phase.KILLED)
-        if self.name == "behind-rogue":
-            # A relay that is stopping drops the one and rightly lets the other pass.
-            return tuple(phase for phase in Phase if phase is not Phase.STOPPING)
         return EVERYWHERE if anywhere else self.phases
 
 

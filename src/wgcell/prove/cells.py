@@ -24,7 +24,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from wgcell.machine.process import find_qemu
 from wgcell.prove.battery import CASES, MTU, Case, Play
 from wgcell.prove.bypass import BYPASSES, Bypass
 from wgcell.prove.exhaustion import EXHAUSTIONS, Exhaustion
-from wgcell.prove.ground import ENDPOINT, HOST, PORT, Ground
+from wgcell.prove.ground import HOST, PORT, Ground
 from wgcell.prove.hostile import HONEST, SABOTAGES, Sabotage, forged_report, laid_over
 from wgcell.prove.opened import OpenedRelay
 from wgcell.prove.oracle import Packet, is_port_unreachable, shown, tunnel_payload
@@ -288,11 +288,12 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
             guest_walls=boot.walls,
             verify_timeout=_VERIFY_WITHIN if boot.sabotage is not None else None,
         )
+        host, port = ground.endpoint
         vpn = VpnConfig(
             private_key=key,
             peer_public_key=ground.endpoint_public_key(),
-            endpoint_host=ENDPOINT,
-            endpoint_port=PORT,
+            endpoint_host=host,
+            endpoint_port=port,
             addresses=_TUNNEL,
             allowed_ips=(ip_network("0.0.0.0/0"),),
             mtu=MTU,
@@ -301,9 +302,9 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
         if boot.sabotage is not None:
             forged = forged_report(ground.endpoint_public_key(), "0.0.0.0/0", vpn.keepalive)
             image = _altered(image, folder, laid_over(boot.sabotage, forged))
-        host, port = ground.endpoint
         around = Surroundings(
-            create(folder, "prove"), image, machines.accelerator, machines.reason, vpn, host, port
+            *(create(folder, "prove"), image, machines.accelerator, machines.reason, vpn),
+            (ip_address(host),),
         )
         words = bytearray()
         supervisor = Supervisor(

@@ -103,6 +103,7 @@ def _ip(lines: list[str], keep: int) -> None:
         text=True,
         check=False,
         pass_fds=(keep,),
+        env=programs.environment(),
         preexec_fn=_keep_capabilities,
     )
     if done.returncode != 0:

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import wgcell
+from wgcell import programs
 from wgcell.cell.vouched import file_digest
 from wgcell.errors import InputError
 from wgcell.machine.argv import Accelerator
@@ -166,7 +167,14 @@ def commit() -> str:
 
 def _git(folder: Path, *words: str) -> str:
     argv = ["git", "-C", str(folder), *words]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+        env=programs.environment("HOME", "XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL"),
+    )
     return done.stdout.strip()
 
 

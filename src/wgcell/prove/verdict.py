@@ -35,7 +35,6 @@ class Phase(Enum):
     REKEY = "during a rekey"
     SILENT = "endpoint silent"
     KILLED = "relay killed"
-    STOPPING = "stopping"
 
 
 class Status(Enum):
@@ -52,9 +51,8 @@ class Status(Enum):
 
 def accepted(verdict: Verdict, phase: Phase) -> frozenset[Verdict]:
     """What may become of a probe of that verdict in a phase other than the one it is stated for."""
-    # In boot nothing of the requester's runs yet, and either way the cell is never released; in
-    # stopping the workload has ended, and the machine is killed when its files are home.
-    mild = verdict is Verdict.KILL and phase in (Phase.BOOT, Phase.STOPPING)
+    # In boot nothing of the requester's runs yet, and either way the cell is never released.
+    mild = verdict is Verdict.KILL and phase is Phase.BOOT
     if mild or verdict is Verdict.STOP:
         return frozenset({Verdict.DROP, Verdict.KILL})
     return frozenset({verdict})

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import signal
 import socket
 import sys
 
+from wgcell.relay import control as words
 from wgcell.relay.loop import Loop
 from wgcell.relay.seal import STAGES, Descriptors, Seal, load, seal
 
@@ -39,7 +39,7 @@ def main() -> int:
         return 1
     nic, udp = (socket.socket(fileno=each) for each in given[:2])
     owned = Descriptors(nic.fileno(), udp.fileno(), control.fileno(), *given[2:])
-    control.sendall(b'{"event": "begun"}\n')
+    control.sendall(words.SAID.line(words.Begun()))
     loop = Loop(nic, udp, control, owned.fuse)
     loop.warm()
     load()
@@ -59,9 +59,9 @@ def _last_words(control: socket.socket, error: BaseException) -> None:
     trace, line = error.__traceback__, 0
     while trace is not None:
         line, trace = trace.tb_lineno, trace.tb_next
-    words = f"{type(error).__name__}: {error} (line {line})"
+    fault = words.Fault(f"{type(error).__name__}: {error} (line {line})")
     with contextlib.suppress(OSError):
-        control.sendall(json.dumps({"event": "fault", "detail": words}).encode() + b"\n")
+        control.sendall(words.SAID.line(fault))
 
 
 if __name__ == "__main__":

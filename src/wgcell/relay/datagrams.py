@@ -137,8 +137,7 @@ class Datagrams:
             if size > self._segment and self._segment:
                 self._segments_of(0)
         elif not (size < self._segmented_below and self._segments_of(size)):
-            for payload in payloads:
-                self._send_one(payload)
+            self._send_each(payloads)
             return
         try:
             self._write(payloads)
@@ -146,17 +145,19 @@ class Datagrams:
             too_long = error.errno in _TOO_LONG
             if self._segment and (too_long or error.errno == errno.EIO):
                 self._segmented_below = size if too_long else 0
-                self._segments_of(0)
-                for payload in payloads:
-                    self._send_one(payload)
+                self._send_each(payloads)
             else:
                 self.lost += len(payloads)
 
-    def _send_one(self, payload: bytes | memoryview) -> None:
-        try:
-            self._write([payload])
-        except OSError:
-            self.lost += 1
+    def _send_each(self, payloads: Sequence[bytes | memoryview]) -> None:
+        """One by one. A segment size that an earlier send left on the socket would cut them."""
+        if self._segment:
+            self._segments_of(0)
+        for payload in payloads:
+            try:
+                self._write([payload])
+            except OSError:
+                self.lost += 1
 
     def _write(self, payloads: Sequence[bytes | memoryview]) -> None:
         try:

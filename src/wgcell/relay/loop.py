@@ -12,16 +12,14 @@ loses what does not fit, as a network card does.
 from __future__ import annotations
 
 import array
-import base64
 import contextlib
-import json
 import os
 import select
 import socket
 import time
 from math import ceil
-from typing import Any
 
+from wgcell.relay import control as words
 from wgcell.relay import link
 from wgcell.relay.datagrams import Datagrams
 from wgcell.relay.pace import Pace
@@ -29,7 +27,6 @@ from wgcell.relay.relay import (
     Arrived,
     Command,
     Cut,
-    Phase,
     Relay,
     Report,
     Send,
@@ -39,12 +36,12 @@ from wgcell.relay.relay import (
 from wgcell.relay.seal import Seal
 from wgcell.relay.session import Handshake, SessionTable
 from wgcell.wire import wireguard
+from wgcell.wire.lines import LineError
 
 __all__ = ["Loop"]
 
 BUFFERS_A_WRITE = 1024
 """IOV_MAX."""
-EVIDENCE_BYTES = 2048
 
 
 def boottime() -> float:
@@ -69,9 +66,11 @@ class Loop:
         self._datagrams = Datagrams(udp)
         self._control = control
         self._told = b""
+        self._fresh: list[int] = []
+        """Sockets that came, until the word that says what they are has been read."""
         self._pending: list[bytes | memoryview] = []
         self._relay: Relay | None = None
-        self._stats_sent: dict[str, Any] = {}
+        self._stats_sent: words.Stats | None = None
         self._stats_due = 0.0
         self._untold = True
         self._alive_told = 0.0
@@ -95,8 +94,10 @@ class Loop:
             relay.room()[: len(record)] = record
             relay.outbound(len(record), boottime())
         relay.inbound([Arrived(message, (message,))], boottime())
-        shown = base64.b64encode(message).decode("ascii")
-        json.loads(json.dumps({"event": "warm", "frame": shown, "time": time.time(), "é": None}))
+        rogue = words.Rogue("é", "", message, time.time(), boottime())
+        words.SAID.word(words.SAID.line(rogue))
+        with contextlib.suppress(LineError):
+            words.TOLD.word(b'{"command": "warm"}')
         socket.CMSG_SPACE(4)
         array.array("i")
 
@@ -106,11 +107,11 @@ class Loop:
         self._poll = select.poll()
         self._poll.register(self._control, select.POLLIN)
         self._watch()
-        control, udp = self._control.fileno(), self._udp.fileno()
-        self._tell("ready", seal=seal.whole, missing=seal.missing)
+        supervisor, udp = self._control.fileno(), self._udp.fileno()
+        self._tell(words.Ready(seal.whole, seal.missing))
         while not self._done:
             for fd, events in self._poll.poll(self._patience()):
-                if fd == control:
+                if fd == supervisor:
                     self._obey()
                     continue
                 self._untold = True
@@ -128,50 +129,51 @@ class Loop:
 
     # The supervisor.
 
-    def _tell(self, event: str, **fields: Any) -> None:
+    def _tell(self, word: words.Said) -> None:
         try:
-            self._control.sendall(json.dumps({"event": event, **fields}).encode() + b"\n")
+            self._control.sendall(words.SAID.line(word))
         except OSError:
             self._done = True
 
-    def _lines(self) -> list[dict[str, Any]]:
+    def _lines(self) -> list[words.Told]:
         try:
             data, fresh, _, _ = socket.recv_fds(self._control, 65536, 1)
         except ConnectionResetError:
             data, fresh = b"", []  # gone with something of ours unread
-        for descriptor in fresh:
-            self._replace_udp(descriptor)
+        self._fresh += fresh
         if not data:
             self._done = True
             return []
         *lines, self._told = (self._told + data).split(b"\n")
-        return [json.loads(line) for line in lines if line]
+        return [words.TOLD.word(line) for line in lines if line]
 
-    def _replace_udp(self, descriptor: int) -> None:
-        """A fresh socket to the endpoint takes the old one's number: the host's network changed."""
+    def _renew(self, *, met: bool) -> None:
+        """A fresh socket to the endpoint takes the old one's number: the host's network changed.
+
+        ``met``: it leads to another address, and what was agreed with the old one is void first.
+        """
+        descriptor = self._fresh.pop(0)
+        if met and self._relay is not None:
+            self._relay.meet()
         os.dup2(descriptor, self._udp.fileno(), inheritable=False)
         os.close(descriptor)
         self._datagrams.renew()
 
     def _configure(self) -> None:
-        lines: list[dict[str, Any]] = []
+        lines: list[words.Told] = []
         while not lines and not self._done:
             lines = self._lines()
         if not lines:
             return
         first, *rest = lines
-        if first.get("command") != "configure":
+        if not isinstance(first, words.Configure):
             self._done = True  # the cell ended before it began
             return
-        sessions = SessionTable(
-            base64.b64decode(first["guest_public_key"]),
-            base64.b64decode(first["endpoint_public_key"]),
-            int(first["mtu"]),
-        )
-        self._relay = Relay(sessions)
-        if first.get("rate"):
-            self._paces = Pace(float(first["rate"])), Pace(float(first["rate"]))
-        self._quota = int(first.get("quota") or 0)
+        sessions = SessionTable(first.guest_public_key, first.endpoint_public_key, first.mtu)
+        self._relay = Relay(sessions, lenient=first.lenient)
+        if first.rate:
+            self._paces = Pace(first.rate), Pace(first.rate)
+        self._quota = first.quota or 0
         for line in rest:
             self._one(line)
 
@@ -179,11 +181,11 @@ class Loop:
         for line in self._lines():
             self._one(line)
 
-    def _one(self, line: dict[str, Any]) -> None:
-        match line.get("command"):
-            case "phase" if self._relay is not None:
-                self._relay.phase = Phase(line["phase"])
-            case "quit":
+    def _one(self, word: words.Told) -> None:
+        match word:
+            case words.Renewed(met):
+                self._renew(met=met)
+            case words.Quit():
                 self._done = True
 
     # The two ways.
@@ -202,7 +204,7 @@ class Loop:
             count = 0
         if not count:
             self._unplug()
-            self._tell("closed", which="nic")
+            self._tell(words.Closed("nic"))
             return
         self._read_at, carried = boottime(), self._relay.bytes_out
         self._do(self._relay.outbound(count, self._read_at))
@@ -227,7 +229,7 @@ class Loop:
             self._count()
         if self._relay.messages_in > before and now - self._alive_told >= 1:
             self._alive_told = now
-            self._tell("alive")
+            self._tell(words.Alive())
 
     def _do(self, commands: list[Command]) -> None:
         send = self._datagrams.send
@@ -239,9 +241,9 @@ class Loop:
                 case WriteNic(buffers):
                     self._write(buffers)
                 case Handshake(initiator):
-                    self._tell("handshake", initiator=initiator.value)
+                    self._tell(words.Handshake(initiator.value))
                 case Verified():
-                    self._tell("verified")
+                    self._tell(words.Verified())
                 case Report(refusal, frame):
                     self._report(refusal.reason.value, refusal.detail, refusal.rogue, frame)
                 case Cut():
@@ -249,12 +251,10 @@ class Loop:
 
     def _report(self, reason: str, detail: str, rogue: bool, frame: bytes) -> None:
         if rogue:
-            shown = base64.b64encode(frame[:EVIDENCE_BYTES]).decode()
-            at = {"time": time.time(), "boottime": self._read_at}
-            self._tell("rogue", reason=reason, detail=detail, frame=shown, **at)
+            self._tell(words.Rogue(reason, detail, frame, time.time(), self._read_at))
         elif boottime() - self._stumble_told.get(reason, -1.0) >= 1:
             self._stumble_told[reason] = boottime()
-            self._tell("out_of_step", reason=reason, detail=detail)
+            self._tell(words.OutOfStep(reason, detail))
 
     def _write(self, buffers: list[bytes | memoryview]) -> None:
         """All of it to the NIC's socket; what it does not take waits, and the endpoint with it."""
@@ -319,7 +319,7 @@ class Loop:
             return
         # The machine lives on without a link: its workload has a grace period.
         self._unplug()
-        self._tell("quota", bytes=relay.bytes_out + relay.bytes_in)
+        self._tell(words.Quota(relay.bytes_out + relay.bytes_in))
 
     def _cut(self) -> None:
         """First the machine, then the words about it."""
@@ -345,20 +345,20 @@ class Loop:
             return
         self._stats_due = boottime() + 1
         self._untold = False
-        stats = {
-            "messages_out": relay.messages_out,
-            "messages_in": relay.messages_in,
-            "bytes_out": relay.bytes_out,
-            "bytes_in": relay.bytes_in,
-            "handshakes": relay.handshakes,
-            "refused": dict(relay.refused),
-            "dropped_in": dict(relay.dropped_in),
-            "lost": self._datagrams.lost,
-            "unanswered": relay.unanswered,
-        }
+        stats = words.Stats(
+            messages_out=relay.messages_out,
+            messages_in=relay.messages_in,
+            bytes_out=relay.bytes_out,
+            bytes_in=relay.bytes_in,
+            handshakes=relay.handshakes,
+            refused=dict(relay.refused),
+            dropped_in=dict(relay.dropped_in),
+            lost=self._datagrams.lost,
+            unanswered=relay.unanswered,
+        )
         if stats != self._stats_sent or now:
             self._stats_sent = stats
-            self._tell("stats", **stats)
+            self._tell(stats)
 
 
 def _behind(buffers: list[bytes | memoryview], written: int) -> list[bytes | memoryview]:

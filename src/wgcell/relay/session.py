@@ -31,6 +31,10 @@ a packet could kill a cell with it. It is dropped and counted.
 Only the guest's counters are followed: a window that an unauthenticated message moves is a lever
 to shut out the true ones behind it. The guest's kernel keeps the window of what it receives.
 
+When the way out leads to another address, the one who is there is a stranger, though he has
+consented: `SessionTable.meet` forgets every session, and until a handshake of the guest's own is
+complete with him, nothing but its initiations (and the transport that completes one) leaves.
+
 Time is an argument, in seconds of CLOCK_BOOTTIME: a suspended host ages its sessions too.
 """
 
@@ -55,7 +59,10 @@ COOKIE_LIFETIME = 120.0
 SESSION_LIFETIME = wireguard.REJECT_AFTER_TIME + 10.0
 """Seconds; the two ends' clocks start at different messages."""
 
-INITIATION_BURST = 2
+INITIATION_BURST = 2.0
+INITIATION_RATE = 1 / (wireguard.REKEY_TIMEOUT * 0.9)
+"""The guest's initiations: so many at once, then so many a second, always. A WireGuard sends one
+per REKEY_TIMEOUT (paper, section 6.4); a tenth is left for the guest's jitter."""
 ASKED_KEPT = 4
 """The guest's initiations; Linux remembers its latest only."""
 CANDIDATES_KEPT = 64
@@ -68,6 +75,8 @@ FLOOD_RATE = 16.0
 (HEARD_KEPT - FLOOD_BURST) / FLOOD_RATE = 12 s. Linux is "under load" from 512 queued on."""
 SESSIONS_KEPT = 3
 """Previous, current and next."""
+LEFT_KEPT = 1024
+"""Indices of endpoints that were left; a meeting leaves 267 at most, and they come 30 s apart."""
 
 LINK_MTU = 1500 - 28
 """Bytes of UDP payload that fit the link's one frame."""
@@ -80,8 +89,9 @@ ABSURD_JUMP = 1 << 32
 OUT_OF_STEP_MOST = 200
 OUT_OF_STEP_SPAN = 10.0
 """More than so many out-of-step messages of the guest's in so many seconds are rogue."""
-UNCOUNTED = frozenset({Reason.SESSION_DEAD})
-"""But not these: behind a suspended host's clock a guest fills a dead session at full speed."""
+UNCOUNTED = frozenset({Reason.SESSION_DEAD, Reason.PEER_LEFT})
+"""But not these: behind a suspended host's clock a guest fills a dead session at full speed, and
+for up to 180 s one with an endpoint that has moved, which it can't know."""
 
 
 class Side(Enum):
@@ -178,13 +188,18 @@ class _Offer:
 
 @dataclass(slots=True)
 class _Bucket:
-    """Lets FLOOD_BURST through at once, then FLOOD_RATE a second."""
+    """Lets ``burst`` through at once, then ``rate`` a second."""
 
-    tokens: float = FLOOD_BURST
+    burst: float
+    rate: float
+    tokens: float = field(init=False)
     filled: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.tokens = self.burst
+
     def take(self, now: float) -> bool:
-        self.tokens = min(FLOOD_BURST, self.tokens + (now - self.filled) * FLOOD_RATE)
+        self.tokens = min(self.burst, self.tokens + (now - self.filled) * self.rate)
         self.filled = now
         if self.tokens < 1:
             return False
@@ -202,12 +217,16 @@ class SessionTable:
         self._heard: dict[int, None] = {}
         self._offered: dict[int, _Offer] = {}
         self._sessions: list[_Session] = []
-        self._initiated: deque[float] = deque(maxlen=INITIATION_BURST)
+        self._left: dict[int, None] = {}
+        """Indices of endpoints that the guest had before the last meetings."""
+        self._stranger = False
+        """Whether a handshake of the guest's own with who is there now is still to be completed."""
+        self._initiations_out = _Bucket(INITIATION_BURST, INITIATION_RATE)
         self._cookie: dict[Side, float] = {}
         self._put_off: set[int] = set()
         """The guest's initiations that were answered by a cookie."""
-        self._initiations_in = _Bucket()
-        self._cookies_in = _Bucket()
+        self._initiations_in = _Bucket(FLOOD_BURST, FLOOD_RATE)
+        self._cookies_in = _Bucket(FLOOD_BURST, FLOOD_RATE)
         self._stumbles: deque[float] = deque(maxlen=OUT_OF_STEP_MOST + 1)
         self._completed: list[Handshake] = []
 
@@ -225,6 +244,18 @@ class SessionTable:
             not candidates and index not in self._put_off
             for index, candidates in self._asked.items()
         )
+
+    def meet(self) -> None:
+        """Another endpoint from now on: the guest may send it initiations, and no more until one
+        of them has led to a handshake that is complete. How fast, goes on as before."""
+        left = [session.endpoint for session in self._sessions]
+        left += [offer.endpoint for offer in self._offered.values()]
+        left += [index for candidates in self._asked.values() for index in candidates]
+        for index in left:
+            _remember(self._left, index, None, LEFT_KEPT)
+        for table in (self._asked, self._heard, self._offered, self._sessions, self._put_off):
+            table.clear()
+        self._stranger = True
 
     def sends(self, receiver: int, first: int, count: int, length: int, now: float) -> bool:
         """Whether transport of the guest's passes: ``count`` messages of ``length`` bytes each,
@@ -300,12 +331,8 @@ class SessionTable:
     # Handshakes.
 
     def _guest_asks(self, message: Initiation, now: float) -> Refusal | None:
-        # Until the endpoint has answered once, a cell must not be able to flood whoever it is:
-        # two at once, then one per REKEY_TIMEOUT; a tenth is left for the guest's jitter.
-        held = not self._sessions and len(self._initiated) == INITIATION_BURST
-        if held and now - self._initiated[-1] < wireguard.REKEY_TIMEOUT * 0.9:
-            return Refusal(Reason.INITIATION_RATE, "before the endpoint has answered")
-        self._initiated.append(now)
+        if not self._initiations_out.take(now):
+            return Refusal(Reason.INITIATION_RATE, "more than one per REKEY_TIMEOUT")
         _remember(self._asked, message.sender, {}, ASKED_KEPT)
         self._put_off.discard(message.sender)
         return None
@@ -326,6 +353,8 @@ class SessionTable:
         return None
 
     def _guest_answers(self, message: Response, now: float) -> Refusal | None:
+        if self._stranger:
+            return Refusal(Reason.PEER_LEFT, "a response, before a handshake of the guest's own")
         if message.receiver not in self._heard:
             return Refusal(Reason.UNSOLICITED, "a response that answers no initiation")
         # A responder answers an initiation once: the next has a later timestamp.
@@ -334,6 +363,8 @@ class SessionTable:
         return None
 
     def _guest_cookies(self, message: CookieReply, now: float) -> Refusal | None:
+        if self._stranger:
+            return Refusal(Reason.PEER_LEFT, "a cookie reply, before a handshake of the guest's")
         known = (
             message.receiver in self._heard
             or any(message.receiver in candidates for candidates in self._asked.values())
@@ -390,7 +421,9 @@ class SessionTable:
                     return Refusal(Reason.UNCONFIRMED, f"0x{message.receiver:08x}")
                 made = _Session(Side.ENDPOINT, offered, offer.endpoint, offer.born, complete=True)
                 return self._begin(made, self._offered, message.counter, now)
-        if not self._sessions:
+        if message.receiver in self._left:
+            return Refusal(Reason.PEER_LEFT, f"0x{message.receiver:08x}")
+        if not self._sessions and not self._stranger:
             return Refusal(Reason.BEFORE_HANDSHAKE, "no handshake was completed yet")
         return Refusal(Reason.UNKNOWN_INDEX, f"0x{message.receiver:08x}")
 
@@ -420,6 +453,7 @@ class SessionTable:
                 return Refusal(Reason.SESSION_DEAD, f"{now - session.born:.0f} s old")
             if not session.complete:
                 session.complete = True
+                self._stranger = False
                 self._completed.append(Handshake(session.initiator))
             return None
         if index in self._offered:

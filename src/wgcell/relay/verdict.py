@@ -1,8 +1,8 @@
 """What the relay may decide of a frame, and every reason it may give.
 
 *Rogue*: no honest guest of ours could ever send it. *Out of step*: loss, reordering, a suspended
-host or a restarted endpoint can explain it; it is dropped and counted, and rogue only past a
-stated rate.
+host, or an endpoint that restarted or moved can explain it; it is dropped and counted, and rogue
+only past a stated rate.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Reason(Enum):
     COUNTER_REPEATED = "counter_repeated"
     COUNTER_OLD = "counter_old"
     COOKIE_AGED = "cookie_aged"
+    PEER_LEFT = "peer_left"
     # Of the endpoint's only.
     FLOOD = "flood"
 
@@ -64,6 +65,7 @@ OUT_OF_STEP = frozenset(
         Reason.COUNTER_REPEATED,
         Reason.COUNTER_OLD,
         Reason.COOKIE_AGED,
+        Reason.PEER_LEFT,
         Reason.FLOOD,
     }
 )

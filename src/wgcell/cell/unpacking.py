@@ -1,0 +1,287 @@
+"""The unpacking of the outputs, seen from outside: a confined process, fed, bounded and judged.
+
+What a guest sends is parsed by `wgcell.cell.unpacker`, a process that can write below one folder
+and nothing else. It has an amount of processor time for each MiB that it was given, and a bound on
+its memory. What it says is one line, of which nothing is believed that could not be: a process
+that was taken over may lie about the outputs, as the guest may, and do no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wgcell import programs
+from wgcell.cell.archive import MOST_MEMBERS, Reason, Unpacked
+from wgcell.cell.confinement import STAGES, Filters
+from wgcell.cell.counts import EXAMPLES, LONGEST_EXAMPLE, Counted
+from wgcell.cell.ending import in_thread
+from wgcell.cell.globs import Pattern
+from wgcell.cell.unpacker import Task
+from wgcell.errors import GuestError, HostError, LaunchError, StateError
+from wgcell.machine.keeper import die_with_parent
+
+__all__ = ["Unpacking", "judged", "limit_of_members"]
+
+_BYTES_PER_INODE = 16384
+"""mke2fs's: how many files the guest's scratch disk can hold at all."""
+
+SECONDS_AT_FIRST = 20
+SECONDS_PER_MIB = 0.5
+SECONDS_PER_GLOB = 0.01
+"""Processor time: for its start, for each MiB of tar that it was given, and on top of that for each
+MiB and each pattern with wildcards, which every member is compared with. A MiB of empty members
+takes some 0.15 s."""
+
+_DIES_WITHIN = 10.0
+_PIPE = 1 << 20
+_LONGEST_LINE = 1 << 20
+"""Bytes of what it may say: each `Reason` with its examples, and the places of 16,384 outputs."""
+_MIB = 1 << 20
+
+Take = Callable[[memoryview], None]
+
+# -P: a folder named wgcell where the user happens to stand must never be imported.
+_ARGV = (sys.executable, "-P", "-m", "wgcell.cell.unpacker")
+
+
+def limit_of_members(disk: int) -> int:
+    """The most members that a guest with a scratch disk of ``disk`` bytes may send."""
+    return min(max(MOST_MEMBERS, disk // _BYTES_PER_INODE), 10 * MOST_MEMBERS)
+
+
+class Unpacking:
+    """One such process: `start` it, then have it all `unpacked`."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, tar: int, destination: Path, task: Task
+    ) -> None:
+        self._process = process
+        self._tar = tar
+        self._destination = destination
+        self._task = task
+        self._globs = sum(Pattern.parse(one).is_glob for one in task.asked)
+        self._given = 0
+        self._budgeted = 0.0
+        self.missing: Mapping[str, str] = {}
+        """Stages of its confinement that this machine lacks, and why; known with the result."""
+        self._afford()
+
+    @classmethod
+    async def start(
+        cls,
+        destination: Path,
+        asked: Sequence[str],
+        disk: int,
+        known_links: frozenset[tuple[str, str]] = frozenset(),
+    ) -> Unpacking:
+        """Start it; ``destination`` is made here if need be (mode 0700).
+
+        ``disk`` are the bytes of the guest's scratch disk. Raises StateError if the folder can't be
+        made, LaunchError if the process can't be started.
+        """
+        task = Task(tuple(asked), disk, limit_of_members(disk), known_links, Filters.compiled())
+        with contextlib.ExitStack() as given:
+            try:
+                destination.mkdir(mode=0o700, exist_ok=True)
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                folder = os.open(destination, flags)
+            except OSError as error:
+                raise StateError(f"can't write {destination}: {error.strerror}") from None
+            given.callback(os.close, folder)
+            task_fd = os.memfd_create("task")
+            given.callback(os.close, task_fd)
+            with open(task_fd, "wb", closefd=False) as file:  # a descriptor
+                file.write(task.encode())
+            os.lseek(task_fd, 0, os.SEEK_SET)
+            theirs, ours = os.pipe()
+            given.callback(os.close, theirs)
+            with contextlib.suppress(OSError):  # beyond the user's sum of them
+                fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, _PIPE)
+            argv = (*_ARGV, str(folder), str(task_fd))
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *argv,
+                    stdin=theirs,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    pass_fds=(folder, task_fd),
+                    cwd="/",
+                    env=programs.environment(*programs.PYTHON, LC_ALL="C.UTF-8"),
+                    limit=_LONGEST_LINE,
+                    start_new_session=True,
+                    preexec_fn=die_with_parent(os.getpid()),
+                )
+            except BaseException as error:
+                os.close(ours)
+                if isinstance(error, OSError):
+                    raise LaunchError(f"the unpacking: {error.strerror}", argv=argv) from error
+                raise
+        return cls(process, ours, destination, task)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def _take(self, piece: memoryview) -> None:
+        """Give it the next bytes of the tar; waits until it takes them, or is gone."""
+        self._given += len(piece)
+        self._afford()
+        with contextlib.suppress(BrokenPipeError):  # its own word says why
+            while piece:
+                piece = piece[os.write(self._tar, piece) :]
+
+    def _afford(self) -> None:
+        """Let it have the processor time that is due for what it was given."""
+        per_mib = SECONDS_PER_MIB + SECONDS_PER_GLOB * self._globs
+        budget = SECONDS_AT_FIRST + per_mib * self._given / _MIB
+        if budget < self._budgeted + SECONDS_AT_FIRST / 4:
+            return
+        self._budgeted = budget
+        with contextlib.suppress(ProcessLookupError):
+            hard = resource.prlimit(self._process.pid, resource.RLIMIT_CPU)[1]
+            soft = int(budget) if hard == resource.RLIM_INFINITY else min(int(budget), hard)
+            resource.prlimit(self._process.pid, resource.RLIMIT_CPU, (soft, hard))
+
+    async def unpacked(self, carry: Callable[[Take], None], within: float) -> Unpacked:
+        """What came of the tar that ``carry``, in a thread, gives it; it is gone then.
+
+        It has ``within`` seconds after the last byte. Raises what ``carry`` raises; StateError if
+        the folder could not be written or the time was over, HostError if this machine can't
+        confine it, GuestError if it broke its bounds or lied.
+        """
+
+        def carried() -> None:
+            try:
+                carry(self._take)
+            finally:
+                os.close(self._tar)
+
+        word = asyncio.ensure_future(self._word())
+        carrying = asyncio.ensure_future(in_thread(carried))
+        try:
+            await asyncio.wait((word, carrying), return_when=asyncio.FIRST_COMPLETED)
+            if word.done():
+                word.result()  # if it failed, the rest of the tar is of no use
+            await carrying
+            async with asyncio.timeout(within):
+                return await word
+        except TimeoutError:
+            raise StateError(
+                f"{self._destination}: the unpacking did not end within {within:g} s"
+            ) from None
+        finally:
+            # Whoever waits for it to take more waits no longer.
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            carrying.cancel()
+            word.cancel()
+            await asyncio.wait((word, carrying), timeout=_DIES_WITHIN)
+            for task in (word, carrying):
+                if task.done() and not task.cancelled():
+                    task.exception()  # it is told by now, or of no interest any more
+            async with asyncio.timeout(_DIES_WITHIN):
+                await self._process.wait()
+
+    async def _word(self) -> Unpacked:
+        """What it says, when it has ended."""
+        try:
+            lines = [await self._line(), await self._line()]
+        except ValueError:
+            raise GuestError("the unpacking said more than it has to say") from None
+        said = await self._process.stderr.read(4096) if self._process.stderr else b""
+        code = await self._process.wait()
+        first, last = (_decoded(line) for line in lines)
+        if "error" in first:
+            raise HostError(_text(first["error"]))
+        if code == -signal.SIGXCPU:
+            raise GuestError("the outputs take more processor time than a tar of their size may")
+        if code == -signal.SIGSYS:
+            raise GuestError("the unpacking tried what no unpacking does")
+        if "error" in last:
+            raise StateError(f"can't write {self._destination}: {_text(last['error'])}")
+        if code or not last:
+            words = said.decode("utf-8", "replace").strip().splitlines()[-1:]
+            how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            raise GuestError(f"the unpacking broke off ({how}) {_text(''.join(words))}".strip())
+        missing = first.get("confined")
+        if not isinstance(missing, dict) or not set(missing) <= set(STAGES):
+            raise GuestError("the unpacking did not say how it is confined")
+        self.missing = {stage: _text(why) for stage, why in missing.items()}
+        return judged(last, self._task)
+
+    async def _line(self) -> bytes:
+        return await self._process.stdout.readline() if self._process.stdout else b""
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _text(value: object, most: int = 300) -> str:
+    return "".join(one for one in str(value)[:most] if one.isprintable())
+
+
+def judged(told: Mapping[str, Any], task: Task) -> Unpacked:
+    """``told`` as a result, if it can be one of ``task``'s. Pure. Raises GuestError."""
+    try:
+        missing = told["missing"]
+        places = [_count(place, len(task.asked) - 1) for place in missing]
+        if not isinstance(missing, list) or places != sorted(set(places)):
+            raise ValueError("missing")
+        stopped = told["stopped"]
+        if not isinstance(stopped, str) or stopped != _text(stopped):
+            raise ValueError("stopped")
+        names = (str(Pattern.parse(task.asked[place])) for place in places)
+        return Unpacked(
+            files=_count(told["files"], task.limit_members),
+            # Those above an output have no member of their own.
+            folders=_count(told["folders"], 256 * task.limit_members),
+            links=_count(told["links"], task.limit_members),
+            bytes=_count(told["bytes"], task.limit_bytes),
+            refusals=_counted(told["refusals"], task),
+            left_out=_counted(told["left_out"], task),
+            missing=tuple(dict.fromkeys(names)),
+            stopped=stopped,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise GuestError(f"the unpacking said what can't be: {_text(error)}") from None
+
+
+def _count(value: object, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"a number from 0 to {most}")
+    return value
+
+
+def _counted(told: object, task: Task) -> tuple[Counted, ...]:
+    if not isinstance(told, list) or len(told) > len(Reason):
+        raise ValueError("reasons")
+    made = []
+    for one in told:
+        reason, count, examples = one["reason"], one["count"], one["examples"]
+        if not isinstance(examples, list) or len(examples) > EXAMPLES:
+            raise ValueError("examples")
+        for example in examples:
+            if type(example) is not str or len(example) > LONGEST_EXAMPLE:
+                raise ValueError("an example")
+            if not example.isprintable():
+                raise ValueError("an example")
+        made.append(
+            Counted(Reason(reason).value, _count(count, task.limit_members), tuple(examples))
+        )
+    return tuple(made)
