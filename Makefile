@@ -3,12 +3,12 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 PACKAGES := qemu-system-x86 bubblewrap libseccomp2 mmdebstrap erofs-utils e2fsprogs uidmap cpio kmod
-PACKAGES += lz4 xz-utils zstd shellcheck python3-venv debian-archive-keyring
+PACKAGES += debian-archive-keyring lz4 xz-utils zstd shellcheck python3-venv
 # The gateway's engines with nftables; and what the tests and the bench run in namespaces of theirs.
 PACKAGES += iproute2 nftables wireguard-go wireguard-tools dnsmasq-base
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test lint bench unit mutation image system clean
+.PHONY: demo test tests debian13 quick lint bench unit mutation image system clean
 
 # Debian packages, only where one is missing.
 system:
@@ -29,17 +29,35 @@ image: system $(VENV)/.made
 demo: image
 	$(PY) demo/play.py
 
-test: image lint
-	$(PY) -m pytest -q
+PYTEST := $(PY) -m pytest -q
+# One by one as a worker is free, in the order of tests/conftest.py: the long ones first.
+ONE_BY_ONE := --dist load --maxschedchunk=1
+
+test: image lint tests debian13
+
+# What measures time runs when nothing else does, and no more than two VMs at once.
+tests: image
+	$(PYTEST) -n 3 --dist worksteal -m 'not vm and not alone'
+	$(PYTEST) -n 2 $(ONE_BY_ONE) -m 'vm and not alone'
+	$(PYTEST) -m alone
+
+# In a Debian 13 root: the quick tests, the demo, one cell of each kind. Needs root: mounts.
+debian13: system $(VENV)/.made
+	$(SUDO) tests/debian13/run $(PACKAGES)
+
+# For whoever changes a parser: pip alone, no root, no namespaces, no VM, no other program.
+quick: $(VENV)/.made
+	$(PYTEST) -n 2 --dist worksteal -m 'not vm and not namespaces and not alone and not system'
 
 unit: system $(VENV)/.made
-	$(PY) -m pytest -q -m 'not vm and not namespaces'
+	$(PYTEST) -n 2 --dist worksteal -m 'not vm and not namespaces and not alone'
 
 lint: $(VENV)/.made
 	$(VENV)/bin/ruff check src tests demo bench fuzz
 	$(VENV)/bin/ruff format --check src tests demo bench fuzz
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+	shellcheck .ci/run tests/debian13/run tests/debian13/inside
 	shellcheck -s sh $(addprefix src/wgcell/guest/,init agent clock collect workload)
 
 bench: image

@@ -22,6 +22,19 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return None
 
 
+def _patience(item: pytest.Item) -> float:
+    """Seconds that a test with a VM may take by its own mark; 0 for every other."""
+    marked = item.get_closest_marker("timeout")
+    if marked is None or item.get_closest_marker("vm") is None:
+        return 0.0
+    return float(marked.args[0] if marked.args else marked.kwargs.get("timeout", 0))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest VM tests begin first: they wait, for the most part, while others run beside."""
+    items.sort(key=_patience, reverse=True)
+
+
 def pytest_configure() -> None:
     """What these tests start may be interrupted, also if they themselves run in the background.
 

@@ -176,7 +176,11 @@ def test_a_spinner_on_a_real_terminal_does_not_hold_up_what_it_stands_for() -> N
     ours, theirs = pty.openpty()
     try:
         done = subprocess.Popen(
-            [sys.executable, "-c", script], stdin=theirs, stdout=theirs, stderr=theirs
+            [sys.executable, "-c", script],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm"},
         )
         os.close(theirs)
         said = b""

@@ -175,6 +175,7 @@ def test_a_peer_that_breaks_its_server_gets_another_one_and_breaks_no_ones_else(
 
 
 @pytest.mark.parametrize("engine", ["embedded", "namespace"])
+@pytest.mark.system
 def test_a_gateway_that_was_killed_answers_the_next_handshake(gateway: Start, engine: str) -> None:
     first = gateway(engine=engine)
     port = first.first["port"]

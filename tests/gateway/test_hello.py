@@ -59,7 +59,7 @@ def records(hello: bytes, size: int) -> bytes:
     [
         (HELLO, 443, "tls", "api.example.com", ""),
         (HELLO, 8443, "tls", "api.example.com", ""),
-        (records(HELLO, 7), 443, "tls", "api.example.com", ""),
+        (records(HELLO, 16), 443, "tls", "api.example.com", ""),
         (records(LONG, 1)[: 6 * 129], 443, "tls", "", "in more than 128 records"),
         (client_hello("CDN.example.com"), 443, "tls", "cdn.example.com", ""),
         (client_hello("other.example.com"), 443, "tls", "other.example.com", "asks for other.exam"),

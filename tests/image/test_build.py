@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from wgcell.errors import ImageError
@@ -38,3 +45,24 @@ def test_what_is_no_mirror_is_refused(mirror: str) -> None:
 def test_a_mirror_is_a_url_or_a_line() -> None:
     lines = ["http://mirror.example.com/debian", "deb http://mirror.example.com/debian a main"]
     assert build.bootstrap(lines)[0] == "mmdebstrap"
+
+
+def test_an_ordinary_users_root_keeps_its_modes() -> None:
+    """As another user, if this one is root, whose tar keeps them anyhow."""
+    modes = {"setuid": 0o4755, "setgid": 0o2755, "plain": 0o666, "sticky": 0o1777}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        with tarfile.open(folder / "root.tar", "w") as tar:
+            for name, mode in modes.items():
+                entry = tarfile.TarInfo(name)
+                entry.mode = mode
+                entry.type = tarfile.DIRTYPE if name == "sticky" else tarfile.REGTYPE
+                tar.addfile(entry, io.BytesIO())
+        for place, mode in ((folder, 0o755), (folder / "root.tar", 0o644), (folder / "to", 0o777)):
+            place.mkdir(exist_ok=True) if place.suffix == "" else None
+            place.chmod(mode)
+        argv = [*build.UNPACK, "-f", str(folder / "root.tar"), "-C", str(folder / "to")]
+        who = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+        subprocess.run(argv, check=True, umask=0o077, **who)  # type: ignore[call-overload]
+        found = {path.name: path.stat().st_mode & 0o7777 for path in (folder / "to").iterdir()}
+    assert found == modes

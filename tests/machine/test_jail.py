@@ -22,6 +22,8 @@ from wgcell.machine import jail as jail_module
 from wgcell.machine.jail import ABSENT, KILLED, bwrap_argv, closed_filter, find_jail, limits
 from wgcell.relay.seal import unprivileged_id
 
+pytestmark = pytest.mark.system
+
 # Perl, since it is on every Debian, needs nothing but /usr, and can make any system call.
 PERL = shutil.which("perl") or "/usr/bin/perl"
 SYSCALLS = {"socket": 41, "ptrace": 101, "pidfd_getfd": 438, "process_vm_readv": 310, "bpf": 321}

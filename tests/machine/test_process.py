@@ -24,6 +24,8 @@ from wgcell.machine.argv import Accelerator, MachineSpec
 from wgcell.machine.jail import Jail
 from wgcell.machine.process import Machine, _kept
 
+pytestmark = pytest.mark.system
+
 
 async def starting(place: Path) -> None:
     """Start a machine whose jail never gets further than a child of bubblewrap's."""

@@ -138,6 +138,7 @@ def test_without_a_rate_nothing_is_held() -> None:
     running.close()
 
 
+@pytest.mark.system
 def test_a_quota_that_is_spent_cuts_the_link_and_says_so() -> None:
     quota = 1_000_000
     running, got = Joined(quota=quota), 0

@@ -202,6 +202,7 @@ class Process:
         assert self.process.wait(GENEROUS) is not None
 
 
+@pytest.mark.system
 def test_a_frame_through_the_real_process_and_back() -> None:
     running = Process()
     running.nic.sendall(GOOD)
@@ -220,6 +221,7 @@ def test_a_frame_through_the_real_process_and_back() -> None:
     running.close()
 
 
+@pytest.mark.system
 def test_the_first_rogue_frame_is_reported_with_its_bytes_and_nothing_is_forwarded() -> None:
     running = Process()
     running.nic.sendall(ROGUE + GOOD)
@@ -233,6 +235,7 @@ def test_the_first_rogue_frame_is_reported_with_its_bytes_and_nothing_is_forward
     running.close()
 
 
+@pytest.mark.system
 def test_the_relay_ends_when_the_supervisor_is_gone() -> None:
     running = Process()
     running.lines.close()
@@ -242,6 +245,7 @@ def test_the_relay_ends_when_the_supervisor_is_gone() -> None:
     running.endpoint.close()
 
 
+@pytest.mark.system
 def test_strangers_can_not_reach_the_guest_nor_kill_the_cell() -> None:
     running = Process()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
@@ -253,6 +257,7 @@ def test_strangers_can_not_reach_the_guest_nor_kill_the_cell() -> None:
     running.close()
 
 
+@pytest.mark.system
 def test_a_nic_that_does_not_read_holds_the_endpoint_back_and_gets_whole_frames() -> None:
     running = Process()
     running.nic.sendall(GOOD)

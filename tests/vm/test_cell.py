@@ -265,6 +265,7 @@ tried('udp', udp)
 
 
 @pytest.mark.parametrize("engine", ["namespace", "embedded"], indirect=True)
+@pytest.mark.alone
 def test_what_is_refused_fails_fast_inside_the_guest(cell: Cell, engine: str) -> None:
     """The embedded engine has neither a reset nor ICMP: an end of the stream, and silence."""
     ended = cell(command=["python3", "-c", REFUSED])

@@ -111,6 +111,9 @@ _LINKS = {
     "etc/dev/ptmx": "pts/ptmx",
 }
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
+# Owners are root's in the end, whoever builds. Without -p, tar applies an ordinary user's umask,
+# and drops setuid, setgid and sticky bits.
+UNPACK = ("tar", "-x", "-p", "--no-same-owner")
 BASE_CPIO = "base.cpio"
 _FORMAT = 8
 
@@ -355,9 +358,7 @@ def _base(
         [*bootstrap(mirrors), SUITE, str(packed), *mirrors],
         mend="an ordinary user needs user namespaces and the package uidmap",
     )
-    # -p: tar drops the bits of setuid, setgid and sticky for whoever is not root.
-    argv = ["tar", "-x", "-p", "-f", str(packed), "-C", str(root)]
-    _run([*argv, "--no-same-owner", "--exclude=./dev/*"])
+    _run([*UNPACK, "-f", str(packed), "-C", str(root), "--exclude=./dev/*"])
     for path, text in SETTINGS.items():
         (root / path).write_text(text)
     progress(f"the kernel: {KERNEL_PACKAGE}")
