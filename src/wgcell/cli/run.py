@@ -35,7 +35,6 @@ from wgcell.cell.renewal import MOST_ASKED
 from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.cli import completion, emulation
-from wgcell.cli.aside import Aside
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.lines import JsonLines
 from wgcell.cli.terminal import (
@@ -438,14 +437,13 @@ def run(
     printed = JsonLines(folder.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
     came: dict[str, Any] = {}
-    aside = Aside(narrator)
 
     def tell(event: Event) -> None:
         if event["event"] == "outputs":
             came.update(event)
         for one in lines:
             one.event(event)
-        aside(event)
+        narrator(event)
 
     if printed:
         out, err = printed.output("stdout"), printed.output("stderr")
@@ -455,11 +453,8 @@ def run(
         supervisor = Supervisor(job, around, tell=tell, stdout=out, stderr=err)
         result = _until_its_end(supervisor)
     finally:
-        if aside.close():
-            narrator.stop()
-            restore()
-        else:
-            console.quiet = True  # whoever reads our words has stopped: no more of them
+        narrator.stop()
+        restore()
         for one in lines:
             one.close()
         os.close(lock)
