@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -45,3 +47,10 @@ def pytest_configure() -> None:
     # A handler is not inherited: this process goes on, its children have the default.
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, lambda number, frame: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_open() -> Iterator[None]:
+    """What a module's tests leave open fails there, not a later test at whose time it is found."""
+    yield
+    gc.collect()

@@ -176,17 +176,22 @@ class Standing:
         one = self.one
         if who == "guest":
             await one._follow_guest(ours)
-        elif who == "relay":
-            reader, writer = await asyncio.open_connection(sock=ours, limit=relay.LONGEST_LINE)
-            process: Any = SimpleNamespace(stderr=None)
-            one._relay = RelayProcess(process, {}, True, ours, reader, writer)
-            await one._follow_relay(one._relay)
-        else:
-            reader, writer = await asyncio.open_connection(sock=ours, limit=gateway.LONGEST_LINE)
-            process = SimpleNamespace(stdout=reader, stdin=writer)
-            draining = asyncio.create_task(asyncio.sleep(0))
-            one._gateway = GatewayProcess(process, "192.0.2.1", 1, "embedded", "", draining)
-            await one._follow_gateway(one._gateway)
+            return
+        limit = relay.LONGEST_LINE if who == "relay" else gateway.LONGEST_LINE
+        reader, writer = await asyncio.open_connection(sock=ours, limit=limit)
+        try:
+            if who == "relay":
+                process: Any = SimpleNamespace(stderr=None)
+                one._relay = RelayProcess(process, {}, True, ours, reader, writer)
+                await one._follow_relay(one._relay)
+            else:
+                process = SimpleNamespace(stdout=reader, stdin=writer)
+                draining = asyncio.create_task(asyncio.sleep(0))
+                one._gateway = GatewayProcess(process, "192.0.2.1", 1, "embedded", "", draining)
+                await one._follow_gateway(one._gateway)
+        finally:
+            writer.transport.abort()
+            await asyncio.sleep(0)  # the loop closes it
 
 
 async def _nothing_on_its_way(stream: Stream, patience: float) -> bool:

@@ -70,6 +70,8 @@ def around(
                 "--edns-packet-max=4096",
                 "--local=/example.com/",
             ),
+            # Without it each answer is for 0 s, and closed while a busy machine still asks.
+            "--local-ttl=3600",
             f"--addn-hosts={hosts}",
             stderr=subprocess.DEVNULL,
         )

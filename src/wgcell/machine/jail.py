@@ -156,6 +156,7 @@ def _loaded(program: str) -> list[str]:
             timeout=10,
             check=False,
             cwd="/",
+            env=programs.environment(),
         )
     except (OSError, subprocess.SubprocessError):
         return []  # then the loader will say what it misses
