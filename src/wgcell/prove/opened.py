@@ -77,7 +77,8 @@ class OpenedRelay:
         except OSError:
             data = b""
         if not data:
-            self.close()
+            # QEMU is gone; as the relay does, this stays until it is told to quit.
+            asyncio.get_running_loop().remove_reader(self._nic)
             return
         self._kept += data
         while len(self._kept) >= 4:
