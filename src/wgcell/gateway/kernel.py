@@ -383,7 +383,7 @@ class KernelEngine:
             quietly("ip", "addr", "del", f"{address}/{address.max_prefixlen}", "dev", name)
         # Until all is done any of them may be there.
         self._addresses |= wanted
-        # An address of IPv6 is tentative for a moment, and can't be bound, if nobody says otherwise.
+        # If nobody says otherwise, an IPv6 address is tentative for a moment, and can't be bound.
         lines = [
             f"addr replace {address}/{address.max_prefixlen} dev {name}"
             + (" nodad" if address.version == 6 else "")
