@@ -201,7 +201,8 @@ def test_it_is_given_time_as_it_is_given_bytes(
 
 def test_its_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "bytearray(80 << 20)")
-    with pytest.raises(GuestError, match="MemoryError"):
+    # Python 3.13 has no memory left for the error's own words.
+    with pytest.raises(GuestError, match=r"MemoryError|lost sys\.stderr"):
         unpacked(tmp_path / "o", [WHOLE])
 
 

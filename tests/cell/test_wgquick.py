@@ -143,7 +143,8 @@ def test_networks_are_joined_and_not_too_many() -> None:
 
     several = ["10.0.0.0/9", "10.128.0.0/9", "10.7.0.0/16", "::ffff:10.0.0.0/104", "10.0.0.0/8"]
     config = parse_vpn_config(config_of(several))
-    assert [str(one) for one in config.allowed_ips] == ["10.0.0.0/8", "::ffff:a00:0/104"]
+    joined = ["10.0.0.0/8", "::ffff:10.0.0.0/104"]  # Python 3.13 writes the second so, too
+    assert list(config.allowed_ips) == [ipaddress.ip_network(one) for one in joined]
     many = [f"10.{n >> 7}.{(n & 127) << 1}.0/24" for n in range(wgquick.MOST_NETWORKS + 1)]
     assert len(parse_vpn_config(config_of(many[1:])).allowed_ips) == wgquick.MOST_NETWORKS
     with pytest.raises(VpnConfigError, match="1025 networks"):
