@@ -109,7 +109,7 @@ def test_a_wg_quick_file(tmp_path: Path, text: str, words: list[str]) -> None:
         (["run", "python3", "x.py"], ["wgcell run -- python3 x.py"]),
         (["run", "--cpus", "1", "python3", "-c", "a b"], ["wgcell run -- python3 -c 'a b'"]),
         (["run", "job.toml", "true"], ["two dashes: job.toml -- "]),
-        (["run", "--service", "A", "--", "true"], ["--service", "LEFT=RIGHT"]),
+        (["run", "--service", "A", "--", "true"], ["--service", "INSIDE=OUTSIDE"]),
         (["run", "--state-dir", "/proc/none", "--", "true"], ["/proc/none", "--state-dir"]),
         (["run", "--no-such-option"], ["--no-such-option", "--help"]),
         (["frobnicate"], ["frobnicate", "wgcell --help"]),

@@ -1265,7 +1265,7 @@ class Supervisor:
         if self._arriving is None:
             return None
         if self._unpacking is None:
-            return {"complete": False, "reason": "none came: the workload had not ended"}
+            return {"complete": False, "reason": "no outputs came: the workload had not ended"}
         try:
             unpacked = await asyncio.wait_for(self._unpacking, UNPACKED_WITHIN)
         except Exception as error:  # it may not cost the result

@@ -17,7 +17,7 @@ _REMEDIES = (
     ("may not be opened", "sudo usermod -aG kvm $USER, then log in again"),
     (
         "",
-        "none on this host, whose hypervisor lets no ordinary kernel boot on KVM; use another",
+        "use another host: this one's hypervisor lets no ordinary kernel boot on KVM",
     ),
 )
 

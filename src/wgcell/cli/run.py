@@ -69,9 +69,10 @@ __all__ = ["run"]
 
 def _pairs(option: str, given: list[str]) -> tuple[tuple[str, str], ...]:
     """``["A=B"]`` -> pairs. Raises JobError naming the option."""
+    form = "INSIDE=OUTSIDE" if option == "--service" else "NAME=VALUE"
     for text in given:
         if "=" not in text:
-            raise JobError(f"command line: {option}: found {text!r}; allowed: LEFT=RIGHT")
+            raise JobError(f"command line: {option}: found {text!r}; allowed: {form}")
     return tuple((left, right) for left, _, right in (text.partition("=") for text in given))
 
 

@@ -78,7 +78,8 @@ def _open(name: str) -> Image:
             raise ValueError("no digests")
     except FileNotFoundError:
         raise ImageError(
-            f"there is no image {name!r} in {folder.parent}", mend=f"{_REBUILD} {name}"
+            f"there is no image {name!r} in {folder.parent}",
+            mend=f"wgcell image ls lists those here; {_REBUILD} {name} builds the stock one so named",
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImageError(
