@@ -79,7 +79,7 @@ def _open(name: str) -> Image:
     except FileNotFoundError:
         raise ImageError(
             f"there is no image {name!r} in {folder.parent}",
-            mend=f"wgcell image ls lists those here; {_REBUILD} {name} builds the stock one so named",
+            mend=f"wgcell image ls lists those here; {_REBUILD} {name} makes the stock one anew",
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImageError(
