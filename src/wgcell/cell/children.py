@@ -171,16 +171,19 @@ class RelayProcess:
             fuse.hand_over()
         reader, writer = await asyncio.open_connection(sock=ours, limit=relay_words.SAID.longest)
         argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", str(theirs.fileno()), cell)
-        with theirs:
-            if not sealed:
-                argv = (*argv, "open")
-            elif await _can_keep():
-                argv = (*_keeper(), *argv)
-            # else it runs without a pid namespace, and says so.
-            begun = await _begun(argv, theirs, reader)
-        if isinstance(begun, str):
+        try:
+            with theirs:
+                if not sealed:
+                    argv = (*argv, "open")
+                elif await _can_keep():
+                    argv = (*_keeper(), *argv)
+                # else it runs without a pid namespace, and says so.
+                begun = await _begun(argv, theirs, reader)
+            if isinstance(begun, str):
+                raise LaunchError("the relay did not start", argv=argv, output=begun)
+        except BaseException:
             writer.close()
-            raise LaunchError("the relay did not start", argv=argv, output=begun)
+            raise
         return cls(begun, {}, False, ours, reader, writer)
 
     async def configure(self, configuration: Mapping[str, Any]) -> None:

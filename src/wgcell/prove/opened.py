@@ -60,13 +60,14 @@ class OpenedRelay:
         return self
 
     def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:
-        """Send there from now on."""
+        """Send there from now on; closed here then."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._udp)
         self._udp.close()
-        self._udp = fresh
-        fresh.setblocking(False)
-        loop.add_reader(fresh, self._from_udp)
+        with fresh:
+            self._udp = fresh.dup()
+        self._udp.setblocking(False)
+        loop.add_reader(self._udp, self._from_udp)
 
     def _from_nic(self) -> None:
         try:
@@ -76,7 +77,8 @@ class OpenedRelay:
         except OSError:
             data = b""
         if not data:
-            self.close()
+            # QEMU is gone; as the relay does, this stays until it is told to quit.
+            asyncio.get_running_loop().remove_reader(self._nic)
             return
         self._kept += data
         while len(self._kept) >= 4:
