@@ -383,8 +383,10 @@ class KernelEngine:
             quietly("ip", "addr", "del", f"{address}/{address.max_prefixlen}", "dev", name)
         # Until all is done any of them may be there.
         self._addresses |= wanted
+        # If nobody says otherwise, an IPv6 address is tentative for a moment, and can't be bound.
         lines = [
             f"addr replace {address}/{address.max_prefixlen} dev {name}"
+            + (" nodad" if address.version == 6 else "")
             for address in sorted(wanted, key=str)
         ]
         theirs = [address for peer in config.peers for address in peer.addresses]
