@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.waiting import GENEROUS, until
@@ -46,6 +47,22 @@ def test_a_build_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
     assert [entry.name for entry in (cache / "images").iterdir()] == [".lock"]
     assert not litter.exists()
     assert not Path(f"/proc/{begun.read_text().strip()}").exists()
+
+
+def test_one_that_is_interrupted_as_it_starts_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes when the program runs already, and nobody has been told its process yet."""
+    started: list[subprocess.Popen[str]] = []
+
+    class Late(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Late)
+    with pytest.raises(KeyboardInterrupt):
+        _run(["sleep", "600"])
+    assert started[0].returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(

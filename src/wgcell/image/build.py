@@ -25,6 +25,7 @@ import signal
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -268,26 +269,28 @@ def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
     It has a session of its own. If this process is asked to end meanwhile (an exception), so is
     all of that session, and it has `_TIDYING` seconds to take away what it made.
     """
+    process = None
     try:
-        process = subprocess.Popen(
-            _found(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            cwd=cwd,
-            env=programs.environment(*_KEPT),
-            start_new_session=True,
-        )
+        with _undivided():
+            process = subprocess.Popen(
+                _found(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                cwd=cwd,
+                env=programs.environment(*_KEPT),
+                start_new_session=True,
+            )
+        out, err = process.communicate()
     except FileNotFoundError:
         raise ImageError(
             f"{argv[0]} is not installed", mend=mend or f"apt-get install {argv[0]}"
         ) from None
-    try:
-        out, err = process.communicate()
     except BaseException:
-        _end(process)
+        if process is not None:
+            _end(process)
         raise
     if process.returncode != 0:
         lines = (err or out).strip().splitlines()
@@ -297,6 +300,30 @@ def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
             mend=_network_mend(err + out) or mend,
         )
     return out
+
+
+@contextmanager
+def _undivided() -> Iterator[None]:
+    """A signal that would end this process meanwhile is heard at the end of the block.
+
+    A program that was started, and that nobody knows yet, would outlive us.
+    """
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no handler runs here
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    ours = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in ours:
+        signal.signal(number, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+    for one in heard:
+        signal.raise_signal(one)
 
 
 _TIDYING = 15.0
