@@ -396,10 +396,10 @@ class Supervisor:
             address, own = await self._consenting(vpn)
         finally:
             udp.close()
-        self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
-        self._seen.mtu = _fitting(vpn, address, endpoint.path_mtu(own))
-        way = Renewal(address, str(own.getsockname()[0]), time.monotonic())
         with own:
+            self._cause(Cause.CONSENTED, "the endpoint answered a handshake with the job's key")
+            self._seen.mtu = _fitting(vpn, address, endpoint.path_mtu(own))
+            way = Renewal(address, str(own.getsockname()[0]), time.monotonic())
             relay, machine = self._relay, self._machine
             if relay is None or machine is None:
                 raise HostError("the cell ended while it was being prepared")
