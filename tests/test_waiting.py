@@ -22,6 +22,8 @@ MEASURES = {
     "vm/test_results.py": "within a minute and more",
     "vm/deaths.py": "its test, test_deaths.py, is alone",
 }
+THREADS = {"threading.Thread", "Thread", "threading.Timer", "Timer", "ThreadPoolExecutor"}
+"""A Timer can't be told to be a daemon where it is made, an executor never."""
 CLOCKS = {"monotonic", "perf_counter", "process_time"}
 
 
@@ -59,6 +61,33 @@ def measurers(tree: ast.Module) -> Iterator[str]:
         marked = any("mark.alone" in ast.unparse(line) for line in function.decorator_list)
         if clocks & CLOCKS and not marked:
             yield function.name
+
+
+def undying(tree: ast.AST) -> Iterator[int]:
+    """The lines that start a thread which would hold up the end of the tests."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in THREADS:
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if given.get("daemon") != "True":
+                yield node.lineno
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_thread_outlives_a_test_that_fails(file: str) -> None:
+    assert list(undying(ast.parse((TESTS / file).read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "ends"),
+    [
+        ("threading.Thread(target=f)", False),
+        ("Thread(target=f, daemon=False)", False),
+        ("threading.Timer(1, f)", False),
+        ("threading.Thread(target=f, daemon=True)", True),
+    ],
+)
+def test_a_thread_that_does_is_found(code: str, ends: bool) -> None:
+    assert list(undying(ast.parse(code))) == ([] if ends else [1])
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -182,7 +182,7 @@ def arrived(sent: bytes, size: int, sha256: str, *, late: bool = False) -> bytes
             theirs.close()
 
     came = bytearray()
-    thread = threading.Thread(target=guest)
+    thread = threading.Thread(target=guest, daemon=True)
     thread.start()
     try:
         arriving.carry(came.extend)
@@ -230,7 +230,7 @@ def test_outputs_that_nobody_takes_are_read_to_their_end() -> None:
     ours, theirs = socket.socketpair()
     arriving = ArrivingOutputs(ours)
     arriving.state(len(tar), hashlib.sha256(tar).hexdigest())
-    thread = threading.Thread(target=lambda: theirs.sendall(tar))
+    thread = threading.Thread(target=lambda: theirs.sendall(tar), daemon=True)
     thread.start()
     arriving.carry(lambda piece: None)
     thread.join()

@@ -138,7 +138,7 @@ def test_logs_follow_both_streams_until_the_end(
         finally:
             os.close(fd)
 
-    worker = threading.Thread(target=work)
+    worker = threading.Thread(target=work, daemon=True)
     worker.start()
     with pytest.raises(SystemExit) as caught:
         main.main(["logs", "-f", "x"])

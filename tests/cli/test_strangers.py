@@ -440,7 +440,7 @@ def on_terminal(zygote: Zygote, argv: tuple[str, ...], ours: int, name: str) -> 
             elif over.is_set():
                 return
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
         zygote.run(argv, {"fds": {"1": name}})

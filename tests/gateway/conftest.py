@@ -13,19 +13,23 @@ processes that hold it.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import dns.message
@@ -61,6 +65,8 @@ class Net:
         self.pid = self._holder.pid
         self.enter = ("nsenter", "--preserve-credentials", "-U", "-n", "-m", "-t", str(self.pid))
         self.run("ip", "link", "set", "lo", "up")
+        # No port that the kernel chooses is one that a test has chosen.
+        self.run("sh", "-c", "echo 10000 19999 > /proc/sys/net/ipv4/ip_local_port_range")
 
     def run(self, *argv: str, check: bool = True, stdin: str = "") -> str:
         done = subprocess.run(
@@ -199,7 +205,7 @@ class Server:
         self._talk = talk
         self._ended = False
         self._clients: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
@@ -209,7 +215,7 @@ class Server:
                 client, _ = self._listener.accept()
                 client.settimeout(8)
                 self._clients.append(client)
-                talking.append(threading.Thread(target=self._one, args=(client,)))
+                talking.append(threading.Thread(target=self._one, args=(client,), daemon=True))
                 talking[-1].start()
         for thread in talking:
             thread.join()
@@ -228,6 +234,17 @@ class Server:
         self._listener.close()
 
 
+@contextlib.contextmanager
+def serving(
+    net: Net, places: Iterable[tuple[str, int]], talk: Callable[[socket.socket], None]
+) -> Iterator[None]:
+    """A `Server` at each of ``places`` meanwhile: none is left if another can't be started."""
+    with contextlib.ExitStack() as ending:
+        for place in places:
+            ending.enter_context(contextlib.closing(Server(net, *place, talk)))
+        yield
+
+
 class Gateway:
     """A gateway process and its events, read as they come."""
 
@@ -241,26 +258,41 @@ class Gateway:
             [*prefix, sys.executable, "-m", "wgcell.gateway", *argv],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self.tell(config)
+        self._reading = threading.Lock()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        first = self._events.get(timeout=GENEROUS)
-        assert first is not None
+        try:
+            self.tell(config)
+            first = self._events.get(timeout=GENEROUS)
+            assert first is not None, "the gateway has ended"
+        except BaseException:
+            self.kill()
+            raise
         self.first = first
+
+    @property
+    def _pipe(self) -> int:
+        assert self.process.stdout
+        return self.process.stdout.fileno()
 
     def tell(self, config: dict[str, Any]) -> None:
         assert self.process.stdin
-        self.process.stdin.write(json.dumps(config) + "\n")
+        self.process.stdin.write(json.dumps(config).encode() + b"\n")
         self.process.stdin.flush()
 
     def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self._events.put(json.loads(line))
-        self._events.put(None)
+        unfinished = b""
+        while select.select([self._pipe], [], []):
+            with self._reading:
+                data = os.read(self._pipe, 65536)
+                *lines, unfinished = (unfinished + data).split(b"\n")
+                for line in lines:
+                    self._events.put(json.loads(line))
+            if not data:
+                self._events.put(None)
+                return
 
     def event(self, kind: str = "", timeout: float = GENEROUS) -> dict[str, Any]:
         """The next event, or the next of ``kind``."""
@@ -283,8 +315,16 @@ class Gateway:
         places = (f"--user={thread}/ns/user", f"--net={thread}/ns/net", f"--mount={thread}/ns/mnt")
         return ("nsenter", "--preserve-credentials", *places)
 
+    def _all_read(self) -> bool:
+        unread = array.array("i", [0])
+        with self._reading:
+            fcntl.ioctl(self._pipe, termios.FIONREAD, unread)
+        return not unread[0]
+
     def drain(self) -> list[dict[str, Any]]:
-        """What is there now."""
+        """All that has been told by now: what is told before an answer is, once that has come."""
+        if not self._stopped:
+            until(self._all_read)
         found = []
         with contextlib.suppress(queue.Empty):
             while event := self._events.get_nowait():
@@ -374,11 +414,10 @@ class Tunnel:
         preshared_key: str = "",
         also: str = "",
     ) -> None:
-        self.net, self.address, self.also = net, address, also
+        self.net, self.name, self.address, self.also = net, name, address, also
         six = ":" in address
         self.family = socket.AF_INET6 if six else socket.AF_INET
         self.resolver = "fd99::1" if six else "10.99.0.1"
-        everywhere, host, ip = ("::/0", "128", "-6") if six else ("0.0.0.0/0", "32", "-4")
         self._daemon = net.start(
             "wireguard-go", "-f", name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -388,9 +427,21 @@ class Tunnel:
             assert ended is None, f"no {name}: {said}, exit code {ended}"
             return f"interface: {name}" in said
 
-        # It answers. What else it says hangs on a race of its own: a port is there once it takes
-        # the interface, which is still down, for up.
-        until(answers)
+        try:
+            # It answers. What else it says hangs on a race of its own: a port is there once it
+            # takes the interface, which is still down, for up.
+            until(answers)
+            self._set_up(private_key, server_key, port, preshared_key)
+        except BaseException:
+            self._daemon.kill()
+            self._daemon.wait()
+            raise
+
+    def _set_up(self, private_key: str, server_key: str, port: int, preshared_key: str) -> None:
+        net, address, also, name = self.net, self.address, self.also, self.name
+        everywhere, host, ip = (
+            ("::/0", "128", "-6") if ":" in address else ("0.0.0.0/0", "32", "-4")
+        )
         lines = [f"[Interface]\nPrivateKey = {private_key}\n[Peer]\nPublicKey = {server_key}"]
         lines += [f"PresharedKey = {preshared_key}"] if preshared_key else []
         everywhere += ", ::/0" if also else ""

@@ -20,9 +20,9 @@ from tests.gateway.conftest import (
     RESOLVER,
     SERVER,
     Gateway,
-    Server,
     Topology,
     Tunnel,
+    serving,
 )
 from tests.waiting import until
 
@@ -68,8 +68,7 @@ def echo(stream: socket.socket) -> None:
 def around(request: pytest.FixtureRequest, topology: Topology) -> Iterator[tuple[Gateway, Tunnel]]:
     places = [(address, port) for address in (FOUR, SIX) for port in (8080, 8081, 8082, 8443)]
     with contextlib.ExitStack() as ending:
-        for place in (*places, ("198.51.100.2", 9100)):
-            ending.enter_context(contextlib.closing(Server(topology.world, *place, echo)))
+        ending.enter_context(serving(topology.world, (*places, ("198.51.100.2", 9100)), echo))
         gateway = Gateway(CONFIG, topology.gateway.enter, [request.param, "wgc53100"])
         ending.enter_context(contextlib.closing(gateway))
         assert gateway.first["event"] == "ready", gateway.first

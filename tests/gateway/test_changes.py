@@ -188,7 +188,7 @@ def test_a_peer_that_fills_its_sets_is_no_matter_of_anothers(
                 Tunnel(topology.client, "other", BOB, "10.99.0.3", key, port)
             ) as bob,
         ):
-            filling = threading.Thread(target=fill, args=(alice,))
+            filling = threading.Thread(target=fill, args=(alice,), daemon=True)
             filling.start()
             try:
                 worst = 0.0

@@ -90,7 +90,7 @@ def test_a_service_is_joined_and_its_bytes_counted(gateway: Start) -> None:
             with client:
                 client.sendall(b"hello " + client.recv(100))
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         services = {"10.99.0.5:80": f"127.0.0.1:{server.getsockname()[1]}"}
         started = gateway(services=services)

@@ -18,7 +18,15 @@ from typing import Any
 
 import dns.rcode
 import pytest
-from tests.gateway.conftest import ENGINES, RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
+from tests.gateway.conftest import (
+    ENGINES,
+    RESOLVER,
+    SERVER,
+    Gateway,
+    Topology,
+    Tunnel,
+    serving,
+)
 from tests.waiting import GENEROUS, alive, lull, pace, until
 
 from wgcell.gateway.keys import generate_private_key, public_key
@@ -88,13 +96,26 @@ class Around:
             topology.gateway.run("sh", "-c", f"echo 1 > {setting}")
         # To one place Linux says six of them at once, then one a second: the server's own setting.
         topology.gateway.run("sh", "-c", "echo 0 > /proc/sys/net/ipv4/icmp_ratelimit")
-        self.gateway = Gateway(self.config, topology.gateway.enter, argv)
-        assert self.gateway.first["event"] == "ready", self.gateway.first
-        ports = self.gateway.first["peers"]
-        key = public_key(SERVER)
-        self.alice = Tunnel(topology.client, "alice", ALICE, "10.99.0.2", key, ports["alice"])
-        self.bob = Tunnel(topology.client, "bob", BOB, "10.99.0.3", key, ports["bob"])
-        self.ports = ports
+        with contextlib.ExitStack() as ending:
+            gateway = Gateway(self.config, topology.gateway.enter, argv)
+            self.gateway = ending.enter_context(contextlib.closing(gateway))
+            assert self.gateway.first["event"] == "ready", self.gateway.first
+            self.ports = self.gateway.first["peers"]
+            self.alice, self.bob = (
+                ending.enter_context(
+                    contextlib.closing(
+                        Tunnel(
+                            *(topology.client, name, private_key, address),
+                            *(public_key(SERVER), self.ports[name]),
+                        )
+                    )
+                )
+                for name, private_key, address in (
+                    ("alice", ALICE, "10.99.0.2"),
+                    ("bob", BOB, "10.99.0.3"),
+                )
+            )
+            self._ending = ending.pop_all()
 
     def run(self, *argv: str) -> str:
         """A tool, in the network where the tunnel ends; the embedded engine has none."""
@@ -110,9 +131,7 @@ class Around:
         return self.gateway.told(enough)
 
     def close(self) -> None:
-        self.alice.close()
-        self.bob.close()
-        self.gateway.close()
+        self._ending.close()
 
 
 def wireguard_go(gateway: Gateway) -> int:
@@ -132,15 +151,10 @@ def echo(stream: socket.socket) -> None:
 
 @pytest.fixture(scope="module")
 def world(topology: Topology) -> Iterator[None]:
-    made = [
-        Server(topology.world, address, port, echo)
-        for address in ("203.0.113.7", "203.0.113.8")
-        for port in PORTS
-    ]
-    made += [Server(topology.world, RESOLVER, port, echo) for port in (7000, 7001, 7002)]
-    yield
-    for server in made:
-        server.close()
+    places = [(address, port) for address in ("203.0.113.7", "203.0.113.8") for port in PORTS]
+    places += [(RESOLVER, port) for port in (7000, 7001, 7002)]
+    with serving(topology.world, places, echo):
+        yield
 
 
 @pytest.fixture(scope="module", params=ENGINES)

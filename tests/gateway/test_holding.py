@@ -16,10 +16,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tests.gateway.conftest import RESOLVER, Gateway, Server, Topology, Tunnel
+from tests.gateway.conftest import RESOLVER, Gateway, Server, Topology, Tunnel, serving
 from tests.gateway.peer import checksum
 from tests.gateway.test_hosts import between, changed
-from tests.waiting import lull
+from tests.waiting import lull, pace
 
 pytestmark = pytest.mark.namespaces
 
@@ -51,11 +51,9 @@ def lost(topology: Topology) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def world(topology: Topology) -> Iterator[None]:
-    made = [Server(topology.world, address, OPEN, _echo) for address in ("203.0.113.7", RESOLVER)]
-    with lost(topology):
+    places = [(address, OPEN) for address in ("203.0.113.7", RESOLVER)]
+    with serving(topology.world, places, _echo), lost(topology):
         yield
-    for server in made:
-        server.close()
 
 
 Started = tuple[Gateway, Tunnel]
@@ -111,12 +109,17 @@ def test_a_target_to_which_no_way_leads(topology: Topology, around: Started) -> 
 
 def test_a_target_that_comes_up_meanwhile(topology: Topology, around: Started) -> None:
     """The peer sends its SYN again meanwhile: it is one flow, and told once."""
+
+    def come_up() -> None:
+        pace(1.5)
+        topology.world.run("nft", "delete table inet lost")
+
     gateway, tunnel = around
     tunnel.ask("api.example.com")
     late = Server(topology.world, "203.0.113.7", DEAD, lambda stream: stream.sendall(b"late"))
     try:
         gateway.drain()
-        up = threading.Timer(1.5, topology.world.run, ("nft", "delete table inet lost"))
+        up = threading.Thread(target=come_up, daemon=True)
         up.start()
         with tunnel.connect("203.0.113.7", DEAD, timeout=9) as stream:
             assert stream.recv(10) == b"late"
@@ -182,9 +185,8 @@ def test_a_machine_that_drops_what_its_routes_expect_elsewhere() -> None:
     """rp_filter of 1 everywhere: the kernel engine's SYN comes back by the loopback interface."""
     strict = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done"
     with contextlib.closing(Topology()) as topology, contextlib.ExitStack() as ending:
-        for address in ("203.0.113.7", RESOLVER):
-            server = Server(topology.world, address, OPEN, _echo)
-            ending.callback(server.close)
+        places = [(address, OPEN) for address in ("203.0.113.7", RESOLVER)]
+        ending.enter_context(serving(topology.world, places, _echo))
         topology.gateway.run("sh", "-c", strict)
         with between(topology, 53020, "kernel", rules=RULES, services=SERVICES) as (_, tunnel):
             tunnel.ask("api.example.com")

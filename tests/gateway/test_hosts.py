@@ -27,7 +27,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from tests.gateway.conftest import ENGINES, RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
+from tests.gateway.conftest import (
+    ENGINES,
+    RESOLVER,
+    SERVER,
+    Gateway,
+    Server,
+    Topology,
+    Tunnel,
+    serving,
+)
 from tests.gateway.peer import Peer
 from tests.waiting import GENEROUS, forever, lull, pace, paced, until
 
@@ -89,13 +98,10 @@ def world(topology: Topology, trust: Path) -> Iterator[None]:
         stream.sendall(b"220 ready\r\n")
         stream.sendall(b"250 " + stream.recv(100))
 
-    made = [
-        Server(topology.world, "203.0.113.7", port, talk)
-        for port, talk in ((443, tls), (8443, tls), (80, http), (25, first))
-    ]
-    yield
-    for server in made:
-        server.close()
+    with contextlib.ExitStack() as ending:
+        for port, talk in ((443, tls), (8443, tls), (80, http), (25, first)):
+            ending.enter_context(serving(topology.world, [("203.0.113.7", port)], talk))
+        yield
 
 
 @contextlib.contextmanager
@@ -113,14 +119,12 @@ def between(
         **changes,
     }
     argv = [engine, f"wgc{port}"]
-    gateway = Gateway(config, topology.gateway.enter, argv)
-    assert gateway.first["event"] == "ready", gateway.first
-    tunnel = Tunnel(topology.client, f"hosts{port}", ALICE, "10.99.0.2", public_key(SERVER), port)
-    try:
-        yield gateway, tunnel
-    finally:
-        tunnel.close()
-        gateway.close()
+    with contextlib.closing(Gateway(config, topology.gateway.enter, argv)) as gateway:
+        assert gateway.first["event"] == "ready", gateway.first
+        key = public_key(SERVER)
+        tunnel = Tunnel(topology.client, f"hosts{port}", ALICE, "10.99.0.2", key, port)
+        with contextlib.closing(tunnel):
+            yield gateway, tunnel
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -317,7 +321,7 @@ def test_a_greedy_peer_does_not_starve_forty_nine_others(
             ]
             for stream in streams:  # reset at the end: nothing of it comes to the next gateway
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            thread = threading.Thread(target=pumping(streams, ended))
+            thread = threading.Thread(target=pumping(streams, ended), daemon=True)
             thread.start()
             slowest = 0.0
             try:

@@ -5,6 +5,7 @@ The topology is drawn in conftest.py; the outer tunnel is IPv4, as there.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import time
@@ -12,7 +13,15 @@ from collections.abc import Iterator
 
 import dns.rcode
 import pytest
-from tests.gateway.conftest import ENGINES, RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
+from tests.gateway.conftest import (
+    ENGINES,
+    RESOLVER,
+    SERVER,
+    Gateway,
+    Topology,
+    Tunnel,
+    serving,
+)
 
 from wgcell.gateway.keys import generate_private_key, public_key
 
@@ -45,18 +54,17 @@ def around(request: pytest.FixtureRequest, topology: Topology) -> Iterator[tuple
         "protected": ["2001:db8:1::/64"],
         "peers": {"alice": peer},
     }
-    ports = (8080, 8081, 8082, 8083, 8443)
-    servers = [Server(topology.world, WORLD, port, echo) for port in ports]
-    servers += [Server(topology.world, "2001:db8:1::2", port, echo) for port in (8080, 9000)]
+    places = [(WORLD, port) for port in (8080, 8081, 8082, 8083, 8443)]
+    places += [("2001:db8:1::2", port) for port in (8080, 9000)]
     argv = [request.param, "wgc53000"]
-    gateway = Gateway(config, topology.gateway.enter, argv)
-    assert gateway.first["event"] == "ready", gateway.first
-    tunnel = Tunnel(topology.client, "six", ALICE, "fd99::2", public_key(SERVER), 53000)
-    yield gateway, tunnel
-    tunnel.close()
-    gateway.close()
-    for server in servers:
-        server.close()
+    with (
+        serving(topology.world, places, echo),
+        contextlib.closing(Gateway(config, topology.gateway.enter, argv)) as gateway,
+    ):
+        assert gateway.first["event"] == "ready", gateway.first
+        tunnel = Tunnel(topology.client, "six", ALICE, "fd99::2", public_key(SERVER), 53000)
+        with contextlib.closing(tunnel):
+            yield gateway, tunnel
 
 
 @pytest.mark.parametrize(

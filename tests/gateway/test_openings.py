@@ -15,7 +15,7 @@ from pathlib import Path
 
 import dns.message
 import pytest
-from tests.gateway.conftest import SERVER, Gateway, Net, Server, Topology, Tunnel
+from tests.gateway.conftest import SERVER, Gateway, Net, Topology, Tunnel, serving
 from tests.waiting import until
 
 from wgcell.gateway import nftables
@@ -77,7 +77,7 @@ def around(
         )
         ending.callback(resolver.wait)
         ending.callback(resolver.terminate)
-        ending.enter_context(contextlib.closing(Server(world, "0.0.0.0", 8080, echo)))
+        ending.enter_context(serving(world, [("0.0.0.0", 8080)], echo))
         gateway = Gateway(config_of(), gate.enter, [request.param, "wgc53200"])  # type: ignore[arg-type]
         ending.enter_context(contextlib.closing(gateway))
         assert gateway.first["event"] == "ready", gateway.first

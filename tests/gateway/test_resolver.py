@@ -106,7 +106,7 @@ def serving(answer: Answer) -> Iterator[tuple[str, int]]:
                     for reply in answer(dns.message.from_wire(raw[2:]), True):
                         client.sendall(len(reply).to_bytes(2, "big") + reply)
 
-        threads = [threading.Thread(target=work) for work in (over_udp, over_tcp)]
+        threads = [threading.Thread(target=work, daemon=True) for work in (over_udp, over_tcp)]
         for thread in threads:
             thread.start()
         yield tcp.getsockname()[:2]

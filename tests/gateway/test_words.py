@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import dns.rcode
 import pytest
-from tests.gateway.conftest import ENGINES, RESOLVER, Gateway, Server, Topology, Tunnel
+from tests.gateway.conftest import ENGINES, RESOLVER, Gateway, Topology, Tunnel, serving
 from tests.gateway.test_hosts import between
 
 pytestmark = pytest.mark.namespaces
@@ -32,10 +32,8 @@ def world(topology: Topology) -> Iterator[None]:
             stream.sendall(data)
 
     places = [(a, p) for a in ("203.0.113.7", "203.0.113.8") for p in (443, 3128, 7000)]
-    made = [Server(topology.world, *place, echo) for place in (*places, (RESOLVER, 7000))]
-    yield
-    for server in made:
-        server.close()
+    with serving(topology.world, (*places, (RESOLVER, 7000)), echo):
+        yield
 
 
 Started = tuple[Gateway, Tunnel]

@@ -90,7 +90,7 @@ def test_out_the_relay_holds_qemu_to_the_rate() -> None:
             except OSError:
                 return
 
-    pouring = threading.Thread(target=pour)
+    pouring = threading.Thread(target=pour, daemon=True)
     running.endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
     pouring.start()
     got = 0

@@ -57,7 +57,9 @@ class Running:
         self.said = b""
         assert self.process.stdout is not None and self.process.stderr is not None
         self.out: IO[bytes] = self.process.stdout
-        self._errors = threading.Thread(target=self._listen, args=(self.process.stderr,))
+        self._errors = threading.Thread(
+            target=self._listen, args=(self.process.stderr,), daemon=True
+        )
         self._errors.start()
         self._state = state
 
