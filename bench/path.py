@@ -39,7 +39,7 @@ from wgcell.cell.folder import create
 from wgcell.cell.job import Job
 from wgcell.cell.supervisor import Supervisor, Surroundings
 from wgcell.cell.wgquick import VpnConfig
-from wgcell.gateway.keys import decode_key, generate_private_key, public_key
+from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 from wgcell.image import store
 from wgcell.machine.accelerator import choose
 from wgcell.machine.process import find_qemu

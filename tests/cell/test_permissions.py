@@ -15,8 +15,8 @@ from wgcell.cell.permissions import ROWS, By
 from wgcell.cell.provider import Ceilings, Provider, apply_ceilings, load_provider
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.errors import EndpointError, InputError, JobError
-from wgcell.gateway import remarks
-from wgcell.gateway.policy import Policy, parse_rule
+from wgcell.gateway.model import remarks
+from wgcell.gateway.model.policy import Policy, parse_rule
 from wgcell.net import addresses
 from wgcell.net.addresses import Network
 

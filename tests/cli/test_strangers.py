@@ -33,9 +33,9 @@ from wgcell.cell.states import State
 from wgcell.cli.run import _opens
 from wgcell.display import INVISIBLE, one_line, paragraph
 from wgcell.errors import GuestError, LaunchError, WgcellError
-from wgcell.gateway import config as gateway_config
-from wgcell.gateway import remarks
-from wgcell.gateway.policy import parse_rule
+from wgcell.gateway.model import config as gateway_config
+from wgcell.gateway.model import remarks
+from wgcell.gateway.model.policy import parse_rule
 from wgcell.guest import protocol
 from wgcell.machine.argv import Accelerator
 

@@ -12,7 +12,7 @@ from tests.gateway.conftest import CLIENT, SERVER
 from tests.waiting import pace
 
 from wgcell.cell import consent
-from wgcell.gateway.keys import decode_key, public_key
+from wgcell.gateway.model.keys import decode_key, public_key
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 

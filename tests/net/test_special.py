@@ -11,8 +11,8 @@ import pytest
 
 from wgcell.cell.endpoint import vet
 from wgcell.errors import EndpointError
-from wgcell.gateway import names
-from wgcell.gateway.policy import Policy, Verdict, parse_line
+from wgcell.gateway.dns import answers
+from wgcell.gateway.model.policy import Policy, Verdict, parse_line
 from wgcell.net.addresses import Address
 from wgcell.net.special import SPECIAL, plain_forms, special
 
@@ -146,12 +146,12 @@ def rule_takes(address: Address) -> bool:
 def name_takes(address: Address) -> bool:
     """Whether a name that leads there is answered, and a flow to it let through."""
     kind = "A" if address.version == 4 else "AAAA"
-    asked = names.parse_question(dns.message.make_query("host.example.com", kind).to_wire())
+    asked = answers.parse_question(dns.message.make_query("host.example.com", kind).to_wire())
     assert asked is not None
     found = dns.message.make_response(asked.message)
     found.answer.append(dns.rrset.from_text("host.example.com.", 60, "IN", kind, str(address)))
     found = dns.message.from_wire(found.to_wire())
-    answer = names.digest(asked, found, BY_NAME.kept)
+    answer = answers.digest(asked, found, BY_NAME.kept)
     flow = BY_NAME.evaluate(address, 443, "tcp", ("host.example.com",))
     assert bool(answer.addresses) == (flow.verdict is Verdict.ALLOW)
     return bool(answer.addresses)

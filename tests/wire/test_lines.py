@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wgcell.gateway import config
 from wgcell.gateway import control as gateway
+from wgcell.gateway.model import config
 from wgcell.relay import control as relay
 from wgcell.relay.session import Side
 from wgcell.relay.verdict import Reason

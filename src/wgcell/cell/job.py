@@ -23,7 +23,7 @@ from wgcell.cell.inputs import Input
 from wgcell.cell.schema import Fault, Invalid, validated
 from wgcell.display import one_line
 from wgcell.errors import JobError, PolicyError
-from wgcell.gateway.policy import Policy
+from wgcell.gateway.model.policy import Policy
 from wgcell.guest.walls import Wall
 
 __all__ = [

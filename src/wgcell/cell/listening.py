@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from wgcell.cell.states import Cause
-from wgcell.gateway.limits import Bucket
+from wgcell.gateway.model.ratelimit import Bucket
 
 __all__ = ["CHATTER_BYTES", "RATES", "RATE_OF_OTHERS", "Causes", "Ceiling", "Rate", "Told", "fair"]
 

@@ -50,8 +50,7 @@ from wgcell.errors import (
     WgcellError,
 )
 from wgcell.gateway import control as gateway_words
-from wgcell.gateway.keys import decode_key, generate_private_key, public_key
-from wgcell.gateway.way import has_ipv6
+from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 from wgcell.guest import protocol
 from wgcell.guest.walls import Wall
 from wgcell.image.store import Image
@@ -63,6 +62,7 @@ from wgcell.machine.fuse import Fuse
 from wgcell.machine.jail import Jail, find_jail
 from wgcell.machine.process import KVM_DEVICE, Machine, find_qemu
 from wgcell.net.addresses import Address
+from wgcell.net.routes import has_ipv6
 from wgcell.relay import control as said
 from wgcell.relay import evidence, link
 from wgcell.relay.seal import unprivileged_id

@@ -22,7 +22,7 @@ from wgcell.cli.cells import frozen_hint
 from wgcell.cli.terminal import out
 from wgcell.display import one_line
 from wgcell.errors import LaunchError, WgcellError
-from wgcell.gateway.keys import generate_private_key
+from wgcell.gateway.model.keys import generate_private_key
 from wgcell.image import store
 from wgcell.machine import cgroup
 from wgcell.machine.accelerator import choose

@@ -20,12 +20,20 @@ from wgcell.cell.folder import find, state_folder
 from wgcell.cli import flows
 from wgcell.cli.terminal import as_json, clean, console, out, warn
 from wgcell.errors import HostError, PolicyError, StateError
-from wgcell.gateway import control, nftables, remarks
-from wgcell.gateway.config import GatewayConfig, load_config, parse_config, parse_toml, read_text
-from wgcell.gateway.flows import Tally
-from wgcell.gateway.kernel import INTERFACE
-from wgcell.gateway.keys import generate_private_key, public_key
-from wgcell.gateway.peers import add_peer, check_name, new_gateway, remove_peer, write_secret
+from wgcell.gateway import control
+from wgcell.gateway.configfile import add_peer, check_name, new_gateway, remove_peer, write_secret
+from wgcell.gateway.engines.nftables import ruleset
+from wgcell.gateway.engines.nftables.engine import INTERFACE
+from wgcell.gateway.model import remarks
+from wgcell.gateway.model.config import (
+    GatewayConfig,
+    load_config,
+    parse_config,
+    parse_toml,
+    read_text,
+)
+from wgcell.gateway.model.keys import generate_private_key, public_key
+from wgcell.gateway.peer.events import Tally
 
 __all__ = ["app"]
 
@@ -227,9 +235,9 @@ def export(
     raw = _raw(file, learn=False)
     config: GatewayConfig = parse_config(raw, str(file))
     if engine is Export.WG_QUICK:
-        out(nftables.server_file(config), end="")
+        out(ruleset.server_file(config), end="")
     else:
-        out(nftables.ruleset(config, interface), end="")
+        out(ruleset.ruleset(config, interface), end="")
 
 
 @app.command()

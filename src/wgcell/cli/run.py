@@ -50,9 +50,8 @@ from wgcell.cli.terminal import (
     warn,
 )
 from wgcell.errors import HostError, JobError, StateError
-from wgcell.gateway import remarks
-from wgcell.gateway.policy import parse_rule
-from wgcell.gateway.way import has_way
+from wgcell.gateway.model import remarks
+from wgcell.gateway.model.policy import parse_rule
 from wgcell.guest import scripts
 from wgcell.home import expanded
 from wgcell.image import store
@@ -60,6 +59,7 @@ from wgcell.image.build import is_current
 from wgcell.machine.accelerator import choose
 from wgcell.machine.argv import Accelerator
 from wgcell.net.addresses import Address
+from wgcell.net.routes import has_way
 
 if TYPE_CHECKING:
     from wgcell.cell.supervisor import Supervisor

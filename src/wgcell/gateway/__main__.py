@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from wgcell.errors import HostError, WgcellError
 from wgcell.gateway import control
-from wgcell.gateway.config import GatewayConfig, parse_config
-from wgcell.gateway.limits import Bucket
+from wgcell.gateway.model.config import GatewayConfig, parse_config
+from wgcell.gateway.model.ratelimit import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wgcell.gateway.engine import EmbeddedEngine
-    from wgcell.gateway.kernel import KernelEngine
+    from wgcell.gateway.engines.embedded.engine import EmbeddedEngine
+    from wgcell.gateway.engines.nftables.engine import KernelEngine
 
     Engine = EmbeddedEngine | KernelEngine
 
@@ -84,7 +84,7 @@ async def _started(
     """The engine that is asked for, started; only its own libraries are loaded."""
     preexec, reason = _die_with(os.getpid()), ""
     if name in ("namespace", "auto"):
-        from wgcell.gateway.namespace import NamespaceEngine
+        from wgcell.gateway.engines.nftables.private import NamespaceEngine
 
         try:
             apart = NamespaceEngine(config, _say, preexec=preexec, give_up=give_up)
@@ -97,13 +97,13 @@ async def _started(
         else:
             return apart
     if name == "kernel":
-        from wgcell.gateway.kernel import INTERFACE, KernelEngine
+        from wgcell.gateway.engines.nftables.engine import INTERFACE, KernelEngine
 
         place = interface or INTERFACE
         kernel = KernelEngine(config, _say, interface=place, preexec=preexec, give_up=give_up)
         await kernel.start()
         return kernel
-    from wgcell.gateway.engine import EmbeddedEngine
+    from wgcell.gateway.engines.embedded.engine import EmbeddedEngine
 
     embedded = EmbeddedEngine(config, _say, reason)
     await embedded.start()

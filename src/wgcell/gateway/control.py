@@ -1,6 +1,6 @@
 """The words of a gateway to whoever started it, on its standard output.
 
-What it is told is a configuration a line, whose words are those of `wgcell.gateway.config`.
+What it is told is a configuration a line, whose words are those of `model.config`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from wgcell.gateway.flows import FAILED
+from wgcell.gateway.peer.events import FAILED
 from wgcell.wire.lines import Counts, Number, OneOf, Seconds, Text, Vocabulary
 
 __all__ = [

@@ -1,0 +1,182 @@
+"""Names, without a socket: what an upstream's answer means.
+
+The resolver inside the tunnel is the peer's only one. It answers addresses of allowed names, and
+with each answer an address becomes reachable for as long as the answer lives (see
+`dns.cache`). What the answer may hold is decided by `digest`: an allowed name that leads
+to a protected address (rebinding) leads nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dns.edns
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+import dns.rrset
+
+from wgcell.gateway.model.policy import Address
+from wgcell.net.addresses import address as address_of
+
+__all__ = ["Answer", "Question", "blocked", "digest", "error", "parse_question"]
+
+LONGEST_TTL = 86400
+"""Seconds; a day, as resolvers have it."""
+UDP_ANSWER = 1232
+"""Bytes; larger answers are truncated and asked again over TCP (DNS flag day 2020)."""
+_TCP_ANSWER = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One query that can be answered."""
+
+    message: dns.message.QueryMessage
+    name: str
+    """Lower case, without the final dot."""
+    kind: dns.rdatatype.RdataType
+
+    @property
+    def addresses(self) -> bool:
+        """Whether it asks for addresses: nothing else is ever answered."""
+        return self.kind in (dns.rdatatype.A, dns.rdatatype.AAAA)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back to the peer, and what it opens."""
+
+    message: dns.message.Message
+    addresses: tuple[Address, ...] = ()
+    ttl: int = 0
+    kept: tuple[Address, ...] = ()
+    """Protected addresses that were taken out."""
+
+    def to_wire(self, question: Question, *, tcp: bool = False) -> bytes:
+        """Its bytes; over UDP no longer than the peer and `UDP_ANSWER` allow, or truncated."""
+        room = _TCP_ANSWER
+        if not tcp:
+            asked = question.message.payload if question.message.edns >= 0 else 512
+            room = max(512, min(asked, UDP_ANSWER))
+        try:
+            return self.message.to_wire(max_size=room)
+        except dns.exception.TooBig:
+            empty = dns.message.make_response(question.message, recursion_available=True)
+            empty.flags |= dns.flags.TC
+            return empty.to_wire()
+
+
+def parse_question(raw: bytes) -> Question | None:
+    """The one question of a query's bytes; None for what is no query. Never raises."""
+    try:
+        message = dns.message.from_wire(raw)
+        if message.flags & dns.flags.QR or len(message.question) != 1:
+            return None
+        question = message.question[0]
+        # Only standard queries (RFC 1035, 4.1.1) of the Internet's class are answered.
+        if question.rdclass != dns.rdataclass.IN or message.opcode() != 0:
+            return None
+        if not isinstance(message, dns.message.QueryMessage):
+            return None
+        name = question.name.to_text(omit_final_dot=True).lower()
+        return Question(message, name, question.rdtype)
+    except Exception:  # dnspython documents no closed list of what from_wire may raise
+        return None
+
+
+def error(question: Question, code: dns.rcode.Rcode) -> Answer:
+    """An answer that is only a code."""
+    message = dns.message.make_response(question.message, recursion_available=True)
+    message.set_rcode(code)
+    return Answer(message)
+
+
+def blocked(question: Question, why: str, *, exists: bool) -> Answer:
+    """The answer for a name that the policy keeps from the peer.
+
+    Every resolver fails at once on NXDOMAIN. glibc takes REFUSED for a fault of the server's and
+    reports a temporary failure; musl waits for a better answer until its timeout. NXDOMAIN also
+    says that no name below exists (RFC 8020), so a name that ``exists`` has no records instead.
+    A query with EDNS is told the truth: Extended DNS Error 15, "Blocked" (RFC 8914), with ``why``.
+    """
+    code = dns.rcode.NOERROR if exists else dns.rcode.NXDOMAIN
+    message = error(question, code).message
+    if message.edns >= 0:
+        message.use_edns(
+            edns=message.edns,
+            ednsflags=message.ednsflags,
+            payload=message.payload,
+            request_payload=message.request_payload,
+            options=[dns.edns.EDEOption(dns.edns.EDECode.BLOCKED, why)],
+            pad=message.pad,
+        )
+    return Answer(message)
+
+
+def digest(
+    question: Question,
+    found: dns.message.Message | None,
+    kept: Callable[[Address], str],
+    way: Callable[[Address], bool] = lambda _: True,
+) -> Answer:
+    """The answer that an upstream's ``found`` becomes.
+
+    ``kept`` says for an address whether it is protected; those are taken out, and if none is left
+    the name has no address. So are addresses of IPv6 to which this machine has no ``way``: whoever
+    is told them tries them first. No upstream, or one that makes no sense, is SERVFAIL.
+    """
+    if found is None or not isinstance(found, dns.message.QueryMessage):
+        return error(question, dns.rcode.SERVFAIL)
+    code = found.rcode()
+    if code not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+        return error(question, dns.rcode.SERVFAIL)
+    try:
+        # Follows CNAMEs within the answer, and bounds them.
+        chain = found.resolve_chaining()
+    except (dns.exception.DNSException, dns.message.NotQueryResponse):
+        return error(question, dns.rcode.SERVFAIL)
+    message = dns.message.make_response(question.message, recursion_available=True)
+    message.set_rcode(code)
+    asked = question.message.question[0].name
+    message.answer.extend(_spelled(cname, asked) for cname in chain.cnames)
+    # A negative answer's lifetime is in its SOA (RFC 2308).
+    message.authority.extend(s for s in found.authority if s.rdtype == dns.rdatatype.SOA)
+    if chain.answer is None:
+        return Answer(message)
+    if chain.answer.rdtype != question.kind or not question.addresses:
+        return error(question, dns.rcode.SERVFAIL)
+    every = [address_of(item.address) for item in chain.answer]
+    refused = tuple(address for address in every if kept(address))
+    addresses = tuple(
+        address
+        for address in every
+        if address not in refused and (address.version == 4 or way(address))
+    )
+    if not addresses and not refused:
+        why = "this machine has no way to its addresses, which are all of IPv6"
+        return blocked(question, why, exists=True)
+    if not addresses:
+        why = "its addresses are on this side of the tunnel"
+        return Answer(blocked(question, why, exists=True).message, kept=refused)
+    ttl = min(chain.minimum_ttl, LONGEST_TTL)
+    texts = [str(address) for address in addresses]
+    found_at = dns.rrset.from_text(chain.canonical_name, ttl, "IN", question.kind.name, *texts)
+    message.answer.append(_spelled(found_at, asked))
+    return Answer(message, addresses, ttl, refused)
+
+
+def _spelled(records: dns.rrset.RRset, asked: dns.name.Name) -> dns.rrset.RRset:
+    """``records``, under the very spelling that was asked for if they are of that name.
+
+    The upstream was asked in lower case; whoever mixes the letters of a query to know its answer
+    by them (draft-vixie-dnsext-dns0x20) gets back his own.
+    """
+    if records.name != asked:
+        return records
+    return dns.rrset.from_rdata_list(asked, records.ttl, list(records))

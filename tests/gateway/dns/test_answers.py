@@ -1,0 +1,193 @@
+"""What answers mean, and for how long; without a socket."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import dns.edns
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wgcell.gateway.dns.answers import blocked, digest, parse_question
+from wgcell.gateway.dns.cache import FLOOR, GRACE, MOST_LEADS, NameTable, lease
+
+FIRST, SECOND = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("203.0.113.8")
+QUERY = dns.message.make_query("api.example.com", "A", use_edns=True)
+
+
+def upstream(*records: str, rcode: int = dns.rcode.NOERROR) -> dns.message.Message:
+    found = dns.message.make_response(QUERY)
+    found.set_rcode(dns.rcode.Rcode(rcode))
+    for record in records:
+        name, ttl, kind, *values = record.split()
+        found.answer.append(dns.rrset.from_text(name, int(ttl), "IN", kind, *values))
+    return dns.message.from_wire(found.to_wire())
+
+
+def private(address: object) -> str:
+    return (
+        "private"
+        if ipaddress.ip_address(str(address)).is_private and "192.168" in str(address)
+        else ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "addresses", "ttl"),
+    [
+        (upstream("api.example.com. 60 A 203.0.113.7"), "NOERROR", (FIRST,), 60),
+        (upstream("api.example.com. 60 A 203.0.113.7 203.0.113.8"), "NOERROR", (FIRST, SECOND), 60),
+        (
+            upstream("api.example.com. 5 CNAME a.example.", "a.example. 60 A 203.0.113.7"),
+            *("NOERROR", (FIRST,), 5),
+        ),
+        # An address of another name than the chain's leads nowhere.
+        (upstream("evil.example. 60 A 203.0.113.7"), "NOERROR", (), 0),
+        (upstream("api.example.com. 60 CNAME api.example.com."), "SERVFAIL", (), 0),
+        (upstream("api.example.com. 60 A 192.168.1.1"), "NOERROR", (), 0),
+        (upstream("api.example.com. 60 A 192.168.1.1 203.0.113.7"), "NOERROR", (FIRST,), 60),
+        (upstream("api.example.com. 9999999 A 203.0.113.7"), "NOERROR", (FIRST,), 86400),
+        (upstream(rcode=dns.rcode.NXDOMAIN), "NXDOMAIN", (), 0),
+        (upstream(rcode=dns.rcode.SERVFAIL), "SERVFAIL", (), 0),
+        (upstream(rcode=dns.rcode.REFUSED), "SERVFAIL", (), 0),
+        (upstream(), "NOERROR", (), 0),
+        (None, "SERVFAIL", (), 0),
+    ],
+)
+def test_table(found: dns.message.Message | None, code: str, addresses: object, ttl: int) -> None:
+    question = parse_question(QUERY.to_wire())
+    assert question is not None
+    answer = digest(question, found, private)
+    found_addresses = tuple(sorted(answer.addresses))
+    assert (answer.message.rcode().name, found_addresses, answer.ttl) == (code, addresses, ttl)
+    assert answer.message.id == QUERY.id
+    # What is told is what opens.
+    told = {str(item) for rrset in answer.message.answer for item in rrset if rrset.rdtype == 1}
+    assert told == {str(address) for address in answer.addresses}
+    assert dns.message.from_wire(answer.to_wire(question)).edns == 0
+
+
+@pytest.mark.parametrize("edns", [True, False])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_blocked_name_is_no_fault_of_the_server_and_the_reason_is_told(
+    edns: bool, exists: bool
+) -> None:
+    asked = dns.message.make_query("attacker.example", "A", use_edns=edns)
+    question = parse_question(asked.to_wire())
+    assert question is not None
+    raw = blocked(question, "no rule allows this name", exists=exists).to_wire(question)
+    answer = dns.message.from_wire(raw)
+    assert answer.rcode() == (dns.rcode.NOERROR if exists else dns.rcode.NXDOMAIN)
+    # Without RA glibc takes an empty answer for a lame server's, and asks again.
+    assert answer.flags & dns.flags.RA and answer.id == asked.id
+    told = [(option.code, option.text) for option in answer.options]
+    assert told == ([(dns.edns.EDECode.BLOCKED, "no rule allows this name")] if edns else [])
+    # No SOA: nobody may remember it (RFC 2308, 5), and a changed rule holds at once.
+    assert not answer.authority
+
+
+def test_a_name_leads_for_its_answers_lifetime_and_never_less_than_a_minute() -> None:
+    table = NameTable()
+    table.learn("a.example.com", (FIRST,), 100, now=1000)
+    table.learn("b.example.com", (FIRST, SECOND), 5, now=1000)
+    assert (lease(5), lease(100)) == (FLOOR, 100 + GRACE) == (60, 110)
+    assert table.names(FIRST, 1000) == ("a.example.com", "b.example.com")
+    assert table.names(FIRST, 1059) == ("a.example.com", "b.example.com")
+    assert table.names(FIRST, 1060) == ("a.example.com",)
+    assert table.names(SECOND, 1059) == ("b.example.com",)
+    assert table.names(SECOND, 1060) == ()
+    assert table.names(FIRST, 1110) == ()
+    # What ended is known, and since when.
+    assert table.ended(FIRST, 1059) == {}
+    assert table.ended(FIRST, 1070) == {"b.example.com": 10}
+    assert table.ended(FIRST, 1120) == {"a.example.com": 10, "b.example.com": 60}
+    # A shorter answer does not take away what a longer one gave.
+    table.learn("a.example.com", (FIRST,), 1, now=1001)
+    assert table.names(FIRST, 1109) == ("a.example.com",)
+
+
+def test_the_name_that_was_asked_last_is_the_last() -> None:
+    table, address = NameTable(), ipaddress.ip_address("203.0.113.7")
+    for name in ("a.example.com", "b.example.com", "a.example.com"):
+        table.learn(name, (address,), 60, now=0)
+    assert table.names(address, 1) == ("b.example.com", "a.example.com")
+
+
+def test_a_table_has_its_bound_and_keeps_what_lives_longest() -> None:
+    table = NameTable()
+    for number in range(MOST_LEADS * 2):
+        address = ipaddress.IPv4Address(number + (203 << 24))
+        table.learn(f"n{number}.example.com", (address,), number, now=0)
+        assert table._count <= MOST_LEADS
+    assert table.names(address, 1)
+    assert table.names(ipaddress.IPv4Address(203 << 24), 1) == ()
+
+
+RAW = QUERY.to_wire()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.binary(max_size=80)
+    | st.lists(st.tuples(st.integers(0, len(RAW) - 1), st.integers(0, 255)), max_size=6).map(
+        lambda changes: bytes(dict(changes).get(i, byte) for i, byte in enumerate(RAW))
+    )
+)
+def test_no_query_raises(raw: bytes) -> None:
+    question = parse_question(raw)
+    if question is not None:
+        answer = digest(question, upstream("api.example.com. 60 A 203.0.113.7"), private)
+        assert len(answer.to_wire(question)) <= 1232
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=8),
+    st.sampled_from(
+        [
+            upstream("api.example.com. 60 A 203.0.113.7").to_wire(),
+            upstream(
+                "api.example.com. 5 CNAME a.example.", "a.example. 60 A 203.0.113.7"
+            ).to_wire(),
+        ]
+    ),
+)
+def test_no_upstream_raises(changes: list[tuple[int, int]], raw: bytes) -> None:
+    question = parse_question(RAW)
+    assert question is not None
+    try:
+        found = dns.message.from_wire(
+            bytes(dict(changes).get(i, byte) for i, byte in enumerate(raw))
+        )
+    except Exception:
+        return  # the resolver takes it as no answer
+    answer = digest(question, found, private)
+    assert not any(map(private, answer.addresses))
+    assert answer.to_wire(question)
+
+
+MIXED = "aPi.ExAmPlE.cOm"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        ("api.example.com. 60 A 203.0.113.7",),
+        ("api.example.com. 60 CNAME edge.example.", "edge.example. 60 A 203.0.113.7"),
+        ("api.example.com. 60 A 192.168.1.1",),
+        (),
+    ],
+)
+def test_the_asker_gets_its_own_spelling_back(records: tuple[str, ...]) -> None:
+    question = parse_question(dns.message.make_query(MIXED, "A").to_wire())
+    assert question is not None and question.name == "api.example.com"
+    made = digest(question, upstream(*records), private).message
+    assert made.question[0].name.to_text() == f"{MIXED}."
+    for rrset in made.answer[:1]:
+        assert rrset.name.to_text() == f"{MIXED}."
+    assert all("api.example.com" not in rrset.name.to_text() for rrset in made.answer)
