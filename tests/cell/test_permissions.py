@@ -16,7 +16,8 @@ from wgcell.cell.provider import Ceilings, Provider, apply_ceilings, load_provid
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.errors import EndpointError, InputError, JobError
 from wgcell.gateway.model import remarks
-from wgcell.gateway.model.policy import Policy, parse_rule
+from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.rules import parse_rule
 from wgcell.net import addresses
 from wgcell.net.addresses import Network
 

@@ -12,7 +12,8 @@ import pytest
 from wgcell.cell.endpoint import vet
 from wgcell.errors import EndpointError
 from wgcell.gateway.dns import answers
-from wgcell.gateway.model.policy import Policy, Verdict, parse_line
+from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.rules import Verdict, parse_line
 from wgcell.net.addresses import Address
 from wgcell.net.special import SPECIAL, plain_forms, special
 

@@ -19,8 +19,8 @@ from tests.waiting import GENEROUS, until
 
 from wgcell.cell.events import broken_link
 from wgcell.gateway.engines.nftables import ruleset
-from wgcell.gateway.model.config import parse_config
 from wgcell.gateway.model.keys import generate_private_key, public_key
+from wgcell.gateway.model.parsing import parse_config
 
 Cell = Callable[..., Any]
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]

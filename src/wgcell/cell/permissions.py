@@ -15,7 +15,8 @@ from enum import Enum
 from wgcell.cell.job import Job, OnRogue
 from wgcell.cell.provider import Provider
 from wgcell.errors import JobError
-from wgcell.gateway.model.policy import Policy, Rule, parse_rule
+from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.rules import Rule, parse_rule
 from wgcell.guest.walls import Wall
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network

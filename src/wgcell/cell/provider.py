@@ -50,7 +50,7 @@ from wgcell.cell.job import (
 from wgcell.cell.schema import Fault, Invalid, validated
 from wgcell.display import one_line
 from wgcell.errors import EndpointError, JobError, PolicyError
-from wgcell.gateway.model.policy import Rule, parse_rule
+from wgcell.gateway.model.rules import Rule, parse_rule
 from wgcell.home import home
 from wgcell.net.addresses import Network
 

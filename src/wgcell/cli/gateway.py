@@ -21,18 +21,22 @@ from wgcell.cli import flows
 from wgcell.cli.terminal import as_json, clean, console, out, warn
 from wgcell.errors import HostError, PolicyError, StateError
 from wgcell.gateway import control
-from wgcell.gateway.configfile import add_peer, check_name, new_gateway, remove_peer, write_secret
+from wgcell.gateway.configfile import (
+    add_peer,
+    check_name,
+    load_config,
+    new_gateway,
+    parse_toml,
+    read_text,
+    remove_peer,
+    write_secret,
+)
 from wgcell.gateway.engines.nftables import ruleset
 from wgcell.gateway.engines.nftables.engine import INTERFACE
 from wgcell.gateway.model import remarks
-from wgcell.gateway.model.config import (
-    GatewayConfig,
-    load_config,
-    parse_config,
-    parse_toml,
-    read_text,
-)
+from wgcell.gateway.model.config import GatewayConfig
 from wgcell.gateway.model.keys import generate_private_key, public_key
+from wgcell.gateway.model.parsing import parse_config
 from wgcell.gateway.peer.events import Tally
 
 __all__ = ["app"]

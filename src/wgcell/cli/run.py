@@ -51,7 +51,7 @@ from wgcell.cli.terminal import (
 )
 from wgcell.errors import HostError, JobError, StateError
 from wgcell.gateway.model import remarks
-from wgcell.gateway.model.policy import parse_rule
+from wgcell.gateway.model.rules import parse_rule
 from wgcell.guest import scripts
 from wgcell.home import expanded
 from wgcell.image import store

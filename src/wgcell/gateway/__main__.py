@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from wgcell.errors import HostError, WgcellError
 from wgcell.gateway import control
-from wgcell.gateway.model.config import GatewayConfig, parse_config
+from wgcell.gateway.model.config import GatewayConfig
+from wgcell.gateway.model.parsing import parse_config
 from wgcell.gateway.model.ratelimit import Bucket
 
 if TYPE_CHECKING:

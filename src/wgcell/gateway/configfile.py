@@ -12,24 +12,60 @@ import re
 import secrets
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from wgcell import toml
 from wgcell.errors import PolicyError
 from wgcell.gateway.engines.nftables.ruleset import peer_file
-from wgcell.gateway.model.config import (
-    GatewayConfig,
-    Peer,
-    parse_config,
-    parse_toml,
-    read_text,
-    split_endpoint,
-)
+from wgcell.gateway.model.config import GatewayConfig, Peer, is_peer_name
 from wgcell.gateway.model.keys import generate_private_key, public_key
-from wgcell.gateway.model.policy import Address, Policy
+from wgcell.gateway.model.parsing import parse_config, split_endpoint
+from wgcell.gateway.model.policy import Policy
+from wgcell.net.addresses import Address
 
-__all__ = ["add_peer", "check_name", "new_gateway", "remove_peer", "write_secret"]
+__all__ = [
+    "add_peer",
+    "check_name",
+    "load_config",
+    "new_gateway",
+    "parse_toml",
+    "read_text",
+    "remove_peer",
+    "write_secret",
+]
 
+_LARGEST_FILE = 1 << 20
 _MOST = 254
-_PEER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
+
+
+def load_config(path: Path) -> GatewayConfig:
+    """The configuration of a file. Raises `PolicyError`, naming the file and the line."""
+    text = read_text(path)
+    return parse_config(parse_toml(path, text), str(path), text)
+
+
+def read_text(path: Path) -> str:
+    """A gateway file's text. Raises `PolicyError`."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise PolicyError(f"{path}: {error.strerror or error}") from None
+    if len(raw) > _LARGEST_FILE:
+        raise PolicyError(f"{path}: larger than 1 MiB, which no gateway file is")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise PolicyError(f"{path}:{line}: not UTF-8 text") from None
+
+
+def parse_toml(path: Path, text: str) -> dict[str, Any]:
+    """A gateway file's tables. Raises `PolicyError` naming the line."""
+    try:
+        return toml.parse(text.encode())
+    except toml.TomlError as error:
+        raise PolicyError(f"{path}: {error}") from None
 
 
 def write_secret(path: Path, text: str, *, fresh: bool = False) -> None:
@@ -66,7 +102,7 @@ def new_gateway(engine: str) -> str:
 
 def check_name(name: str) -> None:
     """Raises `PolicyError` for what no peer may be called: a file bears its name, too."""
-    if not _PEER_NAME.fullmatch(name):
+    if not is_peer_name(name):
         raise PolicyError(f"peer {name!r}; allowed: 1-32 of a-z, 0-9 and -, not - first")
 
 

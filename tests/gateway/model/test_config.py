@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.gateway.conftest import SERVER, config_of
 
 from wgcell.errors import PolicyError
-from wgcell.gateway.configfile import add_peer, new_gateway, remove_peer
-from wgcell.gateway.model.config import load_config, parse_config
+from wgcell.gateway.configfile import add_peer, load_config, new_gateway, remove_peer
 from wgcell.gateway.model.keys import generate_private_key, public_key
+from wgcell.gateway.model.parsing import parse_config
 
 ALICE, BOB = public_key(generate_private_key()), public_key(generate_private_key())
 GOOD = f"""listen = "203.0.113.1:51820"

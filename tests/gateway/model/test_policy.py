@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 
 from wgcell.errors import PolicyError
 from wgcell.gateway.model import remarks
-from wgcell.gateway.model.policy import (
-    Address,
-    Policy,
-    Verdict,
-    parse_line,
-    parse_rule,
-    parse_service,
-)
+from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.rules import Verdict, parse_line, parse_rule, parse_service
+from wgcell.net.addresses import Address
 
 A, R = Verdict.ALLOW, Verdict.REFUSE
 LEADS = {

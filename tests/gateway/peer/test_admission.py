@@ -13,8 +13,9 @@ from tests.waiting import forever, soon
 
 from wgcell.gateway import __main__ as process
 from wgcell.gateway.engines.nftables import engine
-from wgcell.gateway.model.config import parse_config
-from wgcell.gateway.model.policy import LEARNED, Verdict
+from wgcell.gateway.model.parsing import parse_config
+from wgcell.gateway.model.policy import LEARNED
+from wgcell.gateway.model.rules import Verdict
 from wgcell.gateway.peer import admission
 from wgcell.gateway.peer.admission import Gate
 

@@ -7,8 +7,8 @@ import ipaddress
 import pytest
 
 from wgcell.cli.flows import FlowTable
-from wgcell.gateway.model.policy import parse_rule
 from wgcell.gateway.model.ratelimit import Bucket
+from wgcell.gateway.model.rules import parse_rule
 from wgcell.gateway.peer.events import FAILED, MOST_TOLD, Flow, FlowLog, Tally, learned_rule, mend
 
 V4, V6 = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("2001:db8::7")

@@ -21,7 +21,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-from wgcell.gateway.model.policy import Address
+from wgcell.net.addresses import Address
 from wgcell.net.addresses import address as address_of
 
 __all__ = ["Answer", "Question", "blocked", "digest", "error", "parse_question"]

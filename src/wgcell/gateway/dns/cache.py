@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wgcell.gateway.model.policy import Address
+from wgcell.net.addresses import Address
 
 __all__ = ["FLOOR", "GRACE", "MOST_LEADS", "NameTable", "lease"]
 

@@ -10,8 +10,10 @@ import dns.rcode
 
 from wgcell.gateway.dns import answers
 from wgcell.gateway.dns.upstream import Upstream
-from wgcell.gateway.model.policy import Address, Policy, is_name
+from wgcell.gateway.model.policy import Policy
 from wgcell.gateway.model.ratelimit import Bucket
+from wgcell.gateway.model.rules import is_name
+from wgcell.net.addresses import Address
 from wgcell.net.routes import has_way
 
 __all__ = ["NO_RULE", "Nameserver", "Refused"]

@@ -6,8 +6,10 @@ import heapq
 from collections.abc import Callable, Iterator
 
 from wgcell.gateway.model.config import GatewayConfig
-from wgcell.gateway.model.policy import PROTECTED, Address, Network, Rule, Verdict
+from wgcell.gateway.model.policy import PROTECTED
+from wgcell.gateway.model.rules import Rule, Verdict
 from wgcell.net import addresses
+from wgcell.net.addresses import Address, Network
 
 __all__ = ["of_gateway", "of_rules", "without_way"]
 

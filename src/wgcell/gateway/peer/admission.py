@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from wgcell.gateway.dns.cache import NameTable
 from wgcell.gateway.model.config import GatewayConfig, Peer
-from wgcell.gateway.model.policy import LEARNED, Address, Decision, Limits, Verdict
+from wgcell.gateway.model.policy import LEARNED, Decision, Limits
 from wgcell.gateway.model.ratelimit import Bucket
+from wgcell.gateway.model.rules import Verdict
 from wgcell.gateway.peer.events import FAILED, Flow, FlowLog, Report, learned_rule, mend
 from wgcell.gateway.proxy.tcp import CHUNK, NotReached, Refused
 from wgcell.net import addresses
+from wgcell.net.addresses import Address
 
 if TYPE_CHECKING:
     from wgcell.gateway.dns.server import Nameserver

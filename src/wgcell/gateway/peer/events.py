@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wgcell.gateway.model.policy import LEARNED, Address, may_be_advised
+from wgcell.gateway.model.policy import LEARNED
 from wgcell.gateway.model.ratelimit import Bucket
+from wgcell.gateway.model.rules import may_be_advised
+from wgcell.net.addresses import Address
 
 __all__ = ["FAILED", "Flow", "FlowLog", "Report", "Tally", "learned_rule", "mend"]
 

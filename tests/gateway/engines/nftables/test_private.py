@@ -22,8 +22,8 @@ from tests.waiting import forever, paced
 from wgcell.cell import consent
 from wgcell.gateway import __main__ as process
 from wgcell.gateway.engines.nftables import private
-from wgcell.gateway.model.config import parse_config
 from wgcell.gateway.model.keys import decode_key, public_key
+from wgcell.gateway.model.parsing import parse_config
 from wgcell.gateway.peer.events import Flow
 from wgcell.gateway.proxy.tcp import join_datagrams
 from wgcell.programs import path_of

@@ -19,8 +19,8 @@ from tests.gateway.conftest import SERVER, Gateway, Net, Topology, Tunnel, servi
 from tests.waiting import until
 
 from wgcell.gateway.engines.nftables import ruleset
-from wgcell.gateway.model.config import parse_config
 from wgcell.gateway.model.keys import generate_private_key, public_key
+from wgcell.gateway.model.parsing import parse_config
 
 pytestmark = pytest.mark.namespaces
 

@@ -19,7 +19,8 @@ from typing import Any
 import mitmproxy_rs
 
 from wgcell.gateway.model.config import GatewayConfig, Peer
-from wgcell.gateway.model.policy import Address, Decision, Verdict
+from wgcell.gateway.model.policy import Decision
+from wgcell.gateway.model.rules import Verdict
 from wgcell.gateway.peer.admission import DNS_PORT, Gate
 from wgcell.gateway.peer.events import SUMMARY_EVERY, Flow, Report
 from wgcell.gateway.proxy.tcp import (
@@ -32,6 +33,7 @@ from wgcell.gateway.proxy.tcp import (
     reach,
 )
 from wgcell.net import addresses
+from wgcell.net.addresses import Address
 
 __all__ = ["Door"]
 

@@ -31,11 +31,13 @@ from wgcell.gateway.engines.nftables import netlink, ruleset
 from wgcell.gateway.engines.nftables.pending import Accepted, Held, Holding
 from wgcell.gateway.engines.nftables.sets import Openings, Served
 from wgcell.gateway.model.config import GatewayConfig, Peer
-from wgcell.gateway.model.policy import LEARNED, Address, Decision, Verdict
+from wgcell.gateway.model.policy import LEARNED, Decision
+from wgcell.gateway.model.rules import Verdict
 from wgcell.gateway.peer.admission import DNS_PORT, Gate
 from wgcell.gateway.peer.events import Flow, FlowLog, Report
 from wgcell.gateway.proxy.tcp import Joining, NotReached, Target, reach
 from wgcell.net import addresses
+from wgcell.net.addresses import Address
 
 __all__ = ["INTERFACE", "KernelEngine", "quietly", "run_tool", "system"]
 

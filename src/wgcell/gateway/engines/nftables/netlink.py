@@ -12,8 +12,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from wgcell.gateway.model.policy import Address
 from wgcell.net import addresses
+from wgcell.net.addresses import Address
 
 __all__ = ["Gone", "Seen", "open_log", "open_sockets", "parse", "sweep"]
 

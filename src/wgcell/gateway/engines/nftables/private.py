@@ -24,11 +24,12 @@ from wgcell.gateway.ingress.backpressure import Backlog
 from wgcell.gateway.ingress.demultiplexer import INSIDE, Entrance
 from wgcell.gateway.model.config import GatewayConfig
 from wgcell.gateway.model.keys import decode_key, public_key
-from wgcell.gateway.model.policy import Address, Verdict
+from wgcell.gateway.model.rules import Verdict
 from wgcell.gateway.peer.events import Report
 from wgcell.gateway.proxy.icmp import Why, unreachable
 from wgcell.gateway.proxy.tcp import OwnAddress, join_datagrams
 from wgcell.net import addresses
+from wgcell.net.addresses import Address
 
 __all__ = ["NamespaceEngine"]
 

@@ -23,9 +23,12 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from wgcell.gateway.model.config import GatewayConfig, Peer, split_endpoint
+from wgcell.gateway.model.config import GatewayConfig, Peer
 from wgcell.gateway.model.keys import public_key
-from wgcell.gateway.model.policy import LEARNED, PROTECTED, Address, Network, Rule, Verdict
+from wgcell.gateway.model.parsing import split_endpoint
+from wgcell.gateway.model.policy import LEARNED, PROTECTED
+from wgcell.gateway.model.rules import Rule, Verdict
+from wgcell.net.addresses import Address, Network
 
 __all__ = [
     "ASKED_PORT",

@@ -14,10 +14,10 @@ from wgcell.errors import HostError
 from wgcell.gateway.dns.cache import lease
 from wgcell.gateway.engines.nftables import ruleset
 from wgcell.gateway.model.config import GatewayConfig, Peer
-from wgcell.gateway.model.policy import Address
 from wgcell.gateway.model.ratelimit import Bucket
 from wgcell.gateway.peer.admission import Gate
 from wgcell.gateway.peer.events import Report
+from wgcell.net.addresses import Address
 
 __all__ = ["Openings", "Served"]
 
