@@ -38,7 +38,7 @@ from wgcell.cell.states import Cause, State
 from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
 from wgcell.gateway import control as gateway
-from wgcell.gateway.peer.events import FAILED
+from wgcell.gateway.model.flow import FAILED
 from wgcell.guest import protocol
 from wgcell.relay import control as relay
 

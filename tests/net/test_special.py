@@ -13,7 +13,7 @@ from wgcell.cell.endpoint import vet
 from wgcell.errors import EndpointError
 from wgcell.gateway.dns import answers
 from wgcell.gateway.model.policy import Policy
-from wgcell.gateway.model.rules import Verdict, parse_line
+from wgcell.gateway.model.rules import Action, parse_line
 from wgcell.net.addresses import Address
 from wgcell.net.special import SPECIAL, plain_forms, special
 
@@ -139,9 +139,9 @@ BY_NAME = Policy(rules=(parse_line("allow host.example.com:*"), parse_line("allo
 
 
 def rule_takes(address: Address) -> bool:
-    found = {policy.evaluate(address, 443, "tcp").verdict for policy in (EVERYTHING, BY_NAME)}
+    found = {policy.evaluate(address, 443, "tcp").action for policy in (EVERYTHING, BY_NAME)}
     assert len(found) == 1
-    return found == {Verdict.ALLOW}
+    return found == {Action.ALLOW}
 
 
 def name_takes(address: Address) -> bool:
@@ -152,9 +152,9 @@ def name_takes(address: Address) -> bool:
     found = dns.message.make_response(asked.message)
     found.answer.append(dns.rrset.from_text("host.example.com.", 60, "IN", kind, str(address)))
     found = dns.message.from_wire(found.to_wire())
-    answer = answers.digest(asked, found, BY_NAME.kept)
+    answer = answers.filtered(asked, found, BY_NAME.kept)
     flow = BY_NAME.evaluate(address, 443, "tcp", ("host.example.com",))
-    assert bool(answer.addresses) == (flow.verdict is Verdict.ALLOW)
+    assert bool(answer.addresses) == (flow.action is Action.ALLOW)
     return bool(answer.addresses)
 
 

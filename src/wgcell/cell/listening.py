@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from wgcell.cell.states import Cause
-from wgcell.gateway.model.ratelimit import Bucket
+from wgcell.gateway.model.ratelimit import TokenBucket
 
 __all__ = ["CHATTER_BYTES", "RATES", "RATE_OF_OTHERS", "Causes", "Ceiling", "Rate", "Told", "fair"]
 
@@ -102,7 +102,7 @@ class Ceiling:
     most: int = CHATTER_BYTES
     _spent: int = 0
     _full: bool = False
-    _buckets: dict[str, Bucket] = field(default_factory=dict)
+    _buckets: dict[str, TokenBucket] = field(default_factory=dict)
 
     def first(self, kind: str) -> bool:
         """Whether none of that kind was asked about yet."""
@@ -112,7 +112,7 @@ class Ceiling:
         """Whether an event of that ``kind``, ``size`` bytes as a line, is told."""
         if self.first(kind):
             rate = RATES.get(kind, RATE_OF_OTHERS)
-            self._buckets[kind] = Bucket(rate.a_second, rate.at_once)
+            self._buckets[kind] = TokenBucket(rate.a_second, rate.at_once)
             self._buckets[kind].take(now)
             return Told.YES
         if self._full or not self._buckets[kind].take(now):

@@ -110,7 +110,7 @@ def _vet_gateway(job: Job, provider: Provider, own: Callable[[], Sequence[Networ
     side = Policy(protected=tuple(own()))
     for text, rule in single:
         address = None if rule.network is None else rule.network.network_address
-        kind = "" if address is None else side.kept(address)
+        kind = "" if address is None else side.protection(address)
         protocols = (rule.protocol,) if rule.protocol else ("tcp", "udp")
         ports = rule.first_port, rule.last_port
         if kind and not all(
@@ -124,7 +124,7 @@ def _vet_gateway(job: Job, provider: Provider, own: Callable[[], Sequence[Networ
         host, port = addresses.host_and_port(outside)
         address = addresses.address(host) if addresses.is_address(host) else None
         # A name is asked of this machine's resolver, and may lead anywhere.
-        kind = "a name" if address is None else side.kept(address)
+        kind = "a name" if address is None else side.protection(address)
         name = "" if address is not None else host.lower().rstrip(".")
         if kind and not _listed(provider.allow_targets, name, address, (port, port), "tcp"):
             raise _refused(

@@ -31,13 +31,13 @@ from wgcell.gateway.configfile import (
     remove_peer,
     write_secret,
 )
-from wgcell.gateway.engines.nftables import ruleset
-from wgcell.gateway.engines.nftables.engine import INTERFACE
-from wgcell.gateway.model import remarks
+from wgcell.gateway.engines.nftables import forwarding
+from wgcell.gateway.engines.nftables.machine import INTERFACE
+from wgcell.gateway.model import remarks, wgquick
 from wgcell.gateway.model.config import GatewayConfig
 from wgcell.gateway.model.keys import generate_private_key, public_key
 from wgcell.gateway.model.parsing import parse_config
-from wgcell.gateway.peer.events import Tally
+from wgcell.gateway.peer.tally import Tally
 
 __all__ = ["app"]
 
@@ -239,9 +239,9 @@ def export(
     raw = _raw(file, learn=False)
     config: GatewayConfig = parse_config(raw, str(file))
     if engine is Export.WG_QUICK:
-        out(ruleset.server_file(config), end="")
+        out(wgquick.server_file(config), end="")
     else:
-        out(ruleset.ruleset(config, interface), end="")
+        out(forwarding.ruleset(config, interface), end="")
 
 
 @app.command()

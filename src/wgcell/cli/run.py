@@ -59,7 +59,7 @@ from wgcell.image.build import is_current
 from wgcell.machine.accelerator import choose
 from wgcell.machine.argv import Accelerator
 from wgcell.net.addresses import Address
-from wgcell.net.routes import has_way
+from wgcell.net.routes import has_route
 
 if TYPE_CHECKING:
     from wgcell.cell.supervisor import Supervisor
@@ -429,7 +429,7 @@ def run(
     narrator = Narrator(words)
     narrator.line(f"cell {folder.id}; {_opens(job, tunnel, addresses)}")
     rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
-    for remark in (*remarks.of_rules(rules), *remarks.without_way(rules, has_way)):
+    for remark in (*remarks.of_rules(rules), *remarks.without_way(rules, has_route)):
         warn(remark)
     for remark in tunnel.remarks if tunnel else ():
         warn(remark)

@@ -16,11 +16,11 @@ from typing import Any
 
 from wgcell import toml
 from wgcell.errors import PolicyError
-from wgcell.gateway.engines.nftables.ruleset import peer_file
 from wgcell.gateway.model.config import GatewayConfig, Peer, is_peer_name
 from wgcell.gateway.model.keys import generate_private_key, public_key
 from wgcell.gateway.model.parsing import parse_config, split_endpoint
 from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.wgquick import peer_file
 from wgcell.net.addresses import Address
 
 __all__ = [

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from wgcell.gateway.peer.events import FAILED
+from wgcell.gateway.model.flow import FAILED
 from wgcell.wire.lines import Counts, Number, OneOf, Seconds, Text, Vocabulary
 
 __all__ = [

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wgcell.gateway.dns.answers import blocked, digest, parse_question
-from wgcell.gateway.dns.cache import FLOOR, GRACE, MOST_LEADS, NameTable, lease
+from wgcell.gateway.dns.answers import blocked, filtered, parse_question
+from wgcell.gateway.dns.cache import GRACE, LEAST_LIFETIME, MOST_ENTRIES, DnsCache, lifetime
 
 FIRST, SECOND = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("203.0.113.8")
 QUERY = dns.message.make_query("api.example.com", "A", use_edns=True)
@@ -62,7 +62,7 @@ def private(address: object) -> str:
 def test_table(found: dns.message.Message | None, code: str, addresses: object, ttl: int) -> None:
     question = parse_question(QUERY.to_wire())
     assert question is not None
-    answer = digest(question, found, private)
+    answer = filtered(question, found, private)
     found_addresses = tuple(sorted(answer.addresses))
     assert (answer.message.rcode().name, found_addresses, answer.ttl) == (code, addresses, ttl)
     assert answer.message.id == QUERY.id
@@ -92,10 +92,10 @@ def test_a_blocked_name_is_no_fault_of_the_server_and_the_reason_is_told(
 
 
 def test_a_name_leads_for_its_answers_lifetime_and_never_less_than_a_minute() -> None:
-    table = NameTable()
-    table.learn("a.example.com", (FIRST,), 100, now=1000)
-    table.learn("b.example.com", (FIRST, SECOND), 5, now=1000)
-    assert (lease(5), lease(100)) == (FLOOR, 100 + GRACE) == (60, 110)
+    table = DnsCache()
+    table.add("a.example.com", (FIRST,), 100, now=1000)
+    table.add("b.example.com", (FIRST, SECOND), 5, now=1000)
+    assert (lifetime(5), lifetime(100)) == (LEAST_LIFETIME, 100 + GRACE) == (60, 110)
     assert table.names(FIRST, 1000) == ("a.example.com", "b.example.com")
     assert table.names(FIRST, 1059) == ("a.example.com", "b.example.com")
     assert table.names(FIRST, 1060) == ("a.example.com",)
@@ -103,27 +103,27 @@ def test_a_name_leads_for_its_answers_lifetime_and_never_less_than_a_minute() ->
     assert table.names(SECOND, 1060) == ()
     assert table.names(FIRST, 1110) == ()
     # What ended is known, and since when.
-    assert table.ended(FIRST, 1059) == {}
-    assert table.ended(FIRST, 1070) == {"b.example.com": 10}
-    assert table.ended(FIRST, 1120) == {"a.example.com": 10, "b.example.com": 60}
+    assert table.expired(FIRST, 1059) == {}
+    assert table.expired(FIRST, 1070) == {"b.example.com": 10}
+    assert table.expired(FIRST, 1120) == {"a.example.com": 10, "b.example.com": 60}
     # A shorter answer does not take away what a longer one gave.
-    table.learn("a.example.com", (FIRST,), 1, now=1001)
+    table.add("a.example.com", (FIRST,), 1, now=1001)
     assert table.names(FIRST, 1109) == ("a.example.com",)
 
 
 def test_the_name_that_was_asked_last_is_the_last() -> None:
-    table, address = NameTable(), ipaddress.ip_address("203.0.113.7")
+    table, address = DnsCache(), ipaddress.ip_address("203.0.113.7")
     for name in ("a.example.com", "b.example.com", "a.example.com"):
-        table.learn(name, (address,), 60, now=0)
+        table.add(name, (address,), 60, now=0)
     assert table.names(address, 1) == ("b.example.com", "a.example.com")
 
 
 def test_a_table_has_its_bound_and_keeps_what_lives_longest() -> None:
-    table = NameTable()
-    for number in range(MOST_LEADS * 2):
+    table = DnsCache()
+    for number in range(MOST_ENTRIES * 2):
         address = ipaddress.IPv4Address(number + (203 << 24))
-        table.learn(f"n{number}.example.com", (address,), number, now=0)
-        assert table._count <= MOST_LEADS
+        table.add(f"n{number}.example.com", (address,), number, now=0)
+        assert len(table) <= MOST_ENTRIES
     assert table.names(address, 1)
     assert table.names(ipaddress.IPv4Address(203 << 24), 1) == ()
 
@@ -141,7 +141,7 @@ RAW = QUERY.to_wire()
 def test_no_query_raises(raw: bytes) -> None:
     question = parse_question(raw)
     if question is not None:
-        answer = digest(question, upstream("api.example.com. 60 A 203.0.113.7"), private)
+        answer = filtered(question, upstream("api.example.com. 60 A 203.0.113.7"), private)
         assert len(answer.to_wire(question)) <= 1232
 
 
@@ -166,7 +166,7 @@ def test_no_upstream_raises(changes: list[tuple[int, int]], raw: bytes) -> None:
         )
     except Exception:
         return  # the resolver takes it as no answer
-    answer = digest(question, found, private)
+    answer = filtered(question, found, private)
     assert not any(map(private, answer.addresses))
     assert answer.to_wire(question)
 
@@ -186,7 +186,7 @@ MIXED = "aPi.ExAmPlE.cOm"
 def test_the_asker_gets_its_own_spelling_back(records: tuple[str, ...]) -> None:
     question = parse_question(dns.message.make_query(MIXED, "A").to_wire())
     assert question is not None and question.name == "api.example.com"
-    made = digest(question, upstream(*records), private).message
+    made = filtered(question, upstream(*records), private).message
     assert made.question[0].name.to_text() == f"{MIXED}."
     for rrset in made.answer[:1]:
         assert rrset.name.to_text() == f"{MIXED}."

@@ -17,7 +17,6 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
-from wgcell.gateway.dns import upstream
 from wgcell.gateway.dns.upstream import Upstream
 
 NAME = dns.name.from_text("api.example.com")
@@ -132,14 +131,11 @@ def serving(answer: Answer) -> Iterator[tuple[str, int]]:
     ],
 )
 @pytest.mark.alone
-def test_table(
-    monkeypatch: pytest.MonkeyPatch, answers: list[Answer], code: str | None, records: int
-) -> None:
-    monkeypatch.setattr(upstream, "TRY_TIMEOUT", 0.3)
+def test_table(answers: list[Answer], code: str | None, records: int) -> None:
     with ExitStack() as opened:
         places = tuple(opened.enter_context(serving(answer)) for answer in answers)
         begun = time.monotonic()
-        found = asyncio.run(Upstream(places).ask(NAME, dns.rdatatype.A))
+        found = asyncio.run(Upstream(places, try_timeout=0.3).ask(NAME, dns.rdatatype.A))
     assert time.monotonic() - begun < 2
     assert (found and found.rcode().name) == code
     if found is not None:
@@ -147,11 +143,10 @@ def test_table(
 
 
 @pytest.mark.alone
-def test_an_answer_takes_no_longer_than_its_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "LIFETIME", 0.4)
+def test_an_answer_takes_no_longer_than_its_lifetime() -> None:
     with serving(silent) as place:
         begun = time.monotonic()
-        assert asyncio.run(Upstream((place,)).ask(NAME, dns.rdatatype.A)) is None
+        assert asyncio.run(Upstream((place,), lifetime=0.4).ask(NAME, dns.rdatatype.A)) is None
         assert 0.3 < time.monotonic() - begun < 1
 
 

@@ -27,6 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.gateway.bytepeer import Peer
 from tests.gateway.conftest import (
     ENGINES,
     RESOLVER,
@@ -37,12 +38,12 @@ from tests.gateway.conftest import (
     Tunnel,
     serving,
 )
-from tests.gateway.peer import Peer
 from tests.waiting import GENEROUS, forever, lull, pace, paced, until
 
+from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.keys import generate_private_key, public_key
-from wgcell.gateway.peer.events import Flow
-from wgcell.gateway.proxy import tcp
+from wgcell.gateway.proxy.splice import FlowRefused
+from wgcell.gateway.proxy.tcp import Splice
 
 pytestmark = pytest.mark.namespaces
 
@@ -342,9 +343,8 @@ def test_a_greedy_peer_does_not_starve_forty_nine_others(
 
 
 @pytest.mark.alone
-def test_a_head_in_many_pieces_is_read_ever_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_in_many_pieces_is_read_ever_more_slowly() -> None:
     """Each piece has all of it read again."""
-    monkeypatch.setattr(tcp, "HELLO_TIMEOUT", 0.6)
 
     class Pieces:
         reads = 0
@@ -355,16 +355,15 @@ def test_a_head_in_many_pieces_is_read_ever_more_slowly(monkeypatch: pytest.Monk
 
     pieces = Pieces()
     flow = Flow(1, "cell", "tcp", ipaddress.ip_address("203.0.113.7"), 80)
-    waiting = tcp.Joining(pieces, flow)  # type: ignore[arg-type]
-    with pytest.raises(tcp.Refused, match="no whole TLS hello or HTTP head within"):
-        asyncio.run(waiting._greeted(b"GET /"))
+    waiting = Splice(pieces, flow, head_timeout=0.6)  # type: ignore[arg-type]
+    with pytest.raises(FlowRefused, match="no whole TLS hello or HTTP head within"):
+        asyncio.run(waiting.checked_head(b"GET /"))
     assert 16 <= pieces.reads <= 20
 
 
 @pytest.mark.alone
-def test_a_head_that_does_not_end_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_does_not_end_is_refused_in_time() -> None:
     """Slow loris: a byte now and then, and never a whole head."""
-    monkeypatch.setattr(tcp, "HELLO_TIMEOUT", 0.3)
 
     class Slow:
         async def read(self, count: int) -> bytes:
@@ -372,10 +371,10 @@ def test_a_head_that_does_not_end_is_refused_in_time(monkeypatch: pytest.MonkeyP
             return b"a"
 
     flow = Flow(1, "cell", "tcp", ipaddress.ip_address("203.0.113.7"), 80)
-    waiting = tcp.Joining(Slow(), flow)  # type: ignore[arg-type]
+    waiting = Splice(Slow(), flow, head_timeout=0.3)  # type: ignore[arg-type]
     begun = time.monotonic()
-    with pytest.raises(tcp.Refused, match="no whole TLS hello or HTTP head within"):
-        asyncio.run(waiting._greeted(b"GET /"))
+    with pytest.raises(FlowRefused, match="no whole TLS hello or HTTP head within"):
+        asyncio.run(waiting.checked_head(b"GET /"))
     assert time.monotonic() - begun < 1
 
 
@@ -417,7 +416,7 @@ def test_a_reset_after_an_end_is_no_break(half: bool) -> None:
         async with server:
             target = await asyncio.open_connection(*server.sockets[0].getsockname())
             flow = Flow(1, "cell", "tcp", ipaddress.ip_address("127.0.0.1"), 80)
-            return await tcp.Joining(Peers(), flow).run(target)
+            return await Splice(Peers(), flow).run(target)
 
     if half:
         assert asyncio.run(ended()) == "closed"

@@ -1,4 +1,4 @@
-"""Where peers come to and the way in, with a socket that answers in WireGuard's place."""
+"""The port's demultiplexer, with a socket that answers in WireGuard's place."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 from tests.waiting import GENEROUS, lulled, soon
 
-from wgcell.gateway.ingress import demultiplexer
-from wgcell.gateway.ingress.backpressure import Backlog
-from wgcell.gateway.ingress.demultiplexer import Entrance
+from wgcell.gateway.ingress.backpressure import Backpressure
+from wgcell.gateway.ingress.demultiplexer import Bounds, Demultiplexer
 from wgcell.wire import wireguard
 
 UDP_SEGMENT = 103
+BOUNDS = Bounds()
 KEY = bytes(range(32))
 INDEX = 0x01020304
 """What WireGuard knows a session by, once it has answered a first message with it."""
@@ -44,15 +44,19 @@ def datagram_socket(host: str = "127.0.0.1") -> socket.socket:
 
 
 @pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+def inside() -> Iterator[socket.socket]:
+    """A socket in the place of WireGuard's."""
     with datagram_socket() as sock:
-        monkeypatch.setattr(demultiplexer, "INSIDE", sock.getsockname())
         yield sock
 
 
 @contextlib.asynccontextmanager
-async def opened() -> AsyncIterator[Entrance]:
-    made = Entrance(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+async def opened(inside: socket.socket, bounds: Bounds = BOUNDS) -> AsyncIterator[Demultiplexer]:
+    made = Demultiplexer(
+        lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        inside=inside.getsockname(),
+        bounds=bounds,
+    )
     made.open(("127.0.0.1", 0))
     made.admit(KEY)
     try:
@@ -61,9 +65,13 @@ async def opened() -> AsyncIterator[Entrance]:
         made.close()
 
 
-def run(body: Callable[[Entrance], Awaitable[None]]) -> None:
+def run(
+    inside: socket.socket,
+    body: Callable[[Demultiplexer], Awaitable[None]],
+    bounds: Bounds = BOUNDS,
+) -> None:
     async def whole() -> None:
-        async with opened() as made:
+        async with opened(inside, bounds) as made:
             await body(made)
 
     asyncio.run(asyncio.wait_for(whole(), GENEROUS))
@@ -83,33 +91,35 @@ async def nothing(sock: socket.socket) -> bool:
     return False
 
 
-async def welcomed(made: Entrance, inside: socket.socket, sock: socket.socket) -> tuple[str, int]:
-    """``sock`` has come in and was answered; its way."""
+async def welcomed(
+    made: Demultiplexer, inside: socket.socket, sock: socket.socket
+) -> tuple[str, int]:
+    """``sock`` has come in and was answered; its path."""
     sock.sendto(initiation(), made.place)
-    data, way = await heard(inside)
+    data, path = await heard(inside)
     assert data == initiation()
-    inside.sendto(RESPONSE, way)
+    inside.sendto(RESPONSE, path)
     assert await heard(sock) == (RESPONSE, made.place)
-    return way
+    return path
 
 
 def test_each_place_has_a_way_of_its_own_and_its_answers(inside: socket.socket) -> None:
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         with datagram_socket() as one, datagram_socket() as other:
-            ways = []
+            paths = []
             for sock, mark in ((one, 1), (other, 2), (one, 3)):
                 sock.sendto(initiation(mark), made.place)
-                data, way = await heard(inside)
+                data, path = await heard(inside)
                 assert data == initiation(mark)
-                ways.append(way)
-            assert ways[0] == ways[2]
+                paths.append(path)
+            assert paths[0] == paths[2]
             # WireGuard bounds handshakes by the address they come from.
-            assert ways[0][0] != ways[1][0]
-            for sock, way, mark in ((one, ways[0], b"4a"), (other, ways[1], b"4b")):
-                inside.sendto(mark, way)
+            assert paths[0][0] != paths[1][0]
+            for sock, path, mark in ((one, paths[0], b"4a"), (other, paths[1], b"4b")):
+                inside.sendto(mark, path)
                 assert await heard(sock) == (mark, made.place)
 
-    run(body)
+    run(inside, body)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +136,7 @@ def test_each_place_has_a_way_of_its_own_and_its_answers(inside: socket.socket) 
     ],
 )
 def test_who_knows_nothing_opens_no_way(inside: socket.socket, data: bytes) -> None:
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         with datagram_socket() as peer, datagram_socket() as sock:
             await welcomed(made, inside, peer)
             sock.sendto(data, made.place)
@@ -134,79 +144,64 @@ def test_who_knows_nothing_opens_no_way(inside: socket.socket, data: bytes) -> N
             sock.sendto(transport(), made.place)  # the control: who has moved, and knows
             assert (await heard(inside))[0] == transport()
 
-    run(body)
+    run(inside, body)
 
 
 def test_an_empty_datagram_is_no_trouble(inside: socket.socket) -> None:
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         with datagram_socket() as peer:
             await welcomed(made, inside, peer)
             for data in (b"", b"4", transport()):
                 peer.sendto(data, made.place)
             assert (await heard(inside))[0] == transport()
 
-    run(body)
+    run(inside, body)
 
 
-def test_strangers_displace_nobody_who_was_answered(
-    inside: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demultiplexer, "_MOST_PLACES", 4)
-
-    async def body(made: Entrance) -> None:
+def test_strangers_displace_nobody_who_was_answered(inside: socket.socket) -> None:
+    async def body(made: Demultiplexer) -> None:
         with datagram_socket() as peer:
-            way = await welcomed(made, inside, peer)
+            path = await welcomed(made, inside, peer)
             for _ in range(50):
                 with datagram_socket() as stranger:
                     stranger.sendto(initiation(), made.place)
                     await heard(inside)
             peer.sendto(transport(), made.place)
-            assert (await heard(inside))[1] == way
+            assert (await heard(inside))[1] == path
 
-    run(body)
+    run(inside, body, Bounds(paths=4))
 
 
-def test_places_long_gone_make_room_before_who_is_new(
-    inside: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demultiplexer, "_MOST_PLACES", 4)
-    monkeypatch.setattr(demultiplexer, "_LONG", 0.2)
-
-    async def body(made: Entrance) -> None:
+def test_places_long_gone_make_room_before_who_is_new(inside: socket.socket) -> None:
+    async def body(made: Demultiplexer) -> None:
         with contextlib.ExitStack() as opened:
             for _ in range(4):
                 await welcomed(made, inside, opened.enter_context(datagram_socket()))
             await lulled(0.3)
             new = [opened.enter_context(datagram_socket()) for _ in range(4)]
-            ways = []
+            paths = []
             for sock in new:
                 sock.sendto(initiation(), made.place)
-                ways.append((await heard(inside))[1])
-            for sock, way in zip(new, ways, strict=True):
-                inside.sendto(RESPONSE, way)
+                paths.append((await heard(inside))[1])
+            for sock, path in zip(new, paths, strict=True):
+                inside.sendto(RESPONSE, path)
                 assert (await heard(sock))[0] == RESPONSE
 
-    run(body)
+    run(inside, body, Bounds(paths=4, session=0.2))
 
 
-def test_who_is_not_answered_soon_makes_room_first(
-    inside: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demultiplexer, "_MOST_PLACES", 2)
-    monkeypatch.setattr(demultiplexer, "_SOON", 0.1)
-    monkeypatch.setattr(demultiplexer, "_LONG", 0.1)
-
-    async def body(made: Entrance) -> None:
+def test_who_is_not_answered_soon_makes_room_first(inside: socket.socket) -> None:
+    async def body(made: Demultiplexer) -> None:
         with datagram_socket() as peer, datagram_socket() as stranger, datagram_socket() as new:
-            way = await welcomed(made, inside, peer)
+            path = await welcomed(made, inside, peer)
             stranger.sendto(initiation(1), made.place)
             await heard(inside)
             await lulled(0.2)
             await welcomed(made, inside, new)
             peer.sendto(transport(), made.place)
-            assert (await heard(inside))[1] == way
+            assert (await heard(inside))[1] == path
 
-    run(body)
+    run(inside, body, Bounds(paths=2, session=0.1, first_answer=0.1))
 
 
 @pytest.mark.parametrize("anywhere", ["0.0.0.0", "::"])
@@ -214,42 +209,42 @@ def test_the_answer_comes_from_where_it_was_asked(inside: socket.socket, anywher
     """Whoever accepts one endpoint alone, as a cell does, takes no other's; and this machine may
     get another address at any moment."""
 
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         made.open((anywhere, 0))
         port = made.place[1]
         with datagram_socket() as sock:
             for last in (2, 3, 2):
                 sock.sendto(initiation(last), (f"127.0.0.{last}", port))
-                data, way = await heard(inside)
+                data, path = await heard(inside)
                 assert data == initiation(last)
-                inside.sendto(RESPONSE, way)
+                inside.sendto(RESPONSE, path)
                 assert await heard(sock) == (RESPONSE, (f"127.0.0.{last}", port))
 
-    run(body)
+    run(inside, body)
 
 
 def test_an_error_of_the_path_is_not_taken_for_a_small_path(inside: socket.socket) -> None:
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         sock = datagram_socket()
         place = sock.getsockname()
-        way = await welcomed(made, inside, sock)
+        path = await welcomed(made, inside, sock)
         sock.close()
         for length in (100, 100, 200, 200):  # in two pieces: the first is "port unreachable"
-            inside.sendto(transport(length=length), way)
+            inside.sendto(transport(length=length), path)
         await lulled(0.1)
-        assert made._ways[place].segments
+        assert made.paths[place].segments
 
-    run(body)
+    run(inside, body)
 
 
 def test_a_peer_that_shakes_hands_without_end_is_known_by_its_latest(
     inside: socket.socket,
 ) -> None:
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         with datagram_socket() as peer, datagram_socket() as moved:
-            way = await welcomed(made, inside, peer)
+            path = await welcomed(made, inside, peer)
             for index in range(100, 120):
-                inside.sendto(struct.pack("<III", 2, index, 0) + bytes(80), way)
+                inside.sendto(struct.pack("<III", 2, index, 0) + bytes(80), path)
             for _ in range(100, 120):  # what it has passed on, it knows
                 await heard(peer)
             moved.sendto(transport(100), made.place)
@@ -257,27 +252,27 @@ def test_a_peer_that_shakes_hands_without_end_is_known_by_its_latest(
             moved.sendto(transport(119), made.place)
             assert (await heard(inside))[0] == transport(119)
 
-    run(body)
+    run(inside, body)
 
 
 def test_a_host_of_ipv6_is_a_64(inside: socket.socket) -> None:
-    made = Entrance(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    made = Demultiplexer(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     made.admit(KEY)
     hosts = [f"2001:db8::{n:x}" for n in range(1000)]
-    assert sum(made._admitted((host, 1, 0, 0), initiation()) for host in hosts) == 64
-    assert made._admitted(("2001:db8:0:1::1", 1, 0, 0), initiation())
+    assert sum(made.admits((host, 1, 0, 0), initiation()) for host in hosts) == 64
+    assert made.admits(("2001:db8:0:1::1", 1, 0, 0), initiation())
     mapped = [f"::ffff:192.0.2.{n}" for n in range(200)]
-    assert sum(made._admitted((host, 1, 0, 0), initiation()) for host in mapped) == 200
+    assert sum(made.admits((host, 1, 0, 0), initiation()) for host in mapped) == 200
 
 
 @pytest.mark.parametrize(("message", "most"), [(initiation(), 64), (transport(), 7)])
 def test_new_places_are_bounded_in_time(inside: socket.socket, message: bytes, most: int) -> None:
     """Of a host, and of a session; another host's are none the fewer."""
 
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         with datagram_socket() as peer:
             await welcomed(made, inside, peer)
-        ways = set()
+        paths = set()
         with contextlib.ExitStack() as strangers:
             for _ in range(200):
                 sock = strangers.enter_context(datagram_socket("127.0.0.2"))
@@ -285,23 +280,23 @@ def test_new_places_are_bounded_in_time(inside: socket.socket, message: bytes, m
                 await asyncio.sleep(0)
             with contextlib.suppress(TimeoutError):
                 while True:
-                    ways.add((await heard(inside, 2))[1])
-        assert most <= len(ways) < most + 30
+                    paths.add((await heard(inside, 2))[1])
+        assert most <= len(paths) < most + 30
         with datagram_socket("127.0.0.3") as other:
             await welcomed(made, inside, other)
 
-    run(body)
+    run(inside, body)
 
 
 def test_a_flood_takes_nothing_from_the_others(inside: socket.socket) -> None:
     """The kernel keeps each place's datagrams apart: the flood's own are lost."""
 
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         inside.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         with datagram_socket() as greedy, datagram_socket() as peer:
             for sock in (greedy, peer):
                 await welcomed(made, inside, sock)
-            # All of it before the entrance has its turn: more than any socket's buffer holds.
+            # All of it before the ingress has its turn: more than any socket's buffer holds.
             for _ in range(20_000):
                 greedy.sendto(transport(length=1400), made.place)
             with datagram_socket() as stranger:
@@ -312,7 +307,7 @@ def test_a_flood_takes_nothing_from_the_others(inside: socket.socket) -> None:
             while (await heard(inside))[0] != last:
                 pass
 
-    run(body)
+    run(inside, body)
 
 
 def test_datagrams_in_one_piece_are_cut_as_they_were(inside: socket.socket) -> None:
@@ -320,33 +315,33 @@ def test_datagrams_in_one_piece_are_cut_as_they_were(inside: socket.socket) -> N
     sizes = [200] * 40 + [60]
     datagrams = [transport(INDEX + n, size) for n, size in enumerate(sizes)]
 
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         with datagram_socket() as sock:
             await welcomed(made, inside, sock)
             segment = (socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", 200))
             sock.sendmsg([b"".join(datagrams)], [segment], 0, made.place)
             assert [(await heard(inside))[0] for _ in sizes] == datagrams
 
-    run(body)
+    run(inside, body)
 
 
 def test_answers_of_all_sizes_leave_whole_and_in_order(inside: socket.socket) -> None:
     sizes = [100] * 5 + [60, 100, 100, 1400, 1400, 32] + [1400] * 100 + [9000] * 8
     datagrams = [b"4" + bytes([n % 256]) * (size - 1) for n, size in enumerate(sizes)]
 
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         with datagram_socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            way = await welcomed(made, inside, sock)
+            path = await welcomed(made, inside, sock)
             for datagram in datagrams:
-                inside.sendto(datagram, way)
+                inside.sendto(datagram, path)
             assert [(await heard(sock))[0] for _ in sizes] == datagrams
 
-    run(body)
+    run(inside, body)
 
 
 def test_another_place_takes_the_firsts_place(inside: socket.socket) -> None:
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         first = made.place
         made.open(("127.0.0.1", 0))
         assert made.place != first
@@ -371,28 +366,33 @@ def test_another_place_takes_the_firsts_place(inside: socket.socket) -> None:
             sock.sendto(initiation(5), ("127.0.0.2", port))
             assert (await heard(inside))[0] == initiation(5)
 
-    run(body)
+    run(inside, body)
 
 
 def test_a_port_has_one_gateway(inside: socket.socket) -> None:
-    async def body(made: Entrance) -> None:
+    async def body(made: Demultiplexer) -> None:
         with datagram_socket() as sock:
             await welcomed(made, inside, sock)
-            other = Entrance(lambda: sock)
+            other = Demultiplexer(lambda: sock)
             with pytest.raises(OSError, match="Address already in use"):
                 other.open(made.place)
 
-    run(body)
+    run(inside, body)
 
 
 @contextlib.asynccontextmanager
 async def crowded(
+    inside: socket.socket,
     at_first: Callable[[int], bool] = lambda size: True,
-) -> AsyncIterator[tuple[Entrance, list[Callable[[int], bool]]]]:
-    """An entrance, and whether there is room behind it for a datagram of so many bytes."""
+    bounds: Bounds = BOUNDS,
+) -> AsyncIterator[tuple[Demultiplexer, list[Callable[[int], bool]]]]:
+    """An ingress, and whether there is room behind it for a datagram of so many bytes."""
     room = [at_first]
-    made = Entrance(
-        lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), lambda _, size: room[0](size)
+    made = Demultiplexer(
+        lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        lambda _, size: room[0](size),
+        inside=inside.getsockname(),
+        bounds=bounds,
     )
     made.open(("127.0.0.1", 0))
     made.admit(KEY)
@@ -404,7 +404,7 @@ async def crowded(
 
 def test_without_room_what_comes_waits_and_the_places_take_turns(inside: socket.socket) -> None:
     async def body() -> None:
-        async with crowded() as (made, room):
+        async with crowded(inside) as (made, room):
             with datagram_socket() as greedy, datagram_socket() as peer:
                 for sock in (greedy, peer):
                     await welcomed(made, inside, sock)
@@ -426,7 +426,10 @@ def test_without_room_what_comes_waits_and_the_places_take_turns(inside: socket.
 def test_who_needs_less_room_does_not_overtake(inside: socket.socket) -> None:
     async def body() -> None:
         asked: list[int] = []
-        async with crowded(lambda size: not asked.append(size) and size < 1000) as (made, room):
+        async with crowded(inside, lambda size: not asked.append(size) and size < 1000) as (
+            made,
+            room,
+        ):
             with datagram_socket() as greedy, datagram_socket() as peer:
                 for sock in (greedy, peer):
                     await welcomed(made, inside, sock)
@@ -440,13 +443,9 @@ def test_who_needs_less_room_does_not_overtake(inside: socket.socket) -> None:
     asyncio.run(asyncio.wait_for(body(), GENEROUS))
 
 
-def test_who_is_displaced_while_it_waits_is_no_trouble(
-    inside: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demultiplexer, "_MOST_PLACES", 1)
-
+def test_who_is_displaced_while_it_waits_is_no_trouble(inside: socket.socket) -> None:
     async def body() -> None:
-        async with crowded() as (made, room):
+        async with crowded(inside, bounds=Bounds(paths=1)) as (made, room):
             with datagram_socket() as peer, datagram_socket() as other:
                 await welcomed(made, inside, peer)
                 asked: list[int] = []
@@ -454,7 +453,7 @@ def test_who_is_displaced_while_it_waits_is_no_trouble(
                 peer.sendto(transport(), made.place)
                 await soon(lambda: asked)
                 other.sendto(initiation(7), made.place)  # takes the one place there is
-                await soon(lambda: list(made._ways) == [other.getsockname()])
+                await soon(lambda: list(made.paths) == [other.getsockname()])
                 room[0] = lambda size: True
                 assert (await heard(inside))[0] == initiation(7)
                 peer.sendto(transport(), made.place)
@@ -464,22 +463,22 @@ def test_who_is_displaced_while_it_waits_is_no_trouble(
 
 
 def test_the_backlog_of_a_processs_socket_is_seen() -> None:
-    backlog = Backlog()
-    assert backlog.has_room(64, 1500)  # nobody's: always
+    level = Backpressure()
+    assert level.has_room(64, 1500)  # nobody's: always
     with datagram_socket() as sock, datagram_socket() as sender:
         place = sock.getsockname()
-        backlog.borrow(os.getpid(), place[1])
+        level.borrow(os.getpid(), place[1])
         try:
             sent = 0
-            while backlog.has_room(1, 1400):
+            while level.has_room(1, 1400):
                 sender.sendto(bytes(1400), place)
                 sent += 1
             assert sent > 10
             for _ in range(sent):  # none was lost: there was room for each
                 assert len(sock.recv(2000)) == 1400
-            assert backlog.has_room(1, 1400)
-            assert backlog.has_room(64, 60_000), "what is empty takes anything"
+            assert level.has_room(1, 1400)
+            assert level.has_room(64, 60_000), "what is empty takes anything"
         finally:
-            backlog.give_back()
-    backlog.borrow(os.getpid(), 1)
-    assert backlog.has_room(64, 1500)
+            level.give_back()
+    level.borrow(os.getpid(), 1)
+    assert level.has_room(64, 1500)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from wgcell.errors import PolicyError
 from wgcell.gateway.model import remarks
 from wgcell.gateway.model.policy import Policy
-from wgcell.gateway.model.rules import Verdict, parse_line, parse_rule, parse_service
+from wgcell.gateway.model.rules import Action, parse_line, parse_rule, parse_service
 from wgcell.net.addresses import Address
 
-A, R = Verdict.ALLOW, Verdict.REFUSE
+A, R = Action.ALLOW, Action.REFUSE
 LEADS = {
     "203.0.113.7": ("api.example.com",),
     "203.0.113.8": ("b.example.com", "shared.example.com"),
@@ -106,11 +106,11 @@ def policy_of(rules: list[str]) -> Policy:
         (["allow 0.0.0.0/0:80", "allow 192.168.1.1:80"], "192.168.1.1", 80, "tcp", A),
     ],
 )
-def test_table(rules: list[str], address: str, port: int, protocol: str, verdict: Verdict) -> None:
+def test_table(rules: list[str], address: str, port: int, protocol: str, verdict: Action) -> None:
     policy = policy_of(rules)
     names = LEADS.get(address, ())
     decision = policy.evaluate(ipaddress.ip_address(address), port, protocol, names)
-    assert decision.verdict is verdict
+    assert decision.action is verdict
     assert decision.reason
     if verdict is A:
         assert decision.rule in {
@@ -119,10 +119,10 @@ def test_table(rules: list[str], address: str, port: int, protocol: str, verdict
     # Learning changes only what no rule speaks of.
     learned = replace(policy, learn=True)
     again = learned.evaluate(ipaddress.ip_address(address), port, protocol, names)
-    if decision.rule or learned._protected(ipaddress.ip_address(address)):
-        assert again.verdict is verdict
+    if decision.rule or learned.protected_kind(ipaddress.ip_address(address)):
+        assert again.action is verdict
     else:
-        assert (again.verdict, again.rule) == (A, "learn")
+        assert (again.action, again.rule) == (A, "learn")
 
 
 def test_a_flow_is_allowed_by_the_names_that_may_be_reached_and_by_no_other() -> None:
@@ -158,8 +158,8 @@ def test_a_service_answers_on_its_port_only_and_goes_to_its_target() -> None:
     policy = Policy.parse([], {"10.99.0.5:80": "127.0.0.1:8000"})
     address = ipaddress.ip_address("10.99.0.5")
     assert policy.evaluate(address, 80, "tcp").target == ("127.0.0.1", 8000)
-    assert policy.evaluate(address, 81, "tcp").verdict is R
-    assert policy.evaluate(address, 80, "udp").verdict is R
+    assert policy.evaluate(address, 81, "tcp").action is R
+    assert policy.evaluate(address, 80, "udp").action is R
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_a_rule_that_is_never_read_decides_nothing(lines: list[str]) -> None:
                     for protocol in ("tcp", "udp"):
                         flow = ipaddress.ip_address(address), port, protocol, (name,)
                         whole = Policy(rules=rules).evaluate(*flow)
-                        assert whole.verdict is less.evaluate(*flow).verdict, (text, flow)
+                        assert whole.action is less.evaluate(*flow).action, (text, flow)
 
 
 def test_a_line_begins_with_its_verb() -> None:
@@ -360,6 +360,6 @@ def _address(version: int, value: int) -> Address:
 )
 def test_the_widest_rules_open_nothing_that_is_not_global(address: Address) -> None:
     wide = policy_of(["allow 0.0.0.0/0:*", "allow [::/0]:*", "allow *.example.com:*"])
-    if wide.evaluate(address, 443, "tcp", ("a.example.com",)).verdict is A:
+    if wide.evaluate(address, 443, "tcp", ("a.example.com",)).action is A:
         documentation = ("192.0.2.", "198.51.100.", "203.0.113.", "2001:", "3fff:", "5f00:", "100:")
         assert address.is_global or str(address).startswith(documentation)

@@ -7,15 +7,19 @@ import ipaddress
 import pytest
 
 from wgcell.cli.flows import FlowTable
-from wgcell.gateway.model.ratelimit import Bucket
+from wgcell.gateway.model.flow import FAILED, Flow, hint, learned_rule
+from wgcell.gateway.model.ratelimit import TokenBucket
 from wgcell.gateway.model.rules import parse_rule
-from wgcell.gateway.peer.events import FAILED, MOST_TOLD, Flow, FlowLog, Tally, learned_rule, mend
+from wgcell.gateway.peer.events import MOST_REPORTED, EventLog, flow_end, flow_event
+from wgcell.gateway.peer.tally import Tally
 
 V4, V6 = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("2001:db8::7")
 
 
 def refusal(**changes: object) -> dict[str, object]:
-    event = Flow(1, "cell", "tcp", V4, 443, "cdn.example.com").event("flow", "refuse", "no rule")
+    event = flow_event(
+        Flow(1, "cell", "tcp", V4, 443, "cdn.example.com"), "flow", "refuse", "no rule"
+    )
     return {**event, "mend": "cdn.example.com:443", **changes}
 
 
@@ -34,7 +38,7 @@ def test_the_summary_has_the_rule_that_would_allow() -> None:
 
 
 def test_no_rule_would_allow_a_ping_and_none_is_named() -> None:
-    assert mend("icmp", 0, "") == mend("ip47", 0, "a.example.com") == ""
+    assert hint("icmp", 0, "") == hint("ip47", 0, "a.example.com") == ""
     tally = Tally()
     tally.add(refusal(protocol="icmp", name="", port=0, mend=""))
     assert tally.refusals() == ["refused 1 \u00d7 203.0.113.7 (icmp)"]
@@ -57,9 +61,9 @@ def test_what_was_learned_is_told_once_each() -> None:
     ],
 )
 def test_a_mend_is_a_rule(protocol: str, host: str, rule: str) -> None:
-    assert mend(protocol, 80, host) == rule
+    assert hint(protocol, 80, host) == rule
     parse_rule(rule)
-    parse_rule(mend("tcp", 22, host, checked=False))
+    parse_rule(hint("tcp", 22, host, checked=False))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,7 @@ def test_a_mend_is_a_rule(protocol: str, host: str, rule: str) -> None:
 )
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "dns"])
 def test_no_address_and_no_name_that_no_rule_can_have_is_advised(protocol: str, host: str) -> None:
-    assert mend(protocol, 443, host) == ""
+    assert hint(protocol, 443, host) == ""
 
 
 def test_what_was_learned_of_an_address_is_a_rule_too() -> None:
@@ -106,12 +110,12 @@ def test_a_service_is_advised_as_an_option_of_its_own() -> None:
 
 def test_a_flood_is_counted() -> None:
     told: list[dict[str, object]] = []
-    log = FlowLog("cell", told.append)
+    log = EventLog("cell", told.append)
     for _ in range(5000):
-        log.tell(refusal())
+        log.add(refusal())
     log.summarise()
     log.summarise()
-    assert MOST_TOLD <= len(told) < MOST_TOLD + 20
+    assert MOST_REPORTED <= len(told) < MOST_REPORTED + 20
     assert told[-1]["event"] == "flows_omitted"
     assert len(told) - 1 + int(str(told[-1]["refuse"])) == 5000
 
@@ -125,7 +129,7 @@ def test_a_hostile_tally_is_bounded() -> None:
 
 
 def test_a_bucket() -> None:
-    bucket = Bucket(8, 4)
+    bucket = TokenBucket(8, 4)
     assert [bucket.take(100.0) for _ in range(5)] == [True] * 4 + [False]
     assert bucket.take(100.125)
     assert not bucket.take(99.0)
@@ -141,7 +145,9 @@ def test_the_watched_table_gathers_and_escapes() -> None:
     for line in ("", "x", "[]", json.dumps(refusal()), json.dumps(refusal(name="\x1b[2J"))):
         flows.add(line)
     flows.add(json.dumps({**refusal(), "verdict": "allow", "rule": "allow x"}))
-    end = Flow(1, "cell", "tcp", V4, 443, "cdn.example.com", bytes_in=2_000_000).end("allow", "")
+    end = flow_end(
+        Flow(1, "cell", "tcp", V4, 443, "cdn.example.com", bytes_in=2_000_000), "allow", ""
+    )
     flows.add(json.dumps(end))
     console = Console(width=120, force_terminal=False)
     with console.capture() as capture:

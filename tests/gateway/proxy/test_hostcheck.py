@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wgcell.gateway.proxy.hostcheck import LONGEST_HEAD, judge
+from wgcell.gateway.proxy.hostcheck import LONGEST_HEAD, check
 
 NAMES = ("cdn.example.com", "api.example.com")
 
@@ -125,7 +125,7 @@ def records(hello: bytes, size: int) -> bytes:
     ],
 )
 def test_table(data: bytes, port: int, kind: str, host: str, refusal: str) -> None:
-    seen = judge(data, NAMES, port)
+    seen = check(data, NAMES, port)
     assert seen is not None
     assert (seen.kind, seen.host) == (kind, host)
     assert refusal in seen.refusal if refusal else not seen.refusal
@@ -149,7 +149,7 @@ def test_table(data: bytes, port: int, kind: str, host: str, refusal: str) -> No
 def test_what_can_not_be_compared_needs_the_word_that_says_so(
     data: bytes, port: int, unchecked: bool
 ) -> None:
-    seen = judge(data, NAMES, port)
+    seen = check(data, NAMES, port)
     assert seen is not None and seen.unchecked is unchecked
     assert seen.refusal or not unchecked
 
@@ -158,7 +158,7 @@ def test_what_can_not_be_compared_needs_the_word_that_says_so(
 def test_no_prefix_is_judged_before_it_is_whole(data: bytes) -> None:
     for port in (80, 443, 9000):
         for length in range(len(data)):
-            seen = judge(data[:length], NAMES, port)
+            seen = check(data[:length], NAMES, port)
             # On the other's port nothing but the whole is either.
             assert seen is None or (port == 80 and data is HELLO), (port, length)
 
@@ -173,7 +173,7 @@ def test_no_prefix_is_judged_before_it_is_whole(data: bytes) -> None:
     st.sampled_from([80, 443, 9000]),
 )
 def test_no_bytes_raise_and_what_passes_asks_for_a_name(data: bytes, port: int) -> None:
-    seen = judge(data, NAMES, port)
+    seen = check(data, NAMES, port)
     if seen is not None and not seen.refusal:
         assert seen.host in NAMES or (seen.kind == "other" and port == 9000)
 
@@ -200,7 +200,7 @@ def test_what_is_refused_as_a_whole_does_not_pass_in_pieces(line: bytes, end: by
     """What was let go is never looked at again, so where a client cuts must change nothing."""
     whole = line + end + b"Host: evil.example.com" + end + end
     for cut in range(1, len(whole)):
-        seen = judge(whole[:cut], NAMES, 9000)
+        seen = check(whole[:cut], NAMES, 9000)
         assert seen is None or seen.refusal, whole[:cut]
 
 
@@ -208,7 +208,7 @@ def test_what_is_refused_as_a_whole_does_not_pass_in_pieces(line: bytes, end: by
 def test_a_method_of_small_letters_is_held_from_its_space_on(method: str) -> None:
     whole = http(f"{method}  / HTTP/1.1", "Host: evil.example.com")
     for cut in range(len(method) + 1, len(whole)):
-        seen = judge(whole[:cut], NAMES, 9000)
+        seen = check(whole[:cut], NAMES, 9000)
         assert seen is None or seen.refusal, whole[:cut]
 
 
@@ -223,7 +223,7 @@ def test_no_piece_of_a_request_passes(
 ) -> None:
     first = f"{method}{spaces[0]}{target}{spaces[1]}HTTP/1.1\r\n"
     whole = f"{first}Host: evil.example.com\r\n\r\n".encode()
-    seen = judge(whole[:cut], NAMES, 9000)
+    seen = check(whole[:cut], NAMES, 9000)
     assert seen is None or seen.refusal
-    seen = judge(whole, NAMES, 9000)
+    seen = check(whole, NAMES, 9000)
     assert seen is not None and seen.refusal

@@ -1,9 +1,7 @@
-"""Names, without a socket: what an upstream's answer means.
+"""Queries and answers of DNS: what may go back to a peer. Without a socket.
 
-The resolver inside the tunnel is the peer's only one. It answers addresses of allowed names, and
-with each answer an address becomes reachable for as long as the answer lives (see
-`dns.cache`). What the answer may hold is decided by `digest`: an allowed name that leads
-to a protected address (rebinding) leads nowhere.
+The resolver inside the tunnel answers only addresses of allowed names. `filtered` decides what an
+answer may hold: an allowed name that leads to a protected address (DNS rebinding) leads nowhere.
 """
 
 from __future__ import annotations
@@ -24,12 +22,12 @@ import dns.rrset
 from wgcell.net.addresses import Address
 from wgcell.net.addresses import address as address_of
 
-__all__ = ["Answer", "Question", "blocked", "digest", "error", "parse_question"]
+__all__ = ["Answer", "Question", "blocked", "error", "filtered", "parse_question"]
 
 LONGEST_TTL = 86400
 """Seconds; a day, as resolvers have it."""
 UDP_ANSWER = 1232
-"""Bytes; larger answers are truncated and asked again over TCP (DNS flag day 2020)."""
+"""Bytes; a larger answer is truncated, and the peer asks again over TCP (DNS flag day 2020)."""
 _TCP_ANSWER = 65535
 
 
@@ -50,13 +48,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back to the peer, and what it opens."""
+    """The message for the peer, and the addresses that become reachable by it."""
 
     message: dns.message.Message
     addresses: tuple[Address, ...] = ()
     ttl: int = 0
-    kept: tuple[Address, ...] = ()
-    """Protected addresses that were taken out."""
+    protected: tuple[Address, ...] = ()
+    """The protected addresses that were taken out."""
 
     def to_wire(self, question: Question, *, tcp: bool = False) -> bytes:
         """Its bytes; over UDP no longer than the peer and `UDP_ANSWER` allow, or truncated."""
@@ -73,7 +71,7 @@ class Answer:
 
 
 def parse_question(raw: bytes) -> Question | None:
-    """The one question of a query's bytes; None for what is no query. Never raises."""
+    """The one question of a query; None if ``raw`` is no query. Never raises."""
     try:
         message = dns.message.from_wire(raw)
         if message.flags & dns.flags.QR or len(message.question) != 1:
@@ -98,12 +96,13 @@ def error(question: Question, code: dns.rcode.Rcode) -> Answer:
 
 
 def blocked(question: Question, why: str, *, exists: bool) -> Answer:
-    """The answer for a name that the policy keeps from the peer.
+    """The answer for a name that the policy does not allow.
 
     Every resolver fails at once on NXDOMAIN. glibc takes REFUSED for a fault of the server's and
     reports a temporary failure; musl waits for a better answer until its timeout. NXDOMAIN also
-    says that no name below exists (RFC 8020), so a name that ``exists`` has no records instead.
-    A query with EDNS is told the truth: Extended DNS Error 15, "Blocked" (RFC 8914), with ``why``.
+    says that no name below exists (RFC 8020), so for a name that ``exists`` the answer has no
+    records instead. A query with EDNS gets the reason: Extended DNS Error 15, "Blocked" (RFC 8914),
+    with ``why``.
     """
     code = dns.rcode.NOERROR if exists else dns.rcode.NXDOMAIN
     message = error(question, code).message
@@ -119,17 +118,17 @@ def blocked(question: Question, why: str, *, exists: bool) -> Answer:
     return Answer(message)
 
 
-def digest(
+def filtered(
     question: Question,
     found: dns.message.Message | None,
-    kept: Callable[[Address], str],
-    way: Callable[[Address], bool] = lambda _: True,
+    protected: Callable[[Address], str],
+    has_route: Callable[[Address], bool] = lambda _: True,
 ) -> Answer:
-    """The answer that an upstream's ``found`` becomes.
+    """The answer for the peer that the upstream's answer ``found`` becomes.
 
-    ``kept`` says for an address whether it is protected; those are taken out, and if none is left
-    the name has no address. So are addresses of IPv6 to which this machine has no ``way``: whoever
-    is told them tries them first. No upstream, or one that makes no sense, is SERVFAIL.
+    Addresses for which ``protected`` returns a reason are taken out. So are IPv6 addresses to which
+    this machine ``has_route`` none, for clients try them first. If no address is left, the name has
+    none. Without an answer, or with a malformed one, the result is SERVFAIL.
     """
     if found is None or not isinstance(found, dns.message.QueryMessage):
         return error(question, dns.rcode.SERVFAIL)
@@ -152,18 +151,18 @@ def digest(
     if chain.answer.rdtype != question.kind or not question.addresses:
         return error(question, dns.rcode.SERVFAIL)
     every = [address_of(item.address) for item in chain.answer]
-    refused = tuple(address for address in every if kept(address))
+    refused = tuple(address for address in every if protected(address))
     addresses = tuple(
         address
         for address in every
-        if address not in refused and (address.version == 4 or way(address))
+        if address not in refused and (address.version == 4 or has_route(address))
     )
     if not addresses and not refused:
         why = "this machine has no way to its addresses, which are all of IPv6"
         return blocked(question, why, exists=True)
     if not addresses:
         why = "its addresses are on this side of the tunnel"
-        return Answer(blocked(question, why, exists=True).message, kept=refused)
+        return Answer(blocked(question, why, exists=True).message, protected=refused)
     ttl = min(chain.minimum_ttl, LONGEST_TTL)
     texts = [str(address) for address in addresses]
     found_at = dns.rrset.from_text(chain.canonical_name, ttl, "IN", question.kind.name, *texts)
@@ -172,10 +171,10 @@ def digest(
 
 
 def _spelled(records: dns.rrset.RRset, asked: dns.name.Name) -> dns.rrset.RRset:
-    """``records``, under the very spelling that was asked for if they are of that name.
+    """``records`` in the spelling of the query, if they are of the name that was ``asked``.
 
-    The upstream was asked in lower case; whoever mixes the letters of a query to know its answer
-    by them (draft-vixie-dnsext-dns0x20) gets back his own.
+    The upstream was asked in lower case. A client that mixes the case of a query to recognise its
+    answer (draft-vixie-dnsext-dns0x20) gets its own spelling back.
     """
     if records.name != asked:
         return records

@@ -1,71 +1,84 @@
-"""Which names lead to an address now: each for as long as the answer that said so lives."""
+"""The DNS cache of one peer: which names lead to an address, each for the life of its answer. Pure.
+
+Time is an argument, in seconds of the monotonic clock.
+"""
 
 from __future__ import annotations
 
 from wgcell.net.addresses import Address
 
-__all__ = ["FLOOR", "GRACE", "MOST_LEADS", "NameTable", "lease"]
+__all__ = ["GRACE", "LEAST_LIFETIME", "MOST_ENTRIES", "DnsCache", "Resolved", "lifetime"]
 
 GRACE = 10.0
-"""Seconds beyond its TTL for which an answer still opens: look-up and connect take time."""
-FLOOR = 60.0
-"""Seconds for which an answer opens at least: a client keeps an address longer than a second."""
-MOST_LEADS = 4096
-"""Pairs of name and address that a table keeps: a peer must not grow it without end."""
+"""Seconds beyond its TTL for which an answer is valid: a look-up and a connect take time."""
+LEAST_LIFETIME = 60.0
+"""Seconds for which an answer is valid at least: clients keep an address longer than a second."""
+MOST_ENTRIES = 4096
+"""Pairs of name and address in a cache: a peer must not grow it without end."""
+
+Resolved = tuple[str, Address, float]
+"""A name, an address that it leads to, and the TTL in seconds."""
 
 
-def lease(ttl: float) -> float:
-    """For how many seconds an answer of that TTL opens its addresses."""
-    return max(FLOOR, ttl + GRACE)
+def lifetime(ttl: float) -> float:
+    """The seconds for which an answer of that TTL is valid."""
+    return max(LEAST_LIFETIME, ttl + GRACE)
 
 
-class NameTable:
-    """Which names lead to an address, each until its lease's end. Time is an argument."""
+class DnsCache:
+    """The names that lead to each address, with the end of each answer's life."""
 
     def __init__(self) -> None:
-        # address -> name -> when the last answer that said so ends
-        self._leads: dict[Address, dict[str, float]] = {}
+        # address -> name -> the end of the last answer that said so
+        self._ends: dict[Address, dict[str, float]] = {}
         self._count = 0
 
-    def learn(self, name: str, addresses: tuple[Address, ...], ttl: float, now: float) -> None:
-        """``name`` was answered with ``addresses`` for ``ttl`` seconds."""
+    def add(self, name: str, addresses: tuple[Address, ...], ttl: float, now: float) -> None:
+        """An answer led from ``name`` to ``addresses``, for ``ttl`` seconds."""
         for address in addresses:
-            names = self._leads.setdefault(address, {})
+            names = self._ends.setdefault(address, {})
             self._count += name not in names
-            # Out and in again: the youngest answer is the last.
-            names[name] = max(names.pop(name, 0.0), now + lease(ttl))
-        if self._count > MOST_LEADS:
+            # Removed and inserted again: the latest answer is the last.
+            names[name] = max(names.pop(name, 0.0), now + lifetime(ttl))
+        if self._count > MOST_ENTRIES:
             self._shrink(now)
 
     def names(self, address: Address, now: float) -> tuple[str, ...]:
-        """The names that lead to ``address`` now, the youngest answer last."""
-        return tuple(name for name, end in self._leads.get(address, {}).items() if end > now)
+        """The names that lead to ``address`` now, the latest answer last."""
+        return tuple(name for name, end in self._ends.get(address, {}).items() if end > now)
 
-    def ended(self, address: Address, now: float) -> dict[str, float]:
-        """The names that led to ``address`` and do no more, each with the seconds since then.
+    def expired(self, address: Address, now: float) -> dict[str, float]:
+        """The names that no longer lead to ``address``, each with the seconds since its end.
 
-        Not all that ever did: what ended first makes room.
+        Not every name that ever did: the entries that ended first make room.
         """
-        names = self._leads.get(address, {})
+        names = self._ends.get(address, {})
         return {name: now - end for name, end in names.items() if end <= now}
 
-    def short(self, name: str, address: Address, now: float) -> bool:
-        """Whether ``name`` leads to ``address`` for less than half of `FLOOR` from now on."""
-        return self._leads.get(address, {}).get(name, 0.0) < now + FLOOR / 2
+    def expires_soon(self, name: str, address: Address, now: float) -> bool:
+        """Whether ``name`` leads to ``address`` for less than half of `LEAST_LIFETIME`."""
+        return self._ends.get(address, {}).get(name, 0.0) < now + LEAST_LIFETIME / 2
 
-    def living(self, now: float) -> list[tuple[str, Address, float]]:
-        """Each name and address that it leads to, and for how many seconds more."""
+    def valid(self, now: float) -> list[Resolved]:
+        """Each name with an address that it leads to, and the seconds that are left."""
         return [
             (name, address, end - now)
-            for address, names in self._leads.items()
+            for address, names in self._ends.items()
             for name, end in names.items()
             if end > now
         ]
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._ends, self._count = {}, 0
+
+    def __len__(self) -> int:
+        return self._count
+
     def _shrink(self, now: float) -> None:
-        """Drop what has ended, and then what ends first, to half of the room."""
-        longest = sorted(self.living(now), key=lambda lead: lead[2], reverse=True)
-        self._leads, self._count = {}, 0
-        for name, address, left in longest[: MOST_LEADS // 2]:
-            self._leads.setdefault(address, {})[name] = now + left
+        """Drop the expired entries, and those that expire first, down to half of the room."""
+        longest = sorted(self.valid(now), key=lambda entry: entry[2], reverse=True)
+        self.clear()
+        for name, address, left in longest[: MOST_ENTRIES // 2]:
+            self._ends.setdefault(address, {})[name] = now + left
             self._count += 1

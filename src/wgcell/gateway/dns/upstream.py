@@ -1,4 +1,4 @@
-"""Asks upstream resolvers, over UDP and then, if an answer is truncated, over TCP."""
+"""Asks upstream resolvers over UDP, and over TCP if an answer is truncated (RFC 1035, 4.2)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAYLOAD = 1232
 
 
 def host_resolvers() -> tuple[tuple[str, int], ...]:
-    """This machine's own, from /etc/resolv.conf; none if it has none."""
+    """The resolvers of this machine, from /etc/resolv.conf; none if it has none."""
     try:
         found = dns.resolver.Resolver()
     except dns.exception.DNSException:
@@ -35,17 +35,25 @@ def host_resolvers() -> tuple[tuple[str, int], ...]:
 
 
 class Upstream:
-    """Resolvers to ask, in their order, each twice."""
+    """Resolvers, asked in their order, each twice. Times are in seconds."""
 
-    def __init__(self, servers: tuple[tuple[str, int], ...]) -> None:
+    def __init__(
+        self,
+        servers: tuple[tuple[str, int], ...],
+        *,
+        try_timeout: float = TRY_TIMEOUT,
+        lifetime: float = LIFETIME,
+    ) -> None:
         self.servers = servers
+        self._try_timeout = try_timeout
+        self._lifetime = lifetime
 
     async def ask(
         self, name: dns.name.Name, kind: dns.rdatatype.RdataType
     ) -> dns.message.Message | None:
-        """The first sound answer, CNAMEs followed; None if there is none in `LIFETIME` seconds."""
+        """The first sound answer, CNAMEs followed; None if none comes in time."""
         try:
-            async with asyncio.timeout(LIFETIME):
+            async with asyncio.timeout(self._lifetime):
                 return await self._follow(name, kind)
         except TimeoutError:
             return None
@@ -53,7 +61,7 @@ class Upstream:
     async def _follow(
         self, name: dns.name.Name, kind: dns.rdatatype.RdataType
     ) -> dns.message.Message | None:
-        """A resolver that leaves a chain of CNAMEs unfinished is asked for the rest."""
+        """If a resolver leaves a chain of CNAMEs unfinished, ask for the rest."""
         whole = found = await self._once(name, kind)
         for _ in range(_LONGEST_CHAIN):
             if found is None or not isinstance(whole, dns.message.QueryMessage):
@@ -77,7 +85,7 @@ class Upstream:
     async def _once(
         self, name: dns.name.Name, kind: dns.rdatatype.RdataType
     ) -> dns.message.Message | None:
-        # In lower case: each letter's case is a bit of the guest's, for the name's own servers.
+        # In lower case: a guest could send a bit by the case of each letter.
         asked = name.canonicalize()
         query = dns.message.make_query(asked, kind, use_edns=0, payload=_PAYLOAD)
         last: dns.message.Message | None = None
@@ -85,10 +93,10 @@ class Upstream:
             begun = time.monotonic()
             try:
                 found, _ = await dns.asyncquery.udp_with_fallback(
-                    query, host, TRY_TIMEOUT, port, ignore_unexpected=True, ignore_errors=True
+                    query, host, self._try_timeout, port, ignore_unexpected=True, ignore_errors=True
                 )
             except (dns.exception.DNSException, OSError, EOFError):
-                # A dead server may refuse at once: two tries in no time would be one.
+                # A dead server may refuse at once; two tries without a pause would be one.
                 await asyncio.sleep(max(0.0, 0.1 - (time.monotonic() - begun)))
                 continue
             if found.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):

@@ -1,7 +1,8 @@
-"""How full the socket is that wireguard-go reads: one for all peers, and what does not fit is lost.
+"""Backpressure: how full the socket is that wireguard-go reads.
 
-Its peers would lose alike, whoever of them fills it. So who feeds it looks first: the socket is
-borrowed from the process (pidfd_getfd(2)) and asked (SO_MEMINFO, linux/sock_diag.h).
+That socket is one for all peers, and a datagram that does not fit is lost. If one peer filled it,
+all peers would lose. So the ingress looks before it sends: it borrows the socket from the process
+(pidfd_getfd(2)) and reads its fill level (SO_MEMINFO, linux/sock_diag.h).
 """
 
 from __future__ import annotations
@@ -13,29 +14,29 @@ import socket
 import struct
 from pathlib import Path
 
-__all__ = ["Backlog"]
+__all__ = ["Backpressure"]
 
 _PIDFD_GETFD = 438
 _SO_MEMINFO = 55
 _MEMINFO = struct.Struct("2I")
-"""Of nine: the bytes in the receive queue, and those it may hold."""
+"""The first two of nine numbers: the bytes in the receive queue, and the most it may hold."""
 _EACH = 1024
-"""Bytes that the kernel counts for a datagram beside its own, and a little more."""
+"""Bytes that the kernel counts for a datagram beside its payload, and a little more."""
 
 
-class Backlog:
-    """Of no process at first: then there is always room."""
+class Backpressure:
+    """The fill level of a socket. Without one there is always room."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
 
     def borrow(self, pid: int, port: int) -> None:
-        """The IPv4 socket of process ``pid`` that is bound to UDP ``port``; none if there is none.
+        """Watch the IPv4 socket of process ``pid`` that is bound to UDP ``port``, if there is one.
 
-        It must be given back before the process is to bind another to the port.
+        Give it back before the process binds another socket to the port.
         """
         self.give_back()
-        with contextlib.suppress(OSError):  # it is gone: whoever started it will know
+        with contextlib.suppress(OSError):  # the process is gone; its parent will notice
             pidfd = os.pidfd_open(pid)
             try:
                 for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -55,7 +56,7 @@ class Backlog:
             self._socket = None
 
     def has_room(self, count: int, size: int) -> bool:
-        """Whether ``count`` datagrams of ``size`` bytes fit, or the queue is empty."""
+        """Whether ``count`` datagrams of ``size`` bytes fit. An empty queue always has room."""
         if self._socket is None:
             return True
         with contextlib.suppress(OSError):
@@ -66,7 +67,7 @@ class Backlog:
 
 
 def _borrowed(pidfd: int, entry: Path) -> socket.socket | None:
-    """The UDP socket of IPv4 that a descriptor of the process's is."""
+    """The socket behind a descriptor of the process, if it is one of UDP over IPv4."""
     try:
         if not str(entry.readlink()).startswith("socket:"):
             return None

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from wgcell.errors import PolicyError
-from wgcell.gateway.model.rules import Rule, Service, Verdict, parse_rule, parse_service
+from wgcell.gateway.model.rules import Action, Rule, Service, parse_rule, parse_service
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 from wgcell.net.special import TARGETS, special
@@ -29,16 +29,16 @@ from wgcell.net.special import TARGETS, special
 __all__ = ["LEARNED", "PROTECTED", "Decision", "Limits", "Policy"]
 
 PROTECTED: tuple[tuple[Network, str], ...] = tuple((row.network, row.kind) for row in TARGETS)
-"""Ranges on this side of the tunnel's end, the narrow ones first, and what each is."""
+"""Ranges on this side of the tunnel's end, the narrow ones first, each with its kind."""
 
 
 LEARNED = "learn"
-"""In a rule's place: none refuses it, and the policy is still being learned."""
+"""In place of a rule: no rule refuses the flow, and the policy is being learned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most one peer may do. Whole numbers above zero, but ``bytes_per_second``: 0 is none."""
+    """The limits of one peer, above 0; only ``bytes_per_second`` may be 0, which is none."""
 
     flows: int = 512
     """Open at a time; also the burst of new ones."""
@@ -52,29 +52,29 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict, always with its reason."""
+    """The action for one flow, always with its reason."""
 
-    verdict: Verdict
+    action: Action
     rule: str
     reason: str
     target: tuple[str, int] | None = None
     """Set where a flow goes elsewhere: a service."""
     names: tuple[str, ...] = ()
-    """The names it is allowed by; empty if a rule is about the address, or it is a service."""
+    """The names that allow it; empty if a rule is about the address, or it is a service."""
     checked: bool = True
     """Whether it must ask for one of those names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Rules in their order, and services. Whatever none of them covers is refused."""
+    """Rules in their order, and services. A flow that none of them matches is refused."""
 
     rules: tuple[Rule, ...] = ()
     services: tuple[Service, ...] = ()
     protected: tuple[Network, ...] = ()
     limits: Limits = Limits()
     learn: bool = False
-    """Allow what no rule refuses, to find out what a workload needs. Protected stays refused."""
+    """Allow what no rule refuses, to learn what a workload needs; but no protected address."""
 
     @staticmethod
     def parse(
@@ -96,55 +96,56 @@ class Policy:
     ) -> Decision:
         """Whether a flow of ``protocol`` (``tcp`` or ``udp``) to ``address:port`` may go out.
 
-        ``names`` are those that lead to ``address`` now; a rule with a name matches if one of them
-        does. So an address that a name denied on this port shares with another is closed to both
-        once both have been asked: an address is all that a packet shows.
+        ``names`` are the names that lead to ``address`` now. A rule with a name matches if one of
+        them matches. If a denied name and an allowed one share an address and the peer has asked
+        for both, the flow is refused: a packet shows only the address.
         """
         for service in self.services:
             if (service.address, service.port, "tcp") == (address, port, protocol):
                 target = (service.target_host, service.target_port)
                 where = f"{service.target_host}:{service.target_port}"
-                return Decision(Verdict.ALLOW, f"service {where}", "a service", target)
+                return Decision(Action.ALLOW, f"service {where}", "a service", target)
         every = tuple(names)
         decision, by_name = self._first(address, port, protocol, every)
-        if decision.verdict is Verdict.REFUSE or not by_name:
+        if decision.action is Action.REFUSE or not by_name:
             return decision
         granted = tuple(
             name
             for name in every
-            if self._first(address, port, protocol, (name,))[0].verdict is Verdict.ALLOW
+            if self._first(address, port, protocol, (name,))[0].action is Action.ALLOW
         )
         return replace(decision, names=granted)
 
     def _allowing(self, rule: Rule) -> Decision:
-        return Decision(Verdict.ALLOW, rule.text, "a rule allows it", checked=rule.checked)
+        return Decision(Action.ALLOW, rule.text, "a rule allows it", checked=rule.checked)
 
     def rule_for_name(self, name: str) -> str:
         """The rule by which ``name`` may be asked of the resolver; empty if it may not."""
         for rule in self.rules:
             if rule.names(name):
-                if rule.verdict is Verdict.ALLOW:
+                if rule.action is Action.ALLOW:
                     return rule.text
                 if (rule.first_port, rule.last_port, rule.protocol) == (1, 65535, ""):
                     return ""
         return LEARNED if self.learn else ""
 
     def is_above(self, name: str) -> bool:
-        """Whether a rule allows names below ``name``: in the DNS it then exists (RFC 8020)."""
+        """Whether a rule allows names below ``name``: then it exists in the DNS (RFC 8020)."""
         return any(
-            rule.verdict is Verdict.ALLOW and rule.name.endswith(f".{name}") for rule in self.rules
+            rule.action is Action.ALLOW and rule.name.endswith(f".{name}") for rule in self.rules
         )
 
     def listed(self, address: Address) -> bool:
-        """Whether a rule allows that very address, on whatever port."""
-        single = (r.network for r in self.rules if r.single and r.verdict is Verdict.ALLOW)
+        """Whether a rule allows that very address, on any port."""
+        single = (r.network for r in self.rules if r.single and r.action is Action.ALLOW)
         return any(network is not None and address in network for network in single)
 
-    def kept(self, address: Address) -> str:
-        """What kind of protected address this is; empty if it is none, or a rule is about it."""
-        return "" if self.listed(address) else self._protected(address)
+    def protection(self, address: Address) -> str:
+        """`protected_kind`, unless a rule allows that very address: then empty."""
+        return "" if self.listed(address) else self.protected_kind(address)
 
-    def _protected(self, address: Address) -> str:
+    def protected_kind(self, address: Address) -> str:
+        """The kind of a protected address, whatever a rule says about it; empty if it is none."""
         row = special(address)
         if row is not None and not row.nobodys:
             return row.kind
@@ -153,8 +154,8 @@ class Policy:
     def _first(
         self, address: Address, port: int, protocol: str, names: tuple[str, ...]
     ) -> tuple[Decision, bool]:
-        """The first rule's word, and whether it was about a name."""
-        kept = self._protected(address)
+        """The decision of the first rule that matches, and whether it matched a name."""
+        kept = self.protected_kind(address)
         refusal = "no rule allows it"
         if kept:
             refusal = f"{_article(kept)} address, and no rule is that address"
@@ -163,14 +164,14 @@ class Policy:
             by_name = not rule.any and any(map(rule.names, names))
             if not (rule.covers(port, protocol) and (by_address or by_name)):
                 continue
-            if rule.verdict is Verdict.REFUSE:
-                return Decision(Verdict.REFUSE, rule.text, "a rule denies it"), by_name
+            if rule.action is Action.REFUSE:
+                return Decision(Action.REFUSE, rule.text, "a rule denies it"), by_name
             if not kept or rule.single:
                 return self._allowing(rule), by_name
         if self.learn and not kept:
-            learned = Decision(Verdict.ALLOW, LEARNED, "learning: no rule refuses it")
+            learned = Decision(Action.ALLOW, LEARNED, "learning: no rule refuses it")
             return learned, bool(names)
-        return Decision(Verdict.REFUSE, "", refusal), False
+        return Decision(Action.REFUSE, "", refusal), False
 
 
 def _article(word: str) -> str:

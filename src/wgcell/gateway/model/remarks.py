@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from wgcell.gateway.model.config import GatewayConfig
 from wgcell.gateway.model.policy import PROTECTED
-from wgcell.gateway.model.rules import Rule, Verdict
+from wgcell.gateway.model.rules import Action, Rule
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 
@@ -46,7 +46,7 @@ def without_way(rules: tuple[Rule, ...], way: Callable[[Address], bool]) -> list
     return [
         f"{rule.text!r} opens nothing: this machine has no way to {rule.network.network_address}"
         for rule in rules
-        if rule.verdict is Verdict.ALLOW and rule.network is not None and rule.network.version == 6
+        if rule.action is Action.ALLOW and rule.network is not None and rule.network.version == 6
         if not way(rule.network.network_address + (0 if rule.single else 1))
     ]
 
@@ -91,7 +91,7 @@ def _alone(
 ) -> Iterator[str]:
     if rule.written:
         yield f"{rule.written} is {rule.name} in the form that is asked of resolvers"
-    if rule.verdict is Verdict.REFUSE:
+    if rule.action is Action.REFUSE:
         return
     if rule.any:
         yield f"{rule.text!r} OPENS EVERY PUBLIC HOST on that port, and checks none of them"
@@ -134,7 +134,7 @@ def _covers(before: Rule, rule: Rule, own: bool) -> bool:
     if not ports or before.protocol not in ("", rule.protocol):
         return False
     # One that allows a range passes over what is protected in it.
-    passes_over = before.verdict is Verdict.ALLOW and not before.single
+    passes_over = before.action is Action.ALLOW and not before.single
     if rule.network is not None:
         if passes_over and own:
             return False

@@ -23,9 +23,9 @@ from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 
 __all__ = [
+    "Action",
     "Rule",
     "Service",
-    "Verdict",
     "is_name",
     "may_be_advised",
     "parse_line",
@@ -49,8 +49,8 @@ _DEVIATING = "\u00df\u03c2\u200c\u200d"
 """Characters that the two versions of IDNA spell differently (RFC 5895; UTS 46, section 7)."""
 
 
-class Verdict(Enum):
-    """What becomes of a flow."""
+class Action(Enum):
+    """What a rule, and a decision, does with a flow."""
 
     ALLOW = "allow"
     REFUSE = "refuse"
@@ -62,7 +62,7 @@ class Rule:
 
     text: str
     """As written, with ``allow`` or ``deny`` before it."""
-    verdict: Verdict
+    action: Action
     network: Network | None
     name: str
     """Lower case, or ``*.`` and a suffix, or ``*``."""
@@ -160,7 +160,7 @@ def _no_url(text: str) -> None:
     raise PolicyError(f"rule {text!r} is a URL", mend=f"a rule is HOST:PORT: {place}")
 
 
-def parse_rule(text: str, verdict: Verdict = Verdict.ALLOW) -> Rule:
+def parse_rule(text: str, action: Action = Action.ALLOW) -> Rule:
     """One rule without its verb; see the module's head for its shape. Raises `PolicyError`."""
     _no_url(text)
     body, protocol = text.strip(), ""
@@ -187,24 +187,24 @@ def parse_rule(text: str, verdict: Verdict = Verdict.ALLOW) -> Rule:
         if "/" in host or bracketed or not shaped:
             raise PolicyError(f"rule {text!r}: {error}; allowed: {_SHAPE}") from None
         written = "" if host.isascii() else host
-        if verdict is Verdict.ALLOW:
+        if action is Action.ALLOW:
             protocol = protocol or "tcp"
-    of_a_name = bool(name) and name != _ANY and verdict is Verdict.ALLOW and protocol == "tcp"
+    of_a_name = bool(name) and name != _ANY and action is Action.ALLOW and protocol == "tcp"
     if not checked and not of_a_name:
         raise PolicyError(f"rule {text!r}: {_UNCHECKED} is for a name that is allowed, over TCP")
-    verb = "allow" if verdict is Verdict.ALLOW else "deny"
+    verb = "allow" if action is Action.ALLOW else "deny"
     whole = f"{verb} {text.strip().replace(host, name) if written else text.strip()}"
     ports = first, last
-    return Rule(whole, verdict, network, name, *ports, protocol, checked, written)
+    return Rule(whole, action, network, name, *ports, protocol, checked, written)
 
 
 def parse_line(text: str) -> Rule:
     """One line of a policy: ``allow`` or ``deny``, and a rule. Raises `PolicyError`."""
     verb, _, rest = text.strip().partition(" ")
-    verdicts = {"allow": Verdict.ALLOW, "deny": Verdict.REFUSE}
-    if verb not in verdicts:
+    actions = {"allow": Action.ALLOW, "deny": Action.REFUSE}
+    if verb not in actions:
         raise PolicyError(f"rule {text!r} does not begin with allow or deny")
-    return parse_rule(rest, verdicts[verb])
+    return parse_rule(rest, actions[verb])
 
 
 def _endpoint(text: str, whole: str) -> tuple[str, int]:

@@ -1,8 +1,9 @@
-"""What one peer may do, decided, told and held to: the same in each engine.
+"""Admission: what one peer may do is decided, reported and enforced here, the same in each engine.
 
-An engine brings a flow's facts here, and does what is answered. The policy decides, over the names
-that lead to an address now; the peer's limits are kept; each decision is an event. Flows that this
-process itself joins are known here, so that another policy, or the peer's end, ends them.
+An engine passes the facts of a flow and does what the decision says. The policy decides, over the
+names that lead to the flow's address at this moment. The limits of the peer are enforced, and each
+decision is an event. The flows that this process itself proxies are known here, so that another
+policy, or the removal of the peer, ends them.
 """
 
 from __future__ import annotations
@@ -16,162 +17,171 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from wgcell.gateway.dns.cache import NameTable
+from wgcell.gateway.dns.cache import DnsCache, Resolved
 from wgcell.gateway.model.config import GatewayConfig, Peer
+from wgcell.gateway.model.flow import FAILED, Flow, hint, learned_rule
 from wgcell.gateway.model.policy import LEARNED, Decision, Limits
-from wgcell.gateway.model.ratelimit import Bucket
-from wgcell.gateway.model.rules import Verdict
-from wgcell.gateway.peer.events import FAILED, Flow, FlowLog, Report, learned_rule, mend
-from wgcell.gateway.proxy.tcp import CHUNK, NotReached, Refused
+from wgcell.gateway.model.ratelimit import TokenBucket
+from wgcell.gateway.model.rules import Action
+from wgcell.gateway.peer.events import EventLog, Report, flow_end, flow_event
+from wgcell.gateway.proxy.splice import CHUNK, FlowRefused, Unreachable
 from wgcell.net import addresses
 from wgcell.net.addresses import Address
 
 if TYPE_CHECKING:
     from wgcell.gateway.dns.server import Nameserver
 
-__all__ = ["DNS_PORT", "Gate"]
+__all__ = ["DNS_PORT", "MOST_FLOWS", "Admission", "OnResolved"]
 
 DNS_PORT = 53
-MOST_JOINED = 3500
-"""Flows that this process joins for all peers together: two descriptors each, and some are left."""
+MOST_FLOWS = 3500
+"""Flows that this process proxies for all peers together. Each takes two descriptors; the rest of
+the 8,192 that `gateway.__main__` allows are for everything else."""
 _NUMBERS = itertools.count(1)
 _CUT_OFF = "cut off"
 _MOST_FAILED = 512
-"""Names that were not found, each told once."""
+"""Names that were not found, each reported once."""
 
-Learned = Callable[[tuple[tuple[str, Address, float], ...]], Awaitable[None]]
-"""Called with each name and address that an answer is about to open, and for how many seconds."""
+OnResolved = Callable[[tuple[Resolved, ...]], Awaitable[None]]
+"""Gets the names and addresses of an answer. The answer leaves when the call has returned."""
 
 
-class Gate:
-    """One peer's. ``learned`` is called before an answer leaves, for who must know it by then."""
+class Admission:
+    """The admission of one peer."""
 
-    _everyone = 0
-    """Flows open of all gates: descriptors are the process's."""
+    _all_open = 0
+    """Flows open in all admissions of this process: they share its descriptors."""
 
     def __init__(
-        self, config: GatewayConfig, peer: Peer, report: Report, learned: Learned | None = None
+        self,
+        config: GatewayConfig,
+        peer: Peer,
+        report: Report,
+        on_resolved: OnResolved | None = None,
     ) -> None:
         self.peer = peer
-        self.log = FlowLog(peer.name, report)
-        self.names = NameTable()
+        self.events = EventLog(peer.name, report)
+        self.cache = DnsCache()
         self._config = config
-        self._learned = learned
+        self._on_resolved = on_resolved
         self._open: dict[asyncio.Task[None], tuple[Flow, Decision]] = {}
         self._closed = False
         self._failed: set[str] = set()
-        self._limit()
+        self._set_limits()
 
     def warm(self) -> None:
-        """Load what a peer's first question would wait for."""
+        """Load the modules that a peer's first query would wait for."""
         _ = self.nameserver
 
-    def _limit(self) -> None:
+    def _set_limits(self) -> None:
         limits = self.peer.policy.limits
-        self._new = Bucket(limits.flows_per_second, limits.flows)
+        self._new = TokenBucket(limits.flows_per_second, limits.flows)
         rate = limits.bytes_per_second
-        self._bytes = Bucket(rate, max(rate, CHUNK)) if rate else None
+        self._bytes = TokenBucket(rate, max(rate, CHUNK)) if rate else None
 
     @cached_property
     def nameserver(self) -> Nameserver:
-        """Made when it is first wanted: a gateway that starts need not wait for dnspython."""
+        """The peer's resolver. It is made at the first use: a start need not wait for dnspython."""
         from wgcell.gateway.dns.server import Nameserver
         from wgcell.gateway.dns.upstream import Upstream, host_resolvers
 
         upstream = Upstream(self._config.resolver or host_resolvers())
-        heard = self._name_refused, self._name_learned, self._name_failed
-        return Nameserver(self.peer.policy, upstream, *heard)
+        return Nameserver(self.peer.policy, upstream, self)
 
     def change(self, peer: Peer) -> None:
-        """Another policy for the same peer; flows that it does not allow end now."""
+        """Set another policy for the same peer. Flows that it does not allow end now."""
         if peer.policy.limits != self.peer.policy.limits:
-            self._limit()
+            self._set_limits()
         self.peer = peer
         vars(self).pop("nameserver", None)
         for task, (flow, decision) in list(self._open.items()):
             again = peer.policy.evaluate(flow.address, flow.port, flow.protocol, flow.names)
-            if again.verdict is Verdict.REFUSE or again.target != decision.target:
+            if again.action is Action.REFUSE or again.target != decision.target:
                 task.cancel()
             flow.rule, flow.names, flow.checked = again.rule, again.names, again.checked
 
-    def cut(self) -> list[asyncio.Task[None]]:
-        """End every flow that is open now, and tell what was not told; the flows' tasks."""
+    def end_flows(self) -> list[asyncio.Task[None]]:
+        """Cancel every open flow and report the summary. Returns the tasks of the flows."""
         for task in self._open:
             task.cancel()
-        self.log.summarise()
+        self.events.summarise()
         return list(self._open)
 
     def close(self) -> list[asyncio.Task[None]]:
-        """`cut`, and nothing is kept open any more."""
+        """`end_flows`, and admit none any more."""
         self._closed = True
-        return self.cut()
+        return self.end_flows()
 
-    # Deciding.
+    # Decisions.
 
-    def flow(self, protocol: str, address: Address, port: int) -> Flow:
-        """A new one's facts."""
-        names = self.names.names(address, time.monotonic())
+    def new_flow(self, protocol: str, address: Address, port: int) -> Flow:
+        """The facts of a flow that begins now."""
+        names = self.cache.names(address, time.monotonic())
         name = names[-1] if names else ""
         return Flow(next(_NUMBERS), self.peer.name, protocol, address, port, name)
 
     def decide(self, flow: Flow, source: Address) -> Decision:
-        """Whether ``flow``, which came from ``source``, may go on. Told before a byte moves."""
+        """Whether ``flow``, from the address ``source``, may begin; reported before it does."""
         policy = self.peer.policy
-        names = self.names.names(flow.address, time.monotonic())
+        names = self.cache.names(flow.address, time.monotonic())
         decision = policy.evaluate(flow.address, flow.port, flow.protocol, names)
-        decision, rule = self.explained(flow, decision)
+        decision, rule = self.explain(flow, decision)
         if source not in self.peer.addresses:
-            decision = Decision(Verdict.REFUSE, "", f"its source, {source}, is not the peer's")
+            decision = Decision(Action.REFUSE, "", f"its source, {source}, is not the peer's")
             rule = ""
-        elif decision.verdict is Verdict.REFUSE:
+        elif decision.action is Action.REFUSE:
             pass
         elif beyond := self._beyond(policy.limits):
-            decision, rule = Decision(Verdict.REFUSE, "", beyond), ""
+            decision, rule = Decision(Action.REFUSE, "", beyond), ""
         if decision.names:
             flow.name = decision.names[-1]
         flow.rule, flow.names, flow.checked = decision.rule, decision.names, decision.checked
-        event = flow.event("flow", decision.verdict.value, decision.reason)
-        self.log.tell({**event, "mend": rule})
+        event = flow_event(flow, "flow", decision.action.value, decision.reason)
+        self.events.add({**event, "mend": rule})
         return decision
 
     def _beyond(self, limits: Limits) -> str:
-        """Why a new flow would be one too many; empty if it would not."""
+        """The limit that a new flow would exceed, in words; empty if there is none."""
         if len(self._open) >= limits.flows:
             return f"{limits.flows} flows are open already"
-        if Gate._everyone >= MOST_JOINED:
-            return f"{MOST_JOINED} flows of all peers are open already"
+        if Admission._all_open >= MOST_FLOWS:
+            return f"{MOST_FLOWS} flows of all peers are open already"
         if not self._new.take(time.monotonic()):
             return f"more than {limits.flows_per_second} new flows a second"
         return ""
 
-    def own(self, flow: Flow) -> bool:
-        """Whether ``flow`` may lead to this very machine: to a service, or by its address."""
+    def may_be_local(self, flow: Flow) -> bool:
+        """Whether ``flow`` may lead to this very machine: it is to a service, or a rule names its
+        address."""
         policy = self.peer.policy
         place = flow.address, flow.port
         services = {(service.address, service.port) for service in policy.services}
         return place in services or policy.listed(flow.address)
 
-    def explained(self, flow: Flow, decision: Decision) -> tuple[Decision, str]:
-        """``decision`` with what is known beside it; and the rule that would allow what no rule
-        allows, or that what is learned lacks."""
+    def explain(self, flow: Flow, decision: Decision) -> tuple[Decision, str]:
+        """``decision`` with a better reason where one is known, and the hint.
+
+        The hint is the rule that would allow a flow that no rule allows, or the rule that the
+        policy being learned lacks; empty if there is none.
+        """
         policy = self.peer.policy
-        kept = policy.kept(flow.address)
+        protected = policy.protection(flow.address)
         if decision.rule == LEARNED:
-            return decision, learned_rule(flow, "" if kept else flow.name)
-        if decision.rule or decision.verdict is Verdict.ALLOW:
+            return decision, learned_rule(flow, "" if protected else flow.name)
+        if decision.rule or decision.action is Action.ALLOW:
             return decision, ""
-        for name, since in reversed(self.names.ended(flow.address, time.monotonic()).items()):
+        for name, since in reversed(self.cache.expired(flow.address, time.monotonic()).items()):
             again = policy.evaluate(flow.address, flow.port, flow.protocol, (name,))
-            if again.verdict is Verdict.ALLOW:
+            if again.action is Action.ALLOW:
                 flow.name = name
                 why = f"the answer for {name} ended {since:.0f} s ago, and it was not asked again"
                 return replace(decision, reason=why), ""
-        if kept:
-            return decision, self._service_for(flow)
-        return decision, mend(flow.protocol, flow.port, flow.name)
+        if protected:
+            return decision, self._service_hint(flow)
+        return decision, hint(flow.protocol, flow.port, flow.name)
 
-    def _service_for(self, flow: Flow) -> str:
-        """The option that puts a service at an address of the tunnel's that nobody has."""
+    def _service_hint(self, flow: Flow) -> str:
+        """The option that puts a service at an unused address of the tunnel."""
         address, length = flow.address, 24 if flow.address.version == 4 else 64
         tunnels = [
             addresses.network(f"{own}/{length}", strict=False)
@@ -184,87 +194,91 @@ class Gate:
         where = f"[{address}]" if address.version == 6 else str(address)
         return f"--service {where}:{flow.port}=HOST:PORT"
 
-    async def prolong(self, others: Iterable[Flow] = ()) -> None:
-        """What open flows are allowed by leads on; ``others`` are flows not joined here."""
+    # Names. `dns.server.Nameserver` calls these.
+
+    async def extend(self, others: Iterable[Flow] = ()) -> None:
+        """Extend the cached answers that open flows use; ``others`` are flows not proxied here."""
         now = time.monotonic()
         flows = [*(flow for flow, _ in self._open.values()), *others]
-        leads = dict.fromkeys((name, flow.address) for flow in flows for name in flow.names)
-        due = [lead for lead in leads if self.names.short(*lead, now)]
+        used = dict.fromkeys((name, flow.address) for flow in flows for name in flow.names)
+        due = [pair for pair in used if self.cache.expires_soon(*pair, now)]
         for name, address in due:
-            self.names.learn(name, (address,), 0, now)
-        if due and self._learned is not None:
-            await self._learned(tuple((name, address, 0.0) for name, address in due))
+            self.cache.add(name, (address,), 0, now)
+        if due and self._on_resolved is not None:
+            await self._on_resolved(tuple((name, address, 0.0) for name, address in due))
 
-    def _name_refused(self, name: str, reason: str) -> None:
-        own = self._config.address
-        flow = Flow(next(_NUMBERS), self.peer.name, "dns", own, DNS_PORT, name)
-        rule = mend("dns", DNS_PORT, name) if reason == "no rule names it" else ""
-        self.log.tell({**flow.event("flow", Verdict.REFUSE.value, reason), "mend": rule})
+    def name_refused(self, name: str, reason: str) -> None:
+        """Report a refused query. ``name`` is empty if it was no query."""
+        flow = Flow(next(_NUMBERS), self.peer.name, "dns", self._config.address, DNS_PORT, name)
+        rule = hint("dns", DNS_PORT, name) if reason == "no rule names it" else ""
+        self.events.add({**flow_event(flow, "flow", Action.REFUSE.value, reason), "mend": rule})
 
-    def _name_failed(self, name: str, reason: str) -> None:
-        """Told once a name, until it is found."""
+    def name_failed(self, name: str, reason: str) -> None:
+        """Report an allowed name without an answer, once until it has one."""
         if name not in self._failed and len(self._failed) < _MOST_FAILED:
             self._failed.add(name)
             own = self._config.address
             flow = Flow(next(_NUMBERS), self.peer.name, "dns", own, DNS_PORT, name)
-            self.log.tell({**flow.event("flow", FAILED, reason), "mend": ""})
+            self.events.add({**flow_event(flow, "flow", FAILED, reason), "mend": ""})
 
-    async def _name_learned(self, name: str, addresses: tuple[Address, ...], ttl: float) -> None:
+    async def name_resolved(self, name: str, addresses: tuple[Address, ...], ttl: float) -> None:
+        """Remember an answer before it leaves."""
         self._failed.discard(name)
-        self.names.learn(name, addresses, ttl, time.monotonic())
-        if self._learned is not None:
-            await self._learned(tuple((name, address, ttl) for address in addresses))
+        self.cache.add(name, addresses, ttl, time.monotonic())
+        if self._on_resolved is not None:
+            await self._on_resolved(tuple((name, address, ttl) for address in addresses))
 
-    # Flows that this process joins.
+    # Flows that this process proxies.
 
     @contextmanager
     def counted(self, flow: Flow, decision: Decision) -> Iterator[bool]:
-        """The current task is an open flow of this peer's meanwhile; false: it may not be."""
+        """Counts the current task as an open flow meanwhile; false if there is no room for it."""
         task = asyncio.current_task()
-        full = len(self._open) >= self.peer.policy.limits.flows or Gate._everyone >= MOST_JOINED
-        if task is None or self._closed or full:
+        full = len(self._open) >= self.peer.policy.limits.flows
+        if task is None or self._closed or full or Admission._all_open >= MOST_FLOWS:
             yield False
             return
         self._open[task] = flow, decision
-        Gate._everyone += 1
+        Admission._all_open += 1
         try:
             yield True
         finally:
             del self._open[task]
-            Gate._everyone -= 1
+            Admission._all_open -= 1
 
-    async def join(self, flow: Flow, decision: Decision, work: Coroutine[Any, Any, str]) -> str:
-        """Do ``work``, which returns why it ended, as an open flow; tell its end, and return that.
+    async def carry(self, flow: Flow, decision: Decision, work: Coroutine[Any, Any, str]) -> str:
+        """Run ``work``, which returns the reason of its end, as an open flow; report and return it.
 
-        A flow that is refused after it has begun is told as refused.
+        A flow that is refused after it has begun is reported as refused.
         """
         with self.counted(flow, decision) as counted:
-            verdict, reason = Verdict.ALLOW, _CUT_OFF
+            action, reason = Action.ALLOW, _CUT_OFF
             if not counted:
                 work.close()
                 return reason
             try:
                 reason = await work
-            except Refused as refused:
-                verdict, reason = Verdict.REFUSE, str(refused)
+            except FlowRefused as refused:
+                action, reason = Action.REFUSE, str(refused)
                 host, checked = refused.host, not refused.unchecked
                 asked = host if checked else flow.name
-                rule = mend(flow.protocol, flow.port, asked, checked=checked)
-                event = flow.event("flow", verdict.value, reason)
-                self.log.tell({**event, "host": host, "mend": rule})
-            except NotReached as error:
+                rule = hint(flow.protocol, flow.port, asked, checked=checked)
+                event = flow_event(flow, "flow", action.value, reason)
+                self.events.add({**event, "host": host, "mend": rule})
+            except Unreachable as error:
                 reason = str(error)
                 if decision.target is not None:
-                    # A target's end is a matter of its own; a service is this side's to mend.
-                    verdict = Verdict.REFUSE
-                    self.log.tell({**flow.event("flow", verdict.value, reason), "mend": ""})
+                    # A dead target is its own matter; a dead service is for this side to mend.
+                    action = Action.REFUSE
+                    event = flow_event(flow, "flow", action.value, reason)
+                    self.events.add({**event, "mend": ""})
             except OSError as error:
                 reason = f"broken: {error}"
             finally:
-                self.log.tell(flow.end(verdict.value, reason))
+                self.events.add(flow_end(flow, action.value, reason))
         return reason
 
-    async def pace(self, count: int) -> None:
-        """Wait until so many bytes may move."""
+    async def throttle(self, count: int) -> None:
+        """Wait until ``count`` bytes may move."""
         if self._bytes is not None and (wait := self._bytes.wait(time.monotonic(), count)) > 0:
             await asyncio.sleep(wait)

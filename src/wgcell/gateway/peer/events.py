@@ -1,118 +1,70 @@
-"""What is told of flows: bounded, and with the rule that would have allowed what was refused.
+"""The events of one peer's flows, bounded in number.
 
-Events are JSON objects, one a line: ``flow`` when a flow is decided, before a byte moves;
-``flow_end`` when an allowed one is over, with its bytes and duration. A hostile guest opens flows
-by the thousand, so of each peer only so many are told; the rest are counted in ``flows_omitted``.
+Events are JSON objects, one a line (see `gateway.control`): ``flow`` when a flow is decided, before
+a byte moves; ``flow_end`` when an allowed flow ends, with its bytes and duration. A hostile guest
+opens flows by the thousand, so only so many events of a peer are reported; ``flows_omitted`` counts
+the rest.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
-from wgcell.gateway.model.policy import LEARNED
-from wgcell.gateway.model.ratelimit import Bucket
-from wgcell.gateway.model.rules import may_be_advised
-from wgcell.net.addresses import Address
+from wgcell.gateway.model.flow import Flow
+from wgcell.gateway.model.ratelimit import TokenBucket
 
-__all__ = ["FAILED", "Flow", "FlowLog", "Report", "Tally", "learned_rule", "mend"]
+__all__ = ["MOST_REPORTED", "SUMMARY_EVERY", "EventLog", "Report", "flow_end", "flow_event"]
 
 Report = Callable[[dict[str, object]], None]
+"""Takes one event. It must have left this process when the call returns."""
 
-FAILED = "fail"
-"""In a verdict's place: a name that may be asked, and was not found."""
-MOST_TOLD = 256
-"""Events of one peer told at once."""
-TOLD_PER_SECOND = 4.0
-"""Events of one peer told in the long run: about 100 MB a day, if it floods all day."""
+MOST_REPORTED = 256
+"""Events of one peer reported at once."""
+REPORTED_PER_SECOND = 4.0
+"""Events of one peer reported in the long run: about 100 MB a day, if it floods all day."""
 SUMMARY_EVERY = 5.0
 """Seconds between two ``flows_omitted``."""
-_MOST_KEPT = 512
 
 
-@dataclass(slots=True)
-class Flow:
-    """One flow's facts, and its counts of bytes: out of the cell, and into it."""
-
-    number: int
-    peer: str
-    protocol: str
-    """``tcp``, ``udp``, ``dns`` for a name that was asked, or another of IP's, as ``icmp``."""
-    address: Address
-    port: int
-    name: str = ""
-    """The name that led to ``address``, if one did."""
-    rule: str = ""
-    names: tuple[str, ...] = ()
-    """Those it is allowed by, so that it must ask for one of them; empty if a rule is about its
-    address. A changed policy changes them; what was asked for is the only one left."""
-    checked: bool = True
-    """Whether it must ask for one of them."""
-    started: float = field(default_factory=time.monotonic)
-    bytes_out: int = 0
-    bytes_in: int = 0
-
-    def event(self, kind: str, verdict: str, reason: str) -> dict[str, object]:
-        """This flow as an event."""
-        return {
-            "event": kind,
-            "time": round(time.time(), 3),
-            "flow": self.number,
-            "peer": self.peer,
-            "protocol": self.protocol,
-            "address": str(self.address),
-            "port": self.port,
-            "name": self.name,
-            "verdict": verdict,
-            "rule": self.rule,
-            "reason": reason,
-        }
-
-    def end(self, verdict: str, reason: str) -> dict[str, object]:
-        """Its last event."""
-        return {
-            **self.event("flow_end", verdict, reason),
-            "bytes_out": self.bytes_out,
-            "bytes_in": self.bytes_in,
-            "duration": round(time.monotonic() - self.started, 3),
-        }
+def flow_event(flow: Flow, kind: str, verdict: str, reason: str) -> dict[str, object]:
+    """``flow`` as an event."""
+    return {
+        "event": kind,
+        "time": round(time.time(), 3),
+        "flow": flow.number,
+        "peer": flow.peer,
+        "protocol": flow.protocol,
+        "address": str(flow.address),
+        "port": flow.port,
+        "name": flow.name,
+        "verdict": verdict,
+        "rule": flow.rule,
+        "reason": reason,
+    }
 
 
-def mend(protocol: str, port: int, host: str, *, checked: bool = True) -> str:
-    """The rule, without its verb, that would allow a flow; for a name alone, on TLS's port.
-
-    Empty if none would, as for a ping, and for a bare address: a rule with one is not advised.
-    """
-    if not may_be_advised(host) or protocol not in ("tcp", "udp", "dns"):
-        return ""
-    if protocol == "dns":
-        return f"{host}:443"
-    if not checked:
-        return f"{host}:{port}/tcp/unchecked"
-    return f"{host}:{port}" + ("/udp" if protocol == "udp" else "")
+def flow_end(flow: Flow, verdict: str, reason: str) -> dict[str, object]:
+    """The last event of ``flow``."""
+    return {
+        **flow_event(flow, "flow_end", verdict, reason),
+        "bytes_out": flow.bytes_out,
+        "bytes_in": flow.bytes_in,
+        "duration": round(time.monotonic() - flow.started, 3),
+    }
 
 
-def learned_rule(flow: Flow, host: str) -> str:
-    """The rule, without its verb, that allows what was learned: its address's if it has no name."""
-    if host:
-        return mend(flow.protocol, flow.port, host)
-    where = f"[{flow.address}]" if flow.address.version == 6 else str(flow.address)
-    return f"{where}:{flow.port}" + ("/udp" if flow.protocol == "udp" else "")
-
-
-class FlowLog:
-    """One peer's events, bounded in number."""
+class EventLog:
+    """Reports the events of one peer, or counts them."""
 
     def __init__(self, peer: str, report: Report) -> None:
         self._peer = peer
         self._report = report
-        self._bucket = Bucket(TOLD_PER_SECOND, MOST_TOLD)
+        self._bucket = TokenBucket(REPORTED_PER_SECOND, MOST_REPORTED)
         self._omitted: dict[str, int] = {}
 
-    def tell(self, event: dict[str, object]) -> None:
-        """Tell one event, or count it."""
+    def add(self, event: dict[str, object]) -> None:
+        """Report one event, or count it."""
         if self._bucket.take(time.monotonic()):
             self._report(event)
             return
@@ -120,79 +72,9 @@ class FlowLog:
         self._omitted[kind] = self._omitted.get(kind, 0) + 1
 
     def summarise(self) -> None:
-        """Tell what was only counted since the last time; nothing if nothing was."""
+        """Report the counts since the last summary, if there are any."""
         if self._omitted:
             counts = {"allow": 0, "refuse": 0, "ended": 0, **self._omitted}
             self._omitted = {}
             about = {"time": round(time.time(), 3), "peer": self._peer}
             self._report({"event": "flows_omitted", **about, **counts})
-
-
-class Tally:
-    """What was refused and what was learned, in the end's few lines. Events may be hostile."""
-
-    def __init__(self) -> None:
-        self._refused: dict[tuple[str, str], int] = {}
-        self._learned: dict[str, int] = {}
-        self._failed: dict[str, str] = {}
-        self._omitted = 0
-
-    def add(self, event: Mapping[str, Any]) -> bool:
-        """Count one event; whether it is a refusal, or a failure, of a kind not seen before."""
-        if event.get("event") == "flows_omitted":
-            count = event.get("refuse", 0)
-            self._omitted += count if isinstance(count, int) else 0
-            return False
-        if event.get("event") != "flow":
-            return False
-        rule = str(event.get("mend") or "")
-        if event.get("verdict") == FAILED:
-            what, known = self.what(event), len(self._failed)
-            if known < _MOST_KEPT:
-                self._failed.setdefault(what, str(event.get("reason") or ""))
-            return len(self._failed) > known
-        if event.get("verdict") == "allow":
-            if event.get("rule") == LEARNED and rule:
-                self._learned[rule] = self._learned.get(rule, 0) + 1
-            return False
-        key = (self.what(event), rule)
-        if key not in self._refused and len(self._refused) >= _MOST_KEPT:
-            self._omitted += 1
-            return False
-        self._refused[key] = self._refused.get(key, 0) + 1
-        return self._refused[key] == 1
-
-    @staticmethod
-    def told(event: Mapping[str, Any]) -> str:
-        """What has become of it, in a few words."""
-        return "not found" if event.get("verdict") == FAILED else "refused by the gateway"
-
-    @staticmethod
-    def what(event: Mapping[str, Any]) -> str:
-        """What a flow was to, in a few characters."""
-        where = str(event.get("host") or event.get("name") or event.get("address") or "?")
-        if event.get("protocol") == "dns":
-            return where if event.get("name") else "a query that is none"
-        protocol = event.get("protocol")
-        if protocol not in ("tcp", "udp"):
-            return f"{where} ({protocol})"
-        where = f"[{where}]" if ":" in where else where
-        return f"{where}:{event.get('port')}" + ("/udp" if protocol == "udp" else "")
-
-    def refusals(self) -> list[str]:
-        """Each as "refused 3 \u00d7 a.example.com:443: --allow a.example.com:443"; most first."""
-        lines = []
-        for (what, rule), count in sorted(self._refused.items(), key=lambda item: -item[1]):
-            option = rule if rule.startswith("--") else f"--allow {rule}"
-            lines.append(f"refused {count} \u00d7 {what}" + (f": {option}" if rule else ""))
-        lines += [f"not found: {name}: {reason}" for name, reason in self._failed.items()]
-        if self._omitted:
-            lines.append(f"refused {self._omitted} more, not listed one by one")
-        return lines
-
-    def learned(self) -> list[str]:
-        """The rules, without their verbs, that would have sufficed.
-
-        A name that was only asked needs none of its own if a flow to it was seen.
-        """
-        return sorted(self._learned)

@@ -1,12 +1,12 @@
-"""The host that a client's first bytes ask for: TLS's server name, HTTP's Host. Pure.
+"""The host check: the SNI of TLS or the Host of HTTP in a client's first bytes. Pure.
 
-An address by itself does not say which of its many hosts is meant; these bytes do. A flow that is
-allowed because of a name must ask for that name. `judge` looks at what a client has sent so far:
-None means that more is needed, and nothing may be forwarded yet.
+An address does not say which of its many hosts a client means; these bytes do. A flow that is
+allowed because of a name must ask for that name. `check` looks at the bytes that a client has sent
+so far. It returns None if it needs more; then nothing may be forwarded yet.
 
-What is TLS or HTTP is decided by the first bytes, on any port. On 443 and 80, where a name is all
-that distinguishes hosts, what is neither is refused. Where the host can't be compared, the
-refusal says so: a rule may have it ``/unchecked`` (see `model.policy`).
+The first bytes decide whether a flow is TLS or HTTP, on any port. On ports 443 and 80, where only a
+name distinguishes hosts, anything else is refused. Where the host can't be compared, the refusal
+says so: a rule may have ``/unchecked`` (see `model.rules`).
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["LONGEST_HEAD", "Hello", "judge"]
+__all__ = ["LONGEST_HEAD", "HostCheck", "check"]
 
 LONGEST_HEAD = 64 * 1024
 """Bytes of a ClientHello or of an HTTP head before it is refused."""
 
 _MOST_RECORDS = 128
-"""That a hello may come in: each reading goes through them all again."""
+"""Records of one ClientHello: each check parses all of them again."""
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME = 0
 _HOST_NAME = 0
 _ENCRYPTED_HELLO = 0xFE0D
 _INNER = 1
-"""Encrypted Client Hello, section 5: another hello carries this one, and hides its server name."""
+"""Encrypted Client Hello, section 5: the type of an inner ClientHello, which hides its SNI."""
 _BEGINS_SSL2 = re.compile(rb"[\x80-\xff]([\s\S](\x01(\x03[\s\S]?|\x00\x02?)?)?)?\Z")
 """The beginning of SSL 2's ClientHello, which TLS servers took (RFC 5246, appendix E.2)."""
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
 _SPACE = rb"[ \t\x0b\x0c\r]"
-"""What a server may take for a space in a request's first line (RFC 9112, section 3)."""
+"""The bytes that a server may take for a space in a request line (RFC 9112, section 3)."""
 _TARGET = rb"[!-~\x80-\xff]"
 _TEXT = rb"[\t\x0b-\r -~\x80-\xff]*"
 _METHOD = re.compile(rb"[A-Z0-9_-]{1,32}\Z")
-"""What may become a method: all that are registered are of capitals (RFC 9110, 16.1.3)."""
+"""Bytes that may become a method: all registered methods are in capitals (RFC 9110, 16.1.3)."""
 _BEGINS_REQUEST = re.compile(_TOKEN + _SPACE + rb"+(" + _TARGET + _TEXT + rb")?\Z")
-"""How a `_REQUEST_LINE` and an `_OLD_REQUEST` begin, behind the method. What was let go is never
-looked at again: so nothing may go that with more bytes would be one of them."""
+"""How a `_REQUEST_LINE` and an `_OLD_REQUEST` begin, behind the method. Forwarded bytes are never
+checked again, so no bytes may be forwarded that more bytes could turn into one of these."""
 _REQUEST_LINE = re.compile(_TOKEN + _SPACE + rb"+" + _TARGET + _TEXT + _SPACE + rb"HTTP/")
 _OLD_REQUEST = re.compile(
     rb"GET" + _SPACE + rb"+(/|[A-Za-z][A-Za-z0-9+.-]*://)" + _TARGET + rb"*" + _SPACE + rb"*\Z"
 )
-"""HTTP/0.9's, which has no Host; its target may name one all the same."""
+"""A request of HTTP/0.9, which has no Host; its target may name a host all the same."""
 _PROXIED = re.compile(rb"[\r\n]*\S+ (?![/*])")
-"""A request whose target is more than a path: of whom it is sent to it asks for another host."""
+"""A request whose target is more than a path: it asks a proxy for another host."""
 _HTTP2_PREFACE = b"PRI * HTTP/2.0"
 _REQUEST = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} (\S{1,8192}) HTTP/1\.[01]")
 _AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
@@ -55,28 +55,28 @@ _PLAIN_HOST = re.compile(rb"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
-    """What the first bytes are. ``refusal`` is empty if they may go."""
+class HostCheck:
+    """The result for a client's first bytes. ``refusal`` is empty if they may be forwarded."""
 
     kind: str
     """``tls``, ``http`` or ``other``."""
     host: str
-    """What is asked for, lower case; empty if nothing is."""
+    """The host that they ask for, in lower case; empty if they name none."""
     refusal: str
     unchecked: bool = False
-    """Whether only a rule that has no host checked would let it pass."""
+    """Whether only a rule with ``/unchecked`` would let the flow pass."""
 
 
-class _Short(Exception):
+class _Incomplete(Exception):
     """More bytes are needed."""
 
 
-class _Bad(Exception):
-    """These bytes are not what they begin as."""
+class _Malformed(Exception):
+    """The bytes begin as TLS or HTTP and are not."""
 
 
 class _Cursor:
-    """Reads big-endian fields; raises `_Bad` at the end of a part that is whole."""
+    """Reads big-endian fields. Raises `_Malformed` if a field reaches beyond the data."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -85,7 +85,7 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         part = self._data[self._at : self._at + count]
         if len(part) < count:
-            raise _Bad("a field ends early")
+            raise _Malformed("a field ends early")
         self._at += count
         return part
 
@@ -102,31 +102,34 @@ class _Cursor:
         return self._at < len(self._data)
 
 
-def judge(data: bytes, names: tuple[str, ...], port: int) -> Hello | None:
-    """What ``data``, a client's first bytes, ask for, compared with ``names``; None: read on.
+def check(data: bytes, names: tuple[str, ...], port: int) -> HostCheck | None:
+    """The host in ``data``, a client's first bytes, compared with ``names``; None: read on.
 
-    An empty ``data`` is None as well: a client may let the other side speak first.
+    ``names`` are in lower case without a final dot. Empty ``data`` gives None as well: in some
+    protocols the server speaks first. Raises nothing.
     """
     if not data:
         return None
     kind, read = _kind(data, port)
     try:
         host = read(data) if read else ""
-    except _Short:
+    except _Incomplete:
         if len(data) < LONGEST_HEAD:
             return None
-        return Hello(kind, "", f"more than {LONGEST_HEAD} bytes and no end of the {_WORDS[kind]}")
-    except _Bad as error:
-        return Hello(kind, "", f"malformed {_WORDS[kind]}: {error}", unchecked=True)
+        return HostCheck(
+            kind, "", f"more than {LONGEST_HEAD} bytes and no end of the {_WORDS[kind]}"
+        )
+    except _Malformed as error:
+        return HostCheck(kind, "", f"malformed {_WORDS[kind]}: {error}", unchecked=True)
     if kind == "other":
         known = {443: "TLS", 80: "HTTP"}.get(port)
-        return Hello(kind, "", f"not {known}, on port {port}" if known else "", bool(known))
+        return HostCheck(kind, "", f"not {known}, on port {port}" if known else "", bool(known))
     if host not in names:
         asked = f"asks for {host}" if host else "asks for no host"
         refusal = f"{_WORDS[kind]} {asked}, and the name it looked up is {names[-1]}"
         proxied = kind == "http" and _PROXIED.match(data) is not None
-        return Hello(kind, host, refusal, unchecked=proxied or not host)
-    return Hello(kind, host, "")
+        return HostCheck(kind, host, refusal, unchecked=proxied or not host)
+    return HostCheck(kind, host, "")
 
 
 _WORDS = {"tls": "TLS hello", "http": "HTTP request", "other": "first bytes"}
@@ -149,12 +152,12 @@ def _kind(data: bytes, port: int) -> tuple[str, Callable[[bytes], str] | None]:
 
 def _ssl2(data: bytes) -> str:
     if len(data) < 5:
-        raise _Short
-    raise _Bad("of SSL 2's form, which names no host")
+        raise _Incomplete
+    raise _Malformed("of SSL 2's form, which names no host")
 
 
 def _http_old(data: bytes) -> str:
-    raise _Bad("of HTTP/0.9, which names no host")
+    raise _Malformed("of HTTP/0.9, which names no host")
 
 
 def _server_name(data: bytes) -> str:
@@ -163,24 +166,24 @@ def _server_name(data: bytes) -> str:
     for _ in range(_MOST_RECORDS + 1):
         if len(hello) >= 4:
             if hello[0] != _CLIENT_HELLO:
-                raise _Bad("the handshake does not begin with a ClientHello")
+                raise _Malformed("the handshake does not begin with a ClientHello")
             size = int.from_bytes(hello[1:4], "big")
             if size > LONGEST_HEAD:
-                raise _Bad("it is too long")
+                raise _Malformed("it is too long")
             if len(hello) >= 4 + size:
                 return _extension(_Cursor(bytes(hello[4 : 4 + size])))
         if len(data) < at + 5:
-            raise _Short
+            raise _Incomplete
         if data[at] != _HANDSHAKE or data[at + 1] != 3:
-            raise _Bad("a record that is no handshake")
+            raise _Malformed("a record that is no handshake")
         size = int.from_bytes(data[at + 3 : at + 5], "big")
         if not 0 < size <= 1 << 14:
-            raise _Bad("a record of an impossible size")
+            raise _Malformed("a record of an impossible size")
         if len(data) < at + 5 + size:
-            raise _Short
+            raise _Incomplete
         hello += data[at + 5 : at + 5 + size]
         at += 5 + size
-    raise _Bad(f"it is in more than {_MOST_RECORDS} records")
+    raise _Malformed(f"it is in more than {_MOST_RECORDS} records")
 
 
 def _extension(hello: _Cursor) -> str:
@@ -195,7 +198,7 @@ def _extension(hello: _Cursor) -> str:
     while extensions:
         kind, body = extensions.number(2), extensions.vector(2)
         if kind == _ENCRYPTED_HELLO and body.rest()[:1] == bytes([_INNER]):
-            raise _Bad("an inner hello (ECH) by itself")
+            raise _Malformed("an inner hello (ECH) by itself")
         if kind != _SERVER_NAME:
             continue
         entries = body.vector(2)
@@ -204,7 +207,7 @@ def _extension(hello: _Cursor) -> str:
             if kind == _HOST_NAME:
                 found.append(name.rest())
     if len(found) > 1:
-        raise _Bad("two server names")
+        raise _Malformed("two server names")
     return _plain(found[0]) if found else ""
 
 
@@ -212,23 +215,23 @@ def _http_host(data: bytes) -> str:
     """RFC 9112, sections 3.2 and 5; the target's authority goes before the Host (3.2.2)."""
     text = data.lstrip(b"\r\n")
     if text.startswith(_HTTP2_PREFACE):
-        raise _Bad("HTTP/2 without TLS, which this gateway does not read")
+        raise _Malformed("HTTP/2 without TLS, which this gateway does not read")
     head, end, _ = text.partition(b"\r\n\r\n")
     if not end:
-        raise _Short
+        raise _Incomplete
     first, *fields = head.split(b"\r\n")
     request = _REQUEST.fullmatch(first)
     if request is None:
-        raise _Bad("not a request line of HTTP/1")
+        raise _Malformed("not a request line of HTTP/1")
     hosts = []
     for line in fields:
         name, colon, value = line.partition(b":")
         if not colon or name != name.strip() or b"\n" in line or b"\r" in line:
-            raise _Bad("a header line that is none")
+            raise _Malformed("a header line that is none")
         if name.lower() == b"host":
             hosts.append(_without_port(value.strip(b" \t")))
     if len(hosts) > 1:
-        raise _Bad("two Host headers")
+        raise _Malformed("two Host headers")
     host = _plain(hosts[0]) if hosts else ""
     target = request[1]
     authority = _AUTHORITY.match(target)
@@ -236,7 +239,7 @@ def _http_host(data: bytes) -> str:
         return host
     asked = authority[1] if authority else target
     if _plain(_without_port(asked.rpartition(b"@")[2])) != host:
-        raise _Bad("its target is not its Host")
+        raise _Malformed("its target is not its Host")
     return host
 
 
@@ -246,5 +249,5 @@ def _without_port(host: bytes) -> bytes:
 
 def _plain(host: bytes) -> str:
     if not _PLAIN_HOST.fullmatch(host):
-        raise _Bad("a host that is no name")
+        raise _Malformed("a host that is no name")
     return host.decode("ascii").lower().rstrip(".")

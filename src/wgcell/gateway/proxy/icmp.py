@@ -1,8 +1,8 @@
-"""What a router says of a datagram that goes no further (RFC 792, RFC 4443). Pure.
+"""The ICMP messages for a refused or undeliverable datagram (RFC 792, RFC 4443). Pure.
 
-The kernel refuses most in its own words; this is for what is refused, or fails, after the kernel
-has handed it over. The message quotes the datagram's headers, by which the sender's kernel finds
-the socket that it is about.
+The kernel itself rejects most refused datagrams. These messages are for a flow that is refused, or
+fails, after the kernel has handed it over. A message quotes the headers of the datagram, by which
+the sender's kernel finds the socket.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Why(Enum):
 
 
 def unreachable(source: tuple[str, int], target: tuple[str, int], why: Why) -> bytes:
-    """The message to ``source`` about an empty datagram of its to ``target``.
+    """The message to ``source`` about an empty datagram that it sent to ``target``.
 
-    Without an IP header, and in ICMPv6 without a checksum: a raw socket has both filled in.
+    It has no IP header, and for ICMPv6 no checksum: the kernel fills both in for a raw socket.
     """
     begin, end = addresses.of_socket(source[0]), addresses.of_socket(target[0])
     datagram = struct.pack(">HHHH", source[1], target[1], udp.HEADER_LENGTH, 0)

@@ -25,15 +25,15 @@ from contextlib import contextmanager
 
 import dns.rcode
 import pytest
+from tests.gateway.bytepeer import FIN, RST, SYN, Peer
 from tests.gateway.conftest import CLIENT, SERVER, Gateway, config_of
-from tests.gateway.peer import FIN, RST, SYN, Peer
 from tests.waiting import lull, pace
 
 from wgcell.cell import consent
 from wgcell.cell.endpoint import connect
 from wgcell.errors import ConsentError
 from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
-from wgcell.gateway.peer.events import MOST_TOLD
+from wgcell.gateway.peer.events import MOST_REPORTED
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 Start = Callable[..., Gateway]
@@ -137,7 +137,7 @@ def test_bytes_that_are_no_query_get_no_answer_and_the_next_query_does(gateway: 
 
 def test_a_flood_is_counted_and_not_told_one_by_one(gateway: Start) -> None:
     started = gateway(limits={"queries_per_second": 1000000})
-    flood = MOST_TOLD * 3
+    flood = MOST_REPORTED * 3
     with peer_of(started) as peer:
         for _ in range(flood):
             peer.ask("attacker.example", "A")
@@ -145,7 +145,7 @@ def test_a_flood_is_counted_and_not_told_one_by_one(gateway: Start) -> None:
     events = started.drain()
     told = [event for event in events if event["event"] == "flow"]
     omitted = [event for event in events if event["event"] == "flows_omitted"]
-    assert MOST_TOLD <= len(told) < MOST_TOLD * 1.5
+    assert MOST_REPORTED <= len(told) < MOST_REPORTED * 1.5
     assert len(omitted) <= 3
     assert len(told) + sum(event["refuse"] for event in omitted) == flood
 

@@ -20,7 +20,7 @@ import pytest
 from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Topology, Tunnel
 from tests.waiting import GENEROUS, pace
 
-from wgcell.gateway.engines.nftables.engine import KernelEngine
+from wgcell.gateway.engines.nftables.machine import MachineHost
 from wgcell.gateway.model.keys import generate_private_key, public_key
 
 pytestmark = pytest.mark.namespaces
@@ -216,7 +216,7 @@ def test_what_takes_the_kernel_its_time_holds_up_nobody() -> None:
 
     async def body() -> bool:
         meanwhile = threading.Event()
-        slow = asyncio.create_task(object.__new__(KernelEngine)._later(meanwhile.wait, GENEROUS))
+        slow = asyncio.create_task(MachineHost().run_aside(meanwhile.wait, GENEROUS))
         await asyncio.sleep(0)
         asyncio.get_running_loop().call_soon(meanwhile.set)
         return bool(await slow)

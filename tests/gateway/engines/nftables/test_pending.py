@@ -16,9 +16,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from tests.gateway.bytepeer import checksum
 from tests.gateway.conftest import RESOLVER, Gateway, Server, Topology, Tunnel, serving
 from tests.gateway.engines.test_hosts import between, changed
-from tests.gateway.peer import checksum
 from tests.waiting import lull, pace
 
 pytestmark = pytest.mark.namespaces

@@ -21,11 +21,11 @@ from tests.waiting import forever, paced
 
 from wgcell.cell import consent
 from wgcell.gateway import __main__ as process
-from wgcell.gateway.engines.nftables import private
+from wgcell.gateway.engines.nftables import private, transparent
+from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.keys import decode_key, public_key
 from wgcell.gateway.model.parsing import parse_config
-from wgcell.gateway.peer.events import Flow
-from wgcell.gateway.proxy.tcp import join_datagrams
+from wgcell.gateway.proxy.udp import splice_datagrams
 from wgcell.programs import path_of
 
 pytestmark = pytest.mark.namespaces
@@ -151,9 +151,9 @@ def test_a_machine_without_ipv6_has_one_family(monkeypatch: pytest.MonkeyPatch) 
             raise OSError(97, "Address family not supported by protocol")
         return made(family, *rest)
 
-    assert private._families() == [socket.AF_INET, socket.AF_INET6]
-    monkeypatch.setattr(private.socket, "socket", without)
-    assert private._families() == [socket.AF_INET]
+    assert transparent.families() == [socket.AF_INET, socket.AF_INET6]
+    monkeypatch.setattr(transparent.socket, "socket", without)
+    assert transparent.families() == [socket.AF_INET]
 
 
 @pytest.mark.alone
@@ -181,7 +181,7 @@ def test_a_target_that_sends_without_end_holds_up_nobody() -> None:
 
     async def measured(port: int) -> float:
         flow = Flow(1, "cell", "udp", ipaddress.ip_address("127.0.0.1"), port)
-        joined = asyncio.create_task(join_datagrams(Peers(), flow, own=True))
+        joined = asyncio.create_task(splice_datagrams(Peers(), flow, True))
         worst, end = 0.0, time.monotonic() + 1
         while time.monotonic() < end:
             begun = time.monotonic()
@@ -208,15 +208,15 @@ def test_whatever_the_namespace_lacks_the_embedded_engine_is_there(
         def __init__(self, *_: object, **__: object) -> None:
             raise error
 
-    monkeypatch.setattr(private, "NamespaceEngine", Lacking)
+    monkeypatch.setattr(private, "PrivateHost", Lacking)
     told: list[dict[str, object]] = []
-    monkeypatch.setattr(process, "_say", told.append)
+    config = parse_config(config_of())
 
     async def body() -> None:
-        engine = await process._started(parse_config(config_of()), "auto", "", lambda: None)
+        engine = await process.started(config, "auto", "", told.append, lambda: None)
         await engine.stop()
         with pytest.raises(type(error)):
-            await process._started(parse_config(config_of()), "namespace", "", lambda: None)
+            await process.started(config, "namespace", "", told.append, lambda: None)
 
     asyncio.run(body())
     assert (told[0]["engine"], told[0]["reason"]) == ("embedded", str(error))
@@ -226,14 +226,10 @@ def test_a_namespace_begins_with_none_of_the_machines_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """That they are written; a machine that has them can't be made here. See test_engines.py."""
-    engine = object.__new__(private.NamespaceEngine)
-    engine._config = parse_config(config_of())
     written: dict[str, str] = {}
-    monkeypatch.setattr(private, "system", written.__setitem__)
+    monkeypatch.setattr(private, "sysctl", written.__setitem__)
     monkeypatch.setattr(private, "run_tool", lambda *_, **__: "")
-    for step in ("_apply_rules", "_make_interface", "_configure"):
-        monkeypatch.setattr(engine, step, lambda *_: None)
-    engine._stand_up()
+    private.prepare_namespace()
     for of in ("all", "default"):
         for name in ("src_valid_mark", "rp_filter", "route_localnet", "forwarding"):
             assert written[f"net/ipv4/conf/{of}/{name}"] == "0"

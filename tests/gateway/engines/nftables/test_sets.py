@@ -18,7 +18,7 @@ import pytest
 from tests.gateway.conftest import SERVER, Gateway, Net, Topology, Tunnel, serving
 from tests.waiting import until
 
-from wgcell.gateway.engines.nftables import ruleset
+from wgcell.gateway.engines.nftables import forwarding, tproxy, transactions
 from wgcell.gateway.model.keys import generate_private_key, public_key
 from wgcell.gateway.model.parsing import parse_config
 
@@ -154,21 +154,21 @@ def test_a_policy_of_any_length_is_taken(around: tuple[Gateway, Tunnel]) -> None
     assert tunnel.talk("203.0.113.8", 8081, b"x") is None
 
 
-@pytest.mark.parametrize("make", [ruleset.ruleset, ruleset.turning_ruleset])
+@pytest.mark.parametrize("make", [forwarding.ruleset, tproxy.ruleset], ids=["forwarding", "tproxy"])
 @pytest.mark.parametrize("rules", [1, 40, 300])
 def test_portions_hold_the_whole_ruleset(make: Callable[..., str], rules: int) -> None:
     """As one and in portions, the kernel lists the same table."""
     raw = config_of(*(f"allow h{number}.example.com:443" for number in range(rules)))
     text = make(parse_config(raw), "wgc0")
-    parts = ruleset.portions(text)
-    assert (len(parts) > 1) is (rules > 1 and len(text) > ruleset.MOST_TEXT)
+    parts = transactions.portions(text)
+    assert (len(parts) > 1) is (rules > 1 and len(text) > transactions.MOST_TEXT)
     listed = []
-    for transactions in (parts, [text]) if rules < 100 else (parts, parts):
+    for texts in (parts, [text]) if rules < 100 else (parts, parts):
         with contextlib.closing(Net()) as net:
-            for transaction in transactions:
+            for transaction in texts:
                 net.run("nft", "-f", "-", stdin=transaction)
             listed.append(net.run("nft", "list", "ruleset"))
     assert listed[0] == listed[1]
-    assert sum(line.startswith("\tset lead_alice") for line in listed[0].splitlines()) == 2 * (
+    assert sum(line.startswith("\tset name_alice") for line in listed[0].splitlines()) == 2 * (
         rules + 1
     )

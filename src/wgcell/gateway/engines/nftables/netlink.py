@@ -1,8 +1,8 @@
-"""What the kernel tells of flows: their first packets by NFLOG, their ends by conntrack.
+"""The kernel's messages about flows: first packets by NFLOG, ends by conntrack.
 
-Netlink's messages (linux/netlink.h, nfnetlink_log.h, nfnetlink_conntrack.h) are read here and made
-into `Seen` and `Gone`. The kernel wrote them, but a packet inside one is the guest's: parsing it
-raises nothing and believes nothing.
+Messages of netlink (linux/netlink.h, nfnetlink_log.h, nfnetlink_conntrack.h) become `FirstPacket`
+and `FlowEnd`. The kernel wrote the messages, but the guest wrote the packets in them: parsing
+raises nothing, whatever they hold.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from wgcell.net import addresses
 from wgcell.net.addresses import Address
 
-__all__ = ["Gone", "Seen", "open_log", "open_sockets", "parse", "sweep"]
+__all__ = ["FirstPacket", "FlowEnd", "open_log", "open_sockets", "parse", "sweep"]
 
 _NETLINK_NETFILTER = 12
 _NLM_F_REQUEST = 1
@@ -41,7 +41,7 @@ _OTHERS = {1: "icmp", 58: "icmpv6"}
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class FirstPacket:
     """A flow's first packet, and the prefix of the rule that logged it."""
 
     prefix: str
@@ -56,8 +56,8 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """A flow that is over, with its bytes as the kernel counted them, headers included."""
+class FlowEnd:
+    """The end of a flow, with the bytes that the kernel counted, headers included."""
 
     source: Address
     source_port: int
@@ -69,7 +69,7 @@ class Gone:
 
 
 def open_sockets(group: int) -> tuple[socket.socket, socket.socket]:
-    """One that hears NFLOG's ``group``, one that hears conntrack's ends. Raises OSError."""
+    """A socket for NFLOG's ``group``, and one for the ends of conntrack. Raises OSError."""
     return open_log(group, copied=_COPIED), _open(1 << (_GROUP_DESTROY - 1))
 
 
@@ -82,7 +82,7 @@ def _open(groups: int = 0) -> socket.socket:
 
 
 def open_log(group: int, *, copied: int = _ALL) -> socket.socket:
-    """One that hears NFLOG's ``group``, at most ``copied`` bytes of each packet. Raises OSError."""
+    """A socket for NFLOG's ``group``: at most ``copied`` bytes of each packet. Raises OSError."""
     log = _open()
     for body in (
         _attribute(_CFG_CMD, bytes([_CFG_BIND])),
@@ -98,9 +98,10 @@ def open_log(group: int, *, copied: int = _ALL) -> socket.socket:
 
 
 def sweep(ends: socket.socket) -> None:
-    """Have conntrack go through its table, which drops, and tells, what has run out.
+    """Have conntrack go through its table, where it drops and reports expired flows.
 
-    By itself it may take a minute to notice. The table's entries come too, and are left out.
+    By itself it may take a minute to notice them. `parse` skips the table's
+    entries, which come too.
     """
     kind = _CTNETLINK << 8 | _CT_GET
     ends.send(struct.pack("=IHHIIBBH", 20, kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0, 0, 0, 0))
@@ -121,24 +122,24 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def parse(data: bytes) -> Iterator[Seen | Gone]:
-    """The flows of one datagram of netlink's. Never raises; what makes no sense is left out."""
+def parse(data: bytes) -> Iterator[FirstPacket | FlowEnd]:
+    """The flows in one datagram of netlink. Never raises; malformed messages are skipped."""
     while len(data) >= 20:
         size, kind = struct.unpack_from("=IH", data)
         if not 20 <= size <= len(data):
             return
         attributes = _attributes(data[20:size])
-        found: Seen | Gone | None = None
+        found: FirstPacket | FlowEnd | None = None
         if kind == _ULOG << 8 | _ULOG_PACKET:
-            found = _seen(attributes)
+            found = _first_packet(attributes)
         elif kind == _CTNETLINK << 8 | _CT_DELETE:
-            found = _gone(attributes)
+            found = _flow_end(attributes)
         if found is not None:
             yield found
         data = data[(size + 3) & ~3 :]
 
 
-def _seen(attributes: dict[int, bytes]) -> Seen | None:
+def _first_packet(attributes: dict[int, bytes]) -> FirstPacket | None:
     prefix = attributes.get(_PREFIX, b"").rstrip(b"\0").decode("ascii", "replace")
     packet = attributes.get(_PAYLOAD, b"")
     if len(packet) >= 20 and packet[0] >> 4 == 4:
@@ -153,10 +154,10 @@ def _seen(attributes: dict[int, bytes]) -> Seen | None:
         struct.unpack(">HH", ports) if len(ports) == 4 and protocol in _PROTOCOLS else (0, 0)
     )
     ends = addresses.unpacked(source), first, addresses.unpacked(address), second
-    return Seen(prefix, *ends, name, packet)
+    return FirstPacket(prefix, *ends, name, packet)
 
 
-def _gone(attributes: dict[int, bytes]) -> Gone | None:
+def _flow_end(attributes: dict[int, bytes]) -> FlowEnd | None:
     tuple_ = _attributes(attributes.get(_ORIG, b""))
     ip, proto = _attributes(tuple_.get(1, b"")), _attributes(tuple_.get(2, b""))
     # CTA_IP_V4_SRC, _DST, V6_SRC, _DST are 1 to 4; CTA_PROTO_NUM, SRC_PORT, DST_PORT 1 to 3.
@@ -170,7 +171,7 @@ def _gone(attributes: dict[int, bytes]) -> Gone | None:
     for kind in (_COUNT_ORIG, _COUNT_REPLY):
         raw = _attributes(attributes.get(kind, b"")).get(2, b"")
         counts.append(int.from_bytes(raw, "big") if len(raw) == 8 else 0)
-    return Gone(
+    return FlowEnd(
         addresses.unpacked(ends[0]),
         int.from_bytes(proto[2], "big"),
         addresses.unpacked(ends[1]),

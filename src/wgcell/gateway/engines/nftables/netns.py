@@ -1,9 +1,9 @@
-"""A network namespace of this process's own, without root: two threads live in it, the rest do not.
+"""A private network namespace of this process, without root: two threads live in it, no others.
 
 A user namespace (user_namespaces(7)) makes this process root over what it makes from then on, and
-over nothing that was there before. A network namespace belongs to a thread: those in here make
-interfaces, firewalls and sockets that nothing of the machine's reaches, and nothing there reaches
-the machine. A socket stays in the namespace where it was made, whichever thread uses it.
+over nothing older. A network namespace belongs to a thread. The threads in it make interfaces,
+firewalls and sockets that nothing of the machine reaches, and that reach nothing of the machine. A
+socket stays in the namespace where it was made, whichever thread uses it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 
 from wgcell.errors import HostError
 
-__all__ = ["Apart"]
+__all__ = ["PrivateNetns"]
 
 # linux/sched.h
 _CLONE_NEWNS = 0x00020000
@@ -30,18 +30,19 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Apart:
-    """The namespace and its threads; they end with the process, and what was started there with it.
+class PrivateNetns:
+    """The namespace and its threads. They end with the process, and so does what they started.
 
-    Must be made before the process has a second thread. Raises HostError where it can't be.
+    It must be made before the process has a second thread: unshare(2) makes no user namespace
+    otherwise. Raises HostError where the kernel or its settings allow none.
     """
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         user, group = os.getuid(), os.getgid()
-        self._ask("a user namespace", self._libc.unshare(_CLONE_NEWUSER))
+        self._check("a user namespace", self._libc.unshare(_CLONE_NEWUSER))
         try:
-            # A group is mapped only by who has given up setgroups(2).
+            # A group may be mapped only after setgroups(2) was given up.
             for name, text in (
                 ("setgroups", "deny"),
                 ("uid_map", f"0 {user} 1"),
@@ -51,27 +52,28 @@ class Apart:
         except OSError as error:
             raise HostError(f"no user namespace: {error}", mend=_USERNS_MEND) from error
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self.do(self._leave)
-        # A thread is in the namespace of the one that starts it.
-        self._second = self.do(_started_pool)
+        self.run(self._enter)
+        # A new thread is in the namespace of the thread that starts it.
+        self._second = self.run(_started_pool)
 
-    def _leave(self) -> None:
-        self._ask("a network namespace", self._libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS))
-        # wireguard-go and wg meet in /run/wireguard, which is root's, and one for all namespaces.
-        self._ask("a /run of its own", self._libc.mount(b"wgcell", b"/run", b"tmpfs", 0, b""))
+    def _enter(self) -> None:
+        self._check("a network namespace", self._libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS))
+        # wireguard-go and wg meet in /run/wireguard, which belongs to root and is one for all
+        # namespaces.
+        self._check("a /run of its own", self._libc.mount(b"wgcell", b"/run", b"tmpfs", 0, b""))
         Path("/run/wireguard").mkdir()
 
-    def _ask(self, what: str, failed: int) -> None:
+    def _check(self, what: str, failed: int) -> None:
         if failed:
             why = os.strerror(ctypes.get_errno())
             raise HostError(f"this process can't have {what}: {why}", mend=_USERNS_MEND)
 
-    def do(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        """The result of ``work``, done in the namespace; its errors are raised here."""
+    def run(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """The result of ``work``, done in the namespace. Raises what ``work`` raises."""
         return self._thread.submit(work, *args, **options).result()
 
-    async def later(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        """The same without holding up this thread, or `do`."""
+    async def run_aside(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """The same in the second thread: it blocks neither this thread nor `run`."""
         return await asyncio.wrap_future(self._second.submit(work, *args, **options))
 
 

@@ -1,359 +1,175 @@
-"""The kernel engine without root: WireGuard and nftables in a namespace of this process's own.
+"""A private network namespace as the host context. Needs no root.
 
-Where the kernel engine forwards what an address allows, there is nowhere to forward to from here:
-the namespace has no other link. All that is allowed is turned to this process, as it is (Linux,
-Documentation/networking/tproxy.rst), and joined to an ordinary socket outside, so it reaches just
-what whoever runs this may reach. What is not allowed is refused by the kernel, with a reset or an
-ICMP message; and if that failed, there would be no way on.
+WireGuard and nftables work in the namespace, which has no link to anywhere. All allowed TCP and UDP
+is redirected to this process (TPROXY), which proxies it to ordinary sockets outside the namespace.
+So a peer reaches no more than the user of this process may reach. The kernel refuses everything
+else, with a reset or an ICMP message. If the rules failed, there would be no route out.
+
+Peers send to a port outside the namespace: the ingress passes their datagrams to WireGuard.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 from wgcell.errors import HostError
-from wgcell.gateway.engines.nftables import ruleset
-from wgcell.gateway.engines.nftables.engine import KernelEngine, run_tool, system
-from wgcell.gateway.engines.nftables.netns import Apart
-from wgcell.gateway.ingress.backpressure import Backlog
-from wgcell.gateway.ingress.demultiplexer import INSIDE, Entrance
+from wgcell.gateway.engines.nftables import tproxy, transparent
+from wgcell.gateway.engines.nftables.commands import run_tool, sysctl
+from wgcell.gateway.engines.nftables.device import Device
+from wgcell.gateway.engines.nftables.host import Place
+from wgcell.gateway.engines.nftables.netns import PrivateNetns
+from wgcell.gateway.engines.nftables.table import TPROXY_MARK
+from wgcell.gateway.ingress.backpressure import Backpressure
+from wgcell.gateway.ingress.demultiplexer import INSIDE, Demultiplexer
+from wgcell.gateway.model import wgquick
 from wgcell.gateway.model.config import GatewayConfig
 from wgcell.gateway.model.keys import decode_key, public_key
-from wgcell.gateway.model.rules import Verdict
-from wgcell.gateway.peer.events import Report
-from wgcell.gateway.proxy.icmp import Why, unreachable
-from wgcell.gateway.proxy.tcp import OwnAddress, join_datagrams
 from wgcell.net import addresses
 from wgcell.net.addresses import Address
 
-__all__ = ["NamespaceEngine"]
+__all__ = ["PrivateHost", "prepare_namespace"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ROUTES = 100
-"""The table by which a turned packet finds this process."""
-_TURNING = f"""\
-rule add fwmark {ruleset.TURNED} lookup {_ROUTES}
-route add local default dev lo table {_ROUTES}
+_INTERFACE = "wgcell0"
+_TABLE = 100
+"""The routing table that delivers a redirected packet to this process."""
+_ROUTES = f"""\
+rule add fwmark {TPROXY_MARK} lookup {_TABLE}
+route add local default dev lo table {_TABLE}
 """
 _CONF = ("src_valid_mark", "rp_filter", "route_localnet", "accept_redirects", "forwarding")
 _ZERO = (
-    # Each refusal is told: Linux would tell a place only so many a second.
+    # Every refusal gets its ICMP message: by default Linux limits them to each destination.
     "net/ipv4/icmp_ratelimit",
-    # A namespace begins with the machine's own (ip-sysctl.rst, devconf_inherit_init_net); with some
-    # of its settings, as wg-quick's, nothing that is turned would arrive.
+    # A namespace begins with the settings of the machine (ip-sysctl.rst, devconf_inherit_init_net).
+    # With some of them, as those of wg-quick, no redirected packet would arrive.
     *(f"net/ipv4/conf/{of}/{name}" for of in ("all", "default", "lo") for name in _CONF),
 )
-_ZERO_SIX = (
+_ZERO_IPV6 = (
     "net/ipv6/icmp/ratelimit",
     *(f"net/ipv6/conf/{of}/disable_ipv6" for of in ("all", "default", "lo")),
 )
-_LARGEST = 65535
-_AT_ONCE = 64
-_MOST_HELD = 1 << 18
-"""Bytes of one flow's datagrams that wait for their turn, each with what it costs to keep."""
-_OVERHEAD = 64
-_ANCILLARY = socket.CMSG_SPACE(28)
-
-# linux/in.h and linux/in6.h: a family's options for sockets that speak for any address, and that
-# are told where a datagram was sent to. The latter's number is that of its control message, too.
-_TRANSPARENT = {
-    socket.AF_INET: (socket.IPPROTO_IP, 19, 20),
-    socket.AF_INET6: (socket.IPPROTO_IPV6, 75, 74),
-}
-_ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
-_EVERYWHERE = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
-
-Ends = tuple[tuple[str, int], tuple[str, int]]
-"""Of a datagram: where from, and where to."""
 
 
-class NamespaceEngine(KernelEngine):
-    """One gateway, for whoever is not root. Must be made before the process has a second thread.
+class PrivateHost:
+    """The namespace and its ingress. Must be made before the process has a second thread.
 
-    Raises HostError where there can be no namespace.
+    Raises HostError where there can be no namespace, and OSError if the port is taken.
     """
 
     name = "namespace"
-    beside = True
+    any_address = True
+    proxies_udp = True
+    router = True
+    interface = _INTERFACE
 
-    def __init__(
-        self,
-        config: GatewayConfig,
-        report: Report,
-        *,
-        preexec: Callable[[], None] | None = None,
-        give_up: Callable[[], None] = lambda: None,
-    ) -> None:
-        super().__init__(config, report, preexec=preexec, give_up=give_up)
-        self._backlog = Backlog()
-        self._entrance = Entrance(lambda: self._do(_datagram_socket), self._backlog.has_room)
-        # Before this process is root in a place of its own, and no more than others outside.
-        self._entrance.open(config.listen)
+    def __init__(self, config: GatewayConfig) -> None:
+        self._backpressure = Backpressure()
+        self._ingress = Demultiplexer(
+            lambda: self.run(_datagram_socket), self._backpressure.has_room
+        )
+        # Before this process is root in its namespace, and has fewer rights outside.
+        self._ingress.open(config.listen)
         try:
-            self._apart = Apart()
+            self._netns = PrivateNetns()
         except BaseException:
-            self._entrance.close()
+            self._ingress.close()
             raise
-        self._flows: dict[Ends, _PeersEnd] = {}
-        self._turned: list[socket.socket] = []
-        self._six = False
-        self._raw: dict[socket.AddressFamily, socket.socket] = {}
+        self._routes_ipv6 = False
 
-    def _do(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        return self._apart.do(work, *args, **options)
+    def run(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """The result of ``work``, done in the namespace."""
+        return self._netns.run(work, *args, **options)
 
-    async def _later(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        return await self._apart.later(work, *args, **options)
+    async def run_aside(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """The same in the namespace's second thread."""
+        return await self._netns.run_aside(work, *args, **options)
 
-    def _take_place(self) -> None:
-        self._entrance.admit(decode_key(public_key(self._config.private_key)))
+    def claim(self, config: GatewayConfig) -> None:
+        """The port is this gateway's since it was made; now peers may come in."""
+        self._admit(config)
 
-    def _place(self) -> tuple[str, int]:
-        return self._entrance.place
+    def _admit(self, config: GatewayConfig) -> None:
+        self._ingress.admit(decode_key(public_key(config.private_key)))
 
-    async def apply(self, config: GatewayConfig) -> None:
-        before, stood = self._config, self._entrance.place
+    def prepare(self, config: GatewayConfig, device: Device) -> None:
+        """Set the namespace's sysctls and routes."""
+        prepare_namespace()
+
+    def place(self, config: GatewayConfig) -> tuple[str, int]:
+        """Where the ingress listens."""
+        return self._ingress.place
+
+    def ruleset(self, config: GatewayConfig) -> str:
+        """The table that redirects everything allowed."""
+        return tproxy.ruleset(config, self.interface)
+
+    def settings(self, config: GatewayConfig) -> str:
+        """The text for wg(8): WireGuard listens where only the ingress reaches it."""
+        return wgquick.wireguard_settings(replace(config, listen=INSIDE))
+
+    def redirect_sockets(self, config: GatewayConfig) -> list[socket.socket]:
+        """One of each family, for any address."""
+        return [
+            transparent.redirect_socket(family, socket.SOCK_STREAM)
+            for family in transparent.families()
+        ]
+
+    def destination(self, accepted: socket.socket, place: Place) -> tuple[Address, int]:
+        """TPROXY leaves the destination as it is."""
+        return addresses.of_socket(place[0]), int(place[1])
+
+    @contextmanager
+    def changing(self, before: GatewayConfig, after: GatewayConfig) -> Iterator[None]:
+        """Listen at another port and admit by another key; back to the old ones if it fails."""
+        stood = self._ingress.place
         try:
-            if config.listen != before.listen:
-                self._entrance.open(config.listen)
-            self._entrance.admit(decode_key(public_key(config.private_key)))
-            await super().apply(config)
+            if after.listen != before.listen:
+                self._ingress.open(after.listen)
+            self._admit(after)
+            yield
         except BaseException:
-            self._entrance.admit(decode_key(public_key(before.private_key)))
-            if self._entrance.place != stood:
-                self._entrance.open(stood)
+            self._admit(before)
+            if self._ingress.place != stood:
+                self._ingress.open(stood)
             raise
 
-    def _stand_up(self) -> None:
-        for name in _ZERO:
-            system(name, "0")
-        with contextlib.suppress(HostError):  # a machine without IPv6
-            for name in _ZERO_SIX:
-                system(name, "0")
-        self._apply_rules(self._config)
-        self._make_interface()
-        run_tool("ip", "-batch", "-", text="link set lo up\n" + _TURNING)
-        self._configure(self._config)
-
-    def _configure(self, config: GatewayConfig) -> None:
-        if not self._six and any(address.version == 6 for address in config.inside):
-            run_tool("ip", "-6", "-batch", "-", text=_TURNING)
-            self._six = True
-        self._backlog.give_back()
+    @contextmanager
+    def configuring(self, config: GatewayConfig, device: Device) -> Iterator[None]:
+        """WireGuard may bind another socket meanwhile, whose fill level is then watched."""
+        if not self._routes_ipv6 and any(address.version == 6 for address in config.inside):
+            run_tool("ip", "-6", "-batch", "-", text=_ROUTES)
+            self._routes_ipv6 = True
+        self._backpressure.give_back()
         try:
-            super()._configure(config)
+            yield
         finally:
-            if self._daemon is not None:
-                self._backlog.borrow(self._daemon.pid, INSIDE[1])
+            if device.pid is not None:
+                self._backpressure.borrow(device.pid, INSIDE[1])
 
-    def _ruleset(self, config: GatewayConfig) -> str:
-        return ruleset.turning_ruleset(config, self._interface)
-
-    def _settings_text(self, config: GatewayConfig) -> str:
-        return ruleset.wireguard_settings(replace(config, listen=INSIDE))
-
-    def _destination(self, writer: asyncio.StreamWriter) -> tuple[Address, int]:
-        host, port = writer.get_extra_info("sockname")[:2]
-        return addresses.of_socket(host), int(port)
-
-    def _listeners(self, config: GatewayConfig) -> list[socket.socket]:
-        return [_turned_socket(family, socket.SOCK_STREAM) for family in _families()]
-
-    async def _serve(self, config: GatewayConfig) -> None:
-        await super()._serve(config)
-        if not self._turned:
-            loop = asyncio.get_running_loop()
-            for family in _families():
-                sock = self._do(_turned_socket, family, socket.SOCK_DGRAM)
-                loop.add_reader(sock, self._come, sock)
-                self._turned.append(sock)
-                self._raw[family] = self._do(_raw_socket, family, _ICMP[family])
-
-    async def stop(self) -> None:
-        self._entrance.close()
-        self._backlog.give_back()
-        for sock in self._turned:
-            asyncio.get_running_loop().remove_reader(sock)
-            sock.close()
-        for sock in self._raw.values():
-            sock.close()
-        await super().stop()
-
-    def _leave_place(self) -> None:
-        # What else was made ends with the namespace, and that with the process.
-        self._do(self._end_wireguard_go)
-
-    # Datagrams. Each flow has a socket of its own that bears the target's address; only what comes
-    # before it is there comes to the one for all.
-
-    def _come(self, sock: socket.socket) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                data, control, _, source = sock.recvmsg(_LARGEST, _ANCILLARY)
-            except OSError:
-                return
-            # A source port of 0 would stand for any of the peer's.
-            if source[1] and (target := _target(control)) is not None:
-                ends = (source[0], source[1]), target
-                flow = self._flows.get(ends) or self._begin(ends, socket.AddressFamily(sock.family))
-                if flow is not None:
-                    flow.add(data)
-
-    def _begin(self, ends: Ends, family: socket.AddressFamily) -> _PeersEnd | None:
-        source = addresses.of_socket(ends[0][0])
-        served = self._peers.get(source)
-        if served is None:
-            return None
-        gate = served.gate
-        flow = gate.flow("udp", addresses.of_socket(ends[1][0]), ends[1][1])
-        decision = gate.decide(flow, source)
-        if decision.verdict is not Verdict.ALLOW:
-            # The kernel had let it pass: the limits are this process's, too.
-            self._answer(ends, Why.PROHIBITED)
-            return None
-        try:
-            stream = _PeersEnd(self._do(_bound_socket, family, ends))
-        except OSError as error:
-            self._answer(ends, Why.PROHIBITED)
-            gate.log.tell(flow.end("allow", f"broken: {error}"))
-            return None
-        self._flows[ends] = stream
-
-        async def work() -> str:
-            try:
-                return await join_datagrams(stream, flow, gate.own(flow), endless=True)
-            except OwnAddress:
-                self._answer(ends, Why.PROHIBITED)
-                raise
-            except OSError:
-                self._answer(ends, Why.PORT)
-                raise
-
-        async def joined() -> None:
-            try:
-                await gate.join(flow, decision, work())
-            finally:
-                del self._flows[ends]
-                stream.close()
-
-        self._spawn(joined())
-        return stream
-
-    def _answer(self, ends: Ends, why: Why) -> None:
-        source, target = ends
-        raw = self._raw[socket.AF_INET6 if ":" in source[0] else socket.AF_INET]
-        with contextlib.suppress(OSError):
-            raw.sendto(unreachable(source, target, why), (source[0], 0))
+    def close(self, device: Device) -> None:
+        """Everything else ends with the namespace, and the namespace with the process."""
+        self._ingress.close()
+        self._backpressure.give_back()
+        self.run(device.end_daemon)
 
 
-class _PeersEnd:
-    """The peer's end of a UDP flow, as `join_datagrams` wants it."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
-        self._held = 0
-        asyncio.get_running_loop().add_reader(sock, self._come)
-
-    def _come(self) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                self.add(self._sock.recv(_LARGEST))
-            except OSError:
-                return
-
-    def add(self, data: bytes) -> None:
-        """One that came; lost, as UDP loses datagrams, if too many wait."""
-        if self._held + len(data) + _OVERHEAD <= _MOST_HELD:
-            self._held += len(data) + _OVERHEAD
-            self._waiting.put_nowait(data)
-
-    async def read(self, _: int, /) -> bytes:
-        data = await self._waiting.get()
-        self._held -= len(data) + _OVERHEAD
-        return data
-
-    def write(self, data: bytes, /) -> None:
-        with contextlib.suppress(OSError):
-            self._sock.send(data)
-
-    async def drain(self) -> None:
-        """Nothing waits: what the kernel does not take is lost."""
-
-    def write_eof(self) -> None:
-        """A UDP flow has no end that could be told."""
-
-    def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._sock)
-        self._sock.close()
-
-
-def _families() -> list[socket.AddressFamily]:
-    """Those that this machine has: IPv6 may be off."""
-    found = []
-    for family in _TRANSPARENT:
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM):
-            found.append(family)
-    return found
+def prepare_namespace() -> None:
+    """Set the sysctls and the routes of the calling thread's namespace. Raises HostError."""
+    for name in _ZERO:
+        sysctl(name, "0")
+    with contextlib.suppress(HostError):  # a machine without IPv6
+        for name in _ZERO_IPV6:
+            sysctl(name, "0")
+    run_tool("ip", "-batch", "-", text="link set lo up\n" + _ROUTES)
 
 
 def _datagram_socket() -> socket.socket:
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-
-
-def _raw_socket(family: socket.AddressFamily, protocol: int) -> socket.socket:
-    """One that only speaks."""
-    sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-    return sock
-
-
-def _transparent(family: socket.AddressFamily, kind: int) -> socket.socket:
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
-    level, transparent, _ = _TRANSPARENT[family]
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if kind == socket.SOCK_STREAM:  # beside a service of the same number
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    sock.setsockopt(level, transparent, 1)
-    if family == socket.AF_INET6:
-        sock.setsockopt(level, socket.IPV6_V6ONLY, 1)
-    return sock
-
-
-def _turned_socket(family: socket.AddressFamily, kind: int) -> socket.socket:
-    """Where what is turned arrives, whatever address it was sent to."""
-    sock = _transparent(family, kind)
-    level, _, told = _TRANSPARENT[family]
-    if kind == socket.SOCK_DGRAM:
-        sock.setsockopt(level, told, 1)
-    sock.bind((_EVERYWHERE[family], ruleset.ASKED_PORT))
-    return sock
-
-
-def _bound_socket(family: socket.AddressFamily, ends: Ends) -> socket.socket:
-    """One that speaks for a flow's target, to its source."""
-    sock = _transparent(family, socket.SOCK_DGRAM)
-    try:
-        sock.bind(ends[1])
-        sock.connect(ends[0])
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _target(control: list[tuple[int, int, bytes]]) -> tuple[str, int] | None:
-    """Where a datagram was sent to, of its control message: a sockaddr_in or sockaddr_in6."""
-    for level, kind, raw in control:
-        for family, (at, _, told) in _TRANSPARENT.items():
-            if (level, kind) == (at, told):
-                begin, end = (4, 8) if family == socket.AF_INET else (8, 24)
-                return str(addresses.unpacked(raw[begin:end])), int.from_bytes(raw[2:4], "big")
-    return None

@@ -1,7 +1,8 @@
-"""What the resolver has answered, in nftables' sets: there before the answer leaves.
+"""Puts the answers of the resolver into nftables' sets, before an answer leaves.
 
-The workload connects at once, so an answer waits until the kernel knows it. A transaction takes the
-kernel some 15 ms; what is to be told meanwhile is the next one, all peers' together.
+A client connects as soon as it has an answer, so the answer waits until the kernel knows its
+addresses. A transaction takes the kernel some 15 ms. What is to be added meanwhile goes into the
+next one, for all peers together.
 """
 
 from __future__ import annotations
@@ -11,91 +12,93 @@ import time
 from collections.abc import Awaitable, Callable
 
 from wgcell.errors import HostError
-from wgcell.gateway.dns.cache import lease
-from wgcell.gateway.engines.nftables import ruleset
+from wgcell.gateway.dns.cache import Resolved, lifetime
+from wgcell.gateway.engines.nftables.table import SET_SIZE, sets_for
+from wgcell.gateway.engines.nftables.transactions import add_elements
 from wgcell.gateway.model.config import GatewayConfig, Peer
-from wgcell.gateway.model.ratelimit import Bucket
-from wgcell.gateway.peer.admission import Gate
+from wgcell.gateway.model.ratelimit import TokenBucket
+from wgcell.gateway.peer.admission import Admission
 from wgcell.gateway.peer.events import Report
 from wgcell.net.addresses import Address
 
-__all__ = ["Openings", "Served"]
+__all__ = ["NameSets", "Peers", "ServedPeer"]
 
-_MOST_HELD = ruleset.MOST_LEADS * 3 // 4
-"""Elements of a set: what has ended leaves the kernel's sets a little later."""
+_MOST_USED = SET_SIZE * 3 // 4
+"""Elements in use of a set: an expired element leaves the kernel's set a little later."""
 
-Leads = tuple[tuple[str, Address, float], ...]
-"""Names, each with an address that it leads to and for how many seconds."""
 Element = tuple[str, Address, float]
-"""A set, an address in it, and for how many seconds from now."""
-Ends = dict[tuple[str, Address], float]
-"""Until when an address is in a set."""
+"""A set, an address in it, and the seconds until it leaves the set."""
+Expiries = dict[tuple[str, Address], float]
+"""When an address leaves a set, on the monotonic clock."""
 
 
-class Served:
-    """One peer's gate, and what the kernel knows of its names."""
+class ServedPeer:
+    """One peer: its admission, and what the kernel's sets hold for it."""
 
     def __init__(
-        self,
-        peer: Peer,
-        config: GatewayConfig,
-        report: Report,
-        openings: Openings,
+        self, peer: Peer, config: GatewayConfig, report: Report, name_sets: NameSets
     ) -> None:
-        self.gate = Gate(config, peer, report, lambda leads: openings.add(self, leads))
+        self.admission = Admission(
+            config, peer, report, lambda resolved: name_sets.add(self, resolved)
+        )
         self.closed = False
-        self._ends: Ends = {}
+        self._expiries: Expiries = {}
 
     def close(self) -> None:
-        """Cut the peer off; it has no sets any more."""
+        """End the peer's flows. Its sets get nothing more."""
         self.closed = True
-        self.gate.close()
+        self.admission.close()
 
-    def carried(self, peer: Peer) -> list[Element]:
-        """What belongs into the new, empty sets of ``peer``, which is this one with another policy.
+    def carried_over(self, peer: Peer) -> list[Element]:
+        """The elements for the new, empty sets of ``peer``: this peer with another policy.
 
-        Of every name that was answered, also one that is denied now: its set denies its address.
+        They come from every valid answer, also for a name that is denied now: the set of that rule
+        denies its addresses.
         """
         now = time.monotonic()
-        ends: Ends = {}
-        for name, address, left in self.gate.names.living(now):
-            for place in ruleset.leads(peer, name, address):
-                ends[place, address] = max(ends.get((place, address), 0.0), now + left)
-        self._ends = ends
-        return [(*key, end - now) for key, end in ends.items()]
+        expiries: Expiries = {}
+        for name, address, left in self.admission.cache.valid(now):
+            for place in sets_for(peer, name, address):
+                expiries[place, address] = max(expiries.get((place, address), 0.0), now + left)
+        self._expiries = expiries
+        return [(*key, end - now) for key, end in expiries.items()]
 
-    def opening(self, leads: Leads) -> tuple[list[Element], Ends]:
-        """The elements for all of them, and the ends that are true once they are in.
+    def elements_for(self, resolved: tuple[Resolved, ...]) -> tuple[list[Element], Expiries]:
+        """The new elements for ``resolved``, and their expiries for `added`.
 
-        An element that lives longer already stays; none if all do. What a set has no room for is
-        left out: the kernel would refuse all of the transaction.
+        An element that lives longer already is left out. So is one for which its set has no room:
+        the kernel would refuse the whole transaction.
         """
         now = time.monotonic()
-        self._ends = {key: end for key, end in self._ends.items() if end > now}
-        held: dict[str, int] = {}
-        for place, _ in self._ends:
-            held[place] = held.get(place, 0) + 1
-        new: Ends = {}
-        for name, address, ttl in leads:
-            for place in ruleset.leads(self.gate.peer, name, address):
-                key, end = (place, address), now + lease(ttl)
-                known = max(self._ends.get(key, 0.0), new.get(key, 0.0))
+        self._expiries = {key: end for key, end in self._expiries.items() if end > now}
+        used: dict[str, int] = {}
+        for place, _ in self._expiries:
+            used[place] = used.get(place, 0) + 1
+        new: Expiries = {}
+        for name, address, ttl in resolved:
+            for place in sets_for(self.admission.peer, name, address):
+                key, end = (place, address), now + lifetime(ttl)
+                known = max(self._expiries.get(key, 0.0), new.get(key, 0.0))
                 if known >= end:
                     continue
                 if not known:
-                    if held.get(place, 0) >= _MOST_HELD:
+                    if used.get(place, 0) >= _MOST_USED:
                         continue
-                    held[place] = held.get(place, 0) + 1
+                    used[place] = used.get(place, 0) + 1
                 new[key] = end
         return [(*key, end - now) for key, end in new.items()], new
 
-    def opened(self, ends: Ends) -> None:
-        """`opening`'s elements are in."""
-        self._ends.update(ends)
+    def added(self, expiries: Expiries) -> None:
+        """The kernel has taken the elements of `elements_for`."""
+        self._expiries.update(expiries)
 
 
-class Openings:
-    """What waits to be told. ``apply`` has nft take a transaction; it raises HostError."""
+Peers = dict[Address, ServedPeer]
+"""Each address of each peer. One such table is shared by all parts of an engine."""
+
+
+class NameSets:
+    """Adds elements, one transaction after the other. ``apply`` raises HostError."""
 
     def __init__(
         self, apply: Callable[[str], Awaitable[None]], interface: str, report: Report
@@ -103,52 +106,54 @@ class Openings:
         self._apply = apply
         self._interface = interface
         self._report = report
-        self._waiting: list[tuple[Served, Leads, asyncio.Future[None]]] = []
-        self._telling: asyncio.Task[None] | None = None
-        self._faults = Bucket(0.1, 4)
+        self._waiting: list[tuple[ServedPeer, tuple[Resolved, ...], asyncio.Future[None]]] = []
+        self._working: asyncio.Task[None] | None = None
+        self._faults = TokenBucket(0.1, 4)
         self.paused = asyncio.Lock()
-        """Held by whoever changes the sets' names meanwhile."""
+        """Held while the table, and so the names of the sets, change."""
 
-    async def add(self, served: Served, leads: Leads) -> None:
-        """Returns when the kernel knows them, or can't be told."""
-        told = asyncio.get_running_loop().create_future()
-        self._waiting.append((served, leads, told))
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell())
-        await told
+    async def add(self, served: ServedPeer, resolved: tuple[Resolved, ...]) -> None:
+        """Returns when the kernel has the addresses, or can't take them."""
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((served, resolved, done))
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+        await done
 
-    async def _tell(self) -> None:
+    async def _work(self) -> None:
         while self._waiting:
             async with self.paused:
                 batch, self._waiting = self._waiting, []
                 try:
-                    await self._tell_all(batch)
-                except Exception as error:  # an answer must not wait for ever, whatever it is
+                    await self._add_all(batch)
+                except Exception as error:  # whatever it is, an answer must not wait for ever
                     self._fault(repr(error))
                 finally:
-                    for _, _, told in batch:
-                        if not told.done():
-                            told.set_result(None)
+                    for _, _, done in batch:
+                        if not done.done():
+                            done.set_result(None)
 
-    async def _tell_all(self, batch: list[tuple[Served, Leads, asyncio.Future[None]]]) -> None:
-        asked: dict[Served, Leads] = {}
-        for served, leads, _ in batch:
+    async def _add_all(
+        self, batch: list[tuple[ServedPeer, tuple[Resolved, ...], asyncio.Future[None]]]
+    ) -> None:
+        asked: dict[ServedPeer, tuple[Resolved, ...]] = {}
+        for served, resolved, _ in batch:
             if not served.closed:
-                asked[served] = asked.get(served, ()) + leads
-        new = [(served, *served.opening(leads)) for served, leads in asked.items()]
-        if await self._refused([element for _, elements, _ in new for element in elements]):
-            # One peer's fault is no matter of another's.
-            refusals = [(one, await self._refused(one[1])) for one in new]
+                asked[served] = asked.get(served, ()) + resolved
+        new = [(served, *served.elements_for(resolved)) for served, resolved in asked.items()]
+        if await self._refusal([element for _, elements, _ in new for element in elements]):
+            # One peer's elements must not keep another's out.
+            refusals = [(one, await self._refusal(one[1])) for one in new]
             for why in filter(None, (why for _, why in refusals)):
                 self._fault(why)
             new = [one for one, why in refusals if not why]
-        for served, _, ends in new:
-            served.opened(ends)
+        for served, _, expiries in new:
+            served.added(expiries)
 
-    async def _refused(self, elements: list[Element]) -> str:
-        """Why a transaction was not taken; empty if all were."""
+    async def _refusal(self, elements: list[Element]) -> str:
+        """The kernel's reason for refusing a transaction; empty if it took all."""
         try:
-            for part in ruleset.remember(self._interface, elements):
+            for part in add_elements(self._interface, elements):
                 await self._apply(part)
         except HostError as error:
             return error.message
