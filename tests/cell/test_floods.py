@@ -86,7 +86,7 @@ GATEWAY: dict[type, Callable[[int], Any]] = {
     gateway.Flow: lambda n: gateway.Flow(*FLOW, ("allow", "refuse", FAILED)[n % 3], BIG, BIG, BIG),
     gateway.FlowEnd: lambda n: gateway.FlowEnd(*FLOW, "allow", BIG, BIG, n, n, 1.0),
     gateway.FlowsOmitted: lambda n: gateway.FlowsOmitted(1.0, BIG, n, n, n),
-    gateway.DoorBroken: lambda n: gateway.DoorBroken(1.0, BIG, 1.0),
+    gateway.ServerBroken: lambda n: gateway.ServerBroken(1.0, BIG, 1.0),
     gateway.Applied: lambda n: gateway.Applied(),
     gateway.Fault: lambda n: gateway.Fault(BIG),
     gateway.Stumble: lambda n: gateway.Stumble(BIG),

@@ -1,6 +1,6 @@
-"""Peers of a gateway's file: added and taken out as text, so that its comments stay.
+"""Reads a gateway's file, and adds and removes its peers as text, so that its comments stay.
 
-A private key is made, written into the peer's own file, and kept nowhere else.
+The private key of a new peer is written into the peer's own file and nowhere else.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _MOST = 254
 
 
 def load_config(path: Path) -> GatewayConfig:
-    """The configuration of a file. Raises `PolicyError`, naming the file and the line."""
+    """Read a file's configuration. Raises `PolicyError` with the file and the line."""
     text = read_text(path)
     return parse_config(parse_toml(path, text), str(path), text)
 
 
 def read_text(path: Path) -> str:
-    """A gateway file's text. Raises `PolicyError`."""
+    """The text of a gateway's file, at most 1 MiB of UTF-8. Raises `PolicyError`."""
     try:
         with path.open("rb") as file:
             raw = file.read(_LARGEST_FILE + 1)
@@ -61,7 +61,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_toml(path: Path, text: str) -> dict[str, Any]:
-    """A gateway file's tables. Raises `PolicyError` naming the line."""
+    """The tables of a gateway's file. Raises `PolicyError` with the line."""
     try:
         return toml.parse(text.encode())
     except toml.TomlError as error:
@@ -69,7 +69,7 @@ def parse_toml(path: Path, text: str) -> dict[str, Any]:
 
 
 def write_secret(path: Path, text: str, *, fresh: bool = False) -> None:
-    """Write ``path`` whole or not at all, mode 0600. ``fresh``: it must not exist yet.
+    """Write ``path`` as a whole or not at all, mode 0600. With ``fresh``, it must not exist yet.
 
     Raises `PolicyError`.
     """
@@ -90,7 +90,7 @@ def write_secret(path: Path, text: str, *, fresh: bool = False) -> None:
 
 
 def new_gateway(engine: str) -> str:
-    """The text of a gateway's file with a key of its own, no peers, and nothing allowed."""
+    """The text of a new gateway's file: a new key, no peers, nothing allowed."""
     return (
         f'engine = "{engine}"\n'
         'listen = "0.0.0.0:51820"\n'
@@ -101,16 +101,16 @@ def new_gateway(engine: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """Raises `PolicyError` for what no peer may be called: a file bears its name, too."""
+    """Raises `PolicyError` if no peer may have this name, which is also that of a file."""
     if not is_peer_name(name):
         raise PolicyError(f"peer {name!r}; allowed: 1-32 of a-z, 0-9 and -, not - first")
 
 
 def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[Peer, str]:
-    """A new peer in the gateway's file at ``path``; it, and the text of its wg-quick file.
+    """Add a new peer to the gateway's file at ``path``. Returns it, and the text of its own file.
 
-    ``endpoint`` is the host its file names, or empty for the gateway's own word. The embedded
-    engine can't use a preshared key. Raises `PolicyError`.
+    ``endpoint`` is the host in the peer's file; empty for the one in the gateway's file. The
+    embedded engine can't use a preshared key. Raises `PolicyError`.
     """
     text = read_text(path)
     config = parse_config(parse_toml(path, text), str(path), text)
@@ -175,7 +175,7 @@ def _free_port(config: GatewayConfig) -> int:
 
 
 def remove_peer(path: Path, name: str) -> None:
-    """Take a peer out of the file. Raises `PolicyError`, also where it can't be done safely."""
+    """Remove a peer from the file. Raises `PolicyError`, also if the text can't be cut safely."""
     text = read_text(path)
     before = parse_toml(path, text)
     if name not in before.get("peers", {}):

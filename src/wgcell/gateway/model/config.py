@@ -20,39 +20,39 @@ def is_peer_name(name: str) -> bool:
 
 
 def both(one: Address, other: Address | None) -> tuple[Address, ...]:
-    """One or two addresses of a tunnel's end."""
+    """Both addresses of one end of the tunnel, or its only one."""
     return (one,) if other is None else (one, other)
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One peer, and what it may reach."""
+    """One peer and its policy."""
 
     name: str
     public_key: str
     address: Address
-    """Its own in the tunnel: a packet with any other source than `addresses` is not its own."""
+    """The peer's address in the tunnel. Packets from a source beside `addresses` are dropped."""
     port: int
-    """Where it comes to with the embedded engine; 0 is any that is free."""
+    """The UDP port to which the peer sends with the embedded engine; 0 is any free one."""
     policy: Policy
     preshared_key: str = field(default="", repr=False)
-    """Empty for none. Not for the embedded engine."""
+    """Base64; empty for none. The embedded engine can use none."""
     address6: Address | None = None
     """A second one, of IPv6, beside one of IPv4."""
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """One or two, of different families."""
+        """One address, or one of IPv4 and one of IPv6."""
         return both(self.address, self.address6)
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """What one gateway is told."""
+    """The configuration of one gateway."""
 
     listen: tuple[str, int]
     endpoint: str
-    """HOST or HOST:PORT of the peers' files; empty if the file does not say."""
+    """HOST or HOST:PORT in the peers' files; empty if the file has none."""
     private_key: str = field(repr=False)
     address: Address
     """The gateway's own address in the tunnel, where its resolver answers."""
@@ -60,14 +60,14 @@ class GatewayConfig:
     protected: tuple[Network, ...]
     peers: tuple[Peer, ...]
     resolver: tuple[tuple[str, int], ...] = ()
-    """Where names are asked; empty is this machine's own resolver."""
+    """The upstream resolvers, each an address and a port; empty for this machine's own."""
     engine: str = "embedded"
     address6: Address | None = None
     """A second one, of IPv6, beside one of IPv4."""
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """One or two, of different families."""
+        """One address, or one of IPv4 and one of IPv6."""
         return both(self.address, self.address6)
 
     @property
@@ -77,9 +77,9 @@ class GatewayConfig:
 
     @property
     def one_port(self) -> bool:
-        """Whether all peers come to the same place."""
+        """Whether all peers send to one port."""
         return self.engine != "embedded"
 
     def port_of(self, peer: Peer) -> int:
-        """Where ``peer`` comes to."""
+        """The UDP port to which ``peer`` sends."""
         return self.listen[1] if self.one_port else peer.port

@@ -1,6 +1,6 @@
 """WireGuard keys: X25519, in the base64 form that ``wg`` uses (RFC 7748, 32 bytes).
 
-The library is loaded where a key is computed: whoever only reads one starts sooner.
+The library is loaded only where a key is computed: a process that only reads keys starts sooner.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def generate_private_key() -> str:
 
 
 def public_key(private_key: str) -> str:
-    """The public key of a base64 private key. Raises `PolicyError` for what is no key."""
+    """The public key, base64, of a base64 private key. Raises `PolicyError` if it is no key."""
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     raw = X25519PrivateKey.from_private_bytes(decode_key(private_key)).public_key()

@@ -77,7 +77,7 @@ PEER_KEYS: dict[str, type] = {
 
 
 class _Reader:
-    """Where a configuration comes from, and one way to complain about it."""
+    """Checks the values of one source, and raises every error in one form."""
 
     def __init__(self, source: str, text: str) -> None:
         self._source = source
@@ -88,7 +88,7 @@ class _Reader:
         raise PolicyError(f"{self._source}:{line} {key}: {found}", mend=mend)
 
     def _line(self, key: str, at: object) -> str:
-        """The number and a colon of the line that holds ``at``, or else ``key``; best effort.
+        """The number, and a colon, of the line that holds ``at`` or else ``key``; best effort.
 
         tomllib keeps no positions. The search begins at the peer's own table, if it is about one.
         """
@@ -135,7 +135,7 @@ class _Reader:
             self.fail(key, f"found {error}; allowed: an IP address", at=text)
 
     def address6(self, key: str, raw: Mapping[str, Any], beside: Address) -> Address | None:
-        """The second address of a table's, if there is one."""
+        """The second address of a table, if it has one."""
         if "address6" not in raw:
             return None
         found = self.address(f"{key}address6", raw["address6"])
@@ -161,7 +161,7 @@ class _Reader:
         return host, number
 
     def each(self, key: str, raw: list[Any]) -> list[tuple[str, str]]:
-        """The strings of a list, each with its key."""
+        """The strings of a list, each with its key for errors."""
         for number, item in enumerate(raw):
             if not isinstance(item, str):
                 self.fail(f"{key}[{number}]", f"found {_short(item)}; allowed: a string", at=item)
@@ -224,7 +224,7 @@ def _short(value: object) -> str:
 def parse_config(
     raw: object, source: str = "the gateway's config", text: str = ""
 ) -> GatewayConfig:
-    """The configuration, checked. ``text`` is the file's, to find lines in.
+    """Parse and check a configuration. ``text`` is the text of the file, to name lines of.
 
     Raises `PolicyError` for the first thing that is wrong.
     """
@@ -281,7 +281,7 @@ def _check_services(
     own: tuple[Address, ...],
     peers: tuple[Peer, ...],
 ) -> None:
-    """An address that somebody has in the tunnel can't be a service's."""
+    """Refuse a service at an address that the gateway or a peer has in the tunnel."""
     taken = dict.fromkeys(own, "the gateway's own")
     taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
     for service in services:

@@ -1,4 +1,4 @@
-"""The rules of a policy, and the services beside them: what each means, and how each is written.
+"""The rules and the services of a policy: their meaning and their syntax. Pure.
 
 A rule is ``allow`` or ``deny`` and HOST:PORT. HOST is an address, a CIDR, ``[V6]``, a name or
 ``*.suffix`` (every name below it, not itself); PORT is a number, a range ``8000-8010`` or ``*``.
@@ -41,12 +41,12 @@ _SHAPE = (
 )
 _ANY = "*"
 _SHOWN = 80
-"""Characters of a stranger's text in a message."""
+"""Characters of foreign text that a message quotes."""
 _UNCHECKED = "/unchecked"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)")
 _URL_PORTS = {"http": 80, "ws": 80, "ssh": 22, "ftp": 21, "git": 9418, "mqtt": 1883}
 _DEVIATING = "\u00df\u03c2\u200c\u200d"
-"""Characters that the two versions of IDNA spell differently (RFC 5895; UTS 46, section 7)."""
+"""Characters that IDNA 2003 and 2008 encode differently (RFC 5895; UTS 46, section 7)."""
 
 
 class Action(Enum):
@@ -61,11 +61,11 @@ class Rule:
     """One line of a policy. Exactly one of ``network`` and ``name`` is set."""
 
     text: str
-    """As written, with ``allow`` or ``deny`` before it."""
+    """The rule as it was written, with ``allow`` or ``deny`` before it."""
     action: Action
     network: Network | None
     name: str
-    """Lower case, or ``*.`` and a suffix, or ``*``."""
+    """A name in lower case, or ``*.`` and a suffix, or ``*``; empty if there is a ``network``."""
     first_port: int
     last_port: int
     protocol: str
@@ -77,15 +77,15 @@ class Rule:
 
     @property
     def any(self) -> bool:
-        """Whether this rule is any host."""
+        """Whether the rule's host is ``*``."""
         return self.name == _ANY
 
     def covers(self, port: int, protocol: str) -> bool:
-        """Whether this rule speaks of that port and protocol."""
+        """Whether this rule is about that port and protocol (``tcp`` or ``udp``)."""
         return self.first_port <= port <= self.last_port and self.protocol in ("", protocol)
 
     def names(self, name: str) -> bool:
-        """Whether this rule speaks of ``name``, which is in lower case without a final dot."""
+        """Whether this rule is about ``name``, which is in lower case without a final dot."""
         if self.any:
             return True
         if self.name.startswith("*."):
@@ -94,13 +94,13 @@ class Rule:
 
     @property
     def single(self) -> bool:
-        """Whether this rule is one address."""
+        """Whether the rule's host is one address."""
         return self.network is not None and self.network.num_addresses == 1
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """An address inside the tunnel, answered by a TCP service of the gateway's side."""
+    """An address and a port inside the tunnel, whose TCP flows go to a target outside."""
 
     address: Address
     port: int
@@ -122,7 +122,7 @@ def _ports(text: str, rule: str) -> tuple[int, int]:
 
 
 def is_name(text: str) -> bool:
-    """Whether a rule can have this name, which is in lower case without a final dot."""
+    """Whether a rule can have this name, which is in lower case without a final dot (RFC 1035)."""
     if not 0 < len(text) <= 253:
         return False
     labels = text.split(".")
@@ -131,14 +131,17 @@ def is_name(text: str) -> bool:
 
 
 def may_be_advised(name: str) -> bool:
-    """Whether a rule with this name would open something: no service's name (RFC 6763) does, and
-    no address's (RFC 1035, 3.5)."""
+    """Whether a hint may advise a rule with this name.
+
+    The name of a service (RFC 6763) has no address, nor has the reverse name of an address (RFC
+    1035, 3.5): such a rule would allow nothing.
+    """
     labels = name.split(".")
     return is_name(name) and labels[-1] != "arpa" and not any(part[0] == "_" for part in labels)
 
 
 def _ascii(host: str, rule: str) -> str:
-    """A name's ASCII form (RFC 3490); as it is if it is ASCII. Raises `PolicyError`."""
+    """The ASCII form of a name (RFC 3490). Raises `PolicyError` if it is ambiguous."""
     if host.isascii():
         return host
     try:
@@ -150,7 +153,7 @@ def _ascii(host: str, rule: str) -> str:
 
 
 def _no_url(text: str) -> None:
-    """Raises `PolicyError` for a URL, naming the rule that is meant."""
+    """Raises `PolicyError` if ``text`` is a URL, with the rule that was probably meant."""
     found = _URL.match(text.strip())
     if found is None:
         return
@@ -161,7 +164,7 @@ def _no_url(text: str) -> None:
 
 
 def parse_rule(text: str, action: Action = Action.ALLOW) -> Rule:
-    """One rule without its verb; see the module's head for its shape. Raises `PolicyError`."""
+    """Parse a rule without its verb, as ``example.com:443``. Raises `PolicyError`."""
     _no_url(text)
     body, protocol = text.strip(), ""
     checked = not body.endswith(_UNCHECKED)
@@ -199,7 +202,7 @@ def parse_rule(text: str, action: Action = Action.ALLOW) -> Rule:
 
 
 def parse_line(text: str) -> Rule:
-    """One line of a policy: ``allow`` or ``deny``, and a rule. Raises `PolicyError`."""
+    """Parse a line of a policy: ``allow`` or ``deny``, and a rule. Raises `PolicyError`."""
     verb, _, rest = text.strip().partition(" ")
     actions = {"allow": Action.ALLOW, "deny": Action.REFUSE}
     if verb not in actions:
@@ -218,7 +221,10 @@ def _endpoint(text: str, whole: str) -> tuple[str, int]:
 
 
 def parse_service(inside: str, outside: str) -> Service:
-    """``inside`` (ADDRESS:PORT in the tunnel) answered by ``outside``. Raises `PolicyError`."""
+    """The service at ``inside`` (ADDRESS:PORT) whose target is ``outside`` (HOST:PORT).
+
+    Raises `PolicyError`.
+    """
     whole = f"{inside[:_SHOWN]!r} = {outside[:_SHOWN]!r}"
     address_text, port = _endpoint(inside, whole)
     target_host, target_port = _endpoint(outside, whole)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 __all__ = [
     "CHUNK",
+    "Connection",
     "FlowRefused",
     "LocalAddress",
     "Stream",
@@ -19,6 +20,9 @@ __all__ = [
 
 CHUNK = 65536
 """Bytes of one read."""
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+"""One end of a TCP flow."""
 
 
 class FlowRefused(Exception):

@@ -17,6 +17,7 @@ from wgcell.gateway.model.policy import LEARNED, Decision
 from wgcell.gateway.proxy import hostcheck
 from wgcell.gateway.proxy.splice import (
     CHUNK,
+    Connection,
     FlowRefused,
     LocalAddress,
     Stream,
@@ -25,7 +26,7 @@ from wgcell.gateway.proxy.splice import (
     until_done,
 )
 
-__all__ = ["Splice", "Target", "connect"]
+__all__ = ["Splice", "connect"]
 
 CONNECT_TIMEOUT = 10.0
 """Seconds that a target may take to accept."""
@@ -38,11 +39,8 @@ _SLOW_READS = 0.25
 """Seconds between two reads of a head that comes in more pieces than that: with each piece, all of
 it is parsed again."""
 
-Target = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-"""The target's end of a flow."""
 
-
-async def connect(flow: Flow, decision: Decision, may_be_local: bool) -> Target:
+async def connect(flow: Flow, decision: Decision, may_be_local: bool) -> Connection:
     """Connect to the target of ``flow``; ``may_be_local`` says whether it may be this very machine.
 
     Raises `Unreachable`, also after `CONNECT_TIMEOUT`, and `LocalAddress`.
@@ -79,7 +77,7 @@ class Splice:
     _half_ended: bool = False
     _moved: list[float] = field(default_factory=lambda: [time.monotonic()])
 
-    async def run(self, target: Target) -> str:
+    async def run(self, target: Connection) -> str:
         """Move bytes until the flow ends. Returns the reason, ``closed`` or ``idle``.
 
         ``target`` comes from `connect`. Raises `FlowRefused` and OSError.

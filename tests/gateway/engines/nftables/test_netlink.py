@@ -8,7 +8,7 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wgcell.gateway.engines.nftables.netlink import FirstPacket, FlowEnd, parse
+from wgcell.gateway.engines.nftables.netlink import FirstPacket, FlowDestroyed, parse
 
 PACKET = (
     bytes.fromhex("4500003c000040004006")
@@ -45,7 +45,7 @@ PEER, TARGET = ipaddress.ip_address("10.99.0.2"), ipaddress.ip_address("203.0.11
 def test_a_first_packet_and_an_end() -> None:
     seen, gone = parse(LOGGED + ENDED)
     assert seen == FirstPacket("wgcell:allow:alice:3", PEER, 40000, TARGET, 443, "tcp")
-    assert gone == FlowEnd(PEER, 40000, TARGET, 443, "tcp", 700, 900)
+    assert gone == FlowDestroyed(PEER, 40000, TARGET, 443, "tcp", 700, 900)
 
 
 @settings(max_examples=300, deadline=None)

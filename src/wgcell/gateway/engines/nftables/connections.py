@@ -14,15 +14,15 @@ import struct
 from typing import Any, Protocol
 
 from wgcell.gateway.engines.nftables.host import HostContext
-from wgcell.gateway.engines.nftables.pending import Accepted, PendingSyn, PendingSyns
+from wgcell.gateway.engines.nftables.pending import PendingSyn, PendingSyns
 from wgcell.gateway.engines.nftables.sets import Peers
 from wgcell.gateway.engines.nftables.table import HOLD_GROUP
 from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.policy import Decision
 from wgcell.gateway.model.rules import Action
 from wgcell.gateway.peer.admission import Admission
-from wgcell.gateway.proxy.splice import Unreachable
-from wgcell.gateway.proxy.tcp import Splice, Target, connect
+from wgcell.gateway.proxy.splice import Connection, Unreachable
+from wgcell.gateway.proxy.tcp import Splice, connect
 from wgcell.gateway.tasks import Tasks
 from wgcell.net import addresses
 
@@ -104,11 +104,11 @@ class TcpFlows:
 
 
 class _Runs(Protocol):
-    async def run(self, target: Target) -> str: ...
+    async def run(self, target: Connection) -> str: ...
 
 
 async def finish(
-    splice: _Runs, target: Target, connection: Accepted, *, takes_rest: float = TAKES_REST
+    splice: _Runs, target: Connection, connection: Connection, *, takes_rest: float = TAKES_REST
 ) -> str:
     """Run ``splice`` until the peer has taken the last bytes, too; for so long the flow is open.
 

@@ -1,7 +1,7 @@
 """The kernel's messages about flows: first packets by NFLOG, ends by conntrack.
 
 Messages of netlink (linux/netlink.h, nfnetlink_log.h, nfnetlink_conntrack.h) become `FirstPacket`
-and `FlowEnd`. The kernel wrote the messages, but the guest wrote the packets in them: parsing
+and `FlowDestroyed`. The kernel wrote the messages, but the guest wrote the packets in them: parsing
 raises nothing, whatever they hold.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from wgcell.net import addresses
 from wgcell.net.addresses import Address
 
-__all__ = ["FirstPacket", "FlowEnd", "open_log", "open_sockets", "parse", "sweep"]
+__all__ = ["FirstPacket", "FlowDestroyed", "open_log", "open_sockets", "parse", "sweep"]
 
 _NETLINK_NETFILTER = 12
 _NLM_F_REQUEST = 1
@@ -56,7 +56,7 @@ class FirstPacket:
 
 
 @dataclass(frozen=True, slots=True)
-class FlowEnd:
+class FlowDestroyed:
     """The end of a flow, with the bytes that the kernel counted, headers included."""
 
     source: Address
@@ -122,14 +122,14 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def parse(data: bytes) -> Iterator[FirstPacket | FlowEnd]:
+def parse(data: bytes) -> Iterator[FirstPacket | FlowDestroyed]:
     """The flows in one datagram of netlink. Never raises; malformed messages are skipped."""
     while len(data) >= 20:
         size, kind = struct.unpack_from("=IH", data)
         if not 20 <= size <= len(data):
             return
         attributes = _attributes(data[20:size])
-        found: FirstPacket | FlowEnd | None = None
+        found: FirstPacket | FlowDestroyed | None = None
         if kind == _ULOG << 8 | _ULOG_PACKET:
             found = _first_packet(attributes)
         elif kind == _CTNETLINK << 8 | _CT_DELETE:
@@ -157,7 +157,7 @@ def _first_packet(attributes: dict[int, bytes]) -> FirstPacket | None:
     return FirstPacket(prefix, *ends, name, packet)
 
 
-def _flow_end(attributes: dict[int, bytes]) -> FlowEnd | None:
+def _flow_end(attributes: dict[int, bytes]) -> FlowDestroyed | None:
     tuple_ = _attributes(attributes.get(_ORIG, b""))
     ip, proto = _attributes(tuple_.get(1, b"")), _attributes(tuple_.get(2, b""))
     # CTA_IP_V4_SRC, _DST, V6_SRC, _DST are 1 to 4; CTA_PROTO_NUM, SRC_PORT, DST_PORT 1 to 3.
@@ -171,7 +171,7 @@ def _flow_end(attributes: dict[int, bytes]) -> FlowEnd | None:
     for kind in (_COUNT_ORIG, _COUNT_REPLY):
         raw = _attributes(attributes.get(kind, b"")).get(2, b"")
         counts.append(int.from_bytes(raw, "big") if len(raw) == 8 else 0)
-    return FlowEnd(
+    return FlowDestroyed(
         addresses.unpacked(ends[0]),
         int.from_bytes(proto[2], "big"),
         addresses.unpacked(ends[1]),

@@ -92,7 +92,7 @@ class FlowObserver:
             flow.rule, reason = again.rule, again.reason
         admission.events.add({**flow_event(flow, "flow", verdict, reason), "mend": rule})
 
-    def _ended(self, end: netlink.FlowEnd) -> None:
+    def _ended(self, end: netlink.FlowDestroyed) -> None:
         flow, events = self._open.pop(_key(end), (None, None))
         if flow is not None and events is not None:
             flow.bytes_out, flow.bytes_in = end.bytes_out, end.bytes_in
@@ -110,5 +110,5 @@ class FlowObserver:
                 await served.admission.extend(flows)
 
 
-def _key(flow: netlink.FirstPacket | netlink.FlowEnd) -> tuple[object, ...]:
+def _key(flow: netlink.FirstPacket | netlink.FlowDestroyed) -> tuple[object, ...]:
     return flow.source, flow.source_port, flow.address, flow.port, flow.protocol

@@ -24,8 +24,9 @@ from types import TracebackType
 
 from wgcell.gateway.engines.nftables import netlink
 from wgcell.gateway.engines.nftables.table import RELEASED, RESET, UNREACHABLE
+from wgcell.gateway.proxy.splice import Connection
 
-__all__ = ["Accepted", "PendingSyn", "PendingSyns"]
+__all__ = ["PendingSyn", "PendingSyns"]
 
 HANDSHAKE = 10.0
 """Seconds that the peer may take to complete the handshake once its target has accepted."""
@@ -37,9 +38,7 @@ _NO_HARDWARE_ADDRESS = bytes(6)
 _AT_ONCE = 64
 """Reads before the other sockets' turn."""
 
-Accepted = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-"""The peer's end of a connection."""
-Ends = tuple[object, ...]
+FourTuple = tuple[object, ...]
 """The peer's address and port, the target's address and port."""
 
 
@@ -51,7 +50,7 @@ class PendingSyn:
         self.accepted = False
         """Whether `release` has returned."""
         self._pending = pending
-        self._connection: asyncio.Future[Accepted] | None = None
+        self._connection: asyncio.Future[Connection] | None = None
         self._rejected = False
 
     def __enter__(self) -> PendingSyn:
@@ -82,7 +81,7 @@ class PendingSyn:
         if self._connection is not None:
             self._pending.put_back(self.packet.raw, RELEASED)
 
-    async def release(self) -> Accepted:
+    async def release(self) -> Connection:
         """The peer's connection, once its handshake is over. Raises TimeoutError after 10 s."""
         self._connection = asyncio.get_running_loop().create_future()
         self._pending.put_back(self.packet.raw, RELEASED)
@@ -91,7 +90,7 @@ class PendingSyn:
         self.accepted = True
         return connection
 
-    def accept(self, connection: Accepted) -> bool:
+    def accept(self, connection: Connection) -> bool:
         """This is the peer's connection. False if nothing waits for one."""
         if self._connection is None or self._connection.done():
             return False
@@ -106,7 +105,7 @@ class PendingSyns:
     """
 
     def __init__(self, group: int) -> None:
-        self._pending: dict[Ends, PendingSyn] = {}
+        self._pending: dict[FourTuple, PendingSyn] = {}
         self._copies = netlink.open_log(group)
         self._back = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
 
@@ -139,7 +138,7 @@ class PendingSyns:
                         yield syn
 
     def find(self, *ends: object) -> PendingSyn | None:
-        """The pending SYN between these `Ends`."""
+        """The pending SYN between these `FourTuple`."""
         return self._pending.get(ends)
 
     def forget(self, syn: PendingSyn) -> None:
