@@ -318,7 +318,7 @@ def test_no_rule_that_is_passed_opens_what_is_protected(tmp_path: Path) -> None:
         policy = Policy(tuple(map(parse_rule, job.gateway.allow)), protected=OWN)
         for text in ("192.168.1.9", "127.0.0.1", "169.254.169.254", "45.0.0.7", "::1"):
             decision = policy.evaluate(addresses.address(text), 80, "tcp", ("example.com",))
-            assert decision.verdict.value == "refuse"
+            assert decision.action.value == "refuse"
 
 
 def test_a_file_of_many_rules_is_read_and_remarked_upon_in_time(tmp_path: Path) -> None:

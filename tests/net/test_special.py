@@ -152,7 +152,7 @@ def name_takes(address: Address) -> bool:
     found = dns.message.make_response(asked.message)
     found.answer.append(dns.rrset.from_text("host.example.com.", 60, "IN", kind, str(address)))
     found = dns.message.from_wire(found.to_wire())
-    answer = answers.filtered(asked, found, BY_NAME.kept)
+    answer = answers.filtered(asked, found, BY_NAME.protection)
     flow = BY_NAME.evaluate(address, 443, "tcp", ("host.example.com",))
     assert bool(answer.addresses) == (flow.action is Action.ALLOW)
     return bool(answer.addresses)
