@@ -17,7 +17,8 @@ class Engine(Protocol):
         the engine stays."""
 
     async def apply(self, config: GatewayConfig) -> None:
-        """Change to ``config``. Raises as `start` does; then the former configuration holds."""
+        """Change to ``config``. Raises as `start` does. Which peers are then served, each engine
+        says."""
 
     async def stop(self) -> None:
         """End all flows, and take away everything that was made."""

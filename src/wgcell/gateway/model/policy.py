@@ -155,10 +155,10 @@ class Policy:
         self, address: Address, port: int, protocol: str, names: tuple[str, ...]
     ) -> tuple[Decision, bool]:
         """The decision of the first rule that matches, and whether it matched a name."""
-        kept = self.protected_kind(address)
+        kind = self.protected_kind(address)
         refusal = "no rule allows it"
-        if kept:
-            refusal = f"{_article(kept)} address, and no rule is that address"
+        if kind:
+            refusal = f"{_article(kind)} address, and no rule is that address"
         for rule in self.rules:
             by_address = rule.any or (rule.network is not None and address in rule.network)
             by_name = not rule.any and any(map(rule.names, names))
@@ -166,9 +166,9 @@ class Policy:
                 continue
             if rule.action is Action.REFUSE:
                 return Decision(Action.REFUSE, rule.text, "a rule denies it"), by_name
-            if not kept or rule.single:
+            if not kind or rule.single:
                 return self._allowing(rule), by_name
-        if self.learn and not kept:
+        if self.learn and not kind:
             learned = Decision(Action.ALLOW, LEARNED, "learning: no rule refuses it")
             return learned, bool(names)
         return Decision(Action.REFUSE, "", refusal), False

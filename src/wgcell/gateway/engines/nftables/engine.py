@@ -1,7 +1,7 @@
 """The nftables engine: WireGuard of the kernel, or wireguard-go where it has none, and nftables.
 
 One engine for two host contexts (see `host`): the machine's own network, and a private network
-namespace. Every change of the policy goes the same way: policy, text, one atomic transaction, and a
+namespace. Every change of the policy has the same steps: policy, text, one atomic transaction, and a
 check that the kernel has it. The table stands before the interface does, so the tunnel is never
 open without the policy.
 
@@ -94,10 +94,10 @@ class NftablesEngine:
         self._configure(self._config)
 
     async def apply(self, config: GatewayConfig) -> None:
-        """Change to ``config``. Raises HostError, and OSError if a port is taken.
+        """Change to ``config``. Raises HostError; then the former configuration holds.
 
         A peer that is gone is cut off. Changed rules hold for new flows, and for open flows that
-        this process proxies. If a step fails, the former configuration holds.
+        this process proxies. Raises OSError if a port is taken.
         """
         with self._host.changing(self._config, config):
             async with self._name_sets.paused:

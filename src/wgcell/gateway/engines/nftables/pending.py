@@ -151,6 +151,6 @@ class PendingSyns:
     def put_back(self, packet: bytes, mark: int) -> None:
         """Have the kernel take ``packet`` as if it had just come, under ``mark``."""
         place = _LOOPBACK, _ETHERTYPE[packet[0] >> 4], 0, 0, _NO_HARDWARE_ADDRESS
-        with contextlib.suppress(OSError):  # then it is lost, as on any way
+        with contextlib.suppress(OSError):  # then it is lost, as packets may be
             self._back.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             self._back.sendto(packet, place)

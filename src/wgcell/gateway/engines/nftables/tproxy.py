@@ -30,12 +30,12 @@ def ruleset(config: GatewayConfig, interface: str) -> str:
     with the rules: the process ends it when another policy does not allow it.
     """
     lines: list[str] = []
-    turn = f"meta mark set {TPROXY_MARK} accept"
+    accept = f"meta mark set {TPROXY_MARK} accept"
     lines += chain(
         "taken",
         [
-            f"meta nfproto ipv4 meta l4proto {{ tcp, udp }} tproxy ip to :{REDIRECT_PORT} {turn}",
-            f"meta nfproto ipv6 meta l4proto {{ tcp, udp }} tproxy ip6 to :{REDIRECT_PORT} {turn}",
+            f"meta nfproto ipv4 meta l4proto {{ tcp, udp }} tproxy ip to :{REDIRECT_PORT} {accept}",
+            f"meta nfproto ipv6 meta l4proto {{ tcp, udp }} tproxy ip6 to :{REDIRECT_PORT} {accept}",
         ],
     )
     not_released = f"meta l4proto tcp meta mark != {RELEASED}"
