@@ -22,7 +22,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from wgcell.gateway.ingress.sockets import (
     CONTROL_SIZE,
@@ -81,7 +80,7 @@ class Bounds:
     """Seconds without an answer after which the session of a path is dead (REJECT_AFTER_TIME)."""
 
 
-class _Known(OrderedDict[Any, TokenBucket]):
+class _Known(OrderedDict[object, TokenBucket]):
     """A token bucket for each key; the longest unused are forgotten."""
 
     def take(self, key: object, bounds: tuple[int, int]) -> bool:

@@ -31,7 +31,7 @@ allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
@@ -160,14 +160,16 @@ class _Reader:
             self.fail(key, f"found {_short(text)}; allowed: ADDRESS:PORT", at=text)
         return host, number
 
-    def each(self, key: str, raw: list[Any]) -> list[tuple[str, str]]:
+    def each(self, key: str, raw: Iterable[object]) -> list[tuple[str, str]]:
         """The strings of a list, each with its key for errors."""
+        found = []
         for number, item in enumerate(raw):
             if not isinstance(item, str):
                 self.fail(f"{key}[{number}]", f"found {_short(item)}; allowed: a string", at=item)
-        return [(f"{key}[{number}]", item) for number, item in enumerate(raw)]
+            found.append((f"{key}[{number}]", item))
+        return found
 
-    def rules(self, key: str, raw: list[Any]) -> tuple[Rule, ...]:
+    def rules(self, key: str, raw: Iterable[object]) -> tuple[Rule, ...]:
         found = []
         for where, text in self.each(key, raw):
             try:
@@ -176,7 +178,7 @@ class _Reader:
                 self.fail(where, error.message, at=text)
         return tuple(found)
 
-    def services(self, raw: dict[str, Any]) -> tuple[Service, ...]:
+    def services(self, raw: Mapping[str, object]) -> tuple[Service, ...]:
         found = []
         for inside, outside in raw.items():
             try:
@@ -185,7 +187,7 @@ class _Reader:
                 self.fail("services", error.message, at=inside)
         return tuple(found)
 
-    def networks(self, key: str, raw: list[Any]) -> tuple[Network, ...]:
+    def networks(self, key: str, raw: Iterable[object]) -> tuple[Network, ...]:
         found = []
         for where, text in self.each(key, raw):
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from wgcell.gateway.model.flow import FAILED
 from wgcell.gateway.model.policy import LEARNED
@@ -23,7 +22,7 @@ class Tally:
         self._failed: dict[str, str] = {}
         self._omitted = 0
 
-    def add(self, event: Mapping[str, Any]) -> bool:
+    def add(self, event: Mapping[str, object]) -> bool:
         """Count one event. True for a refusal or a failure of a kind not seen before."""
         if event.get("event") == "flows_omitted":
             count = event.get("refuse", 0)
@@ -49,12 +48,12 @@ class Tally:
         return self._refused[key] == 1
 
     @staticmethod
-    def told(event: Mapping[str, Any]) -> str:
+    def told(event: Mapping[str, object]) -> str:
         """The outcome of a flow, in a few words."""
         return "not found" if event.get("verdict") == FAILED else "refused by the gateway"
 
     @staticmethod
-    def what(event: Mapping[str, Any]) -> str:
+    def what(event: Mapping[str, object]) -> str:
         """The target of a flow, in a few characters."""
         where = str(event.get("host") or event.get("name") or event.get("address") or "?")
         if event.get("protocol") == "dns":

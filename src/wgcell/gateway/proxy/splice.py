@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 __all__ = [
     "CHUNK",
@@ -59,13 +59,13 @@ class Stream(Protocol):
     async def read(self, n: int, /) -> bytes:
         """At most ``n`` bytes; none at the end."""
 
-    def write(self, data: bytes, /) -> Any:
+    def write(self, data: bytes, /) -> object:
         """Queue bytes."""
 
     async def drain(self) -> None:
         """Wait until there is room for more."""
 
-    def write_eof(self) -> Any:
+    def write_eof(self) -> object:
         """End this direction."""
 
 

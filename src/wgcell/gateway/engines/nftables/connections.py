@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from typing import Any, Protocol
+from typing import Protocol
 
 from wgcell.gateway.engines.nftables.host import HostContext
 from wgcell.gateway.engines.nftables.pending import PendingSyn, PendingSyns
@@ -141,5 +141,5 @@ class _Stream:
     """An accepted connection as a `proxy.splice.Stream`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.read: Any = reader.read
-        self.write, self.drain, self.write_eof = writer.write, writer.drain, writer.write_eof
+        self.read, self.write = reader.read, writer.write
+        self.drain, self.write_eof = writer.drain, writer.write_eof

@@ -1,8 +1,8 @@
 """The nftables engine: WireGuard of the kernel, or wireguard-go where it has none, and nftables.
 
 One engine for two host contexts (see `host`): the machine's own network, and a private network
-namespace. Every change of the policy has the same steps: policy, text, one atomic transaction, and a
-check that the kernel has it. The table stands before the interface does, so the tunnel is never
+namespace. Every change of the policy has the same steps: policy, text, one atomic transaction, and
+a check that the kernel has it. The table stands before the interface does, so the tunnel is never
 open without the policy.
 
 What rules can't do, this process does: the resolver inside the tunnel, which fills the sets of

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from wgcell.gateway.engines.nftables import rules
 from wgcell.gateway.engines.nftables.table import (
+    FAMILIES,
     REDIRECT_PORT,
     RELEASED,
     TPROXY_MARK,
@@ -34,8 +35,9 @@ def ruleset(config: GatewayConfig, interface: str) -> str:
     lines += chain(
         "taken",
         [
-            f"meta nfproto ipv4 meta l4proto {{ tcp, udp }} tproxy ip to :{REDIRECT_PORT} {accept}",
-            f"meta nfproto ipv6 meta l4proto {{ tcp, udp }} tproxy ip6 to :{REDIRECT_PORT} {accept}",
+            f"meta nfproto ipv{version} meta l4proto {{ tcp, udp }} "
+            f"tproxy {ip} to :{REDIRECT_PORT} {accept}"
+            for version, ip, _ in FAMILIES
         ],
     )
     not_released = f"meta l4proto tcp meta mark != {RELEASED}"
