@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 from tests.gateway.conftest import config_of
-from tests.waiting import forever, soon
+from tests.waiting import soon
 
-from wgcell.gateway import __main__ as process
-from wgcell.gateway.engines.nftables.connections import finish
 from wgcell.gateway.model.parsing import parse_config
 from wgcell.gateway.model.policy import LEARNED
 from wgcell.gateway.model.rules import Action
@@ -127,51 +125,6 @@ def test_a_flow_that_was_learned_is_compared_once_the_policy_is_known() -> None:
 
     asyncio.run(one.carry(flow, one.decide(flow, one.peer.address), changed_meanwhile()))
     assert (flow.rule, flow.names) == ("allow api.example.com:443", ("api.example.com",))
-
-
-def test_what_nothing_has_caught_is_told_but_not_without_end() -> None:
-    told: list[dict[str, object]] = []
-    stumbles = process.UncaughtErrors(told.append)
-
-    async def many() -> None:
-        for _ in range(1000):
-            stumbles(asyncio.get_running_loop(), {"message": "m", "exception": OSError("e")})
-
-    asyncio.run(many())
-    assert 1 <= len(told) <= 10 and told[0] == {"event": "stumble", "detail": "m: OSError('e')"}
-
-
-def test_what_a_peer_does_not_take_keeps_its_flow_open() -> None:
-    """The target has ended, and the peer; but it reads nothing of what is left."""
-
-    class Ended:
-        async def run(self, target: object) -> str:
-            return "closed"
-
-    class Unread:
-        closed = False
-
-        @property
-        def transport(self) -> Unread:
-            return self
-
-        def abort(self) -> None:
-            assert self.closed
-
-        def close(self) -> None:
-            self.closed = True
-
-        async def wait_closed(self) -> None:
-            await forever()
-
-    async def to_its_end() -> tuple[str, bool, float]:
-        begun, unread = time.monotonic(), Unread()
-        connection = None, unread
-        ended = await finish(Ended(), None, connection, takes_rest=0.2)  # type: ignore[arg-type]
-        return ended, unread.closed, time.monotonic() - begun
-
-    ended, closed, taken = asyncio.run(to_its_end())
-    assert ended == "closed" and closed and 0.2 <= taken < 5
 
 
 def test_the_tunnels_own_addresses_are_on_this_side() -> None:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
-import pytest
-
-from wgcell.cli.flows import FlowTable
-from wgcell.gateway.model.flow import FAILED, Flow, hint, learned_rule
-from wgcell.gateway.model.ratelimit import TokenBucket
-from wgcell.gateway.model.rules import parse_rule
-from wgcell.gateway.peer.events import MOST_REPORTED, EventLog, flow_end, flow_event
-from wgcell.gateway.peer.tally import Tally
+from wgcell.gateway.model.flow import Flow
+from wgcell.gateway.peer.events import MOST_REPORTED, EventLog, flow_event
 
 V4, V6 = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("2001:db8::7")
 
@@ -21,91 +15,6 @@ def refusal(**changes: object) -> dict[str, object]:
         Flow(1, "cell", "tcp", V4, 443, "cdn.example.com"), "flow", "refuse", "no rule"
     )
     return {**event, "mend": "cdn.example.com:443", **changes}
-
-
-def test_the_summary_has_the_rule_that_would_allow() -> None:
-    tally = Tally()
-    assert [tally.add(refusal()) for _ in range(3)] == [True, False, False]
-    tally.add(refusal(name="", mend=""))
-    tally.add(refusal(protocol="dns", name="b.example.com", mend="b.example.com:443"))
-    tally.add({"event": "flows_omitted", "refuse": 9})
-    assert tally.refusals() == [
-        "refused 3 \u00d7 cdn.example.com:443: --allow cdn.example.com:443",
-        "refused 1 \u00d7 203.0.113.7:443",
-        "refused 1 \u00d7 b.example.com: --allow b.example.com:443",
-        "refused 9 more, not listed one by one",
-    ]
-
-
-def test_no_rule_would_allow_a_ping_and_none_is_named() -> None:
-    assert hint("icmp", 0, "") == hint("ip47", 0, "a.example.com") == ""
-    tally = Tally()
-    tally.add(refusal(protocol="icmp", name="", port=0, mend=""))
-    assert tally.refusals() == ["refused 1 \u00d7 203.0.113.7 (icmp)"]
-
-
-def test_what_was_learned_is_told_once_each() -> None:
-    tally = Tally()
-    for rule in ("b.example.com:443", "a.example.com:80", "b.example.com:443"):
-        tally.add(refusal(verdict="allow", rule="learn", mend=rule))
-    assert tally.learned() == ["a.example.com:80", "b.example.com:443"]
-    assert tally.refusals() == []
-
-
-@pytest.mark.parametrize(
-    ("protocol", "host", "rule"),
-    [
-        ("tcp", "a.example.com", "a.example.com:80"),
-        ("udp", "a.example.com", "a.example.com:80/udp"),
-        ("dns", "a.example.com", "a.example.com:443"),
-    ],
-)
-def test_a_mend_is_a_rule(protocol: str, host: str, rule: str) -> None:
-    assert hint(protocol, 80, host) == rule
-    parse_rule(rule)
-    parse_rule(hint("tcp", 22, host, checked=False))
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        *("", ".", "@", "_http._tcp.example.com", "7.113.0.203.in-addr.arpa", "a..example.com"),
-        *("ip6.arpa", "203.0.113.7", "10.1", "[2001:db8::7]", "a\\.example.com", "a b.example.com"),
-        *("169.254.169.254", "192.168.1.1", "-x.example.com", "x" * 64 + ".example.com"),
-    ],
-)
-@pytest.mark.parametrize("protocol", ["tcp", "udp", "dns"])
-def test_no_address_and_no_name_that_no_rule_can_have_is_advised(protocol: str, host: str) -> None:
-    assert hint(protocol, 443, host) == ""
-
-
-def test_what_was_learned_of_an_address_is_a_rule_too() -> None:
-    for address, protocol, rule in (
-        (V4, "tcp", "203.0.113.7:80"),
-        (V4, "udp", "203.0.113.7:80/udp"),
-        (V6, "tcp", "[2001:db8::7]:80"),
-    ):
-        assert learned_rule(Flow(1, "cell", protocol, address, 80), "") == rule
-        parse_rule(rule)
-
-
-def test_a_name_that_was_not_found_is_told_once_and_at_the_end() -> None:
-    tally = Tally()
-    event = refusal(protocol="dns", name="a.example.com", verdict=FAILED, reason="no", mend="")
-    assert [tally.add(event) for _ in range(2)] == [True, False]
-    assert tally.told(event) == "not found" and tally.told(refusal()) != "not found"
-    assert tally.refusals() == ["not found: a.example.com: no"]
-    for number in range(2000):
-        tally.add({**event, "name": f"n{number}.example.com"})
-    assert len(tally.refusals()) <= 512
-
-
-def test_a_service_is_advised_as_an_option_of_its_own() -> None:
-    tally = Tally()
-    tally.add(
-        refusal(name="", address="10.99.0.5", port=80, mend="--service 10.99.0.5:80=HOST:PORT")
-    )
-    assert tally.refusals() == ["refused 1 \u00d7 10.99.0.5:80: --service 10.99.0.5:80=HOST:PORT"]
 
 
 def test_a_flood_is_counted() -> None:
@@ -118,41 +27,3 @@ def test_a_flood_is_counted() -> None:
     assert MOST_REPORTED <= len(told) < MOST_REPORTED + 20
     assert told[-1]["event"] == "flows_omitted"
     assert len(told) - 1 + int(str(told[-1]["refuse"])) == 5000
-
-
-def test_a_hostile_tally_is_bounded() -> None:
-    tally = Tally()
-    for number in range(2000):
-        tally.add(refusal(name=f"n{number}.example.com", mend=""))
-    assert len(tally.refusals()) < 600
-    assert tally.refusals()[-1] == "refused 1488 more, not listed one by one"
-
-
-def test_a_bucket() -> None:
-    bucket = TokenBucket(8, 4)
-    assert [bucket.take(100.0) for _ in range(5)] == [True] * 4 + [False]
-    assert bucket.take(100.125)
-    assert not bucket.take(99.0)
-    assert bucket.wait(99.0, 16) == 2.0
-
-
-def test_the_watched_table_gathers_and_escapes() -> None:
-    import json
-
-    from rich.console import Console
-
-    flows = FlowTable()
-    for line in ("", "x", "[]", json.dumps(refusal()), json.dumps(refusal(name="\x1b[2J"))):
-        flows.add(line)
-    flows.add(json.dumps({**refusal(), "verdict": "allow", "rule": "allow x"}))
-    end = flow_end(
-        Flow(1, "cell", "tcp", V4, 443, "cdn.example.com", bytes_in=2_000_000), "allow", ""
-    )
-    flows.add(json.dumps(end))
-    console = Console(width=120, force_terminal=False)
-    with console.capture() as capture:
-        console.print(flows.table(20))
-    shown = capture.get()
-    assert "2 MB" in shown
-    assert "\x1b" not in shown
-    assert shown.count("cdn.example.com:443") == 2

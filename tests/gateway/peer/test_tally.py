@@ -1,0 +1,96 @@
+"""The summary at the end of a run, from hostile events."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from wgcell.cli.flows import FlowTable
+from wgcell.gateway.model.flow import FAILED, Flow
+from wgcell.gateway.peer.events import flow_end, flow_event
+from wgcell.gateway.peer.tally import Tally
+
+V4, V6 = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("2001:db8::7")
+
+
+def refusal(**changes: object) -> dict[str, object]:
+    event = flow_event(
+        Flow(1, "cell", "tcp", V4, 443, "cdn.example.com"), "flow", "refuse", "no rule"
+    )
+    return {**event, "mend": "cdn.example.com:443", **changes}
+
+
+def test_the_summary_has_the_rule_that_would_allow() -> None:
+    tally = Tally()
+    assert [tally.add(refusal()) for _ in range(3)] == [True, False, False]
+    tally.add(refusal(name="", mend=""))
+    tally.add(refusal(protocol="dns", name="b.example.com", mend="b.example.com:443"))
+    tally.add({"event": "flows_omitted", "refuse": 9})
+    assert tally.refusals() == [
+        "refused 3 \u00d7 cdn.example.com:443: --allow cdn.example.com:443",
+        "refused 1 \u00d7 203.0.113.7:443",
+        "refused 1 \u00d7 b.example.com: --allow b.example.com:443",
+        "refused 9 more, not listed one by one",
+    ]
+
+
+def test_what_was_learned_is_told_once_each() -> None:
+    tally = Tally()
+    for rule in ("b.example.com:443", "a.example.com:80", "b.example.com:443"):
+        tally.add(refusal(verdict="allow", rule="learn", mend=rule))
+    assert tally.learned() == ["a.example.com:80", "b.example.com:443"]
+    assert tally.refusals() == []
+
+
+def test_a_name_that_was_not_found_is_told_once_and_at_the_end() -> None:
+    tally = Tally()
+    event = refusal(protocol="dns", name="a.example.com", verdict=FAILED, reason="no", mend="")
+    assert [tally.add(event) for _ in range(2)] == [True, False]
+    assert tally.told(event) == "not found" and tally.told(refusal()) != "not found"
+    assert tally.refusals() == ["not found: a.example.com: no"]
+    for number in range(2000):
+        tally.add({**event, "name": f"n{number}.example.com"})
+    assert len(tally.refusals()) <= 512
+
+
+def test_a_service_is_advised_as_an_option_of_its_own() -> None:
+    tally = Tally()
+    tally.add(
+        refusal(name="", address="10.99.0.5", port=80, mend="--service 10.99.0.5:80=HOST:PORT")
+    )
+    assert tally.refusals() == ["refused 1 \u00d7 10.99.0.5:80: --service 10.99.0.5:80=HOST:PORT"]
+
+
+def test_a_hostile_tally_is_bounded() -> None:
+    tally = Tally()
+    for number in range(2000):
+        tally.add(refusal(name=f"n{number}.example.com", mend=""))
+    assert len(tally.refusals()) < 600
+    assert tally.refusals()[-1] == "refused 1488 more, not listed one by one"
+
+
+def test_the_watched_table_gathers_and_escapes() -> None:
+    import json
+
+    from rich.console import Console
+
+    flows = FlowTable()
+    for line in ("", "x", "[]", json.dumps(refusal()), json.dumps(refusal(name="\x1b[2J"))):
+        flows.add(line)
+    flows.add(json.dumps({**refusal(), "verdict": "allow", "rule": "allow x"}))
+    end = flow_end(
+        Flow(1, "cell", "tcp", V4, 443, "cdn.example.com", bytes_in=2_000_000), "allow", ""
+    )
+    flows.add(json.dumps(end))
+    console = Console(width=120, force_terminal=False)
+    with console.capture() as capture:
+        console.print(flows.table(20))
+    shown = capture.get()
+    assert "2 MB" in shown
+    assert "\x1b" not in shown
+    assert shown.count("cdn.example.com:443") == 2
+
+
+def test_a_refused_ping_is_listed_without_a_rule() -> None:
+    tally = Tally()
+    tally.add(refusal(protocol="icmp", name="", port=0, mend=""))
+    assert tally.refusals() == ["refused 1 \u00d7 203.0.113.7 (icmp)"]
