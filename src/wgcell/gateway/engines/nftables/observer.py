@@ -34,12 +34,13 @@ class FlowObserver:
         self._host = host
         self._peers = peers
         self._open: dict[tuple[object, ...], tuple[Flow, EventLog]] = {}
+        self._sockets: tuple[socket.socket, ...] = ()
         self._sweeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Listen to the kernel. Raises OSError."""
         loop = asyncio.get_running_loop()
-        log, ends = self._host.run(netlink.open_sockets, LOG_GROUP)
+        self._sockets = log, ends = self._host.run(netlink.open_sockets, LOG_GROUP)
         for sock in (log, ends):
             loop.add_reader(sock, self._receive, sock)
         self._sweeping = asyncio.create_task(self._sweep(ends))
@@ -48,6 +49,10 @@ class FlowObserver:
         """Report nothing more."""
         if self._sweeping is not None:
             self._sweeping.cancel()
+        for sock in self._sockets:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+        self._sockets = ()
 
     def _receive(self, sock: socket.socket) -> None:
         for _ in range(_AT_ONCE):
