@@ -283,6 +283,14 @@ def answering(folder: Folder, answer: Callable[[socket.socket], None]) -> Iterat
         thread.join(GENEROUS)
 
 
+def saying(words: bytes) -> Callable[[socket.socket], None]:
+    def say(client: socket.socket) -> None:
+        client.recv(1000)
+        client.sendall(words)
+
+    return say
+
+
 SENSELESS = (
     *(b"\n", b"{}\n", b"\x1b[2J\n", b'{"say":"over"}\n', b'{"say":"status","state":"x"}\n'),
     *(b"[" * 100_000 + b"\n", b"x" * 3_000_000),
@@ -296,11 +304,10 @@ def test_an_answer_that_makes_no_sense(tmp_path: Path, line: bytes, hello: bytes
         line = b""
     folder = create(tmp_path, "x")
 
-    def answer(client: socket.socket) -> None:
-        client.recv(1000)
-        client.sendall(hello + line)
-
-    with answering(folder, answer), pytest.raises((StateError, Unreachable)) as caught:
+    with (
+        answering(folder, saying(hello + line)),
+        pytest.raises((StateError, Unreachable)) as caught,
+    ):
         list(ask(folder, words.State()))
     assert str(caught.value).replace("\n", "").isprintable()
 
@@ -309,13 +316,14 @@ def test_an_answer_without_its_hello_and_one_without_end(tmp_path: Path) -> None
     silent, endless = create(tmp_path, "a"), create(tmp_path, "b")
     status = words.ANSWERS.line(words.Status("running", 1))
     with (
-        answering(silent, lambda client: client.sendall(status)),
+        answering(silent, saying(status)),
         pytest.raises(StateError, match="no cell"),
     ):
         list(ask(silent, words.State()))
     left: list[int] = []
 
     def pour(client: socket.socket) -> None:
+        client.recv(1000)
         for piece in range(64):
             left.append(63 - piece)
             client.sendall(bytes(1 << 20))
@@ -330,14 +338,14 @@ def test_a_refusal_is_printed_and_a_death_is_noticed(tmp_path: Path) -> None:
     hello = words.ANSWERS.line(words.Hello(7))
     reason = words.ANSWERS.line(words.Refused("this cell speaks version 7"))
     with (
-        answering(refused, lambda client: client.sendall(hello + reason)),
+        answering(refused, saying(hello + reason)),
         pytest.raises(StateError, match="speaks version 7"),
     ):
         list(ask(refused, words.State()))
     event = words.ANSWERS.line(words.Event(b"{}"))
     heard: list[words.Answer] = []
     with (
-        answering(died, lambda client: client.sendall(hello + event)),
+        answering(died, saying(hello + event)),
         pytest.raises(Unreachable),
     ):
         for word in ask(died, words.Events(0, True), follow=True):
