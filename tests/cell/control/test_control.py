@@ -17,7 +17,8 @@ from tests.waiting import GENEROUS, soon
 
 from wgcell.cell.control import listener, words
 from wgcell.cell.control.client import Unreachable, ask
-from wgcell.cell.control.listener import MOST_CALLERS, NAME, Listener
+from wgcell.cell.control.listener import MOST_CALLERS, Listener
+from wgcell.cell.control.place import NAME
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
 from wgcell.errors import StateError
@@ -353,10 +354,7 @@ def test_a_refusal_is_printed_and_a_death_is_noticed(tmp_path: Path) -> None:
     assert heard == [words.Event(b"{}")]
 
 
-def test_whoever_never_answers_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wgcell.cell.control import client
-
-    monkeypatch.setattr(client, "_PATIENCE", 0.1)
+def test_whoever_never_answers_is_left(tmp_path: Path) -> None:
     folder = create(tmp_path, "x")
     ended = threading.Event()
 
@@ -365,7 +363,7 @@ def test_whoever_never_answers_is_left(tmp_path: Path, monkeypatch: pytest.Monke
 
     with answering(folder, nothing):
         with pytest.raises(Unreachable):
-            list(ask(folder, words.State()))
+            list(ask(folder, words.State(), patience=0.1))
         ended.set()
 
 

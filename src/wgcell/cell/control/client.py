@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from wgcell.cell.control import words
-from wgcell.cell.control.listener import NAME, caller_uid
+from wgcell.cell.control.place import address, caller_uid
 from wgcell.cell.folder import Folder
 from wgcell.errors import StateError
 from wgcell.wire.lines import LineError
 
-__all__ = ["Unreachable", "ask"]
+__all__ = ["PATIENCE", "Unreachable", "ask"]
 
-_PATIENCE = 5.0
+PATIENCE = 5.0
 """Seconds for what is answered at once."""
 
 
@@ -29,16 +29,22 @@ class Unreachable(Exception):
 
 
 def ask(
-    folder: Folder, question: words.Question, *, follow: bool = False
+    folder: Folder,
+    question: words.Question,
+    *,
+    follow: bool = False,
+    patience: float = PATIENCE,
 ) -> Iterator[words.Answer]:
     """The words of the answer, as they come; with ``follow`` they may come late.
+
+    ``patience`` is how many seconds the cell has for each word of it otherwise.
 
     Raises Unreachable if nobody listens, or nobody does any more: what was yielded by then is
     right, and what is missing is in the folder. Raises StateError with the cell's own words if it
     refuses, and for an answer that is none.
     """
     try:
-        with _connected(folder) as sock, sock.makefile("rb") as lines:
+        with _connected(folder, patience) as sock, sock.makefile("rb") as lines:
             said = words.QUESTIONS.line(words.Hello(words.VERSION)) + words.QUESTIONS.line(question)
             sock.sendall(said)
             answers = _answers(folder, lines)
@@ -71,13 +77,13 @@ def _answers(folder: Folder, lines: BinaryIO) -> Iterator[words.Answer]:
 
 
 @contextlib.contextmanager
-def _connected(folder: Folder) -> Iterator[socket.socket]:
+def _connected(folder: Folder, patience: float) -> Iterator[socket.socket]:
     place = os.open(folder.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         owner = os.fstat(place).st_uid
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(_PATIENCE)
-            sock.connect(f"/proc/self/fd/{place}/{NAME}")
+            sock.settimeout(patience)
+            sock.connect(address(place))
             if caller_uid(sock) != owner:
                 raise OSError(1, "it is not the cell that listens there")
             yield sock

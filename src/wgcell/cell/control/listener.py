@@ -1,9 +1,8 @@
 """The cell's end of its control socket.
 
 The socket lies in the cell's folder, which is its owner's alone (0700), and is 0600 itself; each
-caller's user is checked all the same: the owner's, or root. It is bound and reached through the
-folder's descriptor, so the path may be of any length (a socket's own has 107 bytes, unix(7)), and
-it goes when the folder goes.
+caller's user is checked all the same: the owner's, or root. It goes when the cell or its folder
+goes.
 
 A caller costs little, and holds up nobody: there are `MOST_CALLERS` at most, each says its question
 within `PATIENCE` seconds or is left, and is read for no further. What it does not take waits in the
@@ -16,19 +15,17 @@ import asyncio
 import contextlib
 import os
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from wgcell.cell.control import words
+from wgcell.cell.control.place import NAME, address, caller_uid
 from wgcell.cell.folder import Folder
 from wgcell.wire.lines import LineError
 
-__all__ = ["MOST_CALLERS", "NAME", "PATIENCE", "Listener", "caller_uid"]
+__all__ = ["MOST_CALLERS", "PATIENCE", "Listener"]
 
-NAME = "control"
-"""The socket's name in the cell's folder."""
 MOST_CALLERS = 64
 PATIENCE = 5.0
 """Seconds."""
@@ -38,8 +35,6 @@ _LOOK_EVERY = 0.1
 """Seconds between two looks for more output. An event is told at once."""
 _PIECE = 1 << 16
 """Bytes of output in one word."""
-_CREDENTIALS = struct.Struct("3i")
-"""pid, uid and gid: SO_PEERCRED, unix(7)."""
 
 
 class Controlled(Protocol):
@@ -51,12 +46,6 @@ class Controlled(Protocol):
 
     def stop(self, *, now: bool) -> None:
         """Begin to end it."""
-
-
-def caller_uid(sock: socket.socket) -> int:
-    """The user at the other end of a unix socket, as the kernel says."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(raw)[1])
 
 
 class _Unanswerable(Exception):
@@ -109,7 +98,7 @@ class Listener:
             ending.callback(os.close, place)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             ending.enter_context(sock)
-            sock.bind(f"/proc/self/fd/{place}/{NAME}")
+            sock.bind(address(place))
             os.chmod(NAME, 0o600, dir_fd=place)
             self._server = await asyncio.start_unix_server(
                 self._come, sock=sock, limit=words.QUESTIONS.longest
