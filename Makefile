@@ -65,7 +65,7 @@ bench: image
 	$(PY) bench/path.py
 	$(PY) bench/many.py
 	$(PY) bench/start.py
-	$(PY) bench/results.py
+	$(PY) bench/streams.py
 	$(PY) bench/kill.py
 	$(PY) bench/gateway.py
 
