@@ -51,7 +51,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """What is loaded stays: to look through all of it costs 0.1 s, and is done after each module."""
+    """What is loaded stays: to look through it costs 0.1 s, and is done after each module."""
     gc.collect()
     gc.freeze()
 
