@@ -41,7 +41,7 @@ def validated(kind: type[_T], raw: Mapping[str, Any]) -> _T:
     from pydantic import ValidationError
 
     try:
-        return cast(_T, _model(kind).model_validate(dict(raw)))
+        return cast(_T, _model(cast(type, kind)).model_validate(dict(raw)))
     except ValidationError as error:
         raise Invalid(tuple(map(_fault, error.errors(include_url=False)))) from None
 
