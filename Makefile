@@ -50,15 +50,16 @@ fast: image
 	$(PYTEST) -n 2 --dist worksteal -m 'not vm and not alone'
 
 machines: image
-	$(PYTEST) -n 2 $(ONE_BY_ONE) -m 'vm and not alone'
+	$(PYTEST) -n 3 $(ONE_BY_ONE) -m 'vm and not alone'
 
 # In a Debian 13 root: the quick tests, the demo, one cell of each kind. Needs root: mounts.
 debian13: system $(VENV)/.made
 	$(SUDO) tests/debian13/run $(PACKAGES)
 
+# Three for two processors: some tests wait for a while.
 # For whoever changes a parser: pip alone, no root, no namespaces, no VM, no other program.
 quick: compiled
-	$(PYTEST) -n 2 --dist worksteal -m 'not vm and not namespaces and not alone and not system'
+	$(PYTEST) -n 3 --dist worksteal -m 'not vm and not namespaces and not alone and not system'
 
 unit: system compiled
 	$(PYTEST) -n 2 --dist worksteal -m 'not vm and not namespaces and not alone'
