@@ -56,8 +56,8 @@ machines: image
 debian13: system $(VENV)/.made
 	$(SUDO) tests/debian13/run $(PACKAGES)
 
-# Three for two processors: some tests wait for a while.
-# For whoever changes a parser: pip alone, no root, no namespaces, no VM, no other program.
+# For whoever changes a parser: pip alone, no root, no namespaces, no VM, no other program. Three
+# workers for two processors, for some tests wait.
 quick: compiled
 	$(PYTEST) -n 3 --dist worksteal -m 'not vm and not namespaces and not alone and not system'
 
