@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -40,7 +41,7 @@ def validated(kind: type[_T], raw: Mapping[str, Any]) -> _T:
     from pydantic import ValidationError
 
     try:
-        return cast(_T, _model(kind).model_validate(dict(raw)))
+        return cast(_T, _model(cast(type, kind)).model_validate(dict(raw)))
     except ValidationError as error:
         raise Invalid(tuple(map(_fault, error.errors(include_url=False)))) from None
 
@@ -55,6 +56,7 @@ def _fault(item: Mapping[str, Any]) -> Fault:
     )
 
 
+@cache  # 10 ms to build
 def _model(kind: type) -> Any:
     from pydantic import ConfigDict, Field, create_model
 
