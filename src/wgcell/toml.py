@@ -1,4 +1,4 @@
-r"""TOML from strangers: `tomllib`, within bounds.
+r"""TOML from strangers: `tomllib`, within bounds; and the words for a wrong key or type.
 
 `tomllib` takes time that grows with the square of a key's parts (``a.a.a.… = 1``: minutes for a
 file of a megabyte), and raises ValueError of its own for an integer of 4,300 digits. So a key may
@@ -11,12 +11,29 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-__all__ = ["DEEPEST", "TomlError", "parse"]
+__all__ = ["CALLED", "DEEPEST", "TomlError", "parse", "unknown_key"]
 
 DEEPEST = 8
 """Parts of one key; wgcell's own have at most four."""
+
+CALLED: Mapping[type, str] = MappingProxyType(
+    {
+        str: "a string",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        list: "a list of strings",
+        dict: "a table",
+    }
+)
+"""What a value of each type is called in a message; wgcell's lists hold strings only."""
+
+_SHOWN = 80
+"""Characters of a stranger's key that are compared and shown."""
 
 # What is no key: strings, as TOML 1.0 has them, and comments. All quantifiers are possessive, so
 # that each character is looked at once.
@@ -55,3 +72,17 @@ def parse(raw: bytes) -> dict[str, Any]:
         last = f"(at line {raw.count(bytes([10])) + 1}, the last)"
         words = str(error).replace("(at end of document)", last)
         raise TomlError(f"not TOML: {words}") from None
+
+
+def unknown_key(key: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> str:
+    """The sentence for ``key``, whose last part is none of ``known``: what was meant, and what is
+    allowed. ``elsewhere`` are whole keys, as ``resources.memory``, that may stand in the file.
+    """
+    import difflib  # only now: a right file needs none of it
+
+    shown, names = key[:_SHOWN], sorted(known)
+    last = shown.rpartition(".")[2].lower()
+    near = [whole for whole in elsewhere if whole.rpartition(".")[2] == last]
+    near += difflib.get_close_matches(last, names, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return f"unknown key {shown!r}{meant}; allowed here: {', '.join(names)}"

@@ -207,7 +207,10 @@ def test_excludes_add_up(tmp_path: Path) -> None:
         ('command = ["true"\n', "line"),
         ("a = 1\nb = = 2\n", "line 2"),
         (C + "colour = 1", "unknown key 'colour'"),
-        (C + "[resources]\ncpu = 1", "unknown key 'resources.cpu'; allowed here: cpus, disk"),
+        (
+            C + "[resources]\ncpu = 1",
+            "unknown key 'resources.cpu' (did you mean cpus?); allowed here: cpus, disk",
+        ),
         (C + "[resources]\ncpus = '2'", "resources.cpus: found '2'"),
         (C + "[resources]\ncpus = 0", "allowed: 1-4"),
         (C + "[resources]\ncpus = 5", "allowed: 1-4"),

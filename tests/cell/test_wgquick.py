@@ -118,13 +118,13 @@ def test_any_bytes_may_stand_in_a_comment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "field", "value", "said"),
     [
-        ("MTU = 9000", "mtu", 1420, "line 4: MTU 9000 is 1420 here: more than fits"),
-        ("MTU = 0", "mtu", 1420, "line 4: MTU 0 is 1420 here"),
-        ("MTU = 1200", "mtu", 1280, "line 4: MTU 1200 is 1280 here: less than a tunnel with IPv6"),
+        ("MTU = 9000", "mtu", 1420, "f:4: MTU 9000 is 1420 here: more than fits"),
+        ("MTU = 0", "mtu", 1420, "f:4: MTU 0 is 1420 here"),
+        ("MTU = 1200", "mtu", 1280, "f:4: MTU 1200 is 1280 here: less than a tunnel with IPv6"),
         ("MTU = 1400", "mtu", 1400, ""),
         ("MTU =", "mtu", 1420, ""),
         ("DNS = corp.example.com, ~.", "search", ("corp.example.com",), ""),
-        ("DNS = 1.2.3", "dns", (), "line 4: DNS has what is no address and no domain"),
+        ("DNS = 1.2.3", "dns", (), "f:4: DNS has what is no address and no domain"),
     ],
 )
 def test_what_is_taken_otherwise_than_written_is_said(

@@ -12,15 +12,15 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
 from wgcell import toml
 from wgcell.cell.globs import Pattern
 from wgcell.cell.inputs import Input
-from wgcell.cell.schema import Fault, Invalid, validated
+from wgcell.cell.schema import Invalid, keys, validated
 from wgcell.display import one_line
 from wgcell.errors import JobError, PolicyError
 from wgcell.gateway.policy import Policy
@@ -450,18 +450,11 @@ class _Reading:
         try:
             return validated(_JobFile, raw)
         except Invalid as invalid:
-            lines = [self._line(fault) for fault in invalid.faults[:_MOST_FAULTS]]
+            lines = [f"{self.source}: {fault}" for fault in invalid.faults[:_MOST_FAULTS]]
             more = len(invalid.faults) - _MOST_FAULTS
             if more > 0:
                 lines.append(f"and {more} more like these")
             raise JobError(*lines) from None
-
-    def _line(self, fault: Fault) -> str:
-        key = ".".join(map(str, fault.place))
-        if fault.unknown:
-            allowed = ", ".join(_keys_beside(fault.place))
-            return f"{self.source}: unknown key {key[:80]!r}; allowed here: {allowed}"
-        return f"{self.source}: {key[:80]}: found {fault.found[:80]}; {fault.reason}"
 
     def name(self, text: str) -> str:
         if not _NAME.fullmatch(text):
@@ -563,26 +556,9 @@ class _Reading:
         return size
 
 
-def _keys_beside(location: tuple[object, ...]) -> list[str]:
-    sections: dict[object, type] = {
-        "resources": _Resources,
-        "vpn": _Vpn,
-        "gateway": _Gateway,
-        "policy": _Policy,
-    }
-    model: type = sections.get(location[0], _JobFile) if len(location) > 1 else _JobFile
-    return sorted(known.name for known in fields(model))
-
-
 def job_keys() -> tuple[str, ...]:
     """Every key that a job file may have, with its table's name: ``policy.on_rogue``."""
-    hints = get_type_hints(_JobFile)
-    found: list[str] = []
-    for column in fields(_JobFile):
-        hint = hints[column.name]
-        table = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
-        found += [f"{column.name}.{key.name}" for key in fields(table)] if table else [column.name]
-    return tuple(found)
+    return keys(_JobFile)
 
 
 def load_job(

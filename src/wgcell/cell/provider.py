@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from wgcell.cell.job import (
     rate_text,
     size_text,
 )
-from wgcell.cell.schema import Fault, Invalid, validated
+from wgcell.cell.schema import Invalid, validated
 from wgcell.display import one_line
 from wgcell.errors import EndpointError, JobError, PolicyError
 from wgcell.gateway.policy import Rule, parse_rule
@@ -163,8 +163,7 @@ def load_provider(path: Path | None = None) -> Provider:
     try:
         file = validated(_File, toml.parse(raw))
     except Invalid as invalid:
-        lines = [f"{place}: {_words(fault)}" for fault in invalid.faults]
-        raise JobError(*lines) from None
+        raise JobError(*(f"{place}: {fault}" for fault in invalid.faults)) from None
     except toml.TomlError as error:
         raise JobError(one_line(f"{place}: {error}")) from None
     return Provider(
@@ -180,15 +179,6 @@ def load_provider(path: Path | None = None) -> Provider:
         resolver=tuple(file.resolver),
         ceilings=_ceilings(file.ceilings, place),
     )
-
-
-def _words(fault: Fault) -> str:
-    key = ".".join(map(str, fault.place))
-    if not fault.unknown:
-        return f"{key}: found {fault.found[:80]}; {fault.reason}"
-    known = _Ceilings if fault.place[:1] == ("ceilings",) and len(fault.place) > 1 else _File
-    allowed = ", ".join(sorted(column.name for column in fields(known)))
-    return f"unknown key {key!r}; allowed here: {allowed}"
 
 
 def _networks(texts: list[str], place: Path) -> tuple[Network, ...]:

@@ -52,19 +52,10 @@ IN_WORDS = {
     "terminating": "being ended",
     "stopping": "bringing results home",
     "frozen": "frozen, waits for you",
-    "completed": "completed",
-    "incomplete": "results incomplete",
-    "quota": "quota spent",
-    "rogue": "rogue frame: killed",
-    "unverified": "tunnel not verified",
-    "tunnel_lost": "tunnel lost",
-    "guest_fault": "guest fault",
-    "timeout": "out of time",
-    "error": "error",
-    "cancelled": "cancelled",
     "died": "died without an end",
 }
-"""What `Folder.status` says, as people say it."""
+"""What `Folder.status` says of a cell that has no outcome, as people say it. An outcome is said by
+its own name, here as in README.md, result.json and a run's last line."""
 
 
 def _folders(state_dir: Path | None) -> tuple[Path, ...]:
@@ -358,7 +349,7 @@ def stop(
     cells = [find(folders, name) for name in names]
     for cell in cells:
         if not cell.alive:
-            raise StateError(f"{cell.id} is not running: {IN_WORDS.get(cell.status(), 'it ended')}")
+            raise StateError(f"{cell.id} is not running: {IN_WORDS.get(cell.status(), cell.status())}")
     for cell in cells:
         _ask_to_end(cell, now=now)
     deadline = time.monotonic() + (math.inf if wait is None else wait)

@@ -31,7 +31,7 @@ allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -188,11 +188,15 @@ class _Reading:
         for name, value in raw.items():
             whole = f"{key}.{name}" if key else str(name)
             if name not in known:
-                self.fail(whole, f"unknown key; allowed here: {', '.join(known)}")
+                self.unknown(whole, known)
             # bool is an int to Python, not to who writes a policy.
             if not isinstance(value, known[name]) or (known[name] is int and value is True):
-                self.fail(whole, f"found {_short(value)}; allowed: {_TYPES[known[name]]}")
+                self.fail(whole, f"found {_short(value)}; allowed: {toml.CALLED[known[name]]}")
         return raw
+
+    def unknown(self, key: str, known: Iterable[str]) -> NoReturn:
+        sentence = toml.unknown_key(key, known)
+        raise PolicyError(f"{self._source}:{self._line(key, None)} {sentence}")
 
     def key(self, key: str, raw: Mapping[str, Any], name: str) -> str:
         whole = f"{key}{name}"
@@ -280,13 +284,6 @@ class _Reading:
         return replace(base, **table)
 
 
-_TYPES = {
-    str: "a string",
-    list: "a list of strings",
-    dict: "a table",
-    int: "a whole number",
-    bool: "true or false",
-}
 _MENDS = {
     "private_key": "wgcell gateway keys makes a pair of keys",
     "public_key": "wgcell gateway peer add NAME makes a peer with its keys",
