@@ -28,10 +28,10 @@ from wgcell.cell.provider import (
     GatewayEngine,
     Provider,
     apply_ceilings,
-    config_path,
     load_provider,
 )
 from wgcell.errors import JobError
+from wgcell.home import config_path
 
 HOST = HostLimits(cpus=64, memory=2**40, disk=2**40)
 

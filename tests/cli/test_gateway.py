@@ -102,6 +102,18 @@ def test_a_file_that_is_wrong_is_not_applied_and_said_so(
     assert "colour" in said
 
 
+def test_check_tells_services_as_reachable_too(tmp_path: Path) -> None:
+    added = typed(tmp_path, "peer", "add", "alice", "--engine", "embedded", "--endpoint", "x")
+    assert added.returncode == 0, added.stderr
+    assert "): nothing\n" in typed(tmp_path, "check", "gateway.toml").stderr
+    file = tmp_path / "gateway.toml"
+    services = '[services]\n"10.99.0.5:80" = "127.0.0.1:8000"\n"[fd99::5]:80" = "[::1]:8000"\n'
+    file.write_text(file.read_text() + services)
+    checked = typed(tmp_path, "check", "gateway.toml")
+    assert checked.returncode == 0, checked.stderr
+    assert "): 10.99.0.5:80 = 127.0.0.1:8000, [fd99::5]:80 = [::1]:8000\n" in checked.stderr
+
+
 def told(process: subprocess.Popen[str], word: str, folder: Path) -> None:
     """Waits until the gateway says it, on standard error."""
 

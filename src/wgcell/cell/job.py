@@ -18,11 +18,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
 from wgcell import toml
+from wgcell.cell import inside
 from wgcell.cell.globs import Pattern
 from wgcell.cell.inputs import Input
 from wgcell.cell.schema import Invalid, keys, validated
 from wgcell.display import one_line
 from wgcell.errors import JobError, PolicyError
+from wgcell.gateway.config import check_services
 from wgcell.gateway.policy import Policy
 from wgcell.guest.walls import Wall
 
@@ -684,9 +686,13 @@ def _tunnel(
         if len(found) > most:
             reading.fail(what, f"{len(found)} of them; allowed: at most {most}")
     try:
-        Policy.parse(allow, services)
+        policy = Policy.parse(allow, services)
     except PolicyError as error:
         reading.fail("gateway", error.message, error.mend)
+    try:
+        check_services(policy.services, inside.TAKEN)
+    except PolicyError as error:
+        reading.fail("gateway.services", error.message, error.mend)
     typed = dict(chosen.services)
     return None, GatewayAsked(
         allow,

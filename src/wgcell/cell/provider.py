@@ -29,7 +29,6 @@ What a person types is its own word: only ceilings, ``require_walls``, ``allow_l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -51,7 +50,7 @@ from wgcell.cell.schema import Invalid, validated
 from wgcell.display import one_line
 from wgcell.errors import EndpointError, JobError, PolicyError
 from wgcell.gateway.policy import Rule, parse_rule
-from wgcell.home import home
+from wgcell.home import config_path
 from wgcell.net.addresses import Network
 
 __all__ = [
@@ -59,7 +58,6 @@ __all__ = [
     "GatewayEngine",
     "Provider",
     "apply_ceilings",
-    "config_path",
     "load_provider",
 ]
 
@@ -137,14 +135,6 @@ class _File:
     allow_guest_walls_off: bool = False
     resolver: list[str] = field(default_factory=list)
     ceilings: _Ceilings = field(default_factory=_Ceilings)
-
-
-def config_path(environment: Mapping[str, str] | None = None) -> Path:
-    """Where the provider's configuration is, whether or not it exists."""
-    variables = os.environ if environment is None else environment
-    base = variables.get("XDG_CONFIG_HOME", "")
-    root = Path(base) if base.startswith("/") else home() / ".config"
-    return root / "wgcell" / "config.toml"
 
 
 def load_provider(path: Path | None = None) -> Provider:
@@ -264,7 +254,7 @@ def apply_ceilings(job: Job, provider: Provider) -> Job:
             raise JobError(
                 f"job {job.name}: {key}: found {text(value)}; "
                 f"this provider allows at most {text(ceiling)}",
-                mend=f"ask for {text(ceiling)} or less (the provider's ceilings.{limit})",
+                mend=f"ask for {text(ceiling)} or less (ceilings.{limit} in {config_path()})",
             )
         lowered[limit] = ceiling
     if job.gateway is not None and job.gateway.learn and not provider.allow_learn:

@@ -349,7 +349,8 @@ def stop(
     cells = [find(folders, name) for name in names]
     for cell in cells:
         if not cell.alive:
-            raise StateError(f"{cell.id} is not running: {IN_WORDS.get(cell.status(), cell.status())}")
+            status = cell.status()
+            raise StateError(f"{cell.id} is not running: {IN_WORDS.get(status, status)}")
     for cell in cells:
         _ask_to_end(cell, now=now)
     deadline = time.monotonic() + (math.inf if wait is None else wait)

@@ -284,6 +284,12 @@ def parse_service(inside: str, outside: str) -> Service:
         raise PolicyError(f"service {whole}: {error}") from None
     if not addresses.is_address(target_host) and not is_name(target_host.lower()):
         raise PolicyError(f"service {whole}: {target_host!r} is not a host")
+    if addresses.is_address(target_host) and addresses.address(target_host).is_unspecified:
+        loopback = "[::1]" if ":" in target_host else "127.0.0.1"
+        raise PolicyError(
+            f"service {whole}: at {target_host} servers listen, but none can be reached there",
+            mend=f"for one on this machine write {loopback}:{target_port}",
+        )
     return Service(address, port, target_host, target_port)
 
 
