@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from wgcell import toml
@@ -25,7 +26,7 @@ from wgcell.cell.schema import Invalid, keys, validated
 from wgcell.display import one_line
 from wgcell.errors import JobError, PolicyError
 from wgcell.gateway.config import check_services
-from wgcell.gateway.policy import Policy
+from wgcell.gateway.policy import parse_rule, parse_service
 from wgcell.guest.walls import Wall
 
 __all__ = [
@@ -438,15 +439,47 @@ def _read(path: Path, what: str, most: int) -> bytes:
     return raw
 
 
+_COMMAND_LINE = "command line"
+_OPTIONS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "name": ("--name", "name"),
+        "image": ("--image", "image"),
+        "inputs": ("--input", "inputs"),
+        "outputs": ("--output", "outputs"),
+        "env": ("--env", "env"),
+        "timeout": ("--timeout", "timeout"),
+        "grace": ("--grace", "grace"),
+        **{f"resources.{key}": (f"--{key}", key) for key in ("cpus", "memory", "disk")},
+        **{f"resources.{key}": (f"--{key}", key) for key in ("rate", "quota")},
+        "gateway.allow": ("--allow", "allow"),
+        "gateway.services": ("--service", "services"),
+        "policy.on_rogue": ("--on-rogue", "on_rogue"),
+        "policy.guest_walls": ("--guest-walls", "guest_walls"),
+    }
+)
+"""Of a job file's key: the option that says the same, and its field of `JobOptions`."""
+
+
 class _Reading:
     """Where a job comes from, and one way to complain about it."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, chosen: JobOptions) -> None:
         self.source = source
+        # What may be said more than once is both the file's and the command line's.
+        given = {key: getattr(chosen, field) for key, (_, field) in _OPTIONS.items()}
+        self._typed = {
+            key
+            for key, value in given.items()
+            if source == _COMMAND_LINE or not (value is None or isinstance(value, tuple))
+        }
 
-    def fail(self, key: str, found: str, mend: str = "") -> NoReturn:
+    def fail(self, key: str, found: str, mend: str = "", *, typed: bool | None = None) -> NoReturn:
+        """``typed``: whether an option said it; None if there is but one that can have said it."""
+        where = f"{self.source}: {key}"
+        if key in _OPTIONS and (key in self._typed if typed is None else typed):
+            where = f"{_COMMAND_LINE}: {_OPTIONS[key][0]}"
         # The key may be a stranger's, and "found" quotes one.
-        raise JobError(f"{self.source}: {key}: {found}", mend=mend)
+        raise JobError(f"{where}: {found}", mend=mend)
 
     def model(self, raw: Mapping[str, Any]) -> _JobFile:
         try:
@@ -576,7 +609,7 @@ def load_job(
         parsed = toml.parse(raw)
     except toml.TomlError as error:
         raise JobError(one_line(f"{path}: {error}")) from None
-    reading = _Reading(str(path))
+    reading = _Reading(str(path), options or JobOptions())
     file_job = reading.model(parsed)
     return _build(reading, file_job, path.absolute().parent, path.stem, limits, options)
 
@@ -588,7 +621,7 @@ def job_from_options(
 
     Raises `JobError` as `load_job` does, with "command line" in the file's place.
     """
-    reading = _Reading("command line")
+    reading = _Reading(_COMMAND_LINE, options)
     stem = Path(options.command[0]).name if options.command else "job"
     return _build(reading, _JobFile(), folder or Path.cwd(), stem, limits, options)
 
@@ -685,15 +718,17 @@ def _tunnel(
     ):
         if len(found) > most:
             reading.fail(what, f"{len(found)} of them; allowed: at most {most}")
-    try:
-        policy = Policy.parse(allow, services)
-    except PolicyError as error:
-        reading.fail("gateway", error.message, error.mend)
-    try:
-        check_services(policy.services, inside.TAKEN)
-    except PolicyError as error:
-        reading.fail("gateway.services", error.message, error.mend)
     typed = dict(chosen.services)
+    for rule in allow:
+        try:
+            parse_rule(rule)
+        except PolicyError as error:
+            reading.fail("gateway.allow", error.message, error.mend, typed=rule in chosen.allow)
+    for inner, outer in services.items():
+        try:
+            check_services((parse_service(inner, outer),), inside.TAKEN)
+        except PolicyError as error:
+            reading.fail("gateway.services", error.message, error.mend, typed=inner in typed)
     return None, GatewayAsked(
         allow,
         tuple(services.items()),

@@ -341,7 +341,7 @@ def stop(
     ] = None,
     state_dir: StateDir = None,
 ) -> None:
-    """End running cells in order; the outcome is ``cancelled`` (or ``rogue``, if frozen).
+    """End running cells in order; the outcome is cancelled (or rogue, if frozen).
 
     The workload gets SIGTERM, its grace period (run --grace), then SIGKILL; its results come home.
     """
@@ -451,8 +451,12 @@ def prune(
 def _agreed(cells: Sequence[Folder]) -> bool:
     if not sys.stdin.isatty():
         raise InputError(
-            f"{len(cells)} cells would be deleted, and nobody can be asked",
+            f"{_counted(cells)} would be deleted, and nobody can be asked",
             mend="wgcell prune --force",
         )
-    console.print(f"{len(cells)} ended cells, with their records and outputs, will be deleted.")
+    console.print(f"{_counted(cells)}, with all records and outputs, will be deleted.")
     return typer.confirm("Delete them?", err=True)
+
+
+def _counted(cells: Sequence[Folder]) -> str:
+    return "1 ended cell" if len(cells) == 1 else f"{len(cells)} ended cells"

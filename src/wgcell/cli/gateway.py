@@ -257,6 +257,11 @@ def watch(
     """
     path, lives = Path(source), lambda: True
     if not path.is_file():
+        if path.suffix or path.name != source:  # as no cell is called
+            raise StateError(
+                f"{path}: there is no such log",
+                mend="wgcell gateway run --log FILE writes one; a cell is named as in wgcell ps -a",
+            )
         cell = find(state_folder(state_dir), source)
         path, lives = cell.path / "events.jsonl", lambda: cell.alive
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
@@ -328,6 +333,8 @@ def peer_rm(name: str, file: FileOption = Path("gateway.toml")) -> None:
     """Take a peer out. A running gateway cuts it off at once."""
     remove_peer(file, name)
     console.print(f"peer {clean(name)} is out; a running gateway cuts it off at once")
+    if (conf := file.with_name(f"{name}.conf")).exists():
+        console.print(f"{clean(conf)} is of no use any more, and holds its private key: delete it")
 
 
 @peer_app.command("ls")
