@@ -207,9 +207,9 @@ def test_excludes_add_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name =\n", "line 1"),
-        ('command = ["true"\n', "line"),
-        ("a = 1\nb = = 2\n", "line 2"),
+        ("name =\n", "job.toml:1: not TOML"),
+        ('command = ["true"\n', "job.toml:2: not TOML"),
+        ("a = 1\nb = = 2\n", "job.toml:2: not TOML"),
         (C + "colour = 1", "unknown key 'colour'"),
         (
             C + "[resources]\ncpu = 1",

@@ -43,7 +43,7 @@ def run(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("command = [\n", ["job.toml", "line 2"]),
+        ("command = [\n", ["job.toml:2: "]),
         ('command = ["true"]\ncolour = 1\n', ["job.toml", "'colour'", "allowed here"]),
         ('command = ["true"]\ntimeout = "soon"\n', ["job.toml", "timeout", "soon"]),
         ('command = ["true"]\noutputs = ["../x"]\n', ["outputs", "../x"]),

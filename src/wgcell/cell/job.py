@@ -608,7 +608,7 @@ def load_job(
     try:
         parsed = toml.parse(raw)
     except toml.TomlError as error:
-        raise JobError(one_line(f"{path}: {error}")) from None
+        raise JobError(error.at(path)) from None
     reading = _Reading(str(path), options or JobOptions())
     file_job = reading.model(parsed)
     return _build(reading, file_job, path.absolute().parent, path.stem, limits, options)

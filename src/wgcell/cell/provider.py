@@ -155,7 +155,7 @@ def load_provider(path: Path | None = None) -> Provider:
     except Invalid as invalid:
         raise JobError(*(f"{place}: {fault}" for fault in invalid.faults)) from None
     except toml.TomlError as error:
-        raise JobError(one_line(f"{place}: {error}")) from None
+        raise JobError(error.at(place)) from None
     return Provider(
         allow_endpoints=_networks(file.allow_endpoints, place),
         allow_emulation=file.allow_emulation,

@@ -477,4 +477,4 @@ def parse_toml(path: Path, text: str) -> dict[str, Any]:
     try:
         return toml.parse(text.encode())
     except toml.TomlError as error:
-        raise PolicyError(f"{path}: {error}") from None
+        raise PolicyError(error.at(path)) from None
