@@ -25,7 +25,6 @@ from wgcell.cell.inputs import Input
 from wgcell.cell.schema import Invalid, keys, validated
 from wgcell.display import one_line
 from wgcell.errors import JobError, PolicyError
-from wgcell.gateway.config import check_services
 from wgcell.gateway.policy import parse_rule, parse_service
 from wgcell.guest.walls import Wall
 
@@ -725,6 +724,8 @@ def _tunnel(
         except PolicyError as error:
             reading.fail("gateway.allow", error.message, error.mend, typed=rule in chosen.allow)
     for inner, outer in services.items():
+        from wgcell.gateway.config import check_services  # 5 ms that most cells need not wait for
+
         try:
             check_services((parse_service(inner, outer),), inside.TAKEN)
         except PolicyError as error:
