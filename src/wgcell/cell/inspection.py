@@ -75,7 +75,8 @@ def _entries(top: int) -> Iterator[tuple[tuple[str, ...], os.stat_result, str]]:
     Who takes a folder and dislikes it never makes us enter it.
     """
     with os.scandir(top) as listed:
-        waiting = [((), top, iter([entry.name for entry in listed]))]
+        names = iter([entry.name for entry in listed])
+    waiting: list[tuple[tuple[str, ...], int, Iterator[str]]] = [((), top, names)]
     try:
         while waiting:
             parts, folder, names = waiting[-1]
