@@ -129,7 +129,8 @@ def digest(
 
     ``kept`` says for an address whether it is protected; those are taken out, and if none is left
     the name has no address. So are addresses to which this machine has no ``way``, as those of a
-    whole family often are: whoever is told of both families may try the wrong one first. No upstream, or one that makes no sense, is SERVFAIL.
+    whole family often are: whoever is told of both families may try the wrong one first. No
+    upstream, or one that makes no sense, is SERVFAIL.
     """
     if found is None or not isinstance(found, dns.message.QueryMessage):
         return error(question, dns.rcode.SERVFAIL)
