@@ -145,7 +145,7 @@ def test_data_comes_through_the_tunnel_and_results_come_home(
     ended = cell(*given, "--output-dir", str(tmp_path / "home"), command=["python3", "job.py"])
     assert ended.code == 0, ended.stderr
     assert (tmp_path / "home/results/deep/data.csv").read_bytes() == b"name,value\na,1\n"
-    assert str(tmp_path / "home/results") in ended.stderr.splitlines()[-1]
+    assert str(tmp_path / "home/results") in ended.stderr.splitlines()[-2]
     assert ended.result["relay"]["refused"] == {}
     assert ended.flows("allow") == ["10.99.0.5:80"]
 
