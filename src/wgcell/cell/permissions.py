@@ -18,6 +18,7 @@ from wgcell.errors import JobError
 from wgcell.gateway.model.policy import Policy
 from wgcell.gateway.model.rules import Rule, parse_rule
 from wgcell.guest.walls import Wall
+from wgcell.home import config_path
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 
@@ -156,5 +157,5 @@ def _listed(
 def _refused(job: Job, key: str, found: str, typed: str, listed: str) -> JobError:
     return JobError(
         f"job {job.name}: {key}: {found}",
-        mend=f"if you trust it: {typed} on the command line, or {listed} in config.toml",
+        mend=f"if you trust it: {typed} on the command line, or {listed} in {config_path()}",
     )

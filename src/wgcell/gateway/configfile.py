@@ -65,7 +65,7 @@ def parse_toml(path: Path, text: str) -> dict[str, Any]:
     try:
         return toml.parse(text.encode())
     except toml.TomlError as error:
-        raise PolicyError(f"{path}: {error}") from None
+        raise PolicyError(error.at(path)) from None
 
 
 def write_secret(path: Path, text: str, *, fresh: bool = False) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from tests.gateway.conftest import config_of
-from tests.waiting import soon
+from tests.waiting import forever, soon
 
 from wgcell.gateway.model.parsing import parse_config
 from wgcell.gateway.model.policy import LEARNED
 from wgcell.gateway.model.rules import Action
 from wgcell.gateway.peer import admission
 from wgcell.gateway.peer.admission import Admission
+from wgcell.gateway.proxy.udp import splice_datagrams
 
 WORLD = ipaddress.ip_address("203.0.113.7")
 
@@ -84,6 +85,33 @@ def test_a_lease_is_prolonged_while_a_flow_uses_it_and_no_longer() -> None:
     assert not one.cache.names(WORLD, now + 30)
     asyncio.run(one.extend([flow]))
     assert one.cache.names(WORLD, now + 59)
+
+
+class Silent:
+    """A peer's end of a flow that says nothing."""
+
+    async def read(self, n: int, /) -> bytes:
+        await forever()
+        return b""
+
+    def write(self, data: bytes, /) -> None:
+        raise AssertionError("nothing comes back")
+
+    async def drain(self) -> None: ...
+
+    def write_eof(self) -> None: ...
+
+
+def test_a_datagram_that_this_machine_can_not_send_is_told_as_not_reached() -> None:
+    one, told = made(rules=["allow 255.255.255.255:9"])
+    # Linux refuses it to a socket that has not asked for broadcast, wherever routes lead.
+    flow = one.new_flow("udp", ipaddress.ip_address("255.255.255.255"), 9)
+    decision = one.decide(flow, one.peer.address)
+    asyncio.run(one.carry(flow, decision, splice_datagrams(Silent(), flow, False)))
+    begun, end = told
+    assert (begun["event"], begun["verdict"]) == ("flow", "allow")
+    assert (end["event"], end["verdict"]) == ("flow_end", "fail")
+    assert end["reason"] == "target 255.255.255.255:9: Permission denied"
 
 
 def test_all_peers_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,9 +126,10 @@ def filtered(
 ) -> Answer:
     """The answer for the peer that the upstream's answer ``found`` becomes.
 
-    Addresses for which ``protected`` returns a reason are taken out. So are IPv6 addresses to which
-    this machine ``has_route`` none, for clients try them first. If no address is left, the name has
-    none. Without an answer, or with a malformed one, the result is SERVFAIL.
+    Addresses for which ``protected`` returns a reason are taken out. So are addresses to which this
+    machine ``has_route`` none, often those of a whole family: a client that gets both families may
+    try the wrong one first. If no address is left, the name has none. Without an answer, or with a
+    malformed one, the result is SERVFAIL.
     """
     if found is None or not isinstance(found, dns.message.QueryMessage):
         return error(question, dns.rcode.SERVFAIL)
@@ -152,13 +153,10 @@ def filtered(
         return error(question, dns.rcode.SERVFAIL)
     every = [address_of(item.address) for item in chain.answer]
     refused = tuple(address for address in every if protected(address))
-    addresses = tuple(
-        address
-        for address in every
-        if address not in refused and (address.version == 4 or has_route(address))
-    )
+    addresses = tuple(address for address in every if address not in refused and has_route(address))
     if not addresses and not refused:
-        why = "this machine has no way to its addresses, which are all of IPv6"
+        family = "IPv4" if every[0].version == 4 else "IPv6"
+        why = f"this machine has no way to its addresses of {family}"
         return blocked(question, why, exists=True)
     if not addresses:
         why = "its addresses are on this side of the tunnel"

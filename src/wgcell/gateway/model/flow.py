@@ -11,7 +11,8 @@ from wgcell.net.addresses import Address
 __all__ = ["FAILED", "Flow", "hint", "learned_rule"]
 
 FAILED = "fail"
-"""In place of a verdict: a name that the peer may ask for, and that was not found."""
+"""In place of a verdict: an allowed name that was not found; an allowed target, or a service, that
+could not be reached."""
 
 
 @dataclass(slots=True)

@@ -35,6 +35,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
+from wgcell import toml
 from wgcell.errors import PolicyError
 from wgcell.gateway.model.config import GatewayConfig, Peer, both, is_peer_name
 from wgcell.gateway.model.keys import decode_key
@@ -43,7 +44,14 @@ from wgcell.gateway.model.rules import Rule, Service, is_name, parse_line, parse
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 
-__all__ = ["KEYS", "MOST_PEERS", "PEER_KEYS", "parse_config", "split_endpoint"]
+__all__ = [
+    "KEYS",
+    "MOST_PEERS",
+    "PEER_KEYS",
+    "check_services",
+    "parse_config",
+    "split_endpoint",
+]
 
 DEFAULT_LISTEN = "0.0.0.0:51820"
 DEFAULT_ADDRESS = "10.99.0.1"
@@ -112,11 +120,15 @@ class _Reader:
         for name, value in raw.items():
             whole = f"{key}.{name}" if key else str(name)
             if name not in known:
-                self.fail(whole, f"unknown key; allowed here: {', '.join(known)}")
+                self.unknown(whole, known)
             # bool is an int to Python, not to who writes a policy.
             if not isinstance(value, known[name]) or (known[name] is int and value is True):
-                self.fail(whole, f"found {_short(value)}; allowed: {_TYPES[known[name]]}")
+                self.fail(whole, f"found {_short(value)}; allowed: {toml.CALLED[known[name]]}")
         return raw
+
+    def unknown(self, key: str, known: Iterable[str]) -> NoReturn:
+        sentence = toml.unknown_key(key, known)
+        raise PolicyError(f"{self._source}:{self._line(key, None)} {sentence}")
 
     def key(self, key: str, raw: Mapping[str, Any], name: str) -> str:
         whole = f"{key}{name}"
@@ -175,7 +187,7 @@ class _Reader:
             try:
                 found.append(parse_line(text))
             except PolicyError as error:
-                self.fail(where, error.message, at=text)
+                self.fail(where, error.message, at=text, mend=error.mend)
         return tuple(found)
 
     def services(self, raw: Mapping[str, object]) -> tuple[Service, ...]:
@@ -184,7 +196,7 @@ class _Reader:
             try:
                 found.append(parse_service(inside, str(outside)))
             except PolicyError as error:
-                self.fail("services", error.message, at=inside)
+                self.fail("services", error.message, at=inside, mend=error.mend)
         return tuple(found)
 
     def networks(self, key: str, raw: Iterable[object]) -> tuple[Network, ...]:
@@ -206,13 +218,6 @@ class _Reader:
         return replace(base, **table)
 
 
-_TYPES = {
-    str: "a string",
-    list: "a list of strings",
-    dict: "a table",
-    int: "a whole number",
-    bool: "true or false",
-}
 _MENDS = {
     "private_key": "wgcell gateway keys makes a pair of keys",
     "public_key": "wgcell gateway peer add NAME makes a peer with its keys",
@@ -249,7 +254,14 @@ def parse_config(
     address6 = reader.address6("", table, address)
     own = both(address, address6)
     peers = _peers(reader, table.get("peers", {}), common, listen[1], own)
-    _check_services(reader, common.services, own, peers)
+    taken = dict.fromkeys(own, "the gateway's own")
+    taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
+    for service in common.services:
+        try:
+            check_services((service,), taken)
+        except PolicyError as error:
+            at = addresses.written(str(service.address), service.port)
+            reader.fail("services", error.message, at=at, mend=error.mend)
     try:
         split_endpoint(table.get("endpoint", ""))
     except PolicyError as error:
@@ -277,30 +289,24 @@ def parse_config(
     )
 
 
-def _check_services(
-    reader: _Reader,
-    services: tuple[Service, ...],
-    own: tuple[Address, ...],
-    peers: tuple[Peer, ...],
-) -> None:
-    """Refuse a service at an address that the gateway or a peer has in the tunnel."""
-    taken = dict.fromkeys(own, "the gateway's own")
-    taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
+def check_services(services: Iterable[Service], taken: Mapping[Address, str]) -> None:
+    """Refuse a service at an address of the tunnel that is ``taken``. Raises `PolicyError`.
+
+    ``taken`` says whose each address is, as "the gateway's own".
+    """
     for service in services:
         if service.address in taken:
-            beside = next((o for o in own if o.version == service.address.version), own[0])
+            beside = next(one for one in taken if one.version == service.address.version)
             free = next(
                 address
                 for number in range(5, 5 + len(taken) + 1)
                 if (address := beside + number) not in taken
             )
-            where = f"[{free}]" if free.version == 6 else str(free)
-            reader.fail(
-                "services",
+            raise PolicyError(
                 f"{service.address} is {taken[service.address]} address in the tunnel",
-                at=f"{service.address}:{service.port}",
-                mend=f"take one that nobody has: {where}:{service.port} = "
-                f"{service.target_host}:{service.target_port}",
+                mend="take one that nobody has: "
+                f"{addresses.written(str(free), service.port)} = "
+                f"{addresses.written(service.target_host, service.target_port)}",
             )
 
 

@@ -249,33 +249,29 @@ class Admission:
     async def carry(self, flow: Flow, decision: Decision, work: Coroutine[Any, Any, str]) -> str:
         """Run ``work``, which returns the reason of its end, as an open flow; report and return it.
 
-        A flow that is refused after it has begun is reported as refused.
+        A flow that is refused after it has begun is reported as refused. The end of a flow whose
+        target or service could not be reached says so.
         """
         with self.counted(flow, decision) as counted:
-            action, reason = Action.ALLOW, _CUT_OFF
+            verdict, reason = Action.ALLOW.value, _CUT_OFF
             if not counted:
                 work.close()
                 return reason
             try:
                 reason = await work
             except FlowRefused as refused:
-                action, reason = Action.REFUSE, str(refused)
+                verdict, reason = Action.REFUSE.value, str(refused)
                 host, checked = refused.host, not refused.unchecked
                 asked = host if checked else flow.name
                 rule = hint(flow.protocol, flow.port, asked, checked=checked)
-                event = flow_event(flow, "flow", action.value, reason)
+                event = flow_event(flow, "flow", verdict, reason)
                 self.events.add({**event, "host": host, "mend": rule})
             except Unreachable as error:
-                reason = str(error)
-                if decision.target is not None:
-                    # A dead target is its own matter; a dead service is for this side to mend.
-                    action = Action.REFUSE
-                    event = flow_event(flow, "flow", action.value, reason)
-                    self.events.add({**event, "mend": ""})
+                verdict, reason = FAILED, str(error)
             except OSError as error:
                 reason = f"broken: {error}"
             finally:
-                self.events.add(flow_end(flow, action.value, reason))
+                self.events.add(flow_end(flow, verdict, reason))
         return reason
 
     async def throttle(self, count: int) -> None:

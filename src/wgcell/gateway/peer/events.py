@@ -1,7 +1,8 @@
 """The events of one peer's flows, bounded in number.
 
 Events are JSON objects, one a line (see `gateway.control`): ``flow`` when a flow is decided, before
-a byte moves; ``flow_end`` when an allowed flow ends, with its bytes and duration. A hostile guest
+a byte moves; ``flow_end`` when an allowed flow ends, with its bytes and duration, and whether its
+target could be reached. A hostile guest
 opens flows by the thousand, so only so many events of a peer are reported; ``flows_omitted`` counts
 the rest.
 """

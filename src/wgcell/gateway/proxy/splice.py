@@ -7,6 +7,8 @@ import os
 import time
 from typing import Protocol
 
+from wgcell.net import addresses
+
 __all__ = [
     "CHUNK",
     "Connection",
@@ -48,8 +50,7 @@ class Unreachable(Exception):
     def __init__(self, what: str, host: str, port: int, error: OSError) -> None:
         number = error.errno or 0  # negative: an error number of getaddrinfo
         why = os.strerror(number) if number > 0 else str(error)
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        super().__init__(f"{what} {where} not reached: {why or 'timed out'}")
+        super().__init__(f"{what} {addresses.written(host, port)}: {why or 'timed out'}")
         self.reset = isinstance(error, ConnectionRefusedError)
 
 

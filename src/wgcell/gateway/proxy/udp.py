@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from wgcell.gateway.model.flow import Flow
-from wgcell.gateway.proxy.splice import CHUNK, LocalAddress, Stream, cancel, until_done
+from wgcell.gateway.proxy.splice import CHUNK, LocalAddress, Stream, Unreachable, cancel, until_done
 
 __all__ = ["UDP_IDLE", "splice_datagrams"]
 
@@ -27,12 +27,17 @@ async def splice_datagrams(
     """Move datagrams until the flow ends. Returns the reason, ``closed`` or ``idle``.
 
     Each `Stream.read` returns one datagram. With ``endless``, one without bytes is an empty
-    datagram, not the end. Raises `LocalAddress`, and OSError for an ICMP error of the target.
+    datagram, not the end.
+
+    Raises `Unreachable`, `LocalAddress`, and OSError for an ICMP error of the target.
     """
     loop = asyncio.get_running_loop()
     family = socket.AF_INET if flow.address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-        sock.connect((str(flow.address), flow.port))
+        try:
+            sock.connect((str(flow.address), flow.port))
+        except OSError as error:  # no packet is sent: there is no route, or it is not permitted
+            raise Unreachable("target", str(flow.address), flow.port, error) from None
         if sock.getsockname()[0] == str(flow.address) and not may_be_local:
             raise LocalAddress
         moved = [time.monotonic()]

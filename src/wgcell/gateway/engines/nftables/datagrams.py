@@ -17,7 +17,7 @@ from wgcell.gateway.engines.nftables.transparent import Ends
 from wgcell.gateway.model.rules import Action
 from wgcell.gateway.peer.events import flow_end
 from wgcell.gateway.proxy.icmp import Why, unreachable
-from wgcell.gateway.proxy.splice import LocalAddress
+from wgcell.gateway.proxy.splice import LocalAddress, Unreachable
 from wgcell.gateway.proxy.udp import splice_datagrams
 from wgcell.gateway.tasks import Tasks
 from wgcell.net import addresses
@@ -101,7 +101,7 @@ class UdpFlows:
             except LocalAddress:
                 self._answer(ends, Why.PROHIBITED)
                 raise
-            except OSError:
+            except (Unreachable, OSError):
                 self._answer(ends, Why.PORT)
                 raise
 
