@@ -38,6 +38,8 @@ RULES = [
     "allow 203.0.113.0/24:8082",
     "allow [2001:db8::/48]:8082",
     "allow api.example.com:8443",
+    # No test asks for this name, so that none opens what it must not open, whatever their order.
+    "allow www.example.com:8444",
     "allow far.example.com:8443",
     "allow farther.example.com:8443",
 ]
@@ -66,7 +68,7 @@ def echo(stream: socket.socket) -> None:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def around(request: pytest.FixtureRequest, topology: Topology) -> Iterator[tuple[Gateway, Tunnel]]:
-    places = [(address, port) for address in (FOUR, SIX) for port in (8080, 8081, 8082, 8443)]
+    places = [(address, port) for address in (FOUR, SIX) for port in (8080, 8081, 8082, 8443, 8444)]
     with contextlib.ExitStack() as ending:
         ending.enter_context(serving(topology.world, (*places, ("198.51.100.2", 9100)), echo))
         gateway = Gateway(CONFIG, topology.gateway.enter, [request.param, "wgc53100"])
@@ -88,7 +90,7 @@ def around(request: pytest.FixtureRequest, topology: Topology) -> Iterator[tuple
         (FOUR, 8082, True),
         (SIX, 8082, True),
         # A name's address without its name.
-        (SIX, 8443, False),
+        (SIX, 8444, False),
         ("10.99.0.5", 80, True),
         ("fd99::5", 80, True),
         ("fd99::1", 8080, False),
