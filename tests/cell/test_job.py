@@ -24,9 +24,8 @@ from wgcell.cell.job import (
     environment,
     job_from_options,
     load_job,
-    parse_duration,
-    parse_size,
 )
+from wgcell.cell.units import parse_duration, parse_size
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.errors import InputFileError, JobError, VpnConfigError
 from wgcell.guest.walls import Wall

@@ -10,19 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wgcell.cell.job import (
-    HostLimits,
-    Job,
-    JobOptions,
-    duration_text,
-    job_from_options,
-    load_job,
-    parse_duration,
-    parse_rate,
-    parse_size,
-    rate_text,
-    size_text,
-)
+from wgcell.cell.job import HostLimits, Job, JobOptions, job_from_options, load_job
 from wgcell.cell.provider import (
     Ceilings,
     GatewayEngine,
@@ -30,6 +18,14 @@ from wgcell.cell.provider import (
     apply_ceilings,
     config_path,
     load_provider,
+)
+from wgcell.cell.units import (
+    duration_text,
+    parse_duration,
+    parse_rate,
+    parse_size,
+    rate_text,
+    size_text,
 )
 from wgcell.errors import JobError
 

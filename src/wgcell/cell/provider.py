@@ -38,8 +38,9 @@ from typing import Any
 
 from wgcell import toml
 from wgcell.cell.endpoint import parse_networks
-from wgcell.cell.job import (
-    Job,
+from wgcell.cell.job import Job
+from wgcell.cell.schema import Invalid, validated
+from wgcell.cell.units import (
     duration_text,
     parse_duration,
     parse_rate,
@@ -47,7 +48,6 @@ from wgcell.cell.job import (
     rate_text,
     size_text,
 )
-from wgcell.cell.schema import Invalid, validated
 from wgcell.display import one_line
 from wgcell.errors import EndpointError, JobError, PolicyError
 from wgcell.gateway.policy import Rule, parse_rule

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from wgcell.cell.folder import Folder, all_cells, find, state_folders
-from wgcell.cell.job import parse_duration
+from wgcell.cell.units import parse_duration
 from wgcell.cell.vouched import verify
 from wgcell.cli import completion
 from wgcell.cli.terminal import as_json, clean, console, out, printable, restore, writer
@@ -349,7 +349,9 @@ def stop(
     cells = [find(folders, name) for name in names]
     for cell in cells:
         if not cell.alive:
-            raise StateError(f"{cell.id} is not running: {IN_WORDS.get(cell.status(), cell.status())}")
+            raise StateError(
+                f"{cell.id} is not running: {IN_WORDS.get(cell.status(), cell.status())}"
+            )
     for cell in cells:
         _ask_to_end(cell, now=now)
     deadline = time.monotonic() + (math.inf if wait is None else wait)
