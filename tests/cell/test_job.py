@@ -11,20 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.shown import is_text
 
+from wgcell.cell.environment import environment
 from wgcell.cell.inputs import Input
-from wgcell.cell.job import (
-    GatewayAsked,
-    HostLimits,
-    Job,
-    JobOptions,
-    Landing,
-    OnRogue,
-    _build,
-    _Reading,
-    environment,
-    job_from_options,
-    load_job,
-)
+from wgcell.cell.job import GatewayAsked, HostLimits, Job, JobOptions, Landing, OnRogue
+from wgcell.cell.jobfile import _build, _Reading, job_from_options, load_job
 from wgcell.cell.units import parse_duration, parse_size
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.errors import InputFileError, JobError, VpnConfigError
@@ -100,7 +90,7 @@ def test_the_command_line_alone(tmp_path: Path) -> None:
         inputs=(Path("/elsewhere/data.csv"),),
         allow=("api.example.com:443",),
         services=(("10.99.0.5:80", "127.0.0.1:8000"),),
-        timeout="90",
+        settings={"timeout": "90"},
     )
     job = job_from_options(options, HOST, tmp_path)
     assert job.name == "python3-11"
@@ -113,7 +103,10 @@ def test_the_command_line_alone(tmp_path: Path) -> None:
 
 def test_options_win_over_the_file_and_lists_add_up(tmp_path: Path) -> None:
     options = JobOptions(
-        command=("true",), cpus=1, memory="1GiB", outputs=("more",), vpn=Path("/other.conf")
+        command=("true",),
+        settings={"cpus": 1, "memory": "1GiB"},
+        outputs=("more",),
+        vpn=Path("/other.conf"),
     )
     job = load(tmp_path, FULL, options)
     assert (job.command, job.cpus, job.memory) == (("true",), 1, 2**30)
@@ -354,7 +347,7 @@ def test_no_key_or_value_of_a_job_file_forges_a_line(tree: object) -> None:
     raw = tree if isinstance(tree, dict) else {"name": tree, "env": {tree: ""}, "timeout": tree}
     reading = _Reading("job.toml")
     with pytest.raises(JobError) as caught:
-        _build(reading, reading.model(raw), Path("/"), "job", HOST, JobOptions(command=("x",)))
+        _build(reading, reading.file(raw), Path("/"), "job", HOST, JobOptions(command=("x",)))
         reading.fail("nothing", "was wrong")
     with pytest.raises(JobError, match=r"^job\.toml: a; b: c; d$"):
         reading.fail("a\nb", "c\nd")

@@ -13,30 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wgcell.cell import endpoint, outputs, permissions
+from wgcell.cell.environment import environment
 from wgcell.cell.events import Event
 from wgcell.cell.folder import Folder, check_writable, create, state_folder
 from wgcell.cell.inputs import Survey
 from wgcell.cell.inputs import check as check_inputs
-from wgcell.cell.job import (
-    DEFAULT_CPUS,
-    DEFAULT_DISK,
-    DEFAULT_GRACE,
-    DEFAULT_IMAGE,
-    DEFAULT_MEMORY,
-    HostLimits,
-    Job,
-    JobOptions,
-    environment,
-    job_from_options,
-    load_job,
-)
+from wgcell.cell.job import HostLimits, Job, JobOptions
+from wgcell.cell.jobfile import job_from_options, load_job
 from wgcell.cell.provider import Provider, apply_ceilings, load_provider
 from wgcell.cell.renewal import MOST_ASKED
+from wgcell.cell.rows import Written
+from wgcell.cell.settings import ALLOW, ENV, EXCLUDE, INPUTS, NAME, OUTPUTS, SERVICES, SETTINGS, VPN
 from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
-from wgcell.cli import completion, emulation
+from wgcell.cli import emulation
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.lines import JsonLines
+from wgcell.cli.options import After, with_settings
 from wgcell.cli.terminal import (
     Narrator,
     Words,
@@ -67,7 +60,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-def _pairs(option: str, given: list[str]) -> tuple[tuple[str, str], ...]:
+def _pairs(option: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """``["A=B"]`` -> pairs. Raises JobError naming the option."""
     form = "INSIDE=OUTSIDE" if option == "--service" else "NAME=VALUE"
     for text in given:
@@ -216,112 +209,41 @@ def _opened(path: Path) -> int:
         ) from error
 
 
+@with_settings
 def run(
     context: typer.Context,
     file: Annotated[Path | None, typer.Argument(metavar="[JOB.toml]", show_default=False)] = None,
-    name: Annotated[str | None, typer.Option(help="What the cell is called.")] = None,
-    vpn: Annotated[
-        Path | None, typer.Option(help="A wg-quick file: the requester's tunnel.")
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="What the cell may reach, by its own gateway."),
-    ] = None,
-    service: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="INSIDE=OUTSIDE",
-            help="A service in the tunnel: 10.99.0.5:80=127.0.0.1:8000.",
-        ),
-    ] = None,
+    *,
+    typed: Written,
     learn: Annotated[
         bool,
+        After(SERVICES.key),
         typer.Option("--learn", help="Let all that is public through; print what was needed."),
     ] = False,
-    image: Annotated[
-        str | None,
-        typer.Option(
-            help=f"The guest's image. [default: {DEFAULT_IMAGE}]",
-            autocompletion=completion.images,
-        ),
-    ] = None,
-    cpus: Annotated[
-        int | None, typer.Option(help=f"Virtual CPUs. [default: {DEFAULT_CPUS}]")
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help=f"Memory, as 2GiB or 2G. [default: {DEFAULT_MEMORY}]")
-    ] = None,
-    disk: Annotated[
-        str | None, typer.Option(help=f"Scratch disk, as 4GiB. [default: {DEFAULT_DISK}]")
-    ] = None,
-    input_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input", help="A file or folder to appear in /work; of . or DIR/. its contents."
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Inputs to leave out, in .gitignore's syntax."),
-    ] = None,
-    output: Annotated[
-        list[str] | None,
-        typer.Option("--output", help="A path below /work to bring to the current folder."),
-    ] = None,
     output_dir: Annotated[
         Path | None,
+        After(OUTPUTS.key),
         typer.Option("--output-dir", metavar="DIR", help="Where all outputs go instead."),
     ] = None,
     sync: Annotated[
         Path | None,
+        After(OUTPUTS.key),
         typer.Option(metavar="DIR", help="A folder whose contents go in, and changes come back."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Let outputs overwrite what is there.")
+        bool,
+        After(OUTPUTS.key),
+        typer.Option("--force", help="Let outputs overwrite what is there."),
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Bring --sync's changes back without asking.")
+        bool,
+        After(OUTPUTS.key),
+        typer.Option("--yes", help="Bring --sync's changes back without asking."),
     ] = False,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-e",
-            "--env",
-            metavar="NAME[=VALUE]",
-            help="For the workload; without a value, the one that NAME has here.",
-        ),
-    ] = None,
     env_file: Annotated[
         list[Path] | None,
+        After(ENV.key),
         typer.Option(metavar="FILE", help="A file of such lines; # begins a comment."),
-    ] = None,
-    timeout: Annotated[
-        str | None, typer.Option(help="Longest run, as 90s or 1.5h. [default: no limit]")
-    ] = None,
-    grace: Annotated[
-        str | None,
-        typer.Option(
-            help="From SIGTERM to SIGKILL, when the workload must end. "
-            f"[default: {DEFAULT_GRACE:g}s]"
-        ),
-    ] = None,
-    rate: Annotated[
-        str | None,
-        typer.Option(help="Most the tunnel carries each way, as 10Mbit. [default: no limit]"),
-    ] = None,
-    quota: Annotated[
-        str | None,
-        typer.Option(
-            help="Bytes the tunnel carries, as 2GiB; then the cell ends. [default: no limit]"
-        ),
-    ] = None,
-    on_rogue: Annotated[
-        str | None,
-        typer.Option(help="terminate, or freeze to keep the VM to look into. [default: terminate]"),
-    ] = None,
-    guest_walls: Annotated[
-        str | None,
-        typer.Option(help="on, or off for a guest that plays compromised: a test. [default: on]"),
     ] = None,
     allow_endpoint: Annotated[
         list[str] | None,
@@ -362,31 +284,23 @@ def run(
     cells = state_folder(state_dir and expanded(state_dir))
     check_writable(cells)
     words = Words.ERRORS if quiet or as_json else Words.ALL if verbose else Words.FEW
-    variables, unset = environment(env or (), map(expanded, env_file or ()), os.environ)
+    variables, unset = environment(typed.words(ENV), map(expanded, env_file or ()), os.environ)
     if unset and words >= Words.FEW:
         warn(f"not set here, so not passed on: {', '.join(unset)}")
+    vpn = typed.get(VPN)
     options = JobOptions(
-        name=name,
+        name=typed.get(NAME),
         command=tuple(context.obj or ()),
-        image=image,
-        inputs=tuple(map(_expanded_text, input_ or ())),
-        excludes=tuple(exclude or ()),
-        outputs=tuple(output or ()),
+        inputs=tuple(map(_expanded_text, typed.words(INPUTS))),
+        excludes=typed.words(EXCLUDE),
+        outputs=typed.words(OUTPUTS),
         output_dir=output_dir and expanded(output_dir),
         sync=sync and expanded(sync),
-        timeout=timeout,
-        grace=grace,
         env=variables,
-        cpus=cpus,
-        memory=memory,
-        disk=disk,
-        vpn=vpn and expanded(vpn),
-        allow=tuple(allow or ()),
-        services=_pairs("--service", service or []),
-        rate=rate,
-        quota=quota,
-        on_rogue=on_rogue,
-        guest_walls=guest_walls,
+        vpn=None if vpn is None else expanded(Path(vpn)),
+        allow=typed.words(ALLOW),
+        services=_pairs("--service", typed.words(SERVICES)),
+        settings={row.name: typed.values[row.key] for row in SETTINGS if row.key in typed.values},
     )
     provider = load_provider()
     job = _with_gateway(_job(file and expanded(file), options, cells), learn, provider)
