@@ -48,8 +48,21 @@ _NO_KEY = re.compile(
 _TOO_DEEP = re.compile(rf"(?<![A-Za-z0-9_-])(?:[A-Za-z0-9_-]++[ \t]*+\.[ \t]*+){{{DEEPEST}}}")
 
 
+# tomllib's own words end in one of these.
+_PLACE = re.compile(r"(.*) \(at line ([0-9]+), column ([0-9]+)\)", re.DOTALL)
+_AT_END = " (at end of document)"
+
+
 class TomlError(ValueError):
-    """It is no TOML, or more than is read. Its words name the line."""
+    """It is no TOML, or more than is read. ``line`` is 0 where none can be named."""
+
+    def __init__(self, words: str, line: int = 0) -> None:
+        super().__init__(words)
+        self.line = line
+
+    def at(self, path: object) -> str:
+        """``path:line: words``, as every file's errors begin."""
+        return f"{path}:{self.line}: {self}" if self.line else f"{path}: {self}"
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -58,20 +71,25 @@ def parse(raw: bytes) -> dict[str, Any]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise TomlError(f"line {line}: not UTF-8 text") from None
+        raise TomlError("not UTF-8 text", line) from None
     bare = _NO_KEY.sub(lambda found: "s" + "\n" * found[0].count("\n"), text)
     if deep := _TOO_DEEP.search(bare):
         line = bare[: deep.start()].count("\n") + 1
-        raise TomlError(f"line {line}: a key of more than {DEEPEST} parts")
+        raise TomlError(f"a key of more than {DEEPEST} parts", line)
     try:
         return tomllib.loads(text)
     except RecursionError:
         raise TomlError("not TOML: nested too deeply") from None
     except ValueError as error:
-        # tomllib's own words end in "(at line 3, column 7)", or in this where the file stops short.
-        last = f"(at line {raw.count(bytes([10])) + 1}, the last)"
-        words = str(error).replace("(at end of document)", last)
-        raise TomlError(f"not TOML: {words}") from None
+        words, line = str(error), 0
+        if found := _PLACE.fullmatch(words):
+            words, line = f"{found[1]} (column {found[3]})", int(found[2])
+        elif words.endswith(_AT_END):
+            words = f"{words.removesuffix(_AT_END)} (the file ends here)"
+            line = raw.count(b"\n") + 1
+        else:  # Python's own, of an integer that int() does not read
+            words = "a number of too many digits"
+        raise TomlError(f"not TOML: {words}", line) from None
 
 
 def unknown_key(key: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> str:

@@ -16,7 +16,6 @@ from wgcell.cell.provider import (
     GatewayEngine,
     Provider,
     apply_ceilings,
-    config_path,
     load_provider,
 )
 from wgcell.cell.units import (
@@ -28,6 +27,7 @@ from wgcell.cell.units import (
     size_text,
 )
 from wgcell.errors import JobError
+from wgcell.home import config_path
 
 HOST = HostLimits(cpus=64, memory=2**40, disk=2**40)
 

@@ -75,7 +75,7 @@ def test_a_peers_rules_come_before_the_gateways_and_its_limits_over_them(tmp_pat
         ("rules = [\n", 'address6 = "10.98.0.1"\nrules = [\n', ":3: address6: found"),
         ("rules = [\n", "address6 = 6\nrules = [\n", ":3: address6: found 6"),
         ("[peers.bob]", "[peers.Bob]", ":17: peers.Bob: is no peer's name"),
-        ("[peers.bob]", "[peers.bob", "line 17"),
+        ("[peers.bob]", "[peers.bob", ":17: not TOML"),
         ('address = "10.99.0.3"', "port = 51820", ": peers.bob: address is missing"),
         ('address = "10.99.0.3"', 'address = "10.99.0.3"\nport = 51820', ":20: peers.bob.port"),
     ],

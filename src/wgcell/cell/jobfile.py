@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from wgcell import toml
+from wgcell.cell import inside
 from wgcell.cell.environment import VARIABLE
 from wgcell.cell.files import read_whole
 from wgcell.cell.globs import Pattern
@@ -36,9 +37,9 @@ from wgcell.cell.settings import (
     TABLE,
     VPN,
 )
-from wgcell.display import one_line
 from wgcell.errors import JobError, PolicyError
-from wgcell.gateway.policy import Policy
+from wgcell.gateway.config import check_services
+from wgcell.gateway.policy import parse_rule, parse_service
 
 __all__ = ["job_from_options", "job_keys", "load_job", "model"]
 
@@ -52,6 +53,11 @@ _MOST_FAULTS = 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 _TUNNELS = ("vpn", "gateway")
 """Tables that a job file may leave out, which is not the same as empty: a cell has one tunnel."""
+
+
+_COMMAND_LINE = "command line"
+_OPTIONS = {row.key: row.flags[-1] for row in TABLE if row.flags}
+"""Of a job file's key: the option that says the same."""
 
 
 @cache
@@ -84,12 +90,20 @@ def _written(file: object) -> Written:
 class _Reading:
     """Where a job comes from, and one way to complain about it."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, chosen: JobOptions) -> None:
         self.source = source
+        # What may be said more than once is both the file's and the command line's.
+        typed = {row.key for row in SETTINGS if chosen.settings.get(row.name) is not None}
+        typed |= {NAME.key} if chosen.name is not None else set()
+        self._typed = _OPTIONS.keys() if source == _COMMAND_LINE else typed
 
-    def fail(self, key: str, found: str, mend: str = "") -> NoReturn:
+    def fail(self, key: str, found: str, mend: str = "", *, typed: bool | None = None) -> NoReturn:
+        """``typed``: whether an option said it; None if there is but one that can have said it."""
+        where = f"{self.source}: {key}"
+        if key in _OPTIONS and (key in self._typed if typed is None else typed):
+            where = f"{_COMMAND_LINE}: {_OPTIONS[key]}"
         # The key may be a stranger's, and "found" quotes one.
-        raise JobError(f"{self.source}: {key}: {found}", mend=mend)
+        raise JobError(f"{where}: {found}", mend=mend)
 
     def file(self, raw: Mapping[str, object]) -> Written:
         """What a job file says, each value of its type. Raises JobError with all that is wrong."""
@@ -212,8 +226,8 @@ def load_job(
     try:
         parsed = toml.parse(raw)
     except toml.TomlError as error:
-        raise JobError(one_line(f"{path}: {error}")) from None
-    reading = _Reading(str(path))
+        raise JobError(error.at(path)) from None
+    reading = _Reading(str(path), options or JobOptions())
     file_job = reading.file(parsed)
     return _build(reading, file_job, path.absolute().parent, path.stem, limits, options)
 
@@ -225,7 +239,7 @@ def job_from_options(
 
     Raises `JobError` as `load_job` does, with "command line" in the file's place.
     """
-    reading = _Reading("command line")
+    reading = _Reading(_COMMAND_LINE, options)
     stem = Path(options.command[0]).name if options.command else "job"
     return _build(reading, Written(), folder or Path.cwd(), stem, limits, options)
 
@@ -296,11 +310,17 @@ def _tunnel(
     ):
         if len(found) > most:
             reading.fail(what, f"{len(found)} of them; allowed: at most {most}")
-    try:
-        Policy.parse(allow, services)
-    except PolicyError as error:
-        reading.fail("gateway", error.message, error.mend)
     typed = dict(chosen.services)
+    for rule in allow:
+        try:
+            parse_rule(rule)
+        except PolicyError as error:
+            reading.fail(ALLOW.key, error.message, error.mend, typed=rule in chosen.allow)
+    for inner, outer in services.items():
+        try:
+            check_services((parse_service(inner, outer),), inside.TAKEN)
+        except PolicyError as error:
+            reading.fail(SERVICES.key, error.message, error.mend, typed=inner in typed)
     return None, GatewayAsked(
         allow,
         tuple(services.items()),

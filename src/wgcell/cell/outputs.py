@@ -133,6 +133,9 @@ def land(
     if done.left:
         return Landed(_kept(cell_outputs, done.left), False, done.files, done.left)
     if not done.files:
+        every = (one for one in cell_outputs.rglob("*") if not one.is_dir())
+        if any(wanted(one.relative_to(cell_outputs).parts) for one in every):
+            return Landed(f"outputs: as they are in {destination} already", True)
         return Landed("outputs: no file came", True)
     landed = [one.parts for one in planned.changes if not one.is_folder]
     places = [

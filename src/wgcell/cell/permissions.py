@@ -18,6 +18,7 @@ from wgcell.cell.settings import SETTINGS
 from wgcell.errors import JobError
 from wgcell.gateway.policy import Policy, Rule, parse_rule
 from wgcell.guest.walls import Wall
+from wgcell.home import config_path
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 
@@ -104,5 +105,5 @@ def _refused(job: Job, key: str, found: str, typed: str, listed: str) -> JobErro
     on_command_line = f"{typed} on the command line, or " if typed else ""
     return JobError(
         f"job {job.name}: {key}: {found}",
-        mend=f"if you trust it: {on_command_line}{listed} in config.toml",
+        mend=f"if you trust it: {on_command_line}{listed} in {config_path()}",
     )

@@ -29,7 +29,6 @@ What a person types is its own word: only ceilings, ``require_walls``, ``allow_l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
 from enum import Enum
@@ -42,10 +41,9 @@ from wgcell.cell.job import Job
 from wgcell.cell.rows import By, Column, Row, Unfit, column, less, with_values
 from wgcell.cell.schema import Invalid, validated
 from wgcell.cell.settings import SETTINGS
-from wgcell.display import one_line
 from wgcell.errors import EndpointError, JobError, PolicyError
 from wgcell.gateway.policy import Rule, parse_rule
-from wgcell.home import home
+from wgcell.home import config_path
 from wgcell.net.addresses import Network
 
 __all__ = [
@@ -54,7 +52,6 @@ __all__ = [
     "GatewayEngine",
     "Provider",
     "apply_ceilings",
-    "config_path",
     "load_provider",
     "model",
 ]
@@ -123,14 +120,6 @@ def model() -> type[_File]:
     return make_dataclass("provider", columns, bases=(_File,), frozen=True, slots=True)
 
 
-def config_path(environment: Mapping[str, str] | None = None) -> Path:
-    """Where the provider's configuration is, whether or not it exists."""
-    variables = os.environ if environment is None else environment
-    base = variables.get("XDG_CONFIG_HOME", "")
-    root = Path(base) if base.startswith("/") else home() / ".config"
-    return root / "wgcell" / "config.toml"
-
-
 def load_provider(path: Path | None = None) -> Provider:
     """The configuration at ``path`` (`config_path` unless given); the defaults if it is missing.
 
@@ -149,7 +138,7 @@ def load_provider(path: Path | None = None) -> Provider:
     except Invalid as invalid:
         raise JobError(*(f"{place}: {fault}" for fault in invalid.faults)) from None
     except toml.TomlError as error:
-        raise JobError(one_line(f"{place}: {error}")) from None
+        raise JobError(error.at(place)) from None
     return Provider(
         allow_endpoints=_networks(file.allow_endpoints, place),
         allow_emulation=file.allow_emulation,
@@ -222,7 +211,7 @@ def apply_ceilings(job: Job, provider: Provider) -> Job:
             raise JobError(
                 f"job {job.name}: {row.key}: found {row.kind.text(value)}; "
                 f"this provider allows at most {most}",
-                mend=f"ask for {most} or less (the provider's ceilings.{row.name})",
+                mend=f"ask for {most} or less (ceilings.{row.name} in {config_path()})",
             )
         lowered[row] = ceiling
     if job.gateway is not None and job.gateway.learn and not provider.allow_learn:

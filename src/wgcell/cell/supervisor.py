@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.cell import archive, consent, endpoint, listening, outputs, probe, renewal
+from wgcell.cell import archive, consent, endpoint, inside, listening, outputs, probe, renewal
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.ending import EndStep, in_thread, run_all, words
 from wgcell.cell.events import Event, EventLog
@@ -50,6 +50,7 @@ from wgcell.errors import (
     WgcellError,
 )
 from wgcell.gateway import control as gateway_words
+from wgcell.gateway.flows import FlowCounts
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.gateway.way import has_ipv6
 from wgcell.guest import protocol
@@ -67,7 +68,7 @@ from wgcell.relay import control as said
 from wgcell.relay import evidence, link
 from wgcell.relay.seal import unprivileged_id
 
-__all__ = ["EMBEDDED_GATEWAY", "Supervisor", "Surroundings"]
+__all__ = ["Supervisor", "Surroundings"]
 
 VERIFY_TIMEOUT = {Accelerator.KVM: 30.0, Accelerator.TCG: 120.0}
 """Seconds from QEMU's start to a verified tunnel, or the cell ends."""
@@ -106,11 +107,6 @@ MOST_IN_FLIGHT = 64 << 20
 queue has 128 places of 32 KiB, and there are pipes and sockets around it."""
 
 EMBEDDED_HOST = "127.0.0.1"
-EMBEDDED_GATEWAY = "10.99.0.1"
-EMBEDDED_GUEST = "10.99.0.2/32"
-# Unique local ones (RFC 4193), where this machine's kernel has IPv6 at all.
-EMBEDDED_GATEWAY6 = "fd77:6763:656c::1"
-EMBEDDED_GUEST6 = "fd77:6763:656c::2/128"
 
 UNPACKED_WITHIN = 45.0
 """Seconds that the unpacking of the outputs may go on after the last byte that came."""
@@ -193,7 +189,7 @@ class _Seen:
     rogue_at: float | None = None
     killed_after: float | None = None
     """Seconds from the relay's reading of the first rogue frame until QEMU was reaped."""
-    flows: dict[str, int] = field(default_factory=lambda: {"allow": 0, "refuse": 0})
+    flows: FlowCounts = field(default_factory=FlowCounts)
 
 
 class Supervisor:
@@ -540,8 +536,8 @@ class Supervisor:
         gateway_key, guest_key = generate_private_key(), generate_private_key()
         own = await asyncio.to_thread(endpoint.host_networks)
         six = has_ipv6()
-        here = {"address6": EMBEDDED_GATEWAY6} if six else {}
-        there = {"address6": str(ip_interface(EMBEDDED_GUEST6).ip)} if six else {}
+        here = {"address6": inside.GATEWAY6} if six else {}
+        there = {"address6": str(ip_interface(inside.GUEST6).ip)} if six else {}
         gateway = await GatewayProcess.start(
             {
                 "listen": f"{EMBEDDED_HOST}:0",
@@ -549,13 +545,13 @@ class Supervisor:
                 "peers": {
                     "cell": {
                         "public_key": public_key(guest_key),
-                        "address": str(ip_interface(EMBEDDED_GUEST).ip),
+                        "address": str(ip_interface(inside.GUEST).ip),
                         **there,
                     }
                 },
                 "rules": [f"allow {rule}" for rule in asked.allow],
                 "services": dict(asked.services),
-                "address": EMBEDDED_GATEWAY,
+                "address": inside.GATEWAY,
                 **here,
                 "protected": [str(network) for network in own],
                 "resolver": list(asked.resolver),
@@ -572,9 +568,9 @@ class Supervisor:
             peer_public_key=decode_key(public_key(gateway_key)),
             endpoint_host=gateway.host,
             endpoint_port=gateway.port,
-            addresses=tuple(map(ip_interface, (EMBEDDED_GUEST, EMBEDDED_GUEST6)[: 1 + six])),
+            addresses=tuple(map(ip_interface, (inside.GUEST, inside.GUEST6)[: 1 + six])),
             allowed_ips=tuple(map(ip_network, ("0.0.0.0/0", "::/0")[: 1 + six])),
-            dns=(ip_address(EMBEDDED_GATEWAY),),
+            dns=(ip_address(inside.GATEWAY),),
         )
 
     def _drives(self) -> tuple[Drive, ...]:
@@ -949,7 +945,9 @@ class Supervisor:
             entry.pop("time", None)
             self._log.chatter(entry.pop("event"), **entry)
             if isinstance(word, gateway_words.Flow):
-                self._seen.flows[word.verdict] = self._seen.flows.get(word.verdict, 0) + 1
+                self._seen.flows.begun(word.flow, word.verdict)
+            elif isinstance(word, gateway_words.FlowEnd):
+                self._seen.flows.ended(word.flow, word.verdict)
         if self._state is not State.ENDED:
             self._cause(Cause.HOST_FAULTED, f"the gateway died{died}")
 
@@ -1317,7 +1315,7 @@ class Supervisor:
             "relay": self._seen.stats,
             "killed_after": self._seen.killed_after,
             "guest_drops": self._seen.drops,
-            "flows": self._seen.flows,
+            "flows": self._seen.flows.counts,
             "image": self._around.image.name,
             "limits": self._limits,
             "walls": {

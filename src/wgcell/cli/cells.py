@@ -341,7 +341,7 @@ def stop(
     ] = None,
     state_dir: StateDir = None,
 ) -> None:
-    """End running cells in order; the outcome is ``cancelled`` (or ``rogue``, if frozen).
+    """End running cells in order; the outcome is cancelled (or rogue, if frozen).
 
     The workload gets SIGTERM, its grace period (run --grace), then SIGKILL; its results come home.
     """
@@ -349,9 +349,8 @@ def stop(
     cells = [find(folders, name) for name in names]
     for cell in cells:
         if not cell.alive:
-            raise StateError(
-                f"{cell.id} is not running: {IN_WORDS.get(cell.status(), cell.status())}"
-            )
+            status = cell.status()
+            raise StateError(f"{cell.id} is not running: {IN_WORDS.get(status, status)}")
     for cell in cells:
         _ask_to_end(cell, now=now)
     deadline = time.monotonic() + (math.inf if wait is None else wait)
@@ -452,8 +451,12 @@ def prune(
 def _agreed(cells: Sequence[Folder]) -> bool:
     if not sys.stdin.isatty():
         raise InputError(
-            f"{len(cells)} cells would be deleted, and nobody can be asked",
+            f"{_counted(cells)} would be deleted, and nobody can be asked",
             mend="wgcell prune --force",
         )
-    console.print(f"{len(cells)} ended cells, with their records and outputs, will be deleted.")
+    console.print(f"{_counted(cells)}, with all records and outputs, will be deleted.")
     return typer.confirm("Delete them?", err=True)
+
+
+def _counted(cells: Sequence[Folder]) -> str:
+    return "1 ended cell" if len(cells) == 1 else f"{len(cells)} ended cells"

@@ -52,7 +52,14 @@ from wgcell.gateway.policy import (
 )
 from wgcell.net import addresses
 
-__all__ = ["GatewayConfig", "Peer", "load_config", "parse_config", "split_endpoint"]
+__all__ = [
+    "GatewayConfig",
+    "Peer",
+    "check_services",
+    "load_config",
+    "parse_config",
+    "split_endpoint",
+]
 
 DEFAULT_LISTEN = "0.0.0.0:51820"
 DEFAULT_ADDRESS = "10.99.0.1"
@@ -253,7 +260,7 @@ class _Reading:
             try:
                 found.append(parse_line(text))
             except PolicyError as error:
-                self.fail(where, error.message, at=text)
+                self.fail(where, error.message, at=text, mend=error.mend)
         return tuple(found)
 
     def services(self, raw: dict[str, Any]) -> tuple[Service, ...]:
@@ -262,7 +269,7 @@ class _Reading:
             try:
                 found.append(parse_service(inside, str(outside)))
             except PolicyError as error:
-                self.fail("services", error.message, at=inside)
+                self.fail("services", error.message, at=inside, mend=error.mend)
         return tuple(found)
 
     def networks(self, key: str, raw: list[Any]) -> tuple[Network, ...]:
@@ -320,7 +327,14 @@ def parse_config(
     address6 = reading.address6("", table, address)
     own = _both(address, address6)
     peers = _peers(reading, table.get("peers", {}), common, listen[1], own)
-    _check_services(reading, common.services, own, peers)
+    taken = dict.fromkeys(own, "the gateway's own")
+    taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
+    for service in common.services:
+        try:
+            check_services((service,), taken)
+        except PolicyError as error:
+            at = addresses.written(str(service.address), service.port)
+            reading.fail("services", error.message, at=at, mend=error.mend)
     try:
         split_endpoint(table.get("endpoint", ""))
     except PolicyError as error:
@@ -348,30 +362,24 @@ def parse_config(
     )
 
 
-def _check_services(
-    reading: _Reading,
-    services: tuple[Service, ...],
-    own: tuple[Address, ...],
-    peers: tuple[Peer, ...],
-) -> None:
-    """An address that somebody has in the tunnel can't be a service's."""
-    taken = dict.fromkeys(own, "the gateway's own")
-    taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
+def check_services(services: Iterable[Service], taken: Mapping[Address, str]) -> None:
+    """An address that somebody has in the tunnel can't be a service's. Raises `PolicyError`.
+
+    ``taken`` says whose each is, as "the gateway's own".
+    """
     for service in services:
         if service.address in taken:
-            beside = next((o for o in own if o.version == service.address.version), own[0])
+            beside = next(one for one in taken if one.version == service.address.version)
             free = next(
                 address
                 for number in range(5, 5 + len(taken) + 1)
                 if (address := beside + number) not in taken
             )
-            where = f"[{free}]" if free.version == 6 else str(free)
-            reading.fail(
-                "services",
+            raise PolicyError(
                 f"{service.address} is {taken[service.address]} address in the tunnel",
-                at=f"{service.address}:{service.port}",
-                mend=f"take one that nobody has: {where}:{service.port} = "
-                f"{service.target_host}:{service.target_port}",
+                mend="take one that nobody has: "
+                f"{addresses.written(str(free), service.port)} = "
+                f"{addresses.written(service.target_host, service.target_port)}",
             )
 
 
@@ -469,4 +477,4 @@ def parse_toml(path: Path, text: str) -> dict[str, Any]:
     try:
         return toml.parse(text.encode())
     except toml.TomlError as error:
-        raise PolicyError(f"{path}: {error}") from None
+        raise PolicyError(error.at(path)) from None
