@@ -82,7 +82,7 @@ def _written(file: object) -> Written:
     for row in TABLE:
         table = getattr(file, row.table) if row.table else file
         if table is not None:
-            found[row.table] = True
+            found |= {row.table: True} if row.table else {}
             found[row.key] = getattr(table, row.name)
     return Written(found)
 
@@ -261,8 +261,9 @@ def _build(
     written = {row: typed.get(row.name, file.values.get(row.key)) for row in SETTINGS}
     values = {row: reading.setting(row, word, host) for row, word in written.items()}
     everything = () if chosen.sync is None else (".",)
+    name = file.get(NAME) if chosen.name is None else chosen.name
     job = Job(
-        name=reading.name(chosen.name or file.get(NAME) or _as_name(stem)),
+        name=reading.name(_as_name(stem) if name is None else name),
         command=reading.command(chosen.command or file.get(COMMAND) or ()),
         inputs=reading.inputs(file, folder, chosen),
         excludes=(*(file.get(EXCLUDE) or ()), *chosen.excludes),

@@ -98,7 +98,7 @@ def parse_duration(value: str | int | float) -> float:
             days, hours, minutes, rest = (float(part or 0) for part in match.groups())
             seconds = days * _DAY + hours * _HOUR + minutes * _MINUTE + rest
     else:
-        seconds = float(value)
+        seconds = float(value) if abs(value) <= LONGEST else math.inf  # float() of 1e400 overflows
     if not (math.isfinite(seconds) and 0 < seconds <= LONGEST):
-        raise ValueError(f"{value!r}; {allowed}")
+        raise ValueError(f"{one_line(repr(value), 60)}; {allowed}")
     return seconds
