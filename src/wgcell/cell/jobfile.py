@@ -38,7 +38,6 @@ from wgcell.cell.settings import (
     VPN,
 )
 from wgcell.errors import JobError, PolicyError
-from wgcell.gateway.config import check_services
 from wgcell.gateway.policy import parse_rule, parse_service
 
 __all__ = ["job_from_options", "job_keys", "load_job", "model"]
@@ -318,6 +317,8 @@ def _tunnel(
         except PolicyError as error:
             reading.fail(ALLOW.key, error.message, error.mend, typed=rule in chosen.allow)
     for inner, outer in services.items():
+        from wgcell.gateway.config import check_services  # 5 ms that most cells need not wait for
+
         try:
             check_services((parse_service(inner, outer),), inside.TAKEN)
         except PolicyError as error:
