@@ -245,7 +245,7 @@ def _altered(image: store.Image, folder: Path, laid: bytes) -> store.Image:
     """The image with files laid over its initramfs."""
     made = folder / "hostile"
     made.mkdir()
-    for name in ("kernel", "rootfs"):
+    for name in ("kernel", "rootfs", "manifest.json"):
         (made / name).symlink_to(image.folder / name)
     (made / "initramfs").write_bytes(image.initramfs.read_bytes() + laid)
     return store.Image("hostile", made, image.manifest)
