@@ -7,8 +7,8 @@
     with api.Cell(plan) as cell:                        # its folder, its lock, its job.json
         result = await cell.run()                       # its whole life
 
-Nothing has started before `Cell`, and nothing is left running behind it. Whoever has a tunnel and a
-machine of his own, as `wgcell.prove` and the bench do, makes a `Plan` by hand.
+Nothing starts before `Cell.run`, and nothing runs on when it returns. A caller that has its own
+tunnel and machine, as `wgcell.prove` and the bench do, makes a `Plan` by hand.
 
 Sizes are bytes, durations seconds, rates bytes a second. Every error is of the tree in
 `wgcell.errors`; what happens to a running cell is no error but its `Result`.
@@ -46,6 +46,7 @@ from wgcell.machine.argv import Accelerator
 from wgcell.net.addresses import Address
 
 if TYPE_CHECKING:
+    from wgcell.cell.children import RelayProcess
     from wgcell.cell.supervisor import Supervisor
 
 __all__ = [
@@ -71,7 +72,7 @@ Sink = Callable[[bytes], None]
 """Takes some of the workload's bytes."""
 Vet = Callable[[], tuple[Address, ...]]
 """Resolves the tunnel's endpoint and vets its addresses. Raises EndpointError if none will do."""
-Spawn = Callable[..., Coroutine[Any, Any, Any]]
+Spawn = Callable[..., Coroutine[object, None, "RelayProcess"]]
 """What `wgcell.cell.children.RelayProcess.spawn` is; another stands in for it in tests."""
 
 
@@ -321,8 +322,10 @@ class Cell:
 
         plan, bring = self.plan, land or self.land
 
-        def arrived(came: Mapping[str, Any]) -> Landed:
-            return bring(Arrived(bool(came.get("complete")), int(came.get("refused_count") or 0)))
+        def arrived(came: Mapping[str, object]) -> Landed:
+            refused = came.get("refused_count")
+            count = refused if isinstance(refused, int) else 0
+            return bring(Arrived(bool(came.get("complete")), count))
 
         around = Surroundings(
             *(self.folder, plan.platform.image, plan.platform.accelerator, plan.platform.reason),

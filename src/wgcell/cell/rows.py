@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any, Generic, TypeVar, cast, get_origin, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_origin, overload
 
 from wgcell.cell.kinds import Kind
 from wgcell.display import one_line
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "By",
@@ -25,7 +28,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-D = TypeVar("D")
+D = TypeVar("D", bound="DataclassInstance")
 
 
 class By(Enum):
@@ -221,4 +224,4 @@ def with_values(holder: D, values: Mapping[Row[object], object]) -> D:
     """A copy of a dataclass that has the rows as fields, with other values of them."""
     # Each value was read by its row's kind, whose type is the field's.
     named: dict[str, Any] = {row.name: value for row, value in values.items()}
-    return cast(D, replace(cast(Any, holder), **named))
+    return replace(holder, **named)

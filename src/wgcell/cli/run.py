@@ -87,9 +87,7 @@ def _build(name: str, why: str) -> store.Image:
     return build_with_progress(name)
 
 
-def _show_inputs(narrator: Narrator, job: Job, survey: Survey | None) -> None:
-    if survey is None:
-        return
+def _show_inputs(narrator: Narrator, job: Job, survey: Survey) -> None:
     if job.inputs:
         excluded = f", {survey.excluded} excluded" if survey.excluded else ""
         narrator.line(f"inputs: {survey.files} files{excluded}", Words.ALL)
@@ -97,6 +95,19 @@ def _show_inputs(narrator: Narrator, job: Job, survey: Survey | None) -> None:
         narrator.line(f"[yellow]input left out:[/] {clean(str(counted))}")
     for counted in survey.links_out:
         narrator.line(f"input {clean(str(counted))}")
+
+
+def _announce(narrator: Narrator, cell: api.Cell) -> None:
+    """What is about to run, what it may reach, and what is odd about that."""
+    plan, job = cell.plan, cell.plan.job
+    narrator.line(f"cell {cell.id}; {_opens(job, plan.tunnel, plan.addresses)}")
+    rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
+    for remark in (*remarks.of_rules(rules), *remarks.without_way(rules, has_way)):
+        warn(remark)
+    for remark in plan.tunnel.remarks if plan.tunnel else ():
+        warn(remark)
+    if plan.survey is not None:
+        _show_inputs(narrator, job, plan.survey)
 
 
 def _agree(summary: str) -> bool:
@@ -282,14 +293,7 @@ def _lived(
     """The cell's whole life on the terminal; its exit code. Raises StateError."""
     speak_aside()
     narrator = Narrator(words)
-    plan, job = cell.plan, cell.plan.job
-    narrator.line(f"cell {cell.id}; {_opens(job, plan.tunnel, plan.addresses)}")
-    rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
-    for remark in (*remarks.of_rules(rules), *remarks.without_way(rules, has_way)):
-        warn(remark)
-    for remark in plan.tunnel.remarks if plan.tunnel else ():
-        warn(remark)
-    _show_inputs(narrator, job, plan.survey)
+    _announce(narrator, cell)
     files = [JsonLines(cell.id, into)] if into else []
     printed = JsonLines(cell.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
