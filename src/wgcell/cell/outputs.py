@@ -56,7 +56,7 @@ def verdict(unpacked: Unpacked, asked: Sequence[str]) -> str | None:
 class Landed:
     """What became of the outputs at last. ``whole`` is False if some stayed in the cell's folder.
 
-    ``sentence`` is for the terminal's last line: it names the path. ``interrupted``: somebody ended
+    ``sentence`` is for the terminal: it names the path. ``interrupted``: somebody ended
     the landing. What has landed is on the disk, not only in memory, unless it was interrupted.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from types import MappingProxyType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -49,7 +50,7 @@ def validated(kind: type[_T], raw: Mapping[str, Any]) -> _T:
     from pydantic import ValidationError
 
     try:
-        return cast(_T, model(kind).model_validate(dict(raw)))
+        return cast(_T, model(cast(type, kind)).model_validate(dict(raw)))
     except ValidationError as error:
         raise Invalid(_sentences(kind, error.errors(include_url=False))) from None
 
@@ -121,6 +122,7 @@ def _called(table: type, name: str) -> str:
     return _either(CALLED[get_origin(one) or one] for one in kinds if one is not type(None))
 
 
+@cache  # 10 ms to build
 def model(kind: type) -> Any:
     """pydantic's model of a dataclass."""
     from pydantic import ConfigDict, Field, create_model
