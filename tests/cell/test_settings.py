@@ -165,13 +165,20 @@ def test_what_was_typed_goes_before_what_the_file_says(tmp_path: Path) -> None:
 
 NEW = """
     colour: int | None = setting(
-        *("policy.colour", SIZE, None, By.CEILING),
+        "policy.colour",
+        SIZE,
+        default=None,
+        by=By.CEILING,
         option=Option("How blue it is.", without="not at all"),
         low=1 << 10,
     )
     mood: OnRogue = setting(
-        *("policy.mood", ON_ROGUE, OnRogue.TERMINATE, By.PERMISSION, "allow_mood"),
-        Option("How it feels."),
+        "policy.mood",
+        ON_ROGUE,
+        default=OnRogue.TERMINATE,
+        by=By.PERMISSION,
+        why="allow_mood",
+        option=Option("How it feels."),
     )
 """
 FACES = """

@@ -175,11 +175,11 @@ def column(row: Row[object]) -> Column:
 def setting(
     key: str,
     kind: Kind[T],
+    *,
     default: T,
     by: By,
     why: str = "",
     option: Option | None = None,
-    *,
     low: T | None = None,
     high: T | None = None,
     of_host: bool = False,
@@ -188,11 +188,11 @@ def setting(
 def setting(
     key: str,
     kind: Kind[T],
+    *,
     default: None,
     by: By,
     why: str = "",
     option: Option | None = None,
-    *,
     low: T | None = None,
     high: T | None = None,
     own: bool = False,
@@ -200,19 +200,26 @@ def setting(
 def setting(
     key: str,
     kind: Kind[T],
+    *,
     default: T | None,
     by: By,
     why: str = "",
     option: Option | None = None,
-    *,
     low: T | None = None,
     high: T | None = None,
     of_host: bool = False,
     own: bool = False,
 ) -> T | None:
     """A row that is a field of `Shape` or `Settings`. A ceiling is called as the field."""
-    why = why or key.rpartition(".")[2]
-    row = Row(key, kind, by, why, option, default, low, high, of_host, own)
+    row = Row(
+        *(key, kind, by, why or key.rpartition(".")[2]),
+        option=option,
+        default=default,
+        low=low,
+        high=high,
+        of_host=of_host,
+        own=own,
+    )
     return field(default=default, metadata={"row": row})
 
 

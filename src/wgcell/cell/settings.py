@@ -89,25 +89,42 @@ ON_ROGUE = choice({word.value: word for word in OnRogue})
 WALLS = choice(GUEST_WALLS, _walls)
 
 NAME = Row(
-    *("name", TEXT, By.HARMLESS, "At most 32 of a-z, 0-9 and -: a part of the cell's id."),
-    Option("What the cell is called."),
+    "name",
+    TEXT,
+    by=By.HARMLESS,
+    why="At most 32 of a-z, 0-9 and -: a part of the cell's id.",
+    option=Option("What the cell is called."),
 )
 COMMAND = Row(
-    "command", TEXTS, By.HARMLESS, "It is run in the machine, which is what a cell is for."
+    "command",
+    TEXTS,
+    by=By.HARMLESS,
+    why="It is run in the machine, which is what a cell is for.",
 )
 VPN = Row(
-    *("vpn.config", PATH, By.PERMISSION, "allow_endpoints"),
-    Option("A wg-quick file: the requester's tunnel.", ("--vpn",)),
+    "vpn.config",
+    PATH,
+    by=By.PERMISSION,
+    why="allow_endpoints",
+    option=Option("A wg-quick file: the requester's tunnel.", names=("--vpn",)),
     required=True,
 )
 ALLOW = Row(
-    *("gateway.allow", TEXTS, By.PERMISSION, "allow_targets"),
-    Option("What the cell may reach, by its own gateway.", metavar="HOST:PORT"),
+    "gateway.allow",
+    TEXTS,
+    by=By.PERMISSION,
+    why="allow_targets",
+    option=Option("What the cell may reach, by its own gateway.", metavar="HOST:PORT"),
 )
 SERVICES = Row(
-    *("gateway.services", PAIRS, By.PERMISSION, "allow_targets"),
-    Option(
-        "A service in the tunnel: 10.99.0.5:80=127.0.0.1:8000.", ("--service",), "INSIDE=OUTSIDE"
+    "gateway.services",
+    PAIRS,
+    by=By.PERMISSION,
+    why="allow_targets",
+    option=Option(
+        "A service in the tunnel: 10.99.0.5:80=127.0.0.1:8000.",
+        names=("--service",),
+        metavar="INSIDE=OUTSIDE",
     ),
 )
 
@@ -117,25 +134,37 @@ class Shape:
     """What the VM is made of."""
 
     image: str = setting(
-        *("image", IMAGE, "debian", By.HARMLESS),
-        "One of the images that the provider has built, or wgcell's own.",
-        Option("The guest's image."),
+        "image",
+        IMAGE,
+        default="debian",
+        by=By.HARMLESS,
+        why="One of the images that the provider has built, or wgcell's own.",
+        option=Option("The guest's image."),
     )
     cpus: int = setting(
-        *("resources.cpus", COUNT, 1, By.CEILING),
+        "resources.cpus",
+        COUNT,
+        default=1,
+        by=By.CEILING,
         option=Option("Virtual CPUs."),
         low=1,
         of_host=True,
     )
     memory: int = setting(
-        *("resources.memory", SIZE, 512 << 20, By.CEILING),
+        "resources.memory",
+        SIZE,
+        default=512 << 20,
+        by=By.CEILING,
         option=Option("Memory, as 2GiB or 2G."),
         low=128 << 20,
         of_host=True,
     )
     """Bytes."""
     disk: int = setting(
-        *("resources.disk", SIZE, 1 << 30, By.CEILING),
+        "resources.disk",
+        SIZE,
+        default=1 << 30,
+        by=By.CEILING,
         option=Option("Scratch disk, as 4GiB."),
         low=16 << 20,
         of_host=True,
@@ -144,23 +173,37 @@ class Shape:
 
 
 INPUTS = Row(
-    *("inputs", TEXTS, By.HARMLESS, "They lie in the job file's own folder, whatever links say."),
-    Option("A file or folder to appear in /work; of . or DIR/. its contents.", ("--input",)),
+    "inputs",
+    TEXTS,
+    by=By.HARMLESS,
+    why="They lie in the job file's own folder, whatever links say.",
+    option=Option(
+        "A file or folder to appear in /work; of . or DIR/. its contents.", names=("--input",)
+    ),
 )
 EXCLUDE = Row(
-    *("exclude", TEXTS, By.HARMLESS, "It only leaves inputs out."),
-    Option("Inputs to leave out, in .gitignore's syntax.", metavar="PATTERN"),
+    "exclude",
+    TEXTS,
+    by=By.HARMLESS,
+    why="It only leaves inputs out.",
+    option=Option("Inputs to leave out, in .gitignore's syntax.", metavar="PATTERN"),
 )
 OUTPUTS = Row(
-    *("outputs", TEXTS, By.HARMLESS, "They stay in the cell's folder, and within its disk."),
-    Option("A path below /work to bring to the current folder.", ("--output",)),
+    "outputs",
+    TEXTS,
+    by=By.HARMLESS,
+    why="They stay in the cell's folder, and within its disk.",
+    option=Option("A path below /work to bring to the current folder.", names=("--output",)),
 )
 ENV = Row(
-    *("env", PAIRS, By.HARMLESS),
-    "It is the workload's, in the machine; no program of the host has it.",
-    Option(
+    "env",
+    PAIRS,
+    by=By.HARMLESS,
+    why="It is the workload's, in the machine; no program of the host has it.",
+    option=Option(
         "For the workload; without a value, the one that NAME has here.",
-        *(("-e", "--env"), "NAME[=VALUE]"),
+        names=("-e", "--env"),
+        metavar="NAME[=VALUE]",
     ),
 )
 
@@ -170,45 +213,75 @@ class Settings(Shape):
     """All that a job sets which is complete in itself."""
 
     timeout: float | None = setting(
-        *("timeout", DURATION, None, By.CEILING),
+        "timeout",
+        DURATION,
+        default=None,
+        by=By.CEILING,
         option=Option("Longest run, as 90s or 1.5h.", without="no limit"),
     )
     """Seconds from the workload's release; None is no limit."""
     grace: float = setting(
-        *("grace", DURATION_OR_ZERO, 10.0, By.CEILING),
+        "grace",
+        DURATION_OR_ZERO,
+        default=10.0,
+        by=By.CEILING,
         option=Option("From SIGTERM to SIGKILL, when the workload must end."),
         high=600.0,
     )
     """Seconds from SIGTERM to SIGKILL for a workload that must end; 0 kills it at once."""
     rate: float | None = setting(
-        *("resources.rate", RATE, None, By.CEILING),
+        "resources.rate",
+        RATE,
+        default=None,
+        by=By.CEILING,
         option=Option("Most the tunnel carries each way, as 10Mbit.", without="no limit"),
     )
     """Bytes of WireGuard messages a second, each way; None is no limit."""
     quota: int | None = setting(
-        *("resources.quota", SIZE, None, By.CEILING),
+        "resources.quota",
+        SIZE,
+        default=None,
+        by=By.CEILING,
         option=Option("Bytes the tunnel carries, as 2GiB; then the cell ends.", without="no limit"),
         low=1 << 20,
         high=1 << 62,
     )
     """Bytes of WireGuard messages, both ways together, after which the cell ends."""
     on_rogue: OnRogue = setting(
-        *("policy.on_rogue", ON_ROGUE, OnRogue.TERMINATE, By.PERMISSION, "allow_freeze"),
-        Option("terminate, or freeze to keep the VM to look into."),
+        "policy.on_rogue",
+        ON_ROGUE,
+        default=OnRogue.TERMINATE,
+        by=By.PERMISSION,
+        why="allow_freeze",
+        option=Option("terminate, or freeze to keep the VM to look into."),
     )
     tunnel_timeout: float | None = setting(
-        *("policy.tunnel_timeout", DURATION, None, By.CEILING), high=3600.0, own=True
+        "policy.tunnel_timeout",
+        DURATION,
+        default=None,
+        by=By.CEILING,
+        high=3600.0,
+        own=True,
     )
-    """Seconds without a valid message of the endpoint; None is wgcell's own. An idle tunnel is
-    silent between rekeys, two minutes: only for a workload that never is may it be shorter. A
+    """Seconds without a valid message of the endpoint; None is wgcell's own value. An idle tunnel
+    is silent between rekeys, two minutes: only for a workload that never is may it be shorter. A
     tunnel that was dead for an hour stays dead."""
     verify_timeout: float | None = setting(
-        *("policy.verify_timeout", DURATION, None, By.CEILING), high=3600.0, own=True
+        "policy.verify_timeout",
+        DURATION,
+        default=None,
+        by=By.CEILING,
+        high=3600.0,
+        own=True,
     )
-    """Seconds from QEMU's start to a verified tunnel; None is wgcell's own."""
+    """Seconds from QEMU's start to a verified tunnel; None is wgcell's own value."""
     guest_walls: frozenset[Wall] = setting(
-        *("policy.guest_walls", WALLS, GUEST_WALLS["on"], By.PERMISSION, "allow_guest_walls_off"),
-        Option("on, or off for a guest that plays compromised: a test."),
+        "policy.guest_walls",
+        WALLS,
+        default=GUEST_WALLS["on"],
+        by=By.PERMISSION,
+        why="allow_guest_walls_off",
+        option=Option("on, or off for a guest that plays compromised: a test."),
     )
     """None starts the workload as a compromised guest would run it: to test the host's walls."""
 
