@@ -63,6 +63,22 @@ def test_each_row_has_an_option_with_its_help_or_a_reason_for_none(row: Row[obje
         assert "[default: " in row.help
 
 
+def test_the_help_has_settings_in_the_tables_order_and_others_where_they_say() -> None:
+    app = typer.Typer()
+    app.command()(run)
+    flags = [one.opts[-1] for one in typer.main.get_command(app).params]
+    ours = [row.flags[-1] for row in TABLE if row.flags]
+    assert [flag for flag in flags if flag in ours] == ours
+    assert flags[0] == "file"
+    for first, *then in (
+        ("--service", "--learn", "--image"),
+        ("--output", "--output-dir", "--sync", "--force", "--yes", "--env", "--env-file"),
+    ):
+        at = flags.index(first)
+        assert flags[at + 1 : at + 1 + len(then)] == then
+    assert flags.index("--allow-endpoint") == flags.index(ours[-1]) + 1
+
+
 @ROWS
 def test_each_row_is_bounded_for_a_stranger_or_harmless(row: Row[object]) -> None:
     known = keys(provider.model())
