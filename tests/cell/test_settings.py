@@ -153,6 +153,13 @@ def test_nothing_is_no_value(tmp_path: Path, name: str, text: str) -> None:
         job_from_options(JobOptions(command=("true",), settings={name: text}), HOST)
 
 
+@pytest.mark.parametrize("name", ["cpus", "timeout", "memory", "image"])
+def test_true_is_no_number_and_no_word(name: str) -> None:
+    options = JobOptions(command=("true",), settings={name: True})
+    with pytest.raises(wgcell.errors.JobError, match=rf"--{name}: found True; allowed: "):
+        job_from_options(options, HOST)
+
+
 def test_a_grace_period_may_be_none_at_all() -> None:
     for zero in ("0", "0s", 0):
         options = JobOptions(command=("true",), settings={"grace": zero})
