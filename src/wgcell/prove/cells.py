@@ -245,8 +245,10 @@ def _altered(image: store.Image, folder: Path, laid: bytes) -> store.Image:
     """The image with files laid over its initramfs."""
     made = folder / "hostile"
     made.mkdir()
-    for name in ("kernel", "rootfs", "manifest.json"):
+    for name in ("kernel", "rootfs"):
         (made / name).symlink_to(image.folder / name)
+    # A copy: what is recorded of a cell is opened without following links.
+    (made / "manifest.json").write_bytes((image.folder / "manifest.json").read_bytes())
     (made / "initramfs").write_bytes(image.initramfs.read_bytes() + laid)
     return store.Image("hostile", made, image.manifest)
 
