@@ -47,8 +47,6 @@ _LARGEST = 256 * 1024
 MOST_RULES = 1024
 """Of a job: each is looked at for each flow."""
 MOST_SERVICES = 256
-_MOST_FAULTS = 20
-"""Told of one file."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 _TUNNELS = ("vpn", "gateway")
 """Tables that a job file may leave out, which is not the same as empty: a cell has one tunnel."""
@@ -109,11 +107,7 @@ class _Reading:
         try:
             return _written(validated(model(), raw))
         except Invalid as invalid:
-            lines = [f"{self.source}: {fault}" for fault in invalid.faults[:_MOST_FAULTS]]
-            more = len(invalid.faults) - _MOST_FAULTS
-            if more > 0:
-                lines.append(f"and {more} more like these")
-            raise JobError(*lines) from None
+            raise JobError(*(f"{self.source}: {fault}" for fault in invalid.faults)) from None
 
     def setting(self, row: Row[object], written: object, host: HostLimits) -> object:
         """A value within its bounds; None if nobody wrote one and there is no default."""
