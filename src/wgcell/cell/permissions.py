@@ -1,11 +1,10 @@
 """What a stranger's job file may ask of the provider, key by key: permissions.
 
-Whoever types a command line speaks for himself, and only the provider's ceilings bind him. A job
-*file* may come from a stranger, and he from nowhere near. So each row of `wgcell.cell.settings` has
-a ceiling, a permission in the provider's configuration, or a sentence that says why the key is
-harmless. Ceilings are held by `wgcell.cell.provider.apply_ceilings`, ``vpn.config`` by
-`wgcell.cell.endpoint.vet`; the other permissions here. Without a ceiling in the provider's
-configuration, the row has a bound of its own for each time.
+A person who types a command line is bound by the provider's ceilings alone. A job *file* may come
+from a stranger. So each row of `wgcell.cell.settings` has a ceiling, a permission in the provider's
+configuration, or a sentence that says why the key is harmless. `wgcell.cell.provider` holds the
+ceilings, `wgcell.cell.endpoint.vet` holds ``vpn.config``, and this module the other permissions.
+Times have a bound in their rows besides, for a provider without ceilings.
 """
 
 from __future__ import annotations

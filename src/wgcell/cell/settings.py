@@ -6,15 +6,15 @@ provider's, a permission in the provider's configuration, or nothing, because it
 
 ::
 
-    row ─┬─ the model of a job file        `columns`, `wgcell.cell.jobfile`
+    row ─┬─ a key of a job file            `wgcell.cell.jobfile.model`
          ├─ a field of `Job`               `Shape` and `Settings`, from which `Job` is derived
          ├─ an option and its help         `wgcell.cli.options`
          ├─ a ceiling or a permission      `wgcell.cell.provider`, `wgcell.cell.permissions`
          └─ a value in job.json            `wgcell.cell.job.Job.public`
 
-There are rows of two sorts. A *setting* is complete in itself: one line in `Shape` or `Settings` is
-all that a new one needs, besides the code that obeys it. A *part* needs the job file's folder or
-other parts to be understood, and `wgcell.cell.jobfile` composes a job of them.
+There are rows of two sorts. A *setting* is complete in itself: a field of `Shape` or `Settings` is
+all that a new one needs, besides the code that obeys it. A *part* means nothing without the job
+file's folder or the other parts; `wgcell.cell.jobfile` composes a job of them.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ ENV = Row(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Shape):
-    """All that a job sets which is complete in itself."""
+    """Every setting that is complete in itself."""
 
     timeout: float | None = setting(
         "timeout",
