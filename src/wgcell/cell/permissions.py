@@ -1,6 +1,6 @@
 """What a stranger's job file may ask of the provider, key by key: permissions.
 
-A person who types a command line is bound by the provider's ceilings alone. A job *file* may come
+A person who types a command line needs no permission of these. A job *file* may come
 from a stranger. So each row of `wgcell.cell.settings` has a ceiling, a permission in the provider's
 configuration, or a sentence that says why the key is harmless. `wgcell.cell.provider` holds the
 ceilings, `wgcell.cell.endpoint.vet` holds ``vpn.config``, and this module the other permissions.
