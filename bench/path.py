@@ -34,15 +34,13 @@ from types import MappingProxyType
 from typing import Any
 
 from relay import HERE, build, passt_argv, slirp_argv
+from wgcell import api
 from wgcell.cell.children import GatewayProcess, RelayProcess
-from wgcell.cell.folder import create
 from wgcell.cell.job import Job
-from wgcell.cell.supervisor import Supervisor, Surroundings
+from wgcell.cell.states import Outcome
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 from wgcell.image import store
-from wgcell.machine.accelerator import choose
-from wgcell.machine.process import find_qemu
 from wgcell.relay import control, link
 
 ROUNDS = 7
@@ -173,8 +171,6 @@ def tools(inside: tuple[str, ...]) -> tuple[dict[str, Callable[..., Any]], dict[
 async def measure(spawn: Callable[..., Any], keys: tuple[str, str], folder: Path) -> list[float]:
     """Megabits a second, down and up, of one cell."""
     ours, theirs = keys
-    image = store.load("debian")
-    accelerator, why = choose(find_qemu(), image.kernel, store.cache_folder())
     job = Job(
         name="bench",
         command=("python3", "-c", GUEST),
@@ -199,19 +195,11 @@ async def measure(spawn: Callable[..., Any], keys: tuple[str, str], folder: Path
         mtu=1420,
     )
     said = bytearray()
-    cell = create(folder, "bench")
-    around = Surroundings(cell, image, accelerator, why, vpn, (ip_address("127.0.0.1"),))
-    supervisor = Supervisor(
-        job,
-        around,
-        tell=lambda event: None,
-        stdout=said.extend,
-        stderr=said.extend,
-        spawn_relay=spawn,
-    )
-    result = await supervisor.run()
-    if result["outcome"] != "completed" or result["exit_code"]:
-        raise SystemExit(f"{result['outcome']}: {result['reason']}\n{said.decode()}")
+    on = api.platform(store.load(api.STOCK_IMAGE))
+    with api.Cell(api.Plan(job, on, vpn, (ip_address("127.0.0.1"),)), folder) as cell:
+        result = await cell.run(stdout=said.extend, stderr=said.extend, spawn_relay=spawn)
+    if result.outcome is not Outcome.COMPLETED or result.exit_code:
+        raise SystemExit(f"{result.outcome.value}: {result.reason}\n{said.decode()}")
     return [BYTES * 8 / 1e6 / float(line) for line in said.split()]
 
 

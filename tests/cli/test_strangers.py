@@ -28,7 +28,8 @@ import wgcell
 from wgcell import errors
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import create
-from wgcell.cell.job import HostLimits, JobOptions, job_keys, load_job
+from wgcell.cell.job import HostLimits, JobOptions
+from wgcell.cell.jobfile import job_keys, load_job
 from wgcell.cell.states import State
 from wgcell.cli.run import _opens
 from wgcell.display import INVISIBLE, one_line, paragraph

@@ -14,10 +14,10 @@ from typing import Annotated
 import typer
 
 from wgcell import programs
+from wgcell.cell import emulation
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.folder import all_cells, state_folders
 from wgcell.cell.provider import load_provider
-from wgcell.cli import emulation
 from wgcell.cli.cells import frozen_hint
 from wgcell.cli.terminal import out
 from wgcell.display import one_line
