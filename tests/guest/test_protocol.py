@@ -94,7 +94,9 @@ SUBJECT_TEXT = st.lists(st.text("abc: {}/", min_size=1, max_size=9), max_size=3)
             st.integers(0, 255),
             st.text("0123456789abcdef").map(lambda digits: (digits + "0" * 64)[:64]),
         ),
-        st.dictionaries(st.sampled_from(protocol.REPORTS), SUBJECT_TEXT).map(protocol.Report),
+        st.dictionaries(st.sampled_from(protocol.REPORTS), SUBJECT_TEXT, min_size=1).map(
+            protocol.Report
+        ),
     )
 )
 def test_what_the_guest_says_is_what_the_host_reads(message: protocol.Message) -> None:
