@@ -34,6 +34,7 @@ static void show(const char *path, const char *prefix) {
     FILE *file = fopen(path, "r");
     while (file && fgets(line, sizeof line, file))
         if (!strncmp(line, prefix, strlen(prefix))) printf("%s", line);
+    if (file) fclose(file);
 }
 int main(int argc, char **argv, char **env) {
     char here[256];
@@ -59,8 +60,7 @@ int main(int argc, char **argv, char **env) {
 # In a mount namespace of its own: `confined` as the agent calls it.
 START = """
 import os, signal, sys
-from dataclasses import replace
-from tests.guest.test_protocol import CONFIG
+from wgcell.guest import protocol
 from wgcell.guest.agent import kernel, tools, workload
 root, which, *command = sys.argv[1:]
 kernel.unshare(kernel.NEWNS)
@@ -72,7 +72,11 @@ for name, kind in (("/proc", "proc"), ("/sys", "sysfs")):
 # move_to_root moves a mount, so the root must be one; and a proc comes over /tmp.
 kernel.mount(root, "/mnt", flags=kernel.BIND)
 root = "/mnt"
-config = replace(CONFIG, command=tuple(command), environment=(("A", "x y"),))
+config = protocol.GuestConfig(
+    time=1, hostname="cell", walls=frozenset(), private_key=b"", peer_public_key=b"",
+    preshared_key=None, addresses=(), allowed_ips=(), mtu=1420, keepalive=25, dns=(), probe="",
+    inputs=False, command=tuple(command), environment=(("A", "x y"),), outputs=(),
+)
 reading, writing = os.pipe()
 errors, complaining = os.pipe()
 null = os.open("/dev/null", os.O_RDONLY)
@@ -127,7 +131,7 @@ def started(root: Path, *command: str, which: str = "confined") -> tuple[str, st
     """What a command printed, what was said of it, and its exit code."""
     done = subprocess.run(
         [sys.executable, "-c", START, str(root), which, *command],
-        capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     out, said, code = literal_eval(done.stdout)

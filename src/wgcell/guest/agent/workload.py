@@ -93,7 +93,8 @@ def _be_init(config: GuestConfig, root: str, stdin: int, stdout: int, stderr: in
     # A proc of its own, read-only, from which the places come.
     kernel.mount("proc", _TMP, "proc", kernel.LIVELY | kernel.READ_ONLY)
     for place in _READ_ONLY_PROC:
-        kernel.mount(f"{_TMP}/{place}", f"{proc}/{place}", flags=kernel.BIND)
+        if os.path.exists(f"{_TMP}/{place}"):  # a kernel may be without one
+            kernel.mount(f"{_TMP}/{place}", f"{proc}/{place}", flags=kernel.BIND)
     # Below the new root nothing of the initramfs can be reached any more. And nothing of its proc
     # and sysfs may be left in this namespace: whoever sees one in full, under whatever, may mount
     # another in a user namespace of his own.
