@@ -108,7 +108,16 @@ files = {name: getattr(sys.modules[name], "__file__", None) for name in set(sys.
 print(files)
 """
 # Built into Debian's interpreter, which is not everybody's.
-BUILT_IN = {"binascii", "select", "_socket", "_struct", "_sha256", "_sha2", "_posixsubprocess"}
+BUILT_IN = {
+    "binascii",
+    "fcntl",
+    "select",
+    "_socket",
+    "_struct",
+    "_sha256",
+    "_sha2",
+    "_posixsubprocess",
+}
 ALLOWED = {
     *("__future__", "_ctypes", "os", "os.path", "posixpath", "genericpath", "stat"),
     *("_collections_abc", "abc"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["read", "write"]
+__all__ = ["read", "write", "write_all"]
 
 
 def read(path: str) -> str:
@@ -20,3 +20,9 @@ def write(path: str, text: str) -> None:
         os.write(file, text.encode())
     finally:
         os.close(file)
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Write all of it, by as many calls as that takes: a port takes 32 KiB at once."""
+    while data:
+        data = data[os.write(file, data) :]

@@ -24,6 +24,8 @@ _BEAT = 5.0
 _FIRST_BEAT = 0.5
 """Seconds until the watch begins, which are the workload's own: a change made in them is found by
 the first look."""
+_MOST_BLIND = 12
+"""Beats without a look: a minute, as long as the host waits for a beat."""
 _RUNS = -1
 """In the place of an exit code."""
 _MOST_STANDING, _MOST_CHANGE = 12288, 4096
@@ -107,7 +109,8 @@ class Agent:
         self._asked: Mapping[str, str] = {}
         self._streams: dict[str, Stream] = {}
         self._mtu = 0
-        self._beats = 0
+        self._beats = self._drops = self._blind = 0
+        self._orders: list[protocol.Order] = []
         self._released = False
         self._running = 0
         self._exit_code = _RUNS
@@ -115,7 +118,7 @@ class Agent:
     def say(self, message: Message) -> None:
         """Tell the host, if the port is there."""
         if self._control is not None:
-            os.write(self._control.descriptor, protocol.encode(message))
+            files.write_all(self._control.descriptor, protocol.encode(message))
 
     def live(self) -> None:
         """To the machine's end."""
@@ -197,6 +200,7 @@ class Agent:
         # A guest that was asked to leave a wall out is not watched for what it lacks.
         self._watched = config.walls == frozenset(Wall)
         self._loop.after(_FIRST_BEAT, self._begin_watch)
+        self._carry_out()
 
     def _reap(self, ended: int) -> None:
         self._loop.forget(ended)
@@ -207,8 +211,13 @@ class Agent:
         return self._exit_code != _RUNS and all(one.ended for one in self._streams.values())
 
     def _obey(self, control: Lines) -> None:
-        for line in control.more():
-            match protocol.parse_order(line):
+        self._orders += map(protocol.parse_order, control.more())
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        """The host's orders, in turn; those behind the release once the workload runs."""
+        while self._orders and (self._running or not self._released):
+            match self._orders.pop(0):
                 case protocol.Release():
                     self._released = True
                 case protocol.Terminate():
@@ -221,8 +230,7 @@ class Agent:
                 case protocol.TunnelMtu(mtu):
                     # The path is narrower than it was thought. Known before it is done.
                     self._mtu = mtu
-                    words = ("ip", "link", "set", "wg0", "mtu", str(mtu))
-                    self._namespaces.inside(lambda words=words: tools.run(*words))  # type: ignore[misc]
+                    self._namespaces.inside(lambda mtu=mtu: network.set_mtu(mtu))  # type: ignore[misc]
                 case protocol.Clock(now):
                     kernel.bring_clock_to(now)
 
@@ -265,9 +273,18 @@ class Agent:
     def _beat(self) -> None:
         """A heartbeat, and a look at all that stands, against what stood before the release."""
         self._loop.after(_BEAT, self._beat)
-        seen = standing.look(self._namespaces)
+        try:
+            seen = standing.look(self._namespaces)
+            self._blind = 0
+        except OSError as error:
+            # The workload may have taken all memory, or all processes this kernel has room for.
+            self._blind += 1
+            seen = self._asked
+            if self._blind > _MOST_BLIND:
+                self.say(protocol.Changed("standing", f"nothing is seen of it any more: {error}"))
         self._beats += 1
-        self.say(protocol.Heartbeat(self._beats, standing.drops(seen["firewall"])))
+        self._drops = max(self._drops, standing.drops(seen["firewall"]))
+        self.say(protocol.Heartbeat(self._beats, self._drops))
         changed = standing.changes(self._asked, seen) if self._watched else ""
         if changed:
             self.say(protocol.Changed("standing", changed[:_MOST_STANDING]))

@@ -6,6 +6,7 @@ import _socket
 import _struct as struct
 import os
 from binascii import b2a_base64
+from fcntl import ioctl
 
 from wgcell.guest.agent import files, kernel, tools
 from wgcell.guest.firewall import ENDPOINT, PORT
@@ -16,6 +17,7 @@ __all__ = ["Namespaces", "Probe", "link_up", "tunnel_up", "wireguard_settings"]
 NAME = "workload"
 """The namespace's, for ip."""
 _ICMP, _ICMPV6 = 1, 58
+_SIOCSIFMTU = 0x8922
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,6 +119,18 @@ def tunnel_up(config: GuestConfig) -> None:
     files.write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
     # Where a router drops what is too long and does not say so, TCP finds out (RFC 4821).
     files.write("/proc/sys/net/ipv4/tcp_mtu_probing", "1")
+
+
+def set_mtu(mtu: int) -> None:
+    """wg0's MTU, in bytes; where the workload is. Without a process, which the workload may have
+    left no room for.
+    """
+    any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    try:
+        # struct ifreq (<linux/if.h>)
+        ioctl(any_socket.fileno(), _SIOCSIFMTU, struct.pack("16si20x", b"wg0", mtu))
+    finally:
+        any_socket.close()
 
 
 class Probe:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import stat
 
-from wgcell.guest.agent import kernel, tools
+from wgcell.guest.agent import files, kernel, tools
 
 __all__ = ["ROOT", "dress", "put_together"]
 
@@ -76,7 +76,7 @@ def _write(path: str, text: str) -> None:
         pass
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        os.write(file, text.encode())
+        files.write_all(file, text.encode())
     finally:
         os.close(file)
 

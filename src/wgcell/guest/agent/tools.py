@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from wgcell.guest.agent import files
+
 __all__ = ["ENVIRONMENT", "output", "run", "start", "text_file"]
 
 ENVIRONMENT = {"PATH": "/bin", "LC_ALL": "C"}
@@ -15,9 +17,7 @@ if TYPE_CHECKING:
 def text_file(text: str) -> int:
     """A file of no name that holds ``text``, to be read from its beginning: it may be a secret."""
     file = os.memfd_create("text")
-    left = text.encode()
-    while left:
-        left = left[os.write(file, left) :]
+    files.write_all(file, text.encode())
     os.lseek(file, 0, os.SEEK_SET)
     return file
 

@@ -21,6 +21,7 @@ _NOT_FOUND, _NOT_EXECUTABLE, _NOT_SET_UP = 127, 126, 125
 _ENOEXEC = 8
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from wgcell.guest.protocol import GuestConfig
@@ -39,9 +40,7 @@ def confined(config: GuestConfig, root: str, stdin: int, stdout: int, stderr: in
     """
     own = os.open("/proc/self/ns/pid", os.O_RDONLY)
     kernel.unshare(kernel.NEWPID)
-    pid = os.fork()
-    if pid == 0:
-        _never_return(lambda: _be_init(config, root, stdin, stdout, stderr))
+    pid = _forked(lambda: _be_init(config, root, stdin, stdout, stderr))
     kernel.setns(own, kernel.NEWPID)
     os.close(own)
     return pid
@@ -51,18 +50,28 @@ def open_(config: GuestConfig, root: str, stdin: int, stdout: int, stderr: int) 
     """Start the command with all of root's privileges, in its root; its process id."""
     for name in ("proc", "sys"):
         kernel.mount(f"/{name}", f"{root}/{name}", flags=kernel.BIND)
+    return _forked(lambda: _be_open(config, root, stdin, stdout, stderr))
+
+
+def _forked(act: Callable[[], None]) -> int:
+    """A child that acts and never returns; its process id.
+
+    It begins with SIGTERM blocked, until it has made up its mind what to do at one: none is lost,
+    not even to the first process of a pid namespace, which has no default for it (signal(7)).
+    """
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGTERM})
     pid = os.fork()
     if pid == 0:
-        _never_return(lambda: _be_open(config, root, stdin, stdout, stderr))
+        try:
+            act()
+        except BaseException as error:
+            os.write(2, f"wgcell: {error}\n".encode("utf-8", "backslashreplace"))
+        os._exit(_NOT_SET_UP)
     return pid
 
 
-def _never_return(act: object) -> NoReturn:
-    try:
-        act()  # type: ignore[operator]
-    except BaseException as error:
-        os.write(2, f"wgcell: {error}\n".encode("utf-8", "backslashreplace"))
-    os._exit(_NOT_SET_UP)
+def _hear_sigterm() -> None:
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM})
 
 
 def _take(stdin: int, stdout: int, stderr: int) -> None:
@@ -102,11 +111,10 @@ def _be_init(config: GuestConfig, root: str, stdin: int, stdout: int, stderr: in
         kernel.unmount(place)
     os.chdir(root)
     kernel.move_to_root()
-    command = os.fork()
-    if command == 0:
-        _never_return(lambda: _be_command(config))
+    command = _forked(lambda: _be_command(config))
     # To the command alone, as a shell's would be. Waiting goes on behind the handler (PEP 475).
     _signal.signal(_signal.SIGTERM, lambda number, frame: _pass_on(command))
+    _hear_sigterm()
     while True:
         pid, status = os.wait()
         if pid == command:
@@ -130,9 +138,10 @@ def execute(config: GuestConfig) -> NoReturn:
     """Become the command, in the root that is the working folder. Only ends the process."""
     os.chroot(".")
     os.chdir("/work")
-    # Python ignores these two, and what is ignored stays so.
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+    # Python ignores the first two, and what is ignored stays so.
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM):
         _signal.signal(number, _signal.SIG_DFL)
+    _hear_sigterm()
     code, said = _try(config.command, environment(config))
     os.write(2, f"wgcell: {config.command[0]}: {said}\n".encode("utf-8", "backslashreplace"))
     os._exit(code)
