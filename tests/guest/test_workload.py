@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from ast import literal_eval
@@ -81,11 +82,13 @@ reading, writing = os.pipe()
 errors, complaining = os.pipe()
 null = os.open("/dev/null", os.O_RDONLY)
 pid = getattr(workload, which)(config, root, null, writing, complaining)
+if command[1:] == ["wait", "not"]:
+    os.kill(pid, signal.SIGTERM)
 os.close(writing); os.close(complaining)
 out = b""
 while part := os.read(reading, 65536):
     out += part
-    if b"arg wait" in out:
+    if b"arg wait" in out and b"arg not" not in out:
         os.kill(pid, signal.SIGTERM)
         out = out.replace(b"arg wait", b"arg waited")
 said = b""
@@ -159,6 +162,13 @@ def test_an_image_with_one_static_program_runs_and_sees_its_walls(bare: Path) ->
 def test_a_signal_goes_to_the_command_alone_and_its_code_comes_back(bare: Path) -> None:
     out, _, code = started(bare, "/see", "wait")
     assert out.endswith("term\n") and code == 9
+
+
+@pytest.mark.parametrize("which", ["confined", "open_"])
+def test_a_signal_that_comes_at_once_is_not_lost(bare: Path, which: str) -> None:
+    """Before the command is there, and before its init can pass anything on."""
+    out, said, code = started(bare, "/see", "wait", "not", which=which)
+    assert (said, code) in [("", 128 + signal.SIGTERM), ("", 9)], out
 
 
 @pytest.mark.parametrize("which", ["confined", "open_"])
