@@ -355,3 +355,22 @@ def test_a_file_that_is_wrong_in_all_ways_is_told_in_few_words(tmp_path: Path) -
     (tmp_path / "job.toml").write_text("#" * (256 * 1024 + 1))
     with pytest.raises(JobError, match="larger than 256KiB"):
         load_job(tmp_path / "job.toml", HOST)
+
+
+def test_a_refusal_names_the_providers_file_where_it_really_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "conf"))
+    there = str(tmp_path / "conf/wgcell/config.toml")
+    provider = provider_of(tmp_path, "[ceilings]\ncpus = 1")
+    for text in (
+        "policy.on_rogue = 'freeze'",
+        "policy.guest_walls = 'off'",
+        "gateway.allow = ['192.168.1.9:80']",
+        "gateway.services = { '10.99.0.5:80' = '127.0.0.1:22' }",
+        "vpn.config = 'lan.conf'",
+        "resources.cpus = 2",
+    ):
+        with pytest.raises(InputError) as caught:
+            asked(tmp_path, text, provider)
+        assert there in caught.value.mend

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.cell import archive, consent, endpoint, listening, outputs, probe, renewal
+from wgcell.cell import archive, consent, endpoint, inside, listening, outputs, probe, renewal
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.ending import EndStep, in_thread, run_all, words
 from wgcell.cell.events import Event, EventLog
@@ -50,6 +51,7 @@ from wgcell.errors import (
     WgcellError,
 )
 from wgcell.gateway import control as gateway_words
+from wgcell.gateway.flows import FlowCounts
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.gateway.way import has_ipv6
 from wgcell.guest import protocol, verify
@@ -67,7 +69,7 @@ from wgcell.relay import control as said
 from wgcell.relay import evidence, link
 from wgcell.relay.seal import unprivileged_id
 
-__all__ = ["EMBEDDED_GATEWAY", "Supervisor", "Surroundings"]
+__all__ = ["Supervisor", "Surroundings"]
 
 VERIFY_TIMEOUT = {Accelerator.KVM: 30.0, Accelerator.TCG: 120.0}
 """Seconds from QEMU's start to a verified tunnel, or the cell ends."""
@@ -106,11 +108,6 @@ MOST_IN_FLIGHT = 64 << 20
 queue has 128 places of 32 KiB, and there are pipes and sockets around it."""
 
 EMBEDDED_HOST = "127.0.0.1"
-EMBEDDED_GATEWAY = "10.99.0.1"
-EMBEDDED_GUEST = "10.99.0.2/32"
-# Unique local ones (RFC 4193), where this machine's kernel has IPv6 at all.
-EMBEDDED_GATEWAY6 = "fd77:6763:656c::1"
-EMBEDDED_GUEST6 = "fd77:6763:656c::2/128"
 
 UNPACKED_WITHIN = 45.0
 """Seconds that the unpacking of the outputs may go on after the last byte that came."""
@@ -146,6 +143,9 @@ class Surroundings:
     require_walls: bool = False
     gateway_engine: str = "auto"
     """Of a gateway of the cell's own: ``auto``, ``namespace`` or ``embedded``."""
+    land: Callable[[Mapping[str, Any]], outputs.Landed] | None = None
+    """Brings the outputs to whoever asked for them, when all else has ended; it is given the event
+    that told of their unpacking. None leaves them in the cell's folder. Raises StateError."""
     known_links: frozenset[tuple[str, str]] = frozenset()
     """Links among the inputs that lead out, by path and target: no news if they come back."""
     vet_again: Callable[[], tuple[Address, ...]] | None = None
@@ -193,7 +193,7 @@ class _Seen:
     rogue_at: float | None = None
     killed_after: float | None = None
     """Seconds from the relay's reading of the first rogue frame until QEMU was reaped."""
-    flows: dict[str, int] = field(default_factory=lambda: {"allow": 0, "refuse": 0})
+    flows: FlowCounts = field(default_factory=FlowCounts)
 
 
 class Supervisor:
@@ -540,8 +540,8 @@ class Supervisor:
         gateway_key, guest_key = generate_private_key(), generate_private_key()
         own = await asyncio.to_thread(endpoint.host_networks)
         six = has_ipv6()
-        here = {"address6": EMBEDDED_GATEWAY6} if six else {}
-        there = {"address6": str(ip_interface(EMBEDDED_GUEST6).ip)} if six else {}
+        here = {"address6": inside.GATEWAY6} if six else {}
+        there = {"address6": str(ip_interface(inside.GUEST6).ip)} if six else {}
         gateway = await GatewayProcess.start(
             {
                 "listen": f"{EMBEDDED_HOST}:0",
@@ -549,13 +549,13 @@ class Supervisor:
                 "peers": {
                     "cell": {
                         "public_key": public_key(guest_key),
-                        "address": str(ip_interface(EMBEDDED_GUEST).ip),
+                        "address": str(ip_interface(inside.GUEST).ip),
                         **there,
                     }
                 },
                 "rules": [f"allow {rule}" for rule in asked.allow],
                 "services": dict(asked.services),
-                "address": EMBEDDED_GATEWAY,
+                "address": inside.GATEWAY,
                 **here,
                 "protected": [str(network) for network in own],
                 "resolver": list(asked.resolver),
@@ -572,9 +572,9 @@ class Supervisor:
             peer_public_key=decode_key(public_key(gateway_key)),
             endpoint_host=gateway.host,
             endpoint_port=gateway.port,
-            addresses=tuple(map(ip_interface, (EMBEDDED_GUEST, EMBEDDED_GUEST6)[: 1 + six])),
+            addresses=tuple(map(ip_interface, (inside.GUEST, inside.GUEST6)[: 1 + six])),
             allowed_ips=tuple(map(ip_network, ("0.0.0.0/0", "::/0")[: 1 + six])),
-            dns=(ip_address(EMBEDDED_GATEWAY),),
+            dns=(ip_address(inside.GATEWAY),),
         )
 
     def _drives(self) -> tuple[Drive, ...]:
@@ -949,7 +949,9 @@ class Supervisor:
             entry.pop("time", None)
             self._log.chatter(entry.pop("event"), **entry)
             if isinstance(word, gateway_words.Flow):
-                self._seen.flows[word.verdict] = self._seen.flows.get(word.verdict, 0) + 1
+                self._seen.flows.begun(word.flow, word.verdict)
+            elif isinstance(word, gateway_words.FlowEnd):
+                self._seen.flows.ended(word.flow, word.verdict)
         if self._state is not State.ENDED:
             self._cause(Cause.HOST_FAULTED, f"the gateway died{died}")
 
@@ -1110,6 +1112,8 @@ class Supervisor:
             EndStep("the record of the outputs", self._record_outputs),
             EndStep("the rogue frames", self._record_frames),
             EndStep("the files' digests", self._end_digests, digested),
+            # A person may be asked, and a signal ends it: there is no bound.
+            EndStep("the landing of the outputs", self._land, math.inf),
             EndStep("result.json", self._record_result, is_record=True),
             EndStep("the record of the digests", self._record_digests),
             EndStep("the event of the end", self._record_end, is_record=True),
@@ -1238,6 +1242,20 @@ class Supervisor:
         if unread or "error" in (records["outputs"] or {}):
             raise StateError(f"can't be read: {', '.join(unread) or 'the outputs'}")
 
+    def _land(self) -> None:
+        """The last that can go wrong before the result says how the cell ended."""
+        if self._around.land is None or not self._job.outputs:
+            return
+        landed = self._around.land(self._came or {})
+        self._log.append("landed", whole=landed.whole, files=landed.files, sentence=landed.sentence)
+        if landed.whole:
+            return
+        cause = Cause.CANCEL if landed.interrupted else Cause.RESULTS_MISSING
+        taken = TRANSITIONS[State.STOPPING][cause]
+        outcome = settled(self._outcome, cause, taken.outcome)
+        if outcome is not self._outcome:
+            self._outcome, self._reason = outcome, landed.sentence
+
     def _record_result(self) -> None:
         self._around.folder.write("result.json", self._result())
         self._result_written = True
@@ -1317,7 +1335,7 @@ class Supervisor:
             "relay": self._seen.stats,
             "killed_after": self._seen.killed_after,
             "guest_drops": self._seen.drops,
-            "flows": self._seen.flows,
+            "flows": self._seen.flows.counts,
             "image": self._around.image.name,
             "limits": self._limits,
             "walls": {

@@ -254,6 +254,8 @@ class Narrator:
         self._folder = ""
         self._verdict = ""
         """What is missing of the outputs; the reason of an outcome that is not about that."""
+        self._left = ""
+        """Why outputs did not land."""
         if console.is_terminal and words >= Words.FEW:
             self._status = console.status("preparing the cell")
             self._status.start()
@@ -283,7 +285,7 @@ class Narrator:
                         f"{clean(event['reason'])}; wgcell doctor names the mend",
                         Words.ALL,
                     )
-            case "flow" | "flows_omitted":
+            case "flow" | "flow_end" | "flows_omitted":
                 if self._tally.add(event):
                     why = event.get("reason") or "no rule allows it"
                     what, how = clean(self._tally.what(event)), self._tally.told(event)
@@ -321,12 +323,17 @@ class Narrator:
                 if "files" in event:
                     files, size = clean(event["files"]), clean(event["bytes"])
                     self.line(f"{files} files home, {size} bytes", Words.ALL)
+            case "landed":
+                if event["whole"]:
+                    self.line(clean(event["sentence"]))
+                else:
+                    self._left = str(event["sentence"])
             case "ended":
                 self._ended(event)
 
     def _ended(self, event: dict[str, Any]) -> None:
         self.stop()
-        for refusal in self._tally.refusals()[:_MOST_REFUSALS]:
+        for refusal in self._tally.summary()[:_MOST_REFUSALS]:
             self.line(clean(refusal))
         if learned := self._tally.learned():
             self.line("learned; this would have sufficed:")
@@ -334,6 +341,8 @@ class Narrator:
         outcome = str(event["outcome"])
         if self._verdict and outcome != "incomplete":
             self.line(f"[yellow]{clean(self._verdict)}[/]")
+        if self._left and self._left != event["reason"]:
+            self.line(f"[yellow]{clean(self._left)}[/]", Words.ERRORS)
         colour = _COLOURS.get(outcome, "red")
         told = event["reason"] and outcome != "completed"
         reason = f": {clean(event['reason'], _LONGEST_REASON)}" if told else ""
