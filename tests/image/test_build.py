@@ -19,8 +19,10 @@ from wgcell.image import build
 
 @pytest.mark.parametrize(
     "name",
-    ["PACKAGES", "TOOLS", "LIBRARY", "EXTENSIONS", "EARLY", "LATE", "COMPILE_PYTHON", "COMPILE"]
-    + ["TAKE_KERNEL"],
+    [
+        *("PACKAGES", "TOOLS", "LIBRARY", "EXTENSIONS", "EARLY", "LATE"),
+        *("COMPILE_PYTHON", "COMPILE", "TAKE_KERNEL"),
+    ],
 )
 def test_whatever_shapes_the_base_is_in_its_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = build._base_key()
