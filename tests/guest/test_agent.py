@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from tests.guest.test_protocol import CONFIG
 
-from wgcell.guest import verify
-from wgcell.guest.agent import network, results, root, standing
+from wgcell.guest import protocol, verify
+from wgcell.guest.agent import files, main, network, results, root, standing
 from wgcell.guest.agent.loop import Loop
 from wgcell.guest.agent.main import Lines
 from wgcell.guest.agent.streams import Stream
@@ -245,3 +245,31 @@ def test_lines_are_whole_however_they_arrive() -> None:
     with pytest.raises(EOFError):
         lines.next()
     os.close(reading)
+
+
+def test_what_a_port_does_not_take_at_once_is_written_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A virtio-serial port takes 32 KiB a call; a report may be four times as long."""
+    written = bytearray()
+
+    def write(file: int, data: bytes) -> int:
+        written.extend(data[:10])
+        return len(data[:10])
+
+    monkeypatch.setattr(files.os, "write", write)
+    files.write_all(9, bytes(range(100)))
+    assert written == bytes(range(100))
+
+
+def test_orders_behind_the_release_wait_for_the_workload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host may say both at once: an end that is asked for must not be lost."""
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(main.os, "kill", lambda *words: killed.append(words))
+    agent = main.Agent()
+    agent.take(protocol.RELEASE.splitlines() + protocol.TERMINATE.splitlines())
+    assert agent.released and killed == []
+    agent.runs(4321)
+    assert killed == [(4321, signal.SIGTERM)]
+    agent.take([protocol.KILL.strip()])
+    assert killed == [(4321, signal.SIGTERM), (4321, signal.SIGKILL)]

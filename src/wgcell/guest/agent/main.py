@@ -111,7 +111,7 @@ class Agent:
         self._mtu = 0
         self._beats = self._drops = self._blind = 0
         self._orders: list[protocol.Order] = []
-        self._released = False
+        self.released = False
         self._running = 0
         self._exit_code = _RUNS
 
@@ -167,10 +167,10 @@ class Agent:
     def _wait_for_release(self, control: Lines) -> None:
         self._loop.after(1.0, self._probe_again)
         self._loop.watch(control.descriptor, READABLE, lambda: self._obey(control))
-        self._loop.run(lambda: not self._released)
+        self._loop.run(lambda: not self.released)
 
     def _probe_again(self) -> None:
-        if not self._released:
+        if not self.released:
             self._probe.send()
             self._loop.after(1.0, self._probe_again)
 
@@ -189,10 +189,10 @@ class Agent:
         pipes = {name: os.pipe() for name in protocol.STREAMS}
         given = [os.open("/dev/null", os.O_RDONLY), *(pipes[name][1] for name in protocol.STREAMS)]
         start = workload.confined if Wall.PRIVILEGES in config.walls else workload.open_
-        self._running = self._namespaces.inside(lambda: start(config, root.ROOT, *given))
+        pid = self._namespaces.inside(lambda: start(config, root.ROOT, *given))
         for descriptor in given:
             os.close(descriptor)
-        ended = os.pidfd_open(self._running)
+        ended = os.pidfd_open(pid)
         self._loop.watch(ended, READABLE, lambda: self._reap(ended))
         for name in protocol.STREAMS:
             port = os.open(self._devices[name], os.O_WRONLY | os.O_NONBLOCK)
@@ -200,7 +200,12 @@ class Agent:
         # A guest that was asked to leave a wall out is not watched for what it lacks.
         self._watched = config.walls == frozenset(Wall)
         self._loop.after(_FIRST_BEAT, self._begin_watch)
-        self._carry_out()
+        self.runs(pid)
+
+    def runs(self, pid: int) -> None:
+        """The workload has begun: what the host has ordered since the release is done."""
+        self._running = pid
+        self.take([])
 
     def _reap(self, ended: int) -> None:
         self._loop.forget(ended)
@@ -211,15 +216,15 @@ class Agent:
         return self._exit_code != _RUNS and all(one.ended for one in self._streams.values())
 
     def _obey(self, control: Lines) -> None:
-        self._orders += map(protocol.parse_order, control.more())
-        self._carry_out()
+        self.take(control.more())
 
-    def _carry_out(self) -> None:
+    def take(self, lines: list[bytes]) -> None:
         """The host's orders, in turn; those behind the release once the workload runs."""
-        while self._orders and (self._running or not self._released):
+        self._orders += map(protocol.parse_order, lines)
+        while self._orders and (self._running or not self.released):
             match self._orders.pop(0):
                 case protocol.Release():
-                    self._released = True
+                    self.released = True
                 case protocol.Terminate():
                     self._signal(15)
                 case protocol.Kill():
