@@ -97,6 +97,10 @@ def test_counters_are_made_zero_and_nothing_else(text: str, same: str) -> None:
         ("2: eth0: <BROADCAST,MULTICAST,NOARP,UP,LOWER_UP> mtu 1500 master br0 qdisc", False),
         ("Deleted 2: eth0: <BROADCAST,MULTICAST,NOARP,UP,LOWER_UP> mtu 1500 ", False),
         ("203.0.113.7 via 192.168.64.1 dev eth0", False),
+        ("Deleted multicast ff00::/8 dev wg0 table local proto kernel metric 256", True),
+        ("multicast ff00::/8 dev wg0 table local proto kernel metric 256", True),
+        ("multicast ff00::/8 dev eth0 table local proto kernel metric 256", False),
+        ("Deleted 2000::/3 dev wg0 metric 1024", False),
     ],
 )
 def test_what_the_kernel_tells_late_is_expected(line: str, expected: bool) -> None:
