@@ -12,14 +12,11 @@ tens of milliseconds: hence `binascii`, and no regular expression. `dataclasses`
 from __future__ import annotations
 
 import binascii
+from _collections_abc import Mapping, Sequence  # what collections.abc is, without collections
 from dataclasses import dataclass, field
 
 from wgcell.errors import GuestError
 from wgcell.guest.walls import Wall
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "KILL",
