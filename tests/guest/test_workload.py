@@ -53,6 +53,7 @@ int main(int argc, char **argv, char **env) {
     for (int at = 1; at < argc; at++) printf("arg %s\n", argv[at]);
     for (; *env; env++) printf("env %s\n", *env);
     fflush(stdout);
+    while (argc > 1 && !strcmp(argv[1], "talk")) { printf("more\n"); fflush(stdout); }
     if (argc > 1 && !strcmp(argv[1], "wait")) for (;;) pause();
     return 7;
 }
@@ -64,6 +65,8 @@ import os, signal, sys
 from wgcell.guest import protocol
 from wgcell.guest.agent import kernel, tools, workload
 root, which, *command = sys.argv[1:]
+with open("/proc/self/oom_score_adj", "w") as file:
+    file.write("300")
 kernel.unshare(kernel.NEWNS)
 kernel.privately()
 # As in the guest, nothing is mounted below these two.
@@ -85,6 +88,10 @@ pid = getattr(workload, which)(config, root, null, writing, complaining)
 if command[1:] == ["wait", "not"]:
     os.kill(pid, signal.SIGTERM)
 os.close(writing); os.close(complaining)
+if command[1:] == ["talk"]:
+    os.close(reading)
+    print(("", "", tools.ended(pid)))
+    sys.exit()
 out = b""
 while part := os.read(reading, 65536):
     out += part
@@ -162,6 +169,12 @@ def test_an_image_with_one_static_program_runs_and_sees_its_walls(bare: Path) ->
 def test_a_signal_goes_to_the_command_alone_and_its_code_comes_back(bare: Path) -> None:
     out, _, code = started(bare, "/see", "wait")
     assert out.endswith("term\n") and code == 9
+
+
+@pytest.mark.parametrize("which", ["confined", "open_"])
+def test_a_command_that_nobody_hears_ends_by_sigpipe(bare: Path, which: str) -> None:
+    """No process of ours keeps the other end of its streams."""
+    assert started(bare, "/see", "talk", which=which)[2] == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize("which", ["confined", "open_"])
