@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from tests.guest.test_protocol import CONFIG
 
+from wgcell.errors import GuestError
 from wgcell.guest import protocol, verify
 from wgcell.guest.agent import files, main, network, results, root, standing
 from wgcell.guest.agent.loop import Loop
@@ -248,6 +249,19 @@ def test_lines_are_whole_however_they_arrive() -> None:
     os.close(writing)
     with pytest.raises(EOFError):
         lines.next()
+    os.close(reading)
+
+
+def test_what_init_could_not_load_is_the_agents_fault_to_tell() -> None:
+    reading, writing = os.pipe()
+    init = main.Init(reading)
+    os.write(writing, b"early\nthe modules x could not be loaded\n")
+    init.wait_for("early")
+    with pytest.raises(GuestError, match="the modules x could not be loaded"):
+        init.wait_for("late")
+    os.close(writing)
+    with pytest.raises(GuestError, match="init has ended"):
+        init.wait_for("late")
     os.close(reading)
 
 

@@ -68,8 +68,8 @@ class Lines:
 class Init:
     """The shell's word on what the kernel has loaded, on standard input."""
 
-    def __init__(self) -> None:
-        self._lines = Lines(0)
+    def __init__(self, descriptor: int = 0) -> None:
+        self._lines = Lines(descriptor)
 
     def wait_for(self, stage: str) -> None:
         """Until ``stage`` is reached. Raises GuestError with init's words for a failure."""
