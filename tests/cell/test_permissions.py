@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wgcell.cell import permissions
+from wgcell.cell import permissions, schema
 from wgcell.cell.endpoint import vet as vet_endpoint
 from wgcell.cell.job import HostLimits, Job, JobOptions, job_keys, load_job
 from wgcell.cell.permissions import ROWS, By
@@ -347,11 +347,21 @@ def test_a_file_of_many_rules_is_read_and_remarked_upon_in_time(tmp_path: Path) 
         asked(tmp_path, f"[gateway.services]\n{lines}", Provider())
 
 
-def test_a_file_that_is_wrong_in_all_ways_is_told_in_few_words(tmp_path: Path) -> None:
+def test_a_file_that_is_wrong_in_all_ways_is_told_in_few_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guesses: list[str] = []
+
+    def guess(key: str, *known: object) -> str:
+        guesses.append(key)
+        return key
+
+    monkeypatch.setattr(schema, "unknown_key", guess)
     (tmp_path / "job.toml").write_text("".join(f"x{n} = 1\n" for n in range(20_000)))
-    with pytest.raises(JobError) as caught:
+    with pytest.raises(JobError, match="and 19980 more like these") as caught:
         load_job(tmp_path / "job.toml", HOST)
     assert len(str(caught.value).splitlines()) == 21
+    assert len(guesses) == 20  # each takes milliseconds
     (tmp_path / "job.toml").write_text("#" * (256 * 1024 + 1))
     with pytest.raises(JobError, match="larger than 256KiB"):
         load_job(tmp_path / "job.toml", HOST)

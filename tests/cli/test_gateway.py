@@ -202,7 +202,7 @@ def test_peer_add_takes_the_engine_that_this_machine_can_have(tmp_path: Path) ->
         (("run", "gateway.toml", "--log", "absent/flows.jsonl"), "absent/flows.jsonl"),
         (("run", "gateway.toml", "--log", "."), "Is a directory"),
         (("watch", "absent"), "no cell 'absent'"),
-        (("watch", "../x"), "no cell '../x'"),
+        (("watch", "../x"), "../x: there is no such log"),
         (("watch", ""), "no cell ''"),
     ],
 )

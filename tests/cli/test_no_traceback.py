@@ -5,6 +5,7 @@ A verb without a row here fails the first test.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -172,10 +173,9 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     for name in ("cells", "odd-cells"):
         (place / name).mkdir()
     odd_cells(place / "odd-cells")
-    made = Zygote(place)
-    made.run(("gateway", "peer", "add", "alice", "--endpoint", "vpn.example.com"))
-    yield made
-    made.close()
+    with contextlib.closing(Zygote(place)) as made:
+        made.run(("gateway", "peer", "add", "alice", "--endpoint", "vpn.example.com"))
+        yield made
 
 
 def odd_cells(cells: Path) -> None:

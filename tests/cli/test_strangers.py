@@ -68,9 +68,8 @@ def assert_ours(said: str, *begins: str) -> None:
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     place = tmp_path_factory.mktemp("strangers")
     (place / "cells").mkdir()
-    made = Zygote(place)
-    yield made
-    made.close()
+    with contextlib.closing(Zygote(place)) as made:
+        yield made
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def main() -> None:
     for verb in ("", *wgcell.cli.main.VERBS):
         _built(verb)
     for kind in (job._JobFile, provider._File):
-        schema._model(kind)
+        schema.model(kind)
     gc.collect()
     gc.freeze()
     while serve(asks, answers, alone):

@@ -69,8 +69,6 @@ _LARGEST_JOB_FILE = 256 * 1024
 MOST_RULES = 1024
 """Of a job: each is looked at for each flow."""
 MOST_SERVICES = 256
-_MOST_FAULTS = 20
-"""Told of one file."""
 LIMITS = (
     *("cpus", "memory", "disk", "timeout", "rate", "quota"),
     *("grace", "tunnel_timeout", "verify_timeout"),
@@ -484,11 +482,7 @@ class _Reading:
         try:
             return validated(_JobFile, raw)
         except Invalid as invalid:
-            lines = [f"{self.source}: {fault}" for fault in invalid.faults[:_MOST_FAULTS]]
-            more = len(invalid.faults) - _MOST_FAULTS
-            if more > 0:
-                lines.append(f"and {more} more like these")
-            raise JobError(*lines) from None
+            raise JobError(*(f"{self.source}: {fault}" for fault in invalid.faults)) from None
 
     def name(self, text: str) -> str:
         if not _NAME.fullmatch(text):

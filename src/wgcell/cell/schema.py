@@ -33,12 +33,17 @@ EXPECTED: Mapping[str, str] = MappingProxyType(
 )
 """Of each type of pydantic's errors about a value: what would be right in its place."""
 _MISSING, _UNKNOWN = "missing", "extra_forbidden"
+MOST_SAID = 20
+"""Sentences about one table."""
 _SHOWN = 80
 """Characters of a stranger's key or value in a message."""
 
 
 class Invalid(ValueError):
-    """A table that is not as it must be: a sentence for each thing that is wrong with it."""
+    """A table that is not as it must be: a sentence for each thing that is wrong with it.
+
+    After `MOST_SAID` of them, one says how many more there are.
+    """
 
     def __init__(self, faults: tuple[str, ...]) -> None:
         super().__init__("; ".join(faults))
@@ -68,10 +73,16 @@ def keys(kind: type) -> tuple[str, ...]:
 
 
 def _sentences(kind: type, errors: list[Any]) -> tuple[str, ...]:
-    """One a key: of a value that may be of several types, pydantic names each one that it tried."""
+    """One a key: of a value that may be of several types, pydantic names each one that it tried.
+
+    A stranger's file can hold tens of thousands of errors, and a sentence takes milliseconds.
+    """
     allowed: dict[str, dict[str, None]] = {}
     said: dict[str, str] = {}
-    for error in errors:
+    for number, error in enumerate(errors):
+        if len(said) == MOST_SAID:
+            said[""] = f"and {len(errors) - number} more like these"
+            break
         place, table = _place(kind, error["loc"])
         key = ".".join(place)
         if error["type"] == _UNKNOWN:
