@@ -53,7 +53,7 @@ from wgcell.errors import (
 from wgcell.gateway import control as gateway_words
 from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 from wgcell.gateway.peer.tally import FlowCounts
-from wgcell.guest import protocol
+from wgcell.guest import protocol, verify
 from wgcell.guest.walls import Wall
 from wgcell.image.store import Image
 from wgcell.machine import cgroup
@@ -911,7 +911,7 @@ class Supervisor:
         if seen.judged == seen.reports:
             return
         seen.judged = dict(seen.reports)
-        wrong = protocol.mismatch(self._config, seen.reports)
+        wrong = verify.mismatch(self._config, seen.reports)
         if wrong is not None:
             self._log.chatter("reports", **{k: v[:_SHOWN] for k, v in seen.reports.items()})
             self._cause(Cause.TAMPERED, wrong)

@@ -1,12 +1,11 @@
 """The guest's firewall: nftables rules that let one flow out and back, and nothing else.
 
 It is loaded before there is a network card. Its text is also what the host compares the guest's
-report with, so it is written as ``nft list ruleset`` prints it, counters aside.
+report with, so it is written as ``nft list ruleset`` prints it, counters aside. The agent uses
+`comparable` too, and an import of `re` costs an emulated guest 70 ms: so there is none here.
 """
 
 from __future__ import annotations
-
-import re
 
 __all__ = ["LOG_PREFIX", "comparable", "ruleset"]
 
@@ -15,6 +14,7 @@ LOG_PREFIX = "ROGUE-ATTEMPT: "
 
 ENDPOINT = "192.168.64.1"
 PORT = 51820
+_DIGITS = "0123456789"
 
 
 def ruleset(endpoint: str = ENDPOINT, port: int = PORT) -> str:
@@ -43,4 +43,13 @@ def ruleset(endpoint: str = ENDPOINT, port: int = PORT) -> str:
 
 def comparable(text: str) -> str:
     """``text`` with its counters at zero: traffic is no change of the rules."""
-    return re.sub(r"packets \d+ bytes \d+", "packets 0 bytes 0", text).strip()
+    first, *others = text.split("packets ")
+    return "packets ".join([first, *map(_uncounted, others)]).strip()
+
+
+def _uncounted(text: str) -> str:
+    """What follows the word ``packets``, with both counts at zero if there are two."""
+    packets, found, rest = text.partition(" bytes ")
+    behind = rest.lstrip(_DIGITS)
+    counted = found and packets and not packets.strip(_DIGITS) and behind != rest
+    return f"0 bytes 0{behind}" if counted else text
