@@ -32,7 +32,7 @@ SPAWNS = re.compile(
 )
 OTHERS = {
     "prove/player.py": "runs in a guest, whose environment the image makes",
-    "guest/agent/": "runs in a guest: programs are the initramfs's, environments its own and the job's",
+    "guest/agent/": "runs in a guest, with programs of the initramfs and the job's environment",
 }
 """Files and folders that start programs in another way, and why that is right."""
 
