@@ -102,10 +102,11 @@ said = b""
 while part := os.read(errors, 65536):
     said += part
 # Children of ours are in our own namespace again.
+own = os.getpid()
 other = os.fork()
 if other == 0:
     # In a namespace of its own it would have no parent.
-    os._exit(0 if os.getppid() > 1 else 1)
+    os._exit(0 if os.getppid() == own else 1)
 assert tools.ended(other) == 0
 print((out.decode(), said.decode(), tools.ended(pid)))
 """
@@ -140,7 +141,9 @@ def bare(static: Path, tmp_path: Path) -> Path:
 def started(root: Path, *command: str, which: str = "confined") -> tuple[str, str, int]:
     """What a command printed, what was said of it, and its exit code."""
     done = subprocess.run(
-        [sys.executable, "-c", START, str(root), which, *command],
+        # In a pid namespace, which ends with it: what hangs is not left behind.
+        ["unshare", "--pid", "--fork", "--kill-child",
+         sys.executable, "-c", START, str(root), which, *command],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
