@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import socket
+import statistics
 import sys
 import threading
 import time
@@ -193,19 +194,20 @@ def test_a_peer_that_fills_its_sets_is_no_matter_of_anothers(
             filling = threading.Thread(target=fill, args=(alice,), daemon=True)
             filling.start()
             try:
-                worst = 0.0
+                taken = []
                 for number in range(12):
                     begun = time.monotonic()
                     # Longer than UDP's answer may be: that it is one is enough.
                     assert bob.ask(f"b{number}.example.net").flags & dns.flags.TC
-                    worst = max(worst, time.monotonic() - begun)
+                    taken.append(time.monotonic() - begun)
                     pace(0.3)
             finally:
                 ended.set()
                 filling.join()
         faults = [event for event in gateway.drain() if event["event"] == "fault"]
         assert not faults
-        assert worst < 0.5, worst
+        # One may meet whatever else the machine does; a loop that is held up delays every one.
+        assert statistics.median(taken) < 0.5, taken
     finally:
         gateway.close()
         server.terminate()
