@@ -41,9 +41,9 @@ from wgcell.cell.supervisor import Supervisor, Surroundings
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.image import store
-from wgcell.machine.accelerator import choose
-from wgcell.machine.process import find_qemu
 from wgcell.relay import control, link
+from wgcell.vm.qemu.accelerator import choose
+from wgcell.vm.qemu.process import find_qemu
 
 ROUNDS = 7
 BYTES = 16 << 20
@@ -123,7 +123,7 @@ class Tool:
 
 
 def spawner(argv: Callable[[int], list[str]]) -> Callable[..., Any]:
-    async def spawn(nic: socket.socket, udp: socket.socket, cell: str, fuse: Any) -> Tool:
+    async def spawn(nic: socket.socket, udp: socket.socket, cell: str, kill_switch: Any) -> Tool:
         return Tool(argv, nic)
 
     return spawn

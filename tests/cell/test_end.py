@@ -32,8 +32,8 @@ from wgcell.cell.supervisor import Supervisor
 from wgcell.cell.vouched import verify
 from wgcell.errors import HostError, StateError
 from wgcell.guest import protocol
-from wgcell.machine.argv import Accelerator
 from wgcell.relay.evidence import CapturedFrame
+from wgcell.vm.qemu.argv import Accelerator
 
 
 class Child:
@@ -169,8 +169,8 @@ def cell(tmp_path: Path) -> Iterator[Cell]:
     for log in logs:
         if log is not None:
             log._file.close()
-    if one._fuse is not None:
-        one._fuse.close()
+    if one._kill_switch is not None:
+        one._kill_switch.close()
     with contextlib.suppress(OSError):
         os.fstat(one._log._fd)
         os.close(one._log._fd)
@@ -486,8 +486,8 @@ def test_a_failure_takes_no_other_outcome_s_place(cell: Cell) -> None:
 def test_a_rogue_frame_that_is_heard_of_behind_the_machines_death_is_rogue(
     before: Outcome, released: bool
 ) -> None:
-    """The fuse is quicker than words: what a dead machine still owes may be seen to be lost before
-    the relay has said why it is dead."""
+    """The kill switch is quicker than words: what a dead machine still owes may be seen to be lost
+    before the relay has said why it is dead."""
     causes = Causes()
     causes.put(Cause.ROGUE_FRAME, "a frame")
     one = SimpleNamespace(

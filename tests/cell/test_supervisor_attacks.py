@@ -19,7 +19,7 @@ from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
 from wgcell.errors import GuestError, StateError
 from wgcell.guest import protocol
-from wgcell.machine.argv import Accelerator
+from wgcell.vm.qemu.argv import Accelerator
 
 
 class FolderStub:
@@ -45,8 +45,8 @@ def closed():
         for stream in one._streams.values():
             stream._log.close()
         one._diagnostics.close()
-        if one._fuse is not None:
-            one._fuse.close()
+        if one._kill_switch is not None:
+            one._kill_switch.close()
         with contextlib.suppress(OSError):
             one._log.close()
 

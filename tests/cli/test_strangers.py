@@ -37,7 +37,7 @@ from wgcell.gateway import config as gateway_config
 from wgcell.gateway import remarks
 from wgcell.gateway.policy import parse_rule
 from wgcell.guest import protocol
-from wgcell.machine.argv import Accelerator
+from wgcell.vm.qemu.argv import Accelerator
 
 FORGED = "wgcell: all is well"
 HOSTILE = [

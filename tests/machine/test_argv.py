@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from wgcell.machine.argv import (
+from wgcell.vm.qemu.argv import (
     NIC_OFFLOADS,
     Accelerator,
     Drive,

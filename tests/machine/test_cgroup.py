@@ -21,12 +21,12 @@ import pytest
 from tests.waiting import GENEROUS, until
 
 from wgcell.image import store
-from wgcell.machine import cgroup
-from wgcell.machine.argv import Accelerator, MachineSpec
-from wgcell.machine.jail import find_jail
-from wgcell.machine.process import Machine, find_qemu
 from wgcell.relay import link
 from wgcell.relay.seal import unprivileged_id
+from wgcell.vm.qemu.argv import Accelerator, MachineSpec
+from wgcell.vm.qemu.process import Machine, find_qemu
+from wgcell.vm.sandbox import cgroup
+from wgcell.vm.sandbox.jail import find_jail
 
 BOUNDS = cgroup.Bounds(memory=512 << 20, cpus=2)
 

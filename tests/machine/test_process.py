@@ -20,9 +20,9 @@ import pytest
 from tests.vm.deaths import alive, family
 from tests.waiting import until
 
-from wgcell.machine.argv import Accelerator, MachineSpec
-from wgcell.machine.jail import Jail
-from wgcell.machine.process import Machine, _kept
+from wgcell.vm.qemu.argv import Accelerator, MachineSpec
+from wgcell.vm.qemu.process import Machine, _kept
+from wgcell.vm.sandbox.jail import Jail
 
 pytestmark = pytest.mark.system
 

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from wgcell import programs
 from wgcell.errors import HostError, LaunchError
 from wgcell.gateway import control as gateway_words
-from wgcell.machine.fuse import Fuse
-from wgcell.machine.keeper import die_with_parent, keeper
+from wgcell.processes import die_with_parent, namespace_holder
 from wgcell.relay import control as relay_words
+from wgcell.vm.kill_switch import KillSwitch
 from wgcell.wire.lines import LineError, Vocabulary
 
 __all__ = ["GatewayProcess", "RelayProcess"]
@@ -46,10 +46,10 @@ async def _end(process: asyncio.subprocess.Process, patience: float) -> int:
         return await process.wait()
 
 
-def _keeper() -> tuple[str, ...]:
+def _namespace_holder() -> tuple[str, ...]:
     """The relay's. What it inherits must be no more than the control socket, for it holds that
     until the relay is gone; the relay is given the rest over it."""
-    return keeper(root=os.geteuid() == 0)
+    return namespace_holder(root=os.geteuid() == 0)
 
 
 async def _drain(pipe: asyncio.StreamReader) -> None:
@@ -82,7 +82,7 @@ async def _can_keep() -> bool:
     quiet = asyncio.subprocess.DEVNULL
     try:
         tried = await asyncio.create_subprocess_exec(
-            *_keeper(),
+            *_namespace_holder(),
             programs.path_of("true"),
             stdin=quiet,
             stdout=quiet,
@@ -102,7 +102,8 @@ async def _begun(
     armed = die_with_parent(os.getpid())
 
     def arm() -> None:
-        # A relay that its seal kills has its keeper die in the same way, which would dump core.
+        # When the seal kills the relay, its namespace holder dies of the same signal, and would
+        # dump core.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         armed()
 
@@ -152,23 +153,23 @@ class RelayProcess:
         nic: socket.socket,
         udp: socket.socket,
         cell: str = "",
-        fuse: Fuse | None = None,
+        kill_switch: KillSwitch | None = None,
         *,
         sealed: bool = True,
     ) -> RelayProcess:
         """Start the relay of ``cell`` between ``nic`` and ``udp``; `configure` makes it work.
 
         ``nic`` is closed here then. ``udp`` is where the way out will be: it may be connected
-        later, or replaced; until `configure` the relay reads neither. ``fuse`` blows at a rogue
-        frame, and when the relay is gone.
+        later, or replaced; until `configure` the relay reads neither. ``kill_switch`` is pulled at
+        a rogue frame, and when the relay is gone.
         ``sealed`` false leaves the seal open: for measuring what it costs, and for no cell.
         """
         ours, theirs = socket.socketpair()
-        given = [nic.fileno(), udp.fileno(), *(() if fuse is None else (fuse.end,))]
+        given = [nic.fileno(), udp.fileno(), *(() if kill_switch is None else (kill_switch.end,))]
         socket.send_fds(ours, [b"\0"], given)
         nic.close()
-        if fuse is not None:
-            fuse.hand_over()
+        if kill_switch is not None:
+            kill_switch.hand_over()
         reader, writer = await asyncio.open_connection(sock=ours, limit=relay_words.SAID.longest)
         argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", str(theirs.fileno()), cell)
         try:
@@ -176,7 +177,7 @@ class RelayProcess:
                 if not sealed:
                     argv = (*argv, "open")
                 elif await _can_keep():
-                    argv = (*_keeper(), *argv)
+                    argv = (*_namespace_holder(), *argv)
                 # else it runs without a pid namespace, and says so.
                 begun = await _begun(argv, theirs, reader)
             if isinstance(begun, str):
@@ -205,12 +206,12 @@ class RelayProcess:
         nic: socket.socket,
         udp: socket.socket,
         configuration: Mapping[str, Any],
-        fuse: Fuse | None = None,
+        kill_switch: KillSwitch | None = None,
         *,
         sealed: bool = True,
     ) -> RelayProcess:
         """`spawn` and `configure` in one, for a ``udp`` that is connected; closed here then."""
-        relay = await cls.spawn(nic, udp, fuse=fuse, sealed=sealed)
+        relay = await cls.spawn(nic, udp, kill_switch=kill_switch, sealed=sealed)
         udp.setblocking(True)
         udp.close()
         await relay.configure(configuration)

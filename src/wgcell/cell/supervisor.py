@@ -55,17 +55,17 @@ from wgcell.gateway.way import has_ipv6
 from wgcell.guest import protocol
 from wgcell.guest.walls import Wall
 from wgcell.image.store import Image
-from wgcell.machine import cgroup
-from wgcell.machine.accelerator import host_tsc_khz
-from wgcell.machine.argv import Accelerator, Drive, MachineSpec, kernel_command_line
-from wgcell.machine.boot import Boot
-from wgcell.machine.fuse import Fuse
-from wgcell.machine.jail import Jail, find_jail
-from wgcell.machine.process import KVM_DEVICE, Machine, find_qemu
 from wgcell.net.addresses import Address
 from wgcell.relay import control as said
 from wgcell.relay import evidence, link
 from wgcell.relay.seal import unprivileged_id
+from wgcell.vm.kill_switch import KillSwitch
+from wgcell.vm.qemu.accelerator import host_tsc_khz
+from wgcell.vm.qemu.argv import Accelerator, Drive, MachineSpec, kernel_command_line
+from wgcell.vm.qemu.boot import Boot
+from wgcell.vm.qemu.process import KVM_DEVICE, Machine, find_qemu
+from wgcell.vm.sandbox import cgroup
+from wgcell.vm.sandbox.jail import Jail, find_jail
 
 __all__ = ["EMBEDDED_GATEWAY", "Supervisor", "Surroundings"]
 
@@ -231,7 +231,7 @@ class Supervisor:
         self._relay: RelayProcess | None = None
         self._jail: Jail | None = None
         # A machine that is to be frozen must outlive its rogue frame.
-        self._fuse = None if job.on_rogue is OnRogue.FREEZE else Fuse()
+        self._kill_switch = None if job.on_rogue is OnRogue.FREEZE else KillSwitch()
         self._boot: Boot | None = None
         self._cgroup: cgroup.Cgroup | None = None
         self._limits = ""
@@ -456,7 +456,7 @@ class Supervisor:
             self._limits = f"cgroup ({', '.join(place.controllers)}), resource limits"
 
     async def _relay_of(self, nic: socket.socket, udp: socket.socket) -> None:
-        self._relay = await self._spawn_relay(nic, udp, self._around.folder.id, self._fuse)
+        self._relay = await self._spawn_relay(nic, udp, self._around.folder.id, self._kill_switch)
 
     async def _machine_of(self, theirs: Mapping[str, socket.socket], qmp: socket.socket) -> None:
         """QEMU in its jail, its processor stopped, its one network card looked at."""
@@ -488,9 +488,9 @@ class Supervisor:
         )
         machine = await Machine.start(spec, qmp, jail, job.disk, self._cgroup)
         self._machine = machine
-        if self._fuse is not None:
+        if self._kill_switch is not None:
             with contextlib.suppress(ProcessLookupError):
-                self._fuse.arm(machine.process.pid)
+                self._kill_switch.arm(machine.process.pid)
         for handed_over in theirs.values():
             handed_over.close()
         for drive in drives:
@@ -934,9 +934,11 @@ class Supervisor:
 
     async def _follow_machine(self, machine: Machine) -> None:
         code = await machine.process.wait()
-        # What it said before its end is still in the sockets; so is what the relay says of a blown
-        # fuse, or the relay's own end.
-        await asyncio.sleep(1 if self._fuse is not None and self._fuse.blown else 0.05)
+        # What it said before its end is still in the sockets; so is what the relay says of a pulled
+        # kill switch, or the relay's own end.
+        await asyncio.sleep(
+            1 if self._kill_switch is not None and self._kill_switch.pulled else 0.05
+        )
         self._cause(Cause.MACHINE_DIED, f"the machine ended by itself (exit code {code})")
 
     async def _follow_gateway(self, gateway: GatewayProcess) -> None:
@@ -1199,8 +1201,8 @@ class Supervisor:
         with contextlib.ExitStack() as all_of_them:
             if self._relay is not None:
                 all_of_them.callback(self._relay.close)
-            if self._fuse is not None:
-                all_of_them.callback(self._fuse.close)
+            if self._kill_switch is not None:
+                all_of_them.callback(self._kill_switch.close)
             if self._boot is not None:
                 all_of_them.callback(self._boot.forget)
             if self._arriving is not None and self._unpacking is None:

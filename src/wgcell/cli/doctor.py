@@ -24,12 +24,12 @@ from wgcell.display import one_line
 from wgcell.errors import LaunchError, WgcellError
 from wgcell.gateway.keys import generate_private_key
 from wgcell.image import store
-from wgcell.machine import cgroup
-from wgcell.machine.accelerator import choose
-from wgcell.machine.argv import Accelerator
-from wgcell.machine.jail import find_jail
-from wgcell.machine.process import find_qemu
 from wgcell.relay.seal import unprivileged_id
+from wgcell.vm.qemu.accelerator import choose
+from wgcell.vm.qemu.argv import Accelerator
+from wgcell.vm.qemu.process import find_qemu
+from wgcell.vm.sandbox import cgroup
+from wgcell.vm.sandbox.jail import find_jail
 
 __all__ = ["Finding", "doctor", "examine", "why_no_namespace_engine"]
 

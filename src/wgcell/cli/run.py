@@ -57,9 +57,9 @@ from wgcell.guest import scripts
 from wgcell.home import expanded
 from wgcell.image import store
 from wgcell.image.build import is_current
-from wgcell.machine.accelerator import choose
-from wgcell.machine.argv import Accelerator
 from wgcell.net.addresses import Address
+from wgcell.vm.qemu.accelerator import choose
+from wgcell.vm.qemu.argv import Accelerator
 
 if TYPE_CHECKING:
     from wgcell.cell.supervisor import Supervisor
@@ -397,7 +397,7 @@ def run(
         # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.
         loading = other.submit(store.load, job.image)
         from wgcell.cell.supervisor import Supervisor, Surroundings
-        from wgcell.machine.process import find_qemu
+        from wgcell.vm.qemu.process import find_qemu
 
         # The file is read once: it may be a pipe, or gone by the time the socket is renewed.
         tunnel = None if job.vpn is None else load_vpn_config(job.vpn, job.vpn_beneath)

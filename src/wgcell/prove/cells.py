@@ -37,9 +37,6 @@ from wgcell.cell.supervisor import Supervisor, Surroundings
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.guest.walls import Wall
 from wgcell.image import store
-from wgcell.machine.accelerator import choose
-from wgcell.machine.argv import Accelerator
-from wgcell.machine.process import find_qemu
 from wgcell.prove.battery import CASES, MTU, Case, Play
 from wgcell.prove.bypass import BYPASSES, Bypass
 from wgcell.prove.exhaustion import EXHAUSTIONS, Exhaustion
@@ -51,6 +48,9 @@ from wgcell.prove.quick import Stand
 from wgcell.prove.toll import DISK, MEMORY, Meter, Toll
 from wgcell.prove.verdict import Observation, Phase, Result, Verdict, judge
 from wgcell.relay import link
+from wgcell.vm.qemu.accelerator import choose
+from wgcell.vm.qemu.argv import Accelerator
+from wgcell.vm.qemu.process import find_qemu
 
 __all__ = ["Boot", "Machines", "find", "names", "plan", "play_all"]
 
@@ -335,7 +335,9 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
 
 
 def _opened(ground: Ground) -> Callable[..., Coroutine[Any, Any, Any]]:
-    async def spawn(nic: socket.socket, udp: socket.socket, cell: str, fuse: Any) -> OpenedRelay:
+    async def spawn(
+        nic: socket.socket, udp: socket.socket, cell: str, kill_switch: Any
+    ) -> OpenedRelay:
         return OpenedRelay(nic, udp.dup(), ground.wire)
 
     return spawn

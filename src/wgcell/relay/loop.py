@@ -2,7 +2,7 @@
 
 Three descriptors: the NIC's stream, the connected UDP socket, the supervisor's control socket.
 Sending on the connected socket is the one way out; no address is ever given here. A fourth, the
-fuse, is only ever closed, which kills the machine.
+kill switch, is only ever closed, which kills the machine.
 
 Nothing is queued: when QEMU reads slower than the endpoint sends, the rest of what was received
 waits where it was received, the UDP socket is not read meanwhile, and its buffer in the kernel
@@ -57,10 +57,10 @@ class Loop:
         nic: socket.socket,
         udp: socket.socket,
         control: socket.socket,
-        fuse: int = -1,
+        kill_switch: int = -1,
     ) -> None:
         nic.setblocking(False)
-        self._fuse = fuse
+        self._kill_switch = kill_switch
         self._nic: socket.socket | None = nic
         self._udp = udp
         self._datagrams = Datagrams(udp)
@@ -323,9 +323,9 @@ class Loop:
 
     def _cut(self) -> None:
         """First the machine, then the words about it."""
-        if self._fuse >= 0:
-            os.close(self._fuse)
-            self._fuse = -1
+        if self._kill_switch >= 0:
+            os.close(self._kill_switch)
+            self._kill_switch = -1
         self._unplug()
 
     def _unplug(self) -> None:

@@ -7,7 +7,7 @@ Then, in this order, because each stage needs a right that a later one takes awa
 2. *namespaces*  own user, mount, pid, ipc, uts and network namespace. The network is empty: an
                  inherited socket keeps the namespace it was born in, a new one reaches nothing.
                  A pid namespace begins with a child, so the relay has been started as the first
-                 process of one, by its *keeper*, `keeper`, who waits outside and takes it along;
+                 process of one, by its *namespace holder*, which waits outside and takes it along;
 3. *root*        an empty, read-only tmpfs is the whole file system;
 4. *limits*      no core, no file, no process, no more descriptors, memory bounded;
 5. *rights*      no capability, no_new_privs, not dumpable (no ptrace, no pidfd_getfd by a sibling);
@@ -69,12 +69,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """The three descriptors a relay owns, by number, and the fuse, which it can only close."""
+    """The relay's three descriptors, by number, and the kill switch, which it can only close."""
 
     nic: int
     udp: int
     control: int
-    fuse: int = -1
+    kill_switch: int = -1
 
 
 @dataclass(slots=True)
@@ -241,7 +241,7 @@ def _empty_root() -> None:
 
 def _limit(owned: Descriptors) -> None:
     # One descriptor more than the highest: a fresh socket has to arrive somewhere.
-    descriptors = max(owned.nic, owned.udp, owned.control, owned.fuse) + 2
+    descriptors = max(owned.nic, owned.udp, owned.control, owned.kill_switch) + 2
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),

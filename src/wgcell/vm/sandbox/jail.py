@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.machine.keeper import keeper
+from wgcell.processes import namespace_holder
 
 __all__ = ["CHILDREN", "Jail", "bwrap_argv", "closed_filter", "find_jail", "limits"]
 
@@ -93,7 +93,7 @@ def _why_not(jail: Jail) -> str:
         return f"libseccomp can't be used ({error}): apt-get install libseccomp2"
     if not Path(CHILDREN.format(os.getpid())).exists():
         return "this kernel does not list a process's children (CONFIG_PROC_CHILDREN)"
-    argv = [*keeper(root=False), jail.bwrap, "--unshare-all", "--ro-bind", "/usr", "/usr"]
+    argv = [*namespace_holder(root=False), jail.bwrap, "--unshare-all", "--ro-bind", "/usr", "/usr"]
     become: dict[str, Any] = {}
     if jail.user is not None:
         become = {"user": jail.user, "group": jail.user, "extra_groups": jail.groups}

@@ -23,10 +23,10 @@ from qemu.qmp.error import QMPError
 
 from wgcell import programs
 from wgcell.errors import HostError, LaunchError
-from wgcell.machine.argv import Accelerator, MachineSpec, qemu_argv
-from wgcell.machine.cgroup import Cgroup
-from wgcell.machine.jail import CHILDREN, Jail, bwrap_argv, closed_filter, limits
-from wgcell.machine.keeper import die_with_parent, keeper
+from wgcell.processes import die_with_parent, namespace_holder
+from wgcell.vm.qemu.argv import Accelerator, MachineSpec, qemu_argv
+from wgcell.vm.sandbox.cgroup import Cgroup
+from wgcell.vm.sandbox.jail import CHILDREN, Jail, bwrap_argv, closed_filter, limits
 
 __all__ = ["Machine", "find_qemu"]
 
@@ -72,29 +72,29 @@ def _before_qemu(
 
 
 def _kept(argv: Sequence[str]) -> list[str]:
-    """``argv``, which is bubblewrap's, after its keeper and a shell that says a line and reads one.
+    """``argv``, bubblewrap's, after a namespace holder and a shell that writes and reads a line.
 
-    bubblewrap's child asks to die with it only just before it becomes QEMU: hence the keeper. The
-    keeper's own asks at once, but not before its first step: hence the shell. If we are dead by
-    then, it finds nobody at the other end, and starts nothing.
+    bubblewrap's child sets PDEATHSIG only just before it execs QEMU: hence the namespace holder.
+    The holder's child sets it at once, but not before its first instruction: hence the shell. If
+    the supervisor is dead by then, the shell reads no line and starts nothing.
     """
     shell = ("sh", "-c", 'echo && read -r _ && exec "$@" </dev/null >/dev/null', "sh")
-    return [*keeper(root=False), *shell, *argv]
+    return [*namespace_holder(root=False), *shell, *argv]
 
 
 def _read_to(last: bytes, info: IO[bytes]) -> None:
-    """Read lines up to that one, or until none is to come: to the end would be to the keeper's."""
+    """Read lines up to that one, or until none is to come: to the end would be to the holder's."""
     while (line := info.readline()) and line != last:
         pass
 
 
-def _jailed(keeper: int) -> tuple[int, int]:
-    """The ids of QEMU and of bubblewrap, below their keeper, as they are here.
+def _jailed(holder: int) -> tuple[int, int]:
+    """The ids of QEMU and of bubblewrap, below their namespace holder, as they are here.
 
-    bubblewrap itself tells QEMU's as the keeper's namespace has it. Raises OSError or ValueError if
-    there is no such line.
+    bubblewrap itself reports QEMU's id as the inner namespace has it. Raises OSError or
+    ValueError if there is no such line.
     """
-    line = [keeper]
+    line = [holder]
     for _ in range(2):
         (child,) = Path(CHILDREN.format(line[-1])).read_text().split()
         line.append(int(child))
@@ -113,7 +113,7 @@ class Machine:
         self.process = process
         inner = (*jailed, process.pid)
         self.pid = inner[0]
-        """QEMU's own, seen from here; ``process`` is its jail's keeper, if it has a jail."""
+        """QEMU's own, seen from here; with a jail, ``process`` is the jail's namespace holder."""
         self._pidfds = [os.pidfd_open(pid) for pid in inner]
         self._qmp_socket = qmp_socket
         self._qmp = QMPClient("wgcell")
@@ -170,7 +170,7 @@ class Machine:
                 await asyncio.to_thread(_read_to, b"}\n", file)  # its child is there
             except BaseException:
                 # Cancelled half way: nobody else knows of it. Its whole process group, for the
-                # keeper's child may not have asked yet to die with it. Dead before the file is
+                # holder's child may not have set PDEATHSIG yet. Dead before the file is
                 # closed: the thread that reads it holds its lock until then.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -228,7 +228,7 @@ class Machine:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     async def dead(self) -> None:
-        """Wait until it is dead, jail and keeper and all. Raises HostError if SIGKILL kills not."""
+        """Wait until QEMU and its jail are dead. Raises HostError if SIGKILL does not kill them."""
         for pidfd in self._pidfds:
             # Readable when its process is dead, a few milliseconds after the kill: no thread for
             # that at once, nor asyncio's word, which waits for all that QEMU had open.
