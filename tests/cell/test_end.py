@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from tests.waiting import forever
 
+from wgcell.cell import changes, outputs
 from wgcell.cell import supervisor as supervisor_module
 from wgcell.cell.archive import Unpacked
 from wgcell.cell.ending import EndStep, in_thread, run_all
@@ -26,7 +27,8 @@ from wgcell.cell.events import EventLog, first_bad
 from wgcell.cell.folder import CappedLog, Folder, create
 from wgcell.cell.job import OnRogue
 from wgcell.cell.listening import Causes
-from wgcell.cell.states import Cause, Outcome, State
+from wgcell.cell.outputs import Landed
+from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State
 from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
 from wgcell.cell.vouched import verify
@@ -105,6 +107,7 @@ class Cell(Supervisor):
         )
         around = SimpleNamespace(
             folder=folder,
+            land=None,
             accelerator=Accelerator.KVM,
             vpn=None,
             image=SimpleNamespace(name="i", folder=image),
@@ -227,7 +230,7 @@ def broken(step: EndStep, how: str) -> EndStep:
     return replace(step, act=hang if how == "hangs" else deaf, within=0.05)
 
 
-STEPS = 21
+STEPS = 22
 """How many there are: pytest wants it before there is a cell. `test_the_list_is_whole` holds it."""
 
 
@@ -405,6 +408,15 @@ def unreadable(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def lands(cell: Cell, land: Callable[[Any], Landed]) -> None:
+    cell._job.outputs = ("results",)  # type: ignore[misc]  # it is a namespace here
+    cell._around.land = land  # type: ignore[misc]
+
+
+def landing_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+    lands(cell, raising(StateError("can't write /home/me: No space left on device")))
+
+
 def no_result(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Folder, "write", raising(StateError("result.json: No space left on device")))
 
@@ -437,6 +449,7 @@ FAULTS: dict[str, Fault] = {
     "the record of the outputs": append_fails("outputs"),
     "the rogue frames": append_fails("rogue_frame"),
     "the files' digests": unreadable,
+    "the landing of the outputs": landing_fails,
     "result.json": no_result,
     "the record of the digests": append_fails("records"),
     "the event of the end": append_fails("ended"),
@@ -479,6 +492,114 @@ def test_a_failure_takes_no_other_outcome_s_place(cell: Cell) -> None:
     assert result is not None and result["outcome"] == Outcome.ROGUE.value
     assert result["failures"] == ["the relay's end: it did not end in order (killed by signal 9)"]
     assert cell.events[-1]["failures"] == result["failures"]
+
+
+# The landing of the outputs, the last step that can go wrong before the result is written: what it
+# comes to is in the result, in the record and in the exit code alike.
+
+
+def landing(cell: Cell, here: Path, force: bool = False) -> Callable[[Any], Landed]:
+    """The real one, of one file, to ``here``."""
+    cell._job.landing = SimpleNamespace(folder=here)  # type: ignore[assignment,misc]
+    made = cell.folder.path / "outputs/results"
+    made.mkdir(parents=True)
+    (made / "a").write_text("A")
+    return lambda came: outputs.land(cell.folder.path / "outputs", here, force, ["results"])
+
+
+def no_room(patch: pytest.MonkeyPatch, here: Path) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise FULL
+
+    patch.setattr(changes, "_move", full)
+
+
+def unsynced(patch: pytest.MonkeyPatch, here: Path) -> None:
+    """The disk took the bytes, and could not keep them."""
+    patch.setattr(changes, "_libc", SimpleNamespace(syncfs=lambda fd: -1))
+
+
+WAYS: dict[str, tuple[Callable[[pytest.MonkeyPatch, Path], object], str, str]] = {
+    # What happens, the outcome, and what its reason names.
+    "nothing": (lambda patch, here: None, "completed", ""),
+    "no room": (no_room, "error", "No space left on device"),
+    "a disk that fails": (unsynced, "error", "can't write"),
+    "a folder that became a file": (lambda patch, here: here.write_text("mine"), "error", "File"),
+    "a file that has appeared": (
+        lambda patch, here: (
+            (here / "results").mkdir(parents=True) or (here / "results/a").write_text("mine")
+        ),
+        "incomplete",
+        "is there already",
+    ),
+    "a link that has appeared": (
+        lambda patch, here: here.mkdir() or (here / "results").symlink_to("/"),
+        "incomplete",
+        "below a link",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_landing_that_fails_is_in_the_result_and_in_the_exit_code(
+    cell: Cell, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happens, outcome, words = WAYS[way]
+    here = tmp_path / "here"
+    lands(cell, landing(cell, here))
+    happens(monkeypatch, here)
+    result, raised = lived(cell)
+    assert raised is None and result is not None
+    code = EXIT_CODES.get(Outcome(outcome), 0)
+    assert (result["outcome"], result["exit_code"]) == (outcome, code)
+    assert words in result["reason"]
+    assert cell.written == json.loads(json.dumps(result))
+    assert cell.folder.status() == outcome
+    assert (cell.events[-1]["outcome"], cell.events[-1]["exit_code"]) == (outcome, code)
+    assert verify(cell.folder).good
+    assert (here / "results/a").exists() or (cell.folder.path / "outputs/results/a").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "own", "interrupted", "after", "code"),
+    [
+        (None, 0, False, "incomplete", 118),
+        (None, 3, False, "incomplete", 3),
+        (None, 0, True, "cancelled", 130),
+        (Cause.ROGUE_FRAME, 0, False, "rogue", 120),
+        (Cause.HOST_FAULTED, 0, True, "error", 125),
+    ],
+)
+def test_what_stays_behind_replaces_no_graver_outcome(
+    cell: Cell, before: Cause | None, own: int, interrupted: bool, after: str, code: int
+) -> None:
+    live = cell._live
+
+    async def other() -> None:
+        await live()
+        cell._seen.exit_code = own
+        if before is not None:
+            while not cell._causes.empty():
+                cell._causes.take()
+            cell._cause(before, "something graver")
+
+    cell._live = other  # type: ignore[method-assign]
+    lands(cell, lambda came: Landed("some stay", False, interrupted=interrupted))
+    result, _ = lived(cell)
+    assert result is not None and (result["outcome"], result["exit_code"]) == (after, code)
+    landed = next(event for event in cell.events if event["event"] == "landed")
+    assert (landed["whole"], landed["sentence"]) == (False, "some stay")
+
+
+def test_a_landing_may_take_its_time_and_is_told_what_came(cell: Cell) -> None:
+    """A person is asked: no bound of a step cuts that short."""
+    given: list[Any] = []
+    lands(cell, lambda came: given.append(came) or Landed("all is home", True, 1))  # type: ignore[func-returns-value]
+    (step,) = [one for one in cell._ending() if one.name == "the landing of the outputs"]
+    assert step.within == float("inf")
+    result, _ = lived(cell)
+    assert result is not None and result["outcome"] == "completed"
+    assert given[0]["complete"] is True
 
 
 @pytest.mark.parametrize("released", [True, False])

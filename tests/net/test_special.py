@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 
 import dns.message
 import dns.rrset
@@ -16,65 +17,69 @@ from wgcell.gateway.policy import Policy, Verdict, parse_line
 from wgcell.net.addresses import Address
 from wgcell.net.special import SPECIAL, plain_forms, special
 
-IANA_IPV4 = [
-    "0.0.0.0/8",
-    "0.0.0.0/32",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.0.0.0/29",
-    "192.0.0.8/32",
-    "192.0.0.9/32",
-    "192.0.0.10/32",
-    "192.0.0.170/32",
-    "192.0.0.171/32",
-    "192.0.2.0/24",
-    "192.31.196.0/24",
-    "192.52.193.0/24",
-    "192.88.99.0/24",
-    "192.88.99.2/32",
-    "192.168.0.0/16",
-    "192.175.48.0/24",
-    "198.18.0.0/15",
-    "198.51.100.0/24",
-    "203.0.113.0/24",
-    "240.0.0.0/4",
-    "255.255.255.255/32",
-]
-IANA_IPV6 = [
-    "::1/128",
-    "::/128",
-    "::ffff:0:0/96",
-    "64:ff9b::/96",
-    "64:ff9b:1::/48",
-    "100::/64",
-    "100:0:0:1::/64",
-    "2001::/23",
-    "2001::/32",
-    "2001:1::1/128",
-    "2001:1::2/128",
-    "2001:1::3/128",
-    "2001:2::/48",
-    "2001:3::/32",
-    "2001:4:112::/48",
-    "2001:10::/28",
-    "2001:20::/28",
-    "2001:30::/28",
-    "2001:db8::/32",
-    "2002::/16",
-    "2620:4f:8000::/48",
-    "3fff::/20",
-    "5f00::/16",
-    "fc00::/7",
-    "fe80::/10",
-]
-"""Both registries of special-purpose addresses, written down apart from the table."""
+IANA_IPV4 = {
+    "0.0.0.0/8": "RFC 791",
+    "0.0.0.0/32": "RFC 1122",
+    "10.0.0.0/8": "RFC 1918",
+    "100.64.0.0/10": "RFC 6598",
+    "127.0.0.0/8": "RFC 1122",
+    "169.254.0.0/16": "RFC 3927",
+    "172.16.0.0/12": "RFC 1918",
+    "192.0.0.0/24": "RFC 6890",
+    "192.0.0.0/29": "RFC 7335",
+    "192.0.0.8/32": "RFC 7600",
+    "192.0.0.9/32": "RFC 7723",
+    "192.0.0.10/32": "RFC 8155",
+    "192.0.0.170/32": "RFC 8880",
+    "192.0.0.171/32": "RFC 8880",
+    "192.0.2.0/24": "RFC 5737",
+    "192.31.196.0/24": "RFC 7535",
+    "192.52.193.0/24": "RFC 7450",
+    "192.88.99.0/24": "RFC 7526",
+    "192.88.99.2/32": "RFC 6751",
+    "192.168.0.0/16": "RFC 1918",
+    "192.175.48.0/24": "RFC 7534",
+    "198.18.0.0/15": "RFC 2544",
+    "198.51.100.0/24": "RFC 5737",
+    "203.0.113.0/24": "RFC 5737",
+    "240.0.0.0/4": "RFC 1112",
+    "255.255.255.255/32": "RFC 919",
+}
+IANA_IPV6 = {
+    "::1/128": "RFC 4291",
+    "::/128": "RFC 4291",
+    "::ffff:0:0/96": "RFC 4291",
+    "64:ff9b::/96": "RFC 6052",
+    "64:ff9b:1::/48": "RFC 8215",
+    "100::/64": "RFC 6666",
+    "100:0:0:1::/64": "RFC 9780",
+    "2001::/23": "RFC 2928",
+    "2001::/32": "RFC 4380",
+    "2001:1::1/128": "RFC 7723",
+    "2001:1::2/128": "RFC 8155",
+    "2001:1::3/128": "RFC 9665",
+    "2001:2::/48": "RFC 5180",
+    "2001:3::/32": "RFC 7450",
+    "2001:4:112::/48": "RFC 7535",
+    "2001:10::/28": "RFC 4843",
+    "2001:20::/28": "RFC 7343",
+    "2001:30::/28": "RFC 9374",
+    "2001:db8::/32": "RFC 3849",
+    "2002::/16": "RFC 3056",
+    "2620:4f:8000::/48": "RFC 7534",
+    "3fff::/20": "RFC 9637",
+    "5f00::/16": "RFC 9602",
+    "fc00::/7": "RFC 4193",
+    "fe80::/10": "RFC 4291",
+}
+"""Both registries of special-purpose addresses, each row with its document, as of October 2026;
+written down apart from the table."""
 NO_UNICAST = ["224.0.0.0/4", "ff00::/8", "fec0::/10", "::/96", "4000::/3", "8000::/1", "200::/7"]
 METADATA = [
     "169.254.169.254",
+    "169.254.169.252",
+    "169.254.169.253",
+    "169.254.169.123",
     "169.254.170.2",
     "169.254.170.23",
     "169.254.42.42",
@@ -84,10 +89,13 @@ METADATA = [
     "168.63.129.16",
     "192.0.0.192",
     "fd00:ec2::254",
+    "fd00:ec2::253",
+    "fd00:ec2::123",
     "fd00:ec2::23",
     "fd20:ce::254",
     "fd00:42::42",
     "fd00:c1::a9fe:a9fe",
+    "fe80::a9fe:a9fe",
 ]
 DOCUMENTATION = ["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32", "3fff::/20"]
 PUBLIC = [
@@ -165,7 +173,7 @@ def test_the_table_has_no_row_that_another_hides() -> None:
         assert row.kind and row.reason
 
 
-@pytest.mark.parametrize("text", IANA_IPV4 + IANA_IPV6 + NO_UNICAST)
+@pytest.mark.parametrize("text", [*IANA_IPV4, *IANA_IPV6, *NO_UNICAST])
 def test_every_row_of_the_registries_is_refused_by_all(text: str) -> None:
     nobodys = text in DOCUMENTATION
     for address in sample(text):
@@ -175,6 +183,18 @@ def test_every_row_of_the_registries_is_refused_by_all(text: str) -> None:
             assert not endpoint_takes(address), address
         if not nobodys:
             assert not rule_takes(address) and not name_takes(address), address
+
+
+def test_every_row_of_the_registries_is_one_of_the_tables_by_its_document() -> None:
+    """And the table has none of IANA's name that a registry does not have."""
+    assert (len(IANA_IPV4), len(IANA_IPV6)) == (26, 25)
+    table = {str(row.network): row for row in SPECIAL}
+    for text, document in (IANA_IPV4 | IANA_IPV6).items():
+        assert re.search(rf"\b{document}\b", table[text].source), text
+        assert table[text].nobodys is (text in DOCUMENTATION), text
+    ours = {text for text, row in table.items() if row.kind != "cloud metadata"}
+    beside = {"224.0.0.0/4", "ff00::/8", "fec0::/10", "::/96", "::/3", "4000::/2", "8000::/1"}
+    assert ours == {*IANA_IPV4, *IANA_IPV6, *beside}
 
 
 @pytest.mark.parametrize("text", METADATA)

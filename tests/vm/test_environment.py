@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.vm.deaths import family, pick
 from tests.vm.test_walls import started
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.vm,
@@ -84,6 +86,43 @@ def test_no_child_holds_what_the_callers_environment_does(
         for pid, line in members.items():
             limits = Path(f"/proc/{pid}/limits").read_text()
             assert re.search(r"Max core file size +0 +0 ", limits), (line, limits)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_nor_does_the_unpacking_of_its_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lives from the workload's end to the last output: stopped, it lives long enough."""
+    canary = secrets.token_hex(16)
+    monkeypatch.setenv("WGCELL_TEST_TOKEN", canary)
+    state, here = tmp_path / "cells", tmp_path / "here"
+    options = ("--memory", "256MiB", "--output", "out", "--output-dir", str(here))
+    script = "dd if=/dev/zero of=out bs=1M count=64 2>/dev/null; echo up"
+    process = started(state, *options, command=["sh", "-c", script])
+    try:
+
+        def unpacker() -> int:
+            members = family(process.pid)
+            return next((pid for pid, line in members.items() if "cell.unpacker" in line), 0)
+
+        pid = until(unpacker, "no unpacking was seen", every=0.001)
+        confined = Path(f"/proc/{pid}/status")
+        # Its code is loaded and its walls are up: from then on it is the guest's to attack.
+        until(lambda: "Seccomp:\t2" in confined.read_text(), "it has no filter", every=0.001)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert "environ" in found_in(process.pid, canary.encode())
+            assert found_in(pid, b"LC_ALL=C.UTF-8"), "the control: nothing was read"
+            assert not found_in(pid, canary.encode())
+            limits = Path(f"/proc/{pid}/limits").read_text()
+            assert re.search(r"Max core file size +0 +0 ", limits), limits
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert (here / "out").stat().st_size == 64 << 20
     finally:
         process.terminate()
         process.communicate(timeout=60)

@@ -32,7 +32,7 @@ from wgcell.cell.counts import Counted, Counts
 from wgcell.cell.globs import Pattern, components
 from wgcell.errors import ArchiveError
 
-__all__ = ["MOST_MEMBERS", "Reason", "Unpacked", "unpack"]
+__all__ = ["MOST_MEMBERS", "Reason", "Refused", "Rules", "Unpacked", "unpack", "vetted"]
 
 MOST_MEMBERS = 100_000
 _LONGEST_NAME = 4095
@@ -273,12 +273,47 @@ class _Passed(Exception):
         self.reason = reason
 
 
-class _Refused(_Passed):
+class Refused(_Passed):
     """One with content."""
 
 
 class _LeftOut(_Passed):
     """One without content of its own."""
+
+
+class Rules:
+    """Where a member may be written, and where a link may lead.
+
+    The unpacking holds the tar to them, and `wgcell.cell.inspection` the unpacking.
+    """
+
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self.asked = _Asked(patterns)
+
+    def admit(self, parts: tuple[str, ...], *, is_folder: bool) -> None:
+        """Nothing, if a member may be there. Raises `Refused`."""
+        if not parts and not is_folder:
+            raise Refused(Reason.NO_NAME)
+        if not (self.asked.covers(parts) or (is_folder and self.asked.leads_to(parts))):
+            raise Refused(Reason.UNASKED)
+
+    def link_refused(self, parts: tuple[str, ...], target: str) -> Reason | None:
+        """Whether a symbolic link at ``parts`` may not lead to an output, whatever other links are
+        on its way.
+
+        ``..`` may only come first: there it climbs real folders, those above the link. Behind a
+        name it would climb out of wherever a link of that name leads.
+        """
+        if not target or target.startswith("/") or _is_odd(target):
+            return Reason.LEADS_OUT
+        steps = components(target)
+        up = 0
+        while up < len(steps) and steps[up] == "..":
+            up += 1
+        if ".." in steps[up:] or up > len(parts) - 1 or len(target) > _LONGEST_NAME:
+            return Reason.LEADS_OUT
+        leads_to = parts[: len(parts) - 1 - up] + steps[up:]
+        return None if self.asked.covers(leads_to) else Reason.LEADS_OUT
 
 
 @dataclass(slots=True)
@@ -311,7 +346,7 @@ class _Unpacking:
     ) -> None:
         self._path = [_Open("", root)]
         self._limit_bytes = limit_bytes
-        self._asked = _Asked(patterns)
+        self._rules = Rules(patterns)
         self._known_links = known_links
         self._files = 0
         self._folders = 0
@@ -329,9 +364,9 @@ class _Unpacking:
                 self._write(header, parts, contents)
             except OSError as error:
                 if error.errno in _NO_SUCH_NAME:
-                    raise _Refused(Reason.FILE_SYSTEM) from None
+                    raise Refused(Reason.FILE_SYSTEM) from None
                 raise
-        except _Refused as refused:
+        except Refused as refused:
             self._refused.add(refused.reason, header.name)
             if refused.reason is Reason.OVER_LIMIT:
                 raise ArchiveError("the outputs are larger than their limit") from None
@@ -339,7 +374,7 @@ class _Unpacking:
             if (header.name, header.linkname) not in self._known_links:
                 self._left_out.add(left_out.reason, header.name)
         else:
-            self._asked.arrived(parts)
+            self._rules.asked.arrived(parts)
         for _ in contents:
             pass
 
@@ -358,47 +393,26 @@ class _Unpacking:
             bytes=self._bytes,
             refusals=tuple(self._refused),
             left_out=tuple(self._left_out),
-            missing=tuple(dict.fromkeys(self._asked.missing())),
+            missing=tuple(dict.fromkeys(self._rules.asked.missing())),
             stopped=stopped,
         )
 
     def _judged(self, header: tarfile.TarInfo) -> tuple[str, ...]:
         """The member's components, if it may be written. Looks at its header only."""
-        parts = _vetted(header.name)
+        parts = vetted(header.name)
         header.name = "/".join(parts)
-        if not parts and not header.isdir():
-            raise _Refused(Reason.NO_NAME)
-        asked = self._asked
-        if not (asked.covers(parts) or (header.isdir() and asked.leads_to(parts))):
-            raise _Refused(Reason.UNASKED)
+        self._rules.admit(parts, is_folder=header.isdir())
         if header.type in _LEFT_OUT:
             raise _LeftOut(_LEFT_OUT[header.type])
-        if header.issym() and not self._stays(parts, header.linkname):
-            raise _LeftOut(Reason.LEADS_OUT)
+        if header.issym() and (leads := self._rules.link_refused(parts, header.linkname)):
+            raise _LeftOut(leads)
         if header.isreg():
             self._afford(header.size)
         return parts
 
     def _afford(self, size: int) -> None:
         if self._bytes + size > self._limit_bytes:
-            raise _Refused(Reason.OVER_LIMIT)
-
-    def _stays(self, parts: tuple[str, ...], target: str) -> bool:
-        """Whether a symbolic link leads to an output, whatever other links are on its way.
-
-        ``..`` may only come first: there it climbs real folders, those above the link. Behind a
-        name it would climb out of wherever a link of that name leads.
-        """
-        if not target or target.startswith("/") or _is_odd(target):
-            return False
-        steps = components(target)
-        up = 0
-        while up < len(steps) and steps[up] == "..":
-            up += 1
-        if ".." in steps[up:] or up > len(parts) - 1 or len(target) > _LONGEST_NAME:
-            return False
-        leads_to = parts[: len(parts) - 1 - up] + steps[up:]
-        return self._asked.covers(leads_to)
+            raise Refused(Reason.OVER_LIMIT)
 
     def _write(
         self, header: tarfile.TarInfo, parts: tuple[str, ...], contents: Iterator[bytes]
@@ -425,7 +439,7 @@ class _Unpacking:
                 return
             self._file(folder, name, header.mode, mtime, contents)
         except FileExistsError:
-            raise _Refused(Reason.OVERWRITES) from None
+            raise Refused(Reason.OVERWRITES) from None
 
     def _file(
         self, folder: int, name: str, mode: int, mtime: int, contents: Iterator[bytes]
@@ -456,7 +470,7 @@ class _Unpacking:
         descriptor = os.dup(self._path[0].descriptor)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            for part in _vetted(linkname):
+            for part in vetted(linkname):
                 below = os.open(part, flags, dir_fd=descriptor)
                 os.close(descriptor)
                 descriptor = below
@@ -469,7 +483,7 @@ class _Unpacking:
                 raise
         finally:
             os.close(descriptor)
-        raise _Refused(Reason.NO_SOURCE)
+        raise Refused(Reason.NO_SOURCE)
 
     def _enter(self, parts: Sequence[str]) -> int:
         """A descriptor of that folder, made where it is missing. It stays this object's."""
@@ -489,7 +503,7 @@ class _Unpacking:
                     self._folders += 1
                 descriptor = os.open(part, flags, dir_fd=above)
             except NotADirectoryError:
-                raise _Refused(Reason.NO_FOLDER) from None
+                raise Refused(Reason.NO_FOLDER) from None
             self._path.append(_Open(part, descriptor))
         return self._path[-1].descriptor
 
@@ -500,18 +514,18 @@ def _is_odd(name: str) -> bool:
     )
 
 
-def _vetted(name: str) -> tuple[str, ...]:
-    """A member's components, if they may be a path here. Pure. Raises `_Refused`."""
+def vetted(name: str) -> tuple[str, ...]:
+    """A member's components, if they may be a path here. Pure. Raises `Refused`."""
     if name.startswith("/"):
-        raise _Refused(Reason.ABSOLUTE)
+        raise Refused(Reason.ABSOLUTE)
     if _is_odd(name):
-        raise _Refused(Reason.ODD)
+        raise Refused(Reason.ODD)
     parts = components(name)
     if ".." in parts:
-        raise _Refused(Reason.CLIMBS)
+        raise Refused(Reason.CLIMBS)
     lengths = [len(part) if part.isascii() else len(os.fsencode(part)) for part in parts]
     if sum(lengths) + len(lengths) > _LONGEST_NAME or max(lengths, default=0) > _LONGEST_COMPONENT:
-        raise _Refused(Reason.TOO_LONG)
+        raise Refused(Reason.TOO_LONG)
     if len(parts) > _DEEPEST:
-        raise _Refused(Reason.TOO_DEEP)
+        raise Refused(Reason.TOO_DEEP)
     return parts

@@ -22,7 +22,7 @@ from wgcell.cell.globs import Pattern, components
 from wgcell.cell.inputs import Seen
 from wgcell.errors import JobError, StateError
 
-__all__ = ["Landed", "check", "land", "summary", "sync", "verdict"]
+__all__ = ["Landed", "check", "keep", "land", "summary", "sync", "verdict"]
 
 _MOST_NAMED = 10
 _Parts = tuple[str, ...]
@@ -56,13 +56,24 @@ def verdict(unpacked: Unpacked, asked: Sequence[str]) -> str | None:
 class Landed:
     """What became of the outputs at last. ``whole`` is False if some stayed in the cell's folder.
 
-    ``sentence`` is for the terminal's last line: it names the path.
+    ``sentence`` is for the terminal's last line: it names the path. ``interrupted``: somebody ended
+    the landing. What has landed is on the disk, not only in memory, unless it was interrupted.
     """
 
     sentence: str
     whole: bool
     files: int = 0
     blocked: tuple[Counted, ...] = ()
+    interrupted: bool = False
+
+
+def keep(cell_outputs: Path) -> Landed:
+    """Leave them where they are, but on the disk. Raises `StateError`."""
+    try:
+        changes.to_disk(cell_outputs)
+    except OSError as error:
+        raise StateError(f"{cell_outputs}: {error.strerror or error}") from None
+    return Landed(f"outputs in {shown(str(cell_outputs))}", True)
 
 
 def check(folder: Path, names: Sequence[str], force: bool) -> None:
@@ -238,6 +249,6 @@ def _files(count: int) -> str:
 
 def _unwritable(place: Path, cell_outputs: Path, error: OSError) -> StateError:
     return StateError(
-        f"can't write {place}: {error.strerror or error}",
-        mend=f"the outputs are in {cell_outputs}",
+        f"can't write {place}: {error.strerror or error}; "
+        f"what has not landed is in {shown(str(cell_outputs))}"
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -146,6 +147,9 @@ class Surroundings:
     require_walls: bool = False
     gateway_engine: str = "auto"
     """Of a gateway of the cell's own: ``auto``, ``namespace`` or ``embedded``."""
+    land: Callable[[Mapping[str, Any]], outputs.Landed] | None = None
+    """Brings the outputs to whoever asked for them, when all else has ended; it is given the event
+    that told of their unpacking. None leaves them in the cell's folder. Raises StateError."""
     known_links: frozenset[tuple[str, str]] = frozenset()
     """Links among the inputs that lead out, by path and target: no news if they come back."""
     vet_again: Callable[[], tuple[Address, ...]] | None = None
@@ -1112,6 +1116,8 @@ class Supervisor:
             EndStep("the record of the outputs", self._record_outputs),
             EndStep("the rogue frames", self._record_frames),
             EndStep("the files' digests", self._end_digests, digested),
+            # A person may be asked, and a signal ends it: there is no bound.
+            EndStep("the landing of the outputs", self._land, math.inf),
             EndStep("result.json", self._record_result, is_record=True),
             EndStep("the record of the digests", self._record_digests),
             EndStep("the event of the end", self._record_end, is_record=True),
@@ -1239,6 +1245,20 @@ class Supervisor:
         unread = [name for name, file in records["files"].items() if "error" in file]
         if unread or "error" in (records["outputs"] or {}):
             raise StateError(f"can't be read: {', '.join(unread) or 'the outputs'}")
+
+    def _land(self) -> None:
+        """The last that can go wrong before the result says how the cell ended."""
+        if self._around.land is None or not self._job.outputs:
+            return
+        landed = self._around.land(self._came or {})
+        self._log.append("landed", whole=landed.whole, files=landed.files, sentence=landed.sentence)
+        if landed.whole:
+            return
+        cause = Cause.CANCEL if landed.interrupted else Cause.RESULTS_MISSING
+        taken = TRANSITIONS[State.STOPPING][cause]
+        outcome = settled(self._outcome, cause, taken.outcome)
+        if outcome is not self._outcome:
+            self._outcome, self._reason = outcome, landed.sentence
 
     def _record_result(self) -> None:
         self._around.folder.write("result.json", self._result())

@@ -2,8 +2,9 @@
 
 What a guest sends is parsed by `wgcell.cell.unpacker`, a process that can write below one folder
 and nothing else. It has an amount of processor time for each MiB that it was given, and a bound on
-its memory. What it says is one line, of which nothing is believed that could not be: a process
-that was taken over may lie about the outputs, as the guest may, and do no more.
+its memory. What it says is one line, of which nothing is believed that could not be, and what it
+left in the folder is inspected (`wgcell.cell.inspection`): a process that was taken over may lie
+about what the outputs hold, as the guest may, and do no more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from wgcell.cell.confinement import STAGES, Filters
 from wgcell.cell.counts import EXAMPLES, LONGEST_EXAMPLE, Counted
 from wgcell.cell.ending import in_thread
 from wgcell.cell.globs import Pattern
+from wgcell.cell.inspection import inspect
 from wgcell.cell.unpacker import Task
 from wgcell.errors import GuestError, HostError, LaunchError, StateError
 from wgcell.processes import die_with_parent
@@ -155,10 +158,15 @@ class Unpacking:
     async def unpacked(self, carry: Callable[[Take], None], within: float) -> Unpacked:
         """What came of the tar that ``carry``, in a thread, gives it; it is gone then.
 
-        It has ``within`` seconds after the last byte. Raises what ``carry`` raises; StateError if
-        the folder could not be written or the time was over, HostError if this machine can't
-        confine it, GuestError if it broke its bounds or lied.
+        What it left is inspected. It has ``within`` seconds after the last byte. Raises what
+        ``carry`` raises; StateError if the folder could not be written or the time was over,
+        HostError if this machine can't confine it, GuestError if it broke its bounds or lied.
         """
+        told = await self._told(carry, within)
+        await in_thread(partial(inspect, self._destination, self._task.asked, told))
+        return told
+
+    async def _told(self, carry: Callable[[Take], None], within: float) -> Unpacked:
 
         def carried() -> None:
             try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wgcell.cell import endpoint, outputs, permissions
+from wgcell.cell.counts import shown
 from wgcell.cell.events import Event
 from wgcell.cell.folder import Folder, check_writable, create, state_folder
 from wgcell.cell.inputs import Survey
@@ -32,7 +35,6 @@ from wgcell.cell.job import (
 )
 from wgcell.cell.provider import Provider, apply_ceilings, load_provider
 from wgcell.cell.renewal import MOST_ASKED
-from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.cli import completion, emulation
 from wgcell.cli.image import build_with_progress
@@ -161,7 +163,7 @@ def _agree(summary: str) -> bool:
 
 
 def _bring_home(
-    job: Job, survey: Survey, folder: Folder, came: dict[str, Any], force: bool, yes: bool
+    job: Job, survey: Survey, folder: Folder, came: Mapping[str, Any], force: bool, yes: bool
 ) -> outputs.Landed:
     """The outputs, from the cell's folder to where they were asked from. Raises StateError.
 
@@ -172,7 +174,7 @@ def _bring_home(
     if not unpacked.is_dir():
         return outputs.Landed("no outputs came", False)
     if landing is None:
-        return outputs.Landed(f"outputs in {unpacked}", True)
+        return outputs.keep(unpacked)
     if not came.get("complete"):
         return outputs.Landed(f"outputs did not come whole, and stay in {unpacked}", False)
     if not landing.synced:
@@ -185,6 +187,32 @@ def _bring_home(
         others=[one.path.name for one in job.inputs if not one.contents],
         whole=not came.get("refused_count"),
     )
+
+
+class _Ended(BaseException):
+    """A signal that is to end us, and is no answer to a question."""
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Any of `ENDINGS` raises here: the loop, which else hears of them, stands still.
+
+    A signal that was ignored when we were started stays so. At a question Ctrl-C is an answer.
+    """
+
+    def interrupt(number: int, _: object) -> None:
+        kind = KeyboardInterrupt if number == signal.SIGINT else _Ended
+        raise kind(ENDINGS[signal.Signals(number)])
+
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _opens(job: Job, vpn: VpnConfig | None, addresses: Sequence[Address]) -> str:
@@ -418,10 +446,22 @@ def run(
     folder = create(cells, job.name)
     lock = folder.hold()
     folder.write("job.json", job.public())
+
+    def land(came: Mapping[str, Any]) -> outputs.Landed:
+        narrator.stop()
+        restore()  # a question may be asked
+        try:
+            with _interruptible():
+                return _bring_home(job, survey, folder, came, force, yes)
+        except (KeyboardInterrupt, _Ended) as end:
+            where = f"what has not landed is in {shown(str(folder.path / 'outputs'))}"
+            return outputs.Landed(f"{end} while outputs landed; {where}", False, interrupted=True)
+
     around = Surroundings(
         *(folder, guest_image, accelerator, reason, tunnel, addresses),
         require_walls=provider.require_walls,
         gateway_engine=provider.gateway_engine.value,
+        land=land,
         known_links=survey.links,
         vet_again=vet,
     )
@@ -437,11 +477,8 @@ def run(
     files = [JsonLines(folder.id, into)] if into else []
     printed = JsonLines(folder.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
-    came: dict[str, Any] = {}
 
     def tell(event: Event) -> None:
-        if event["event"] == "outputs":
-            came.update(event)
         for one in lines:
             one.event(event)
         narrator(event)
@@ -459,21 +496,20 @@ def run(
         for one in lines:
             one.close()
         os.close(lock)
-    code = int(result["exit_code"])
-    if job.outputs:
-        landed = _bring_home(job, survey, folder, came, force, yes)
-        if landed.whole:
-            narrator.line(clean(landed.sentence))
-        elif code:
-            warn(landed.sentence)
-        else:
-            code = EXIT_CODES[Outcome.INCOMPLETE]
-            warn(f"{landed.sentence} (exit code {code})")
     for one in lines:
         if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
             place = "standard output" if one is printed else f"--json-file: {json_file}"
             raise StateError(f"{place}: {one.failure.strerror}: events are missing in it")
-    raise typer.Exit(code)
+    raise typer.Exit(int(result["exit_code"]))
+
+
+ENDINGS = {
+    signal.SIGINT: "interrupted (Ctrl-C)",
+    signal.SIGTERM: "stopped",
+    signal.SIGHUP: "the terminal closed",
+    signal.SIGQUIT: "killed",
+}
+"""What a user or the system sends us to end the cell, and the cell's reason."""
 
 
 def _until_its_end(supervisor: Supervisor) -> dict[str, Any]:
@@ -483,19 +519,12 @@ def _until_its_end(supervisor: Supervisor) -> dict[str, Any]:
     signal that was ignored when we were started stays so, as nohup has it for SIGHUP.
     """
     import asyncio
-    import signal
-
-    endings = {
-        signal.SIGINT: (supervisor.cancel, "interrupted (Ctrl-C)"),
-        signal.SIGTERM: (supervisor.cancel, "stopped"),
-        signal.SIGHUP: (supervisor.cancel, "the terminal closed"),
-        signal.SIGQUIT: (supervisor.abort, "killed"),
-    }
 
     async def watched() -> dict[str, Any]:
         loop = asyncio.get_running_loop()
-        for number, (end, words) in endings.items():
+        for number, words in ENDINGS.items():
             if signal.getsignal(number) is not signal.SIG_IGN:
+                end = supervisor.abort if number is signal.SIGQUIT else supervisor.cancel
                 loop.add_signal_handler(number, end, words)
         return await supervisor.run()
 

@@ -254,6 +254,8 @@ class Narrator:
         self._folder = ""
         self._verdict = ""
         """What is missing of the outputs; the reason of an outcome that is not about that."""
+        self._left = ""
+        """Why outputs did not land."""
         if console.is_terminal and words >= Words.FEW:
             self._status = console.status("preparing the cell")
             self._status.start()
@@ -321,6 +323,11 @@ class Narrator:
                 if "files" in event:
                     files, size = clean(event["files"]), clean(event["bytes"])
                     self.line(f"{files} files home, {size} bytes", Words.ALL)
+            case "landed":
+                if event["whole"]:
+                    self.line(clean(event["sentence"]))
+                else:
+                    self._left = str(event["sentence"])
             case "ended":
                 self._ended(event)
 
@@ -334,6 +341,8 @@ class Narrator:
         outcome = str(event["outcome"])
         if self._verdict and outcome != "incomplete":
             self.line(f"[yellow]{clean(self._verdict)}[/]")
+        if self._left and self._left != event["reason"]:
+            self.line(f"[yellow]{clean(self._left)}[/]", Words.ERRORS)
         colour = _COLOURS.get(outcome, "red")
         told = event["reason"] and outcome != "completed"
         reason = f": {clean(event['reason'], _LONGEST_REASON)}" if told else ""
