@@ -36,8 +36,10 @@ from typing import Any
 from relay import HERE, build, passt_argv, slirp_argv
 from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.folder import create
+from wgcell.cell.host import HostContext
 from wgcell.cell.job import Job
-from wgcell.cell.supervisor import Supervisor, Surroundings
+from wgcell.cell.states import Outcome
+from wgcell.cell.supervisor import Supervisor
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 from wgcell.image import store
@@ -200,18 +202,18 @@ async def measure(spawn: Callable[..., Any], keys: tuple[str, str], folder: Path
     )
     said = bytearray()
     cell = create(folder, "bench")
-    around = Surroundings(cell, image, accelerator, why, vpn, (ip_address("127.0.0.1"),))
+    host = HostContext(cell, image, accelerator, why, vpn, (ip_address("127.0.0.1"),))
     supervisor = Supervisor(
         job,
-        around,
-        tell=lambda event: None,
+        host,
+        report=lambda event: None,
         stdout=said.extend,
         stderr=said.extend,
         spawn_relay=spawn,
     )
     result = await supervisor.run()
-    if result["outcome"] != "completed" or result["exit_code"]:
-        raise SystemExit(f"{result['outcome']}: {result['reason']}\n{said.decode()}")
+    if result.outcome is not Outcome.COMPLETED or result.exit_code:
+        raise SystemExit(f"{result.outcome.value}: {result.reason}\n{said.decode()}")
     return [BYTES * 8 / 1e6 / float(line) for line in said.split()]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wgcell.vm.qemu.accelerator import choose, host_tsc_khz, kvm_boots
-from wgcell.vm.qemu.argv import Accelerator
+from wgcell.vm.spec import Accelerator
 
 
 def script(path: Path, body: str) -> str:

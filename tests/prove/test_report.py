@@ -15,7 +15,7 @@ from wgcell.prove.cells import Machines
 from wgcell.prove.report import Run, as_html, as_json, as_junit
 from wgcell.prove.run import Asked, Mode, commit, played_in_words
 from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict
-from wgcell.vm.qemu.argv import Accelerator
+from wgcell.vm.spec import Accelerator
 
 EVIL = "<script>alert('x')</script>&\""
 

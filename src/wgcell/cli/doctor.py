@@ -26,10 +26,10 @@ from wgcell.gateway.keys import generate_private_key
 from wgcell.image import store
 from wgcell.relay.seal import unprivileged_id
 from wgcell.vm.qemu.accelerator import choose
-from wgcell.vm.qemu.argv import Accelerator
 from wgcell.vm.qemu.process import find_qemu
 from wgcell.vm.sandbox import cgroup
 from wgcell.vm.sandbox.jail import find_jail
+from wgcell.vm.spec import Accelerator
 
 __all__ = ["Finding", "doctor", "examine", "why_no_namespace_engine"]
 

@@ -61,9 +61,10 @@ from wgcell.image import store
 from wgcell.image.build import is_current
 from wgcell.net.addresses import Address
 from wgcell.vm.qemu.accelerator import choose
-from wgcell.vm.qemu.argv import Accelerator
+from wgcell.vm.spec import Accelerator
 
 if TYPE_CHECKING:
+    from wgcell.cell.result import CellResult
     from wgcell.cell.supervisor import Supervisor
 
 __all__ = ["run"]
@@ -424,7 +425,8 @@ def run(
     with ThreadPoolExecutor(1) as other:
         # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.
         loading = other.submit(store.load, job.image)
-        from wgcell.cell.supervisor import Supervisor, Surroundings
+        from wgcell.cell.host import HostContext
+        from wgcell.cell.supervisor import Supervisor
         from wgcell.vm.qemu.process import find_qemu
 
         # The file is read once: it may be a pipe, or gone by the time the socket is renewed.
@@ -457,7 +459,7 @@ def run(
             where = f"what has not landed is in {shown(str(folder.path / 'outputs'))}"
             return outputs.Landed(f"{end} while outputs landed; {where}", False, interrupted=True)
 
-    around = Surroundings(
+    host = HostContext(
         *(folder, guest_image, accelerator, reason, tunnel, addresses),
         require_walls=provider.require_walls,
         gateway_engine=provider.gateway_engine.value,
@@ -478,7 +480,7 @@ def run(
     printed = JsonLines(folder.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
 
-    def tell(event: Event) -> None:
+    def report(event: Event) -> None:
         for one in lines:
             one.event(event)
         narrator(event)
@@ -488,7 +490,7 @@ def run(
     else:
         out, err = sink(sys.stdout), sink(sys.stderr)
     try:
-        supervisor = Supervisor(job, around, tell=tell, stdout=out, stderr=err)
+        supervisor = Supervisor(job, host, report=report, stdout=out, stderr=err)
         result = _until_its_end(supervisor)
     finally:
         narrator.stop()
@@ -500,7 +502,7 @@ def run(
         if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
             place = "standard output" if one is printed else f"--json-file: {json_file}"
             raise StateError(f"{place}: {one.failure.strerror}: events are missing in it")
-    raise typer.Exit(int(result["exit_code"]))
+    raise typer.Exit(int(result.exit_code))
 
 
 ENDINGS = {
@@ -512,7 +514,7 @@ ENDINGS = {
 """What a user or the system sends us to end the cell, and the cell's reason."""
 
 
-def _until_its_end(supervisor: Supervisor) -> dict[str, Any]:
+def _until_its_end(supervisor: Supervisor) -> CellResult:
     """The cell's whole life; what a user or the system sends us ends it.
 
     In order, with a grace period, at the first signal; at once at the second, or at SIGQUIT. A
@@ -520,7 +522,7 @@ def _until_its_end(supervisor: Supervisor) -> dict[str, Any]:
     """
     import asyncio
 
-    async def watched() -> dict[str, Any]:
+    async def watched() -> CellResult:
         loop = asyncio.get_running_loop()
         for number, words in ENDINGS.items():
             if signal.getsignal(number) is not signal.SIG_IGN:

@@ -31,9 +31,11 @@ from typing import Any
 from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess
 from wgcell.cell.folder import create
+from wgcell.cell.host import HostContext
 from wgcell.cell.inputs import Input
 from wgcell.cell.job import Job
-from wgcell.cell.supervisor import Supervisor, Surroundings
+from wgcell.cell.result import CellResult
+from wgcell.cell.supervisor import Supervisor
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.guest.walls import Wall
 from wgcell.image import store
@@ -49,8 +51,8 @@ from wgcell.prove.toll import DISK, MEMORY, Meter, Toll
 from wgcell.prove.verdict import Observation, Phase, Result, Verdict, judge
 from wgcell.relay import link
 from wgcell.vm.qemu.accelerator import choose
-from wgcell.vm.qemu.argv import Accelerator
 from wgcell.vm.qemu.process import find_qemu
+from wgcell.vm.spec import Accelerator
 
 __all__ = ["Boot", "Machines", "find", "names", "plan", "play_all"]
 
@@ -194,13 +196,18 @@ class _Seen:
     marks: dict[str, list[bytes]] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
     done: bool = False
-    result: dict[str, Any] = field(default_factory=dict)
+    result: CellResult | None = None
     seconds: float = 0.0
     toll: Toll = field(default_factory=Toll)
 
     def ended_as(self) -> str:
         """The cell's outcome."""
-        return str(self.result.get("outcome"))
+        return "none" if self.result is None else self.result.outcome.value
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+        return "" if self.result is None else self.result.reason
 
     def carried(self, mark: bytes) -> bool:
         """Whether a packet on its way out holds ``mark``."""
@@ -302,15 +309,15 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
         if boot.sabotage is not None:
             forged = forged_report(ground.endpoint_public_key(), "0.0.0.0/0", vpn.keepalive)
             image = _altered(image, folder, laid_over(boot.sabotage, forged))
-        around = Surroundings(
+        host_context = HostContext(
             *(create(folder, "prove"), image, machines.accelerator, machines.reason, vpn),
             (ip_address(host),),
         )
         words = bytearray()
         supervisor = Supervisor(
             job,
-            around,
-            tell=lambda event: None,
+            host_context,
+            report=lambda event: None,
             stdout=words.extend,
             stderr=lambda data: seen.words.append(data.decode("utf-8", "replace")),
             spawn_relay=_opened(ground) if boot.opened else RelayProcess.spawn,
@@ -318,7 +325,7 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
         over = asyncio.Event()
         looks = [_look(ground, seen, over)]
         if boot.exhaustion is not None:
-            looks.append(_measure(Meter(around.folder.path, seen.toll), over))
+            looks.append(_measure(Meter(host_context.folder.path, seen.toll), over))
             looks.append(_neighbour(ground, seen, over))
         if boot.sabotage is not None and boot.opened:
             looks.append(_end_when_seen(supervisor, boot.sabotage, seen, over))
@@ -472,7 +479,7 @@ def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]
     # A duplicate of what passed once differs in nothing but its number, which quick counts.
     if due is not Verdict.PASS and case.name != "counter-again":
         leaks += [f"seen outside: {mark.hex()}" for mark in marks if seen.carried(mark)]
-    outcome = seen.result.get("outcome")
+    outcome = seen.ended_as()
     control = None if due is Verdict.PASS else controls.get(case.name, False)
     observation = Observation(
         leaks=tuple(leaks),
@@ -481,7 +488,7 @@ def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]
         arrived=due is Verdict.PASS and bool(marks) and all(map(seen.carried, marks)),
         lost=seen.lost,
         control=control and bool(marks),
-        said=str(seen.result.get("reason") or ", ".join(_refused(seen))),
+        said=seen.reason or ", ".join(_refused(seen)),
         seconds=seen.seconds / len(boot.cases),
         frames=max(len(marks), 1),
     )
@@ -495,9 +502,8 @@ def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]
 
 
 def _refused(seen: _Seen) -> list[str]:
-    return [
-        f"{reason} x{n}" for reason, n in seen.result.get("relay", {}).get("refused", {}).items()
-    ]
+    stats = None if seen.result is None else seen.result.relay
+    return [] if stats is None else [f"{reason} x{n}" for reason, n in stats.refused.items()]
 
 
 def _tampered(case: Sabotage, seen: _Seen, controls: dict[str, bool]) -> Result:
@@ -508,7 +514,7 @@ def _tampered(case: Sabotage, seen: _Seen, controls: dict[str, bool]) -> Result:
         alive=ended == "completed",
         lost=seen.lost,
         control=controls.get(case.name, False),
-        said=str(seen.result.get("reason")),
+        said=seen.reason,
         seconds=seen.seconds,
     )
     status, why = judge(Verdict.KILL, Phase.RUNNING, observation)

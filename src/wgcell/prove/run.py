@@ -24,7 +24,7 @@ from wgcell.prove.ground import Ground
 from wgcell.prove.hostile import SABOTAGES
 from wgcell.prove.report import Run
 from wgcell.prove.verdict import Result
-from wgcell.vm.qemu.argv import Accelerator
+from wgcell.vm.spec import Accelerator
 
 __all__ = ["Asked", "Mode", "conduct", "plan"]
 

@@ -1,7 +1,7 @@
 """A running QEMU: started, spoken to over QMP, frozen or killed.
 
-It is killed by pidfd, so a recycled pid can never be hit, and it is told by the kernel to die with
-its parent: a supervisor that is gone leaves no machine behind.
+It is killed by pidfd, so that a recycled pid is never hit. The kernel kills it with its parent: a
+supervisor that dies leaves no machine behind.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from qemu.qmp import QMPClient
@@ -24,11 +25,13 @@ from qemu.qmp.error import QMPError
 from wgcell import programs
 from wgcell.errors import HostError, LaunchError
 from wgcell.processes import die_with_parent, namespace_holder
-from wgcell.vm.qemu.argv import Accelerator, MachineSpec, qemu_argv
+from wgcell.vm.qemu.argv import QemuSpec, qemu_argv
+from wgcell.vm.qemu.boot import Boot
 from wgcell.vm.sandbox.cgroup import Cgroup
 from wgcell.vm.sandbox.jail import CHILDREN, Jail, bwrap_argv, closed_filter, limits
+from wgcell.vm.spec import Accelerator
 
-__all__ = ["Machine", "find_qemu"]
+__all__ = ["KVM_DEVICE", "QemuMachine", "find_qemu"]
 
 _DIES_WITHIN = 0.02
 """Seconds that a machine takes to die of SIGKILL, and more."""
@@ -101,16 +104,20 @@ def _jailed(holder: int) -> tuple[int, int]:
     return line[2], line[1]
 
 
-class Machine:
-    """One QEMU process. ``stderr`` is a pipe for the caller to drain."""
+class QemuMachine:
+    """One QEMU process: a `wgcell.vm.machine.Machine`."""
 
     def __init__(
         self,
         process: asyncio.subprocess.Process,
         qmp_socket: socket.socket,
         jailed: tuple[int, ...] = (),
+        channels: Mapping[str, socket.socket] = MappingProxyType({}),
+        boot: Boot | None = None,
     ) -> None:
         self.process = process
+        self._channels = dict(channels)
+        self._boot = boot
         inner = (*jailed, process.pid)
         self.pid = inner[0]
         """QEMU's own, seen from here; with a jail, ``process`` is the jail's namespace holder."""
@@ -121,16 +128,21 @@ class Machine:
     @classmethod
     async def start(
         cls,
-        spec: MachineSpec,
+        spec: QemuSpec,
         qmp_socket: socket.socket,
         jail: Jail,
         disk: int,
         cgroup: Cgroup | None = None,
-    ) -> Machine:
-        """Start QEMU for ``spec``, its processor stopped; ``qmp_socket`` is our end of its monitor.
+        *,
+        channels: Mapping[str, socket.socket] = MappingProxyType({}),
+        boot: Boot | None = None,
+    ) -> QemuMachine:
+        """Start QEMU for ``spec``, its processor stopped.
 
-        ``disk`` is the most bytes any file it writes may have; ``cgroup`` is where it lives, the
-        caller's to remove. Raises LaunchError, with QEMU's own words, if it can't be started.
+        ``qmp_socket`` is the host's end of its monitor, ``channels`` are those of everything else,
+        ``boot`` is what it boots from. ``disk`` is the most bytes any file it writes may have;
+        ``cgroup`` is where it lives, the caller's to remove. Raises LaunchError, with QEMU's own
+        words, if it can't be started.
         """
         argv = qemu_argv(spec)
         inherited = list(spec.fds)
@@ -177,9 +189,9 @@ class Machine:
                 await process.wait()
                 raise
         if jail.bwrap is None:
-            return cls(process, qmp_socket)
+            return cls(process, qmp_socket, (), channels, boot)
         try:
-            return cls(process, qmp_socket, _jailed(process.pid))
+            return cls(process, qmp_socket, _jailed(process.pid), channels, boot)
         except (OSError, ValueError) as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -189,10 +201,20 @@ class Machine:
                 "the jail did not start", argv=argv, exit_code=code, output=output or str(error)
             ) from None
 
-    async def connect_monitor(self) -> None:
-        """Speak QMP, and make sure that the machine has the one network card we gave it.
+    def take(self, channel: str) -> socket.socket:
+        """The host's end of a channel; the caller closes it. Each can be taken once."""
+        return self._channels.pop(channel)
 
-        No instruction of the guest's has run yet. Raises LaunchError if QEMU has any other network
+    @property
+    def diagnostics(self) -> asyncio.StreamReader | None:
+        """QEMU's standard error, for the caller to drain."""
+        return self.process.stderr
+
+    async def attest(self) -> None:
+        """Connect to the monitor, and make sure that the machine has the one network card it was
+        given.
+
+        No instruction of the guest has run yet. Raises LaunchError if QEMU has any other network
         backend.
         """
         try:
@@ -237,15 +259,28 @@ class Machine:
             if not (await asyncio.to_thread(select.select, [pidfd], [], [], _DIES_AT_ALL))[0]:
                 raise HostError(f"QEMU did not die of SIGKILL within {_DIES_AT_ALL:g} s")
 
+    async def ended(self) -> int:
+        """Wait until the process ends by itself; the exit code (negative: a signal)."""
+        return await self.process.wait()
+
     async def reap(self) -> int:
-        """Wait until it is dead, and let go of it; the exit code (negative: a signal)."""
+        """Wait until it is dead, and let go of its processes; the exit code."""
         await self.dead()
         for pidfd in self._pidfds:
             os.close(pidfd)
         self._pidfds.clear()
         return await self.process.wait()
 
-    async def hang_up(self) -> None:
-        """Close the monitor, once the machine is dead."""
+    def booted(self) -> None:
+        """Give back the copies of the kernel and the initramfs."""
+        if self._boot is not None:
+            self._boot.forget()
+
+    async def close(self) -> None:
+        """Close the monitor, the boot files and the channels that nobody took, once it is dead."""
         with contextlib.suppress(QMPError, OSError, EOFError, asyncio.CancelledError):
             await self._qmp.disconnect()
+        self._qmp_socket.close()
+        self.booted()
+        for channel in self._channels.values():
+            channel.close()
