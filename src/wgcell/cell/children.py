@@ -1,7 +1,7 @@
-"""The relay and the embedded gateway as child processes that speak JSON lines.
+"""The relay and the cell's own gateway as child processes that exchange JSON lines.
 
-Both are told by the kernel to die with the supervisor, and both also end by themselves when their
-end of the pipe closes: whichever dies first takes the others along.
+The kernel kills both when the supervisor dies, and both end by themselves when their end of the
+pipe closes: whichever dies first takes the others along.
 """
 
 from __future__ import annotations
@@ -52,6 +52,13 @@ def _namespace_holder() -> tuple[str, ...]:
     return namespace_holder(root=os.geteuid() == 0)
 
 
+async def _discard(process: asyncio.subprocess.Process) -> None:
+    """Kill a child that nobody else knows of, and wait until it and its pipes are gone."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.communicate()
+
+
 async def _drain(pipe: asyncio.StreamReader) -> None:
     """Read it to its end: who writes to a full pipe stands still."""
     while await pipe.read(1 << 16):
@@ -91,7 +98,11 @@ async def _can_keep() -> bool:
         )
     except FileNotFoundError:
         return False
-    return await tried.wait() == 0
+    try:
+        return await tried.wait() == 0
+    except asyncio.CancelledError:
+        await _discard(tried)
+        raise
 
 
 async def _begun(
@@ -126,9 +137,8 @@ async def _begun(
         said = await process.stderr.read(4096) if process.stderr else b""
         return said.decode("utf-8", "replace") or f"exit code {process.returncode}"
     except BaseException:
-        # Cancelled: nobody else knows of it.
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        word.cancel()
+        await _discard(process)
         raise
     finally:
         word.cancel()
@@ -288,11 +298,8 @@ class GatewayProcess:
         first = _word("gateway", process.stdout, gateway_words.SAID)
         try:
             ready = await asyncio.wait_for(first, 30)
-        except BaseException:
-            # Cancelled, or too late: nobody else knows of it.
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        except BaseException:  # cancelled, or too late
+            await _discard(process)
             raise
         if not isinstance(ready, gateway_words.Ready):
             process.stdin.close()
