@@ -185,9 +185,8 @@ class Stage:
 
     def assert_nothing_is_left(self) -> None:
         open_before, children_before = self.before
-        assert {place for place in open_here().values() if place not in open_before.values()} == (
-            set()
-        )
+        left = {fd: to for fd, to in open_here().items() if to not in open_before.values()}
+        assert left == {}, left
         assert len(open_here()) <= len(open_before)
         assert children() <= children_before
         assert not [name for name in FILES if (self.folder / name).exists()]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from wgcell import programs
+from wgcell.acquiring import acquired, discard_process, to_its_end
 from wgcell.errors import HostError, LaunchError
 from wgcell.gateway import control as gateway_words
 from wgcell.processes import die_with_parent, namespace_holder
@@ -52,13 +53,6 @@ def _namespace_holder() -> tuple[str, ...]:
     return namespace_holder(root=os.geteuid() == 0)
 
 
-async def _discard(process: asyncio.subprocess.Process) -> None:
-    """Kill a child that nobody else knows of, and wait until it and its pipes are gone."""
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.communicate()
-
-
 async def _drain(pipe: asyncio.StreamReader) -> None:
     """Read it to its end: who writes to a full pipe stands still."""
     while await pipe.read(1 << 16):
@@ -88,7 +82,7 @@ async def _can_keep() -> bool:
     """Whether a pid namespace can be made here. Tried, for a relay's own failure tells nothing."""
     quiet = asyncio.subprocess.DEVNULL
     try:
-        tried = await asyncio.create_subprocess_exec(
+        trying = asyncio.create_subprocess_exec(
             *_namespace_holder(),
             programs.path_of("true"),
             stdin=quiet,
@@ -96,17 +90,21 @@ async def _can_keep() -> bool:
             stderr=quiet,
             env=programs.environment(),
         )
+        tried = await acquired(trying, discard_process)
     except FileNotFoundError:
         return False
     try:
         return await tried.wait() == 0
     except asyncio.CancelledError:
-        await _discard(tried)
+        await to_its_end(discard_process(tried))
         raise
 
 
 async def _begun(
-    argv: tuple[str, ...], control: socket.socket, reader: asyncio.StreamReader
+    argv: tuple[str, ...],
+    control: socket.socket,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> asyncio.subprocess.Process | str:
     """A relay that has said its first word on ``control``, or what was said as it came to
     nothing."""
@@ -118,7 +116,13 @@ async def _begun(
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         armed()
 
-    process = await asyncio.create_subprocess_exec(
+    async def discard(process: asyncio.subprocess.Process) -> None:
+        # A relay whose namespace holder is killed before it has set PDEATHSIG lives on, until its
+        # control socket closes; and its pipe is open until then.
+        writer.close()
+        await discard_process(process)
+
+    starting = asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
@@ -128,6 +132,7 @@ async def _begun(
         start_new_session=True,
         preexec_fn=arm,
     )
+    process = await acquired(starting, discard)
     word = asyncio.create_task(reader.readline())
     end = asyncio.create_task(process.wait())
     try:
@@ -138,7 +143,7 @@ async def _begun(
         return said.decode("utf-8", "replace") or f"exit code {process.returncode}"
     except BaseException:
         word.cancel()
-        await _discard(process)
+        await to_its_end(discard(process))
         raise
     finally:
         word.cancel()
@@ -189,7 +194,7 @@ class RelayProcess:
                 elif await _can_keep():
                     argv = (*_namespace_holder(), *argv)
                 # else it runs without a pid namespace, and says so.
-                begun = await _begun(argv, theirs, reader)
+                begun = await _begun(argv, theirs, reader, writer)
             if isinstance(begun, str):
                 raise LaunchError("the relay did not start", argv=argv, output=begun)
         except BaseException:
@@ -282,7 +287,7 @@ class GatewayProcess:
         ``arguments``: the engine, and for the kernel engine its interface.
         """
         argv = (*_PYTHON, "wgcell.gateway", *arguments)
-        process = await asyncio.create_subprocess_exec(
+        starting = asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -292,6 +297,7 @@ class GatewayProcess:
             start_new_session=True,
             preexec_fn=die_with_parent(os.getpid()),
         )
+        process = await acquired(starting, discard_process)
         if process.stdin is None or process.stdout is None or process.stderr is None:
             raise LaunchError("the gateway has no pipes", argv=argv)
         process.stdin.write(json.dumps(configuration).encode() + b"\n")
@@ -299,7 +305,7 @@ class GatewayProcess:
         try:
             ready = await asyncio.wait_for(first, 30)
         except BaseException:  # cancelled, or too late
-            await _discard(process)
+            await to_its_end(discard_process(process))
             raise
         if not isinstance(ready, gateway_words.Ready):
             process.stdin.close()

@@ -28,6 +28,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from wgcell.acquiring import acquired
 from wgcell.cell import consent, endpoint, probe
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.disks import FILES, Disks
@@ -47,7 +48,6 @@ from wgcell.gateway.way import has_ipv6
 from wgcell.guest import protocol
 from wgcell.relay import link
 from wgcell.relay.seal import unprivileged_id
-from wgcell.threads import made_in_thread
 from wgcell.vm import backends
 from wgcell.vm.kill_switch import KillSwitch
 from wgcell.vm.machine import Backend, Machine
@@ -276,9 +276,8 @@ class Launch:
         folder = self._host.folder
         self.stack.callback(folder.discard, *FILES)
         rootfs = self._host.image.rootfs
-        disks = await made_in_thread(
-            lambda: Disks.make(self._job, rootfs, folder.path), Disks.close
-        )
+        making = asyncio.to_thread(Disks.make, self._job, rootfs, folder.path)
+        disks = await acquired(making, Disks.close)
         self.stack.callback(disks.close)
         self._inputs = disks.inputs
         self._passed(Step.DISKS)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from pathlib import Path
 
-from wgcell.threads import made_in_thread
+from wgcell.acquiring import acquired
 from wgcell.vm.kill_switch import KillSwitch
 from wgcell.vm.machine import Machine
 from wgcell.vm.qemu.accelerator import choose, host_tsc_khz
@@ -44,7 +45,7 @@ class Qemu:
     ) -> Machine:
         """Start QEMU, its processors stopped. Raises LaunchError; then nothing of it is left."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as handed_over:
-            boot = await made_in_thread(lambda: Boot(spec.kernel, spec.initramfs), Boot.forget)
+            boot = await acquired(asyncio.to_thread(Boot, spec.kernel, spec.initramfs), Boot.forget)
             ours.callback(boot.forget)
             near: dict[str, socket.socket] = {}
             far: dict[str, int] = {}

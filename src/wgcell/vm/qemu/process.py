@@ -23,6 +23,7 @@ from qemu.qmp import QMPClient
 from qemu.qmp.error import QMPError
 
 from wgcell import programs
+from wgcell.acquiring import acquired, to_its_end
 from wgcell.errors import HostError, LaunchError
 from wgcell.processes import die_with_parent, namespace_holder
 from wgcell.vm.qemu.argv import QemuSpec, qemu_argv
@@ -83,6 +84,14 @@ def _kept(argv: Sequence[str]) -> list[str]:
     """
     shell = ("sh", "-c", 'echo && read -r _ && exec "$@" </dev/null >/dev/null', "sh")
     return [*namespace_holder(root=False), *shell, *argv]
+
+
+async def _discard_group(process: asyncio.subprocess.Process) -> None:
+    """Kill a start that nobody else knows of: its whole process group, for the namespace holder's
+    child may not have set PDEATHSIG yet."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.communicate()
 
 
 def _read_to(last: bytes, info: IO[bytes]) -> None:
@@ -156,7 +165,7 @@ class QemuMachine:
                 inherited += ours
                 argv = bwrap_argv(jail, argv, filter_fd=ours[1], info_fd=told, device=device)
                 argv, ends = _kept(argv), (asyncio.subprocess.PIPE, told)
-            process = await asyncio.create_subprocess_exec(
+            starting = asyncio.create_subprocess_exec(
                 *argv,
                 stdin=ends[0],
                 stdout=ends[1],
@@ -167,9 +176,13 @@ class QemuMachine:
                 start_new_session=True,
                 preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup),
             )
+            process = await acquired(starting, _discard_group)
         except (OSError, subprocess.SubprocessError) as error:
             os.close(info)
             raise LaunchError(f"QEMU did not start: {error}", argv=argv) from error
+        except BaseException:
+            os.close(info)
+            raise
         finally:
             for fd in ours:
                 os.close(fd)
@@ -181,12 +194,9 @@ class QemuMachine:
                     process.stdin.close()
                 await asyncio.to_thread(_read_to, b"}\n", file)  # its child is there
             except BaseException:
-                # Cancelled half way: nobody else knows of it. Its whole process group, for the
-                # holder's child may not have set PDEATHSIG yet. Dead before the file is
-                # closed: the thread that reads it holds its lock until then.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+                # Cancelled half way. Dead before the file is closed: the thread that reads it
+                # holds its lock until then.
+                await to_its_end(_discard_group(process))
                 raise
         if jail.bwrap is None:
             return cls(process, qmp_socket, (), channels, boot)
