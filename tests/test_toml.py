@@ -82,11 +82,12 @@ def test_what_is_no_bomb_is_read(text: str) -> None:
 
 def test_an_error_names_its_line() -> None:
     for raw, words in (
-        (b"a = 1\nb = = 2\n", "line 2"),
-        (b"a = 1\nb = \xff\n", "line 2: not UTF-8"),
-        (b'a = """\n\n"""\n' + b"b." * 8 + b"c = 1", "line 4: a key of more than 8 parts"),
-        (b"a = [\n1,\n", "(at line 3, the last)"),
+        (b"a = 1\nb = = 2\n", "f:2: not TOML: Invalid value (column 5)"),
+        (b"a = 1\nb = \xff\n", "f:2: not UTF-8"),
+        (b'a = """\n\n"""\n' + b"b." * 8 + b"c = 1", "f:4: a key of more than 8 parts"),
+        (b"a = [\n1,\n", "f:3: not TOML: Invalid value (the file ends here)"),
+        (b"a = " + b"1" * 5000, "f: not TOML: a number of too many digits"),
     ):
         with pytest.raises(toml.TomlError) as caught:
             toml.parse(raw)
-        assert words in str(caught.value)
+        assert caught.value.at("f").startswith(words)

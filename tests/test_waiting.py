@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,11 @@ MEASURES = {
 THREADS = {"threading.Thread", "Thread", "threading.Timer", "Timer", "ThreadPoolExecutor"}
 """A Timer can't be told to be a daemon where it is made, an executor never."""
 CLOCKS = {"monotonic", "perf_counter", "process_time"}
+
+
+@cache
+def parsed(file: str) -> ast.Module:
+    return ast.parse((TESTS / file).read_text())
 
 
 def sleeps(tree: ast.AST) -> Iterator[int]:
@@ -74,7 +80,7 @@ def undying(tree: ast.AST) -> Iterator[int]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_no_thread_outlives_a_test_that_fails(file: str) -> None:
-    assert list(undying(ast.parse((TESTS / file).read_text()))) == []
+    assert list(undying(parsed(file))) == []
 
 
 @pytest.mark.parametrize(
@@ -92,13 +98,13 @@ def test_a_thread_that_does_is_found(code: str, ends: bool) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_no_test_sleeps(file: str) -> None:
-    found = list(sleeps(ast.parse((TESTS / file).read_text())))
+    found = list(sleeps(parsed(file)))
     assert bool(found) == (file in SLEEPS), f"{file}: lines {found}"
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_what_measures_time_is_alone(file: str) -> None:
-    found = list(measurers(ast.parse((TESTS / file).read_text())))
+    found = list(measurers(parsed(file)))
     assert not found or file in MEASURES, f"{file}: {found}"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from wgcell.errors import HostError, InputError
 
-__all__ = ["expanded", "home"]
+__all__ = ["config_path", "expanded", "home"]
 
 
 def home() -> Path:
@@ -32,3 +34,11 @@ def expanded(path: Path) -> Path:
         raise InputError(
             f"{path}: there is no such user, or no home folder", mend="write the path out"
         ) from None
+
+
+def config_path(environment: Mapping[str, str] | None = None) -> Path:
+    """Where the provider's configuration is, whether or not it exists."""
+    variables = os.environ if environment is None else environment
+    base = variables.get("XDG_CONFIG_HOME", "")
+    root = Path(base) if base.startswith("/") else home() / ".config"
+    return root / "wgcell" / "config.toml"

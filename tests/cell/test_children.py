@@ -182,3 +182,15 @@ def test_a_gateway_whose_start_is_cancelled_is_dead() -> None:
         assert set(children.read_text().split()) <= set(before.split())
 
     asyncio.run(cancelled())
+
+
+def test_a_gateway_that_says_why_it_did_not_start_has_no_exit_code_beside_it() -> None:
+    """The cell has one of its own; two in a line are taken for each other."""
+
+    async def start() -> None:
+        await GatewayProcess.start({"private_key": KEY, "listen": "nowhere"})
+
+    with pytest.raises(LaunchError) as caught:
+        asyncio.run(start())
+    assert "listen: found 'nowhere'" in str(caught.value)
+    assert "exit code" not in str(caught.value)

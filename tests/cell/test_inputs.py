@@ -168,9 +168,9 @@ def test_an_excluded_folder_is_not_even_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ignored", "words"),
     [
-        (b"!\n", "line 1: '!' is no pattern"),
-        (b"a\n*a*a*a*b", "line 2"),
-        (b"a/**/a/**/a/**/b", "line 1"),
+        (b"!\n", ":1: '!' is no pattern"),
+        (b"a\n*a*a*a*b", ":2: "),
+        (b"a/**/a/**/a/**/b", ":1: "),
         (b"\xff", "not UTF-8"),
         (b"#" * 70_000, "larger than 64 KiB"),
         (b"a\n" * 1001, "more than 1000 patterns"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from tests.shown import is_text
 
 from wgcell.cell.inputs import Input
 from wgcell.cell.job import (
+    _OPTIONS,
     GatewayAsked,
     HostLimits,
     Job,
@@ -23,6 +26,7 @@ from wgcell.cell.job import (
     _Reading,
     environment,
     job_from_options,
+    job_keys,
     load_job,
     parse_duration,
     parse_size,
@@ -203,11 +207,14 @@ def test_excludes_add_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name =\n", "line 1"),
-        ('command = ["true"\n', "line"),
-        ("a = 1\nb = = 2\n", "line 2"),
+        ("name =\n", "job.toml:1: not TOML"),
+        ('command = ["true"\n', "job.toml:2: not TOML"),
+        ("a = 1\nb = = 2\n", "job.toml:2: not TOML"),
         (C + "colour = 1", "unknown key 'colour'"),
-        (C + "[resources]\ncpu = 1", "unknown key 'resources.cpu'; allowed here: cpus, disk"),
+        (
+            C + "[resources]\ncpu = 1",
+            "unknown key 'resources.cpu' (did you mean cpus?); allowed here: cpus, disk",
+        ),
         (C + "[resources]\ncpus = '2'", "resources.cpus: found '2'"),
         (C + "[resources]\ncpus = 0", "allowed: 1-4"),
         (C + "[resources]\ncpus = 5", "allowed: 1-4"),
@@ -246,8 +253,8 @@ def test_excludes_add_up(tmp_path: Path) -> None:
         (C + "[vpn]\nconfig = '/etc/wg0.conf'", "vpn.config: found '/etc/wg0.conf'"),
         (C + "[vpn]\n", "vpn.config"),
         (C + "[vpn]\nconfig = 'a'\n[gateway]\n", "exactly one tunnel"),
-        (C + "[gateway]\nallow = ['example.com']", "gateway: rule 'example.com' has no port"),
-        (C + "[gateway.services]\nx = 'y'", "gateway: service"),
+        (C + "[gateway]\nallow = ['example.com']", "gateway.allow: rule 'example.com' has no port"),
+        (C + "[gateway.services]\nx = 'y'", "gateway.services: service"),
         (C + "[policy]\non_rogue = 'ignore'", "allowed: terminate, freeze"),
         (C + "[policy]\nguest_walls = 'maybe'", "allowed: on, off"),
     ],
@@ -350,7 +357,7 @@ text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 @given(st.recursive(text, lambda inner: st.dictionaries(text, inner, min_size=1, max_size=2)))
 def test_no_key_or_value_of_a_job_file_forges_a_line(tree: object) -> None:
     raw = tree if isinstance(tree, dict) else {"name": tree, "env": {tree: ""}, "timeout": tree}
-    reading = _Reading("job.toml")
+    reading = _Reading("job.toml", JobOptions())
     with pytest.raises(JobError) as caught:
         _build(reading, reading.model(raw), Path("/"), "job", HOST, JobOptions(command=("x",)))
         reading.fail("nothing", "was wrong")
@@ -393,3 +400,33 @@ def test_a_vpn_file_swapped_for_a_link_meanwhile_is_not_followed(
         load_vpn_config(job.vpn, job.vpn_beneath)
     typed = load(job_folder, C, JobOptions(vpn=home / "vpn.conf"))
     assert typed.vpn_beneath is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "place"),
+    [
+        ({"memory": "2"}, "--memory: found '2'"),
+        ({"timeout": "soon"}, "--timeout: found 'soon'"),
+        ({"on_rogue": "keep"}, "--on-rogue: found 'keep'"),
+        ({"allow": ("a.example.com",)}, "--allow: rule 'a.example.com' has no port"),
+        ({"services": (("8000", "x:1"),)}, "--service: service '8000' = 'x:1'"),
+        ({"name": "A"}, "--name: found 'A'"),
+    ],
+)
+def test_what_was_typed_is_called_as_it_was_typed(
+    tmp_path: Path, typed: dict[str, Any], place: str
+) -> None:
+    """With a job file and without one; the file's own words are called by its keys."""
+    options = JobOptions(command=("true",), **typed)
+    path = tmp_path / "job.toml"
+    path.write_text("[gateway]\nallow = ['b.example.com:443']")
+    for read in (lambda: job_from_options(options, HOST), lambda: load_job(path, HOST, options)):
+        with pytest.raises(JobError) as caught:
+            read()
+        assert str(caught.value).startswith(f"command line: {place}")
+
+
+def test_every_option_stands_for_a_key_there_is() -> None:
+    named = set(_OPTIONS)
+    assert named <= set(job_keys()) and not named & {"command", "vpn.config"}
+    assert {field for _, field in _OPTIONS.values()} <= {one.name for one in fields(JobOptions)}

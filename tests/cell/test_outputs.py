@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable
@@ -80,6 +81,14 @@ def test_outputs_land_where_one_looks(cell: Path, here: Path) -> None:
     assert (here / "results/deep").stat().st_mtime == 2000
     # What was not asked for at the terminal stays in the cell's folder.
     assert (cell / "logs/x").read_text() == "X"
+
+
+def test_outputs_that_are_there_already_are_not_called_missing(cell: Path, here: Path) -> None:
+    (here / "results").mkdir(parents=True)
+    shutil.copy2(cell / "results/a", here / "results/a")
+    landed = outputs.land(cell, here, True, ["results/a"])
+    assert landed == outputs.Landed(f"outputs: as they are in {here} already", True)
+    assert outputs.land(cell, here, True, ["absent"]).sentence == "outputs: no file came"
 
 
 def test_hidden_files_that_land_are_counted(cell: Path, here: Path) -> None:

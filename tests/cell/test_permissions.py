@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wgcell.cell import permissions
+from wgcell.cell import permissions, schema
 from wgcell.cell.endpoint import vet as vet_endpoint
 from wgcell.cell.job import HostLimits, Job, JobOptions, job_keys, load_job
 from wgcell.cell.permissions import ROWS, By
@@ -347,11 +347,40 @@ def test_a_file_of_many_rules_is_read_and_remarked_upon_in_time(tmp_path: Path) 
         asked(tmp_path, f"[gateway.services]\n{lines}", Provider())
 
 
-def test_a_file_that_is_wrong_in_all_ways_is_told_in_few_words(tmp_path: Path) -> None:
+def test_a_file_that_is_wrong_in_all_ways_is_told_in_few_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guesses: list[str] = []
+
+    def guess(key: str, *known: object) -> str:
+        guesses.append(key)
+        return key
+
+    monkeypatch.setattr(schema, "unknown_key", guess)
     (tmp_path / "job.toml").write_text("".join(f"x{n} = 1\n" for n in range(20_000)))
-    with pytest.raises(JobError) as caught:
+    with pytest.raises(JobError, match="and 19980 more like these") as caught:
         load_job(tmp_path / "job.toml", HOST)
     assert len(str(caught.value).splitlines()) == 21
+    assert len(guesses) == 20  # each takes milliseconds
     (tmp_path / "job.toml").write_text("#" * (256 * 1024 + 1))
     with pytest.raises(JobError, match="larger than 256KiB"):
         load_job(tmp_path / "job.toml", HOST)
+
+
+def test_a_refusal_names_the_providers_file_where_it_really_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "conf"))
+    there = str(tmp_path / "conf/wgcell/config.toml")
+    provider = provider_of(tmp_path, "[ceilings]\ncpus = 1")
+    for text in (
+        "policy.on_rogue = 'freeze'",
+        "policy.guest_walls = 'off'",
+        "gateway.allow = ['192.168.1.9:80']",
+        "gateway.services = { '10.99.0.5:80' = '127.0.0.1:22' }",
+        "vpn.config = 'lan.conf'",
+        "resources.cpus = 2",
+    ):
+        with pytest.raises(InputError) as caught:
+            asked(tmp_path, text, provider)
+        assert there in caught.value.mend

@@ -28,10 +28,10 @@ from wgcell.cell.provider import (
     GatewayEngine,
     Provider,
     apply_ceilings,
-    config_path,
     load_provider,
 )
 from wgcell.errors import JobError
+from wgcell.home import config_path
 
 HOST = HostLimits(cpus=64, memory=2**40, disk=2**40)
 
@@ -75,9 +75,12 @@ def test_a_full_file(tmp_path: Path) -> None:
     [
         (
             "allow_endpoint = []",
-            "unknown key 'allow_endpoint'; allowed here: allow_embedded_gateway",
+            "unknown key 'allow_endpoint' (did you mean allow_endpoints?); allowed here: allow_emb",
         ),
-        ("[ceilings]\ncpu = 1", "unknown key 'ceilings.cpu'; allowed here: cpus, disk, grace"),
+        (
+            "[ceilings]\ncpu = 1",
+            "unknown key 'ceilings.cpu' (did you mean cpus?); allowed here: cpus, disk",
+        ),
         ('"a\\u001bb" = 1', "unknown key 'a\\x1bb'"),
         ("allow_endpoints = ['lan']", "allow_endpoints: 'lan'"),
         ("allow_emulation = 'no'", "allow_emulation: "),

@@ -118,13 +118,19 @@ def test_any_bytes_may_stand_in_a_comment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "field", "value", "said"),
     [
-        ("MTU = 9000", "mtu", 1420, "line 4: MTU 9000 is 1420 here: more than fits"),
-        ("MTU = 0", "mtu", 1420, "line 4: MTU 0 is 1420 here"),
-        ("MTU = 1200", "mtu", 1280, "line 4: MTU 1200 is 1280 here: less than a tunnel with IPv6"),
+        ("MTU = 9000", "mtu", 1420, "wg0.conf:4: MTU 9000 is 1420 here: more than fits"),
+        ("MTU = 0", "mtu", 1420, "wg0.conf:4: MTU 0 is 1420 here"),
+        (
+            "MTU = 1200",
+            "mtu",
+            1280,
+            "wg0.conf:4: MTU 1200 is 1280 here: less than a tunnel with IPv6",
+        ),
         ("MTU = 1400", "mtu", 1400, ""),
         ("MTU =", "mtu", 1420, ""),
         ("DNS = corp.example.com, ~.", "search", ("corp.example.com",), ""),
-        ("DNS = 1.2.3", "dns", (), "line 4: DNS has what is no address and no domain"),
+        ("DNS = 1.2.3", "dns", (), "wg0.conf:4: DNS has what is no address and no domain"),
+        ("DNS = 192.0.2.53", "dns", (ipaddress.ip_address("192.0.2.53"),), ""),
     ],
 )
 def test_what_is_taken_otherwise_than_written_is_said(
@@ -134,7 +140,18 @@ def test_what_is_taken_otherwise_than_written_is_said(
     assert getattr(config, field) == value
     assert len(config.remarks) == bool(said)
     for remark in config.remarks:
-        assert remark.startswith(f"wg0.conf: {said}")
+        assert remark.startswith(said)
+
+
+def test_a_resolver_that_the_tunnel_does_not_lead_to_is_said() -> None:
+    text = GOOD.replace("0.0.0.0/0, ::/0", "10.0.0.0/24").replace(
+        "[Peer]", "DNS = 10.0.0.1, 1.1.1.1\n[Peer]"
+    )
+    config = parse_vpn_config(text, "wg0.conf")
+    (remark,) = config.remarks
+    assert remark.startswith("wg0.conf:4: DNS 1.1.1.1 lies outside AllowedIPs: ")
+    assert [str(one) for one in config.dns] == ["10.0.0.1", "1.1.1.1"]
+    assert not parse_vpn_config(text.replace(", 1.1.1.1", "")).remarks
 
 
 def test_networks_are_joined_and_not_too_many() -> None:

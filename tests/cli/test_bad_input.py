@@ -43,7 +43,7 @@ def run(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("command = [\n", ["job.toml", "line 2"]),
+        ("command = [\n", ["job.toml:2: "]),
         ('command = ["true"]\ncolour = 1\n', ["job.toml", "'colour'", "allowed here"]),
         ('command = ["true"]\ntimeout = "soon"\n', ["job.toml", "timeout", "soon"]),
         ('command = ["true"]\noutputs = ["../x"]\n', ["outputs", "../x"]),
@@ -110,6 +110,18 @@ def test_a_wg_quick_file(tmp_path: Path, text: str, words: list[str]) -> None:
         (["run", "--cpus", "1", "python3", "-c", "a b"], ["wgcell run -- python3 -c 'a b'"]),
         (["run", "job.toml", "true"], ["two dashes: job.toml -- "]),
         (["run", "--service", "A", "--", "true"], ["--service", "INSIDE=OUTSIDE"]),
+        (
+            ["run", "--service", "10.99.0.1:80=127.0.0.1:80", "--", "true"],
+            ["10.99.0.1 is the gateway's own address in the tunnel", "10.99.0.6:80 = 127.0.0.1:80"],
+        ),
+        (
+            ["run", "--service", "[fd77:6763:656c::2]:80=[::1]:80", "--", "true"],
+            ["the cell's own address in the tunnel", "[fd77:6763:656c::6]:80 = [::1]:80"],
+        ),
+        (
+            ["run", "--service", "10.99.0.5:80=0.0.0.0:8000", "--", "true"],
+            ["at 0.0.0.0 servers listen", "write 127.0.0.1:8000"],
+        ),
         (["run", "--state-dir", "/proc/none", "--", "true"], ["/proc/none", "--state-dir"]),
         (["run", "--no-such-option"], ["--no-such-option", "--help"]),
         (["frobnicate"], ["frobnicate", "wgcell --help"]),
@@ -122,6 +134,7 @@ def test_the_command_line(tmp_path: Path, words: list[str], said_words: list[str
     assert code == 125, said
     for word in said_words:
         assert word in said
+    assert "exit code" not in said and "records in" not in said  # no cell was made
 
 
 @pytest.mark.parametrize(

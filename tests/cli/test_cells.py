@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from tests.waiting import GENEROUS, until
 
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
-from wgcell.cli import doctor, main
+from wgcell.cell.states import Outcome
+from wgcell.cli import cells, doctor, main
 
 
 @pytest.fixture
@@ -54,6 +56,15 @@ def typed(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
     return int(str(caught.value.code)), out, err
 
 
+def test_an_outcome_is_called_the_same_everywhere() -> None:
+    """README's table of outcomes; what has no outcome has words of its own."""
+    readme = (Path(main.__file__).parents[3] / "README.md").read_text()
+    table = readme.partition("| outcome |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(named) == sorted(outcome.value for outcome in Outcome)
+    assert not set(named) & set(cells.IN_WORDS)
+
+
 def test_ps(
     state: Path, running: tuple[Folder, EventLog], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +76,7 @@ def test_ps(
     assert head.split() == ["CELL", "USER", "STATUS", "AGE", "EXIT", "COMMAND"]
     assert row.split()[0] == one.id and "running" in row and "sleep 9" in row
     _, out, _ = typed(capfd, "ps", "--all")
-    assert "rogue frame: killed" in out and "120" in out and "echo a; b\\x1b[2J" in out
+    assert "rogue" in out and "120" in out and "echo a; b\\x1b[2J" in out
     _, out, _ = typed(capfd, "ps", "-aq")
     assert out.split() == [one.id, two.id]
     _, out, _ = typed(capfd, "ps", "-a", "--format", r"{{.Cell}}\t{{ .Status }}:{{.exit}}")

@@ -102,6 +102,18 @@ def test_a_file_that_is_wrong_is_not_applied_and_said_so(
     assert "colour" in said
 
 
+def test_check_tells_services_as_reachable_too(tmp_path: Path) -> None:
+    added = typed(tmp_path, "peer", "add", "alice", "--engine", "embedded", "--endpoint", "x")
+    assert added.returncode == 0, added.stderr
+    assert "): nothing\n" in typed(tmp_path, "check", "gateway.toml").stderr
+    file = tmp_path / "gateway.toml"
+    services = '[services]\n"10.99.0.5:80" = "127.0.0.1:8000"\n"[fd99::5]:80" = "[::1]:8000"\n'
+    file.write_text(file.read_text() + services)
+    checked = typed(tmp_path, "check", "gateway.toml")
+    assert checked.returncode == 0, checked.stderr
+    assert "): 10.99.0.5:80 = 127.0.0.1:8000, [fd99::5]:80 = [::1]:8000\n" in checked.stderr
+
+
 def told(process: subprocess.Popen[str], word: str, folder: Path) -> None:
     """Waits until the gateway says it, on standard error."""
 
@@ -190,7 +202,7 @@ def test_peer_add_takes_the_engine_that_this_machine_can_have(tmp_path: Path) ->
         (("run", "gateway.toml", "--log", "absent/flows.jsonl"), "absent/flows.jsonl"),
         (("run", "gateway.toml", "--log", "."), "Is a directory"),
         (("watch", "absent"), "no cell 'absent'"),
-        (("watch", "../x"), "no cell '../x'"),
+        (("watch", "../x"), "../x: there is no such log"),
         (("watch", ""), "no cell ''"),
     ],
 )
@@ -283,6 +295,9 @@ def test_a_run_ends_with_what_was_refused_and_what_would_allow_it(
     for _ in range(3):
         narrator({**flow, "mend": "cdn.example.com:443"})
     narrator({**flow, "verdict": "allow", "rule": "learn", "mend": "b.example.com:80"})
+    dead = {**flow, "event": "flow_end", "verdict": "fail", "reason": "service 127.0.0.1:1: dead"}
+    for _ in range(2):
+        narrator({**dead, "name": "", "address": "10.99.0.5"})
     narrator({"event": "ended", "outcome": "completed", "reason": "", "exit_code": 0})
     said = capsys.readouterr().err
     assert said.count("fail slowly or hang: nft is missing; wgcell doctor") == 1
@@ -290,6 +305,8 @@ def test_a_run_ends_with_what_was_refused_and_what_would_allow_it(
     assert "engine: namespace" in said and "engine: embedded" in said
     assert "refused 3 \u00d7 cdn.example.com:443: --allow cdn.example.com:443\n" in said
     assert said.count("refused by the gateway") == 1
+    assert said.count("could not be reached 10.99.0.5:443 (service 127.0.0.1:1: dead)\n") == 1
+    assert "could not be reached: 2 \u00d7 10.99.0.5:443: service 127.0.0.1:1: dead\n" in said
     assert "--allow b.example.com:80\n" in said
 
 

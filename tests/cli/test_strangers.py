@@ -65,19 +65,31 @@ def assert_ours(said: str, *begins: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     place = tmp_path_factory.mktemp("strangers")
     (place / "cells").mkdir()
-    made = Zygote(place)
-    yield made
-    made.close()
+    with contextlib.closing(Zygote(place)) as made:
+        yield made
+
+
+@pytest.fixture
+def zygote(started: Zygote) -> Iterator[Zygote]:
+    """A process for all command lines of a test."""
+    with started.batch():
+        yield started
 
 
 def said_by(zygote: Zygote, *argv: str) -> tuple[int, str]:
-    code = zygote.run(argv)
-    said = (zygote.place / "stderr").read_bytes().decode()  # as it is, no newline translated
-    assert_ours(said, "wgcell: ")
-    assert_ours((zygote.place / "stdout").read_bytes().decode())
+    try:
+        code = zygote.run(argv)
+        said = (zygote.place / "stderr").read_bytes().decode()  # as it is, no newline translated
+        assert_ours(said, "wgcell: ")
+        assert_ours((zygote.place / "stdout").read_bytes().decode())
+    except AssertionError as error:
+        error.add_note(f"wgcell {' '.join(map(repr, argv))}")
+        for file in filter(Path.is_file, map(zygote.place.joinpath, argv)):
+            error.add_note(f"{file.name}: {file.read_bytes()!r}")
+        raise
     return code, said
 
 
@@ -390,8 +402,8 @@ def strangers_cells(cells: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def cells(zygote: Zygote) -> list[str]:
-    return strangers_cells(zygote.place / "cells")
+def cells(started: Zygote) -> list[str]:
+    return strangers_cells(started.place / "cells")
 
 
 VERBS = (
@@ -413,12 +425,12 @@ def test_cells_that_a_stranger_wrote(
 
 
 @pytest.mark.parametrize("verb", [*VERBS, ("logs", "CELL"), ("logs", "--console", "CELL")])
-def test_and_on_a_terminal(zygote: Zygote, cells: list[str], verb: tuple[str, ...]) -> None:
+def test_and_on_a_terminal(started: Zygote, cells: list[str], verb: tuple[str, ...]) -> None:
     for cell in cells[:2]:
         ours, theirs = os.openpty()
         try:
             argv = tuple(cell if word == "CELL" else word for word in verb)
-            shown = on_terminal(zygote, argv, ours, os.ttyname(theirs))
+            shown = on_terminal(started, argv, ours, os.ttyname(theirs))
         finally:
             os.close(ours)
             os.close(theirs)

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 
 import pytest
 from tests.waiting import GENEROUS, pace, until
@@ -24,8 +25,8 @@ from wgcell.cli import terminal
 terminal.speak_aside()
 narrator = terminal.Narrator(terminal.Words.ALL)
 narrator({'event': 'state', 'state': 'preparing', 'folder': '/x'})
-for number in range(20_000):
-    narrator({'event': 'changed', 'what': 'x' * 50})
+for number in range(1_000):
+    narrator({'event': 'changed', 'what': 'x' * 1500})
 narrator({'event': 'ended', 'outcome': 'error', 'exit_code': 125, 'reason': 'x'})
 terminal.warn('the last word')
 terminal.restore()
@@ -68,21 +69,35 @@ def unread_terminal() -> tuple[int, int]:
     return pty.openpty()
 
 
-@pytest.mark.parametrize("made", [full_pipe, full_socket, stopped_terminal, unread_terminal])
-def test_a_reader_who_stops_holds_up_no_loop(made: Callable[[], tuple[int, int]]) -> None:
-    ours, theirs = made()
-    try:
-        argv = [sys.executable, "-P", "-c", SPEAKS]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=theirs) as speaks:
-            assert speaks.stdout is not None
-            try:
-                assert speaks.wait(GENEROUS) == 0
-            finally:
-                speaks.kill()
-            assert speaks.stdout.read() == b"said"
-    finally:
-        os.close(ours)
-        os.close(theirs)
+STOPPED = (full_pipe, full_socket, stopped_terminal, unread_terminal)
+Made = Callable[[], tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def speaking() -> Iterator[Mapping[Made, subprocess.Popen[bytes]]]:
+    """One for each reader who stops, all at once: each has its patience, `PATIENCE`, with him."""
+    with ExitStack() as stack:
+        begun = {}
+        for made in STOPPED:
+            ours, theirs = made()
+            stack.callback(os.close, ours)
+            stack.callback(os.close, theirs)
+            argv = [sys.executable, "-P", "-c", SPEAKS]
+            speaks = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=theirs)
+            stack.enter_context(speaks)
+            stack.callback(speaks.kill)
+            begun[made] = speaks
+        yield begun
+
+
+@pytest.mark.parametrize("made", STOPPED)
+def test_a_reader_who_stops_holds_up_no_loop(
+    made: Made, speaking: Mapping[Made, subprocess.Popen[bytes]]
+) -> None:
+    speaks = speaking[made]
+    assert speaks.stdout is not None
+    assert speaks.wait(GENEROUS) == 0
+    assert speaks.stdout.read() == b"said"
 
 
 def test_a_slow_reader_hears_every_word_in_order() -> None:
@@ -133,7 +148,7 @@ def test_what_it_says_is_whole(tmp_path: os.PathLike[str]) -> None:
     """The control: to one who reads, all of it comes, with its last word."""
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
-    argv = [sys.executable, "-P", "-c", SPEAKS.replace("20_000", "200")]
+    argv = [sys.executable, "-P", "-c", SPEAKS.replace("1_000", "200")]
     done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=write, timeout=GENEROUS)
     os.close(write)
     with os.fdopen(read, "rb") as said:

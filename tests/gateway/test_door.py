@@ -110,7 +110,9 @@ def test_an_allowed_target_that_is_not_there_ends_too(gateway: Start) -> None:
         with peer_of(started) as peer:
             assert peer.tcp("10.99.0.5", 80)[0] == b""
             assert started.event()["verdict"] == "allow"
-            assert "not reached" in started.event()["reason"]
+            end = started.event()
+            why = f"service 127.0.0.1:{port}: Connection refused"
+            assert (end["event"], end["verdict"], end["reason"]) == ("flow_end", "fail", why)
 
 
 def test_another_source_than_the_peers_is_refused(gateway: Start) -> None:

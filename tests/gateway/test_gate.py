@@ -15,6 +15,7 @@ from wgcell.gateway import __main__ as process
 from wgcell.gateway import gate, kernel
 from wgcell.gateway.config import parse_config
 from wgcell.gateway.gate import Gate
+from wgcell.gateway.joining import join_datagrams
 from wgcell.gateway.policy import LEARNED, Verdict
 
 WORLD = ipaddress.ip_address("203.0.113.7")
@@ -84,6 +85,33 @@ def test_a_lease_is_prolonged_while_a_flow_uses_it_and_no_longer() -> None:
     assert not one.names.names(WORLD, now + 30)
     asyncio.run(one.prolong([flow]))
     assert one.names.names(WORLD, now + 59)
+
+
+class Silent:
+    """A peer's end of a flow that says nothing."""
+
+    async def read(self, n: int, /) -> bytes:
+        await forever()
+        return b""
+
+    def write(self, data: bytes, /) -> None:
+        raise AssertionError("nothing comes back")
+
+    async def drain(self) -> None: ...
+
+    def write_eof(self) -> None: ...
+
+
+def test_a_datagram_that_this_machine_can_not_send_is_told_as_not_reached() -> None:
+    one, told = made(rules=["allow 255.255.255.255:9"])
+    # Linux refuses it to a socket that has not asked for broadcast, wherever routes lead.
+    flow = one.flow("udp", ipaddress.ip_address("255.255.255.255"), 9)
+    decision = one.decide(flow, one.peer.address)
+    asyncio.run(one.join(flow, decision, join_datagrams(Silent(), flow, own=False)))
+    begun, end = told
+    assert (begun["event"], begun["verdict"]) == ("flow", "allow")
+    assert (end["event"], end["verdict"]) == ("flow_end", "fail")
+    assert end["reason"] == "target 255.255.255.255:9: Permission denied"
 
 
 def test_all_peers_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,30 @@ def test_table(found: dns.message.Message | None, code: str, addresses: object, 
     assert dns.message.from_wire(answer.to_wire(question)).edns == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "has", "no"),
+    [("A", "203.0.113.7", "203.0.113.8"), ("AAAA", "2001:db8::7", "2001:db8::8")],
+)
+def test_an_address_without_a_way_is_not_told(kind: str, has: str, no: str) -> None:
+    """Of either family: a machine may have no IPv4, and whoever is told both may try that first."""
+    question = parse_question(dns.message.make_query("api.example.com", kind, use_edns=0).to_wire())
+    assert question is not None
+
+    def told(*addresses: str) -> tuple[set[str], str]:
+        made = dns.message.make_response(question.message)
+        records = dns.rrset.from_text("api.example.com.", 60, "IN", kind, *addresses)
+        made.answer.append(records)
+        found = dns.message.from_wire(made.to_wire())
+        answer = digest(question, found, private, lambda address: str(address) != no)
+        assert answer.message.rcode() == dns.rcode.NOERROR
+        return set(map(str, answer.addresses)), " ".join(map(str, answer.message.options))
+
+    assert told(has, no) == ({has}, "")
+    addresses, why = told(no)
+    assert not addresses
+    assert f"no way to its addresses of {'IPv4' if kind == 'A' else 'IPv6'}" in why
+
+
 @pytest.mark.parametrize("edns", [True, False])
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_blocked_name_is_no_fault_of_the_server_and_the_reason_is_told(

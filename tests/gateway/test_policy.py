@@ -368,3 +368,31 @@ def test_the_widest_rules_open_nothing_that_is_not_global(address: Address) -> N
     if wide.evaluate(address, 443, "tcp", ("a.example.com",)).verdict is A:
         documentation = ("192.0.2.", "198.51.100.", "203.0.113.", "2001:", "3fff:", "5f00:", "100:")
         assert address.is_global or str(address).startswith(documentation)
+
+
+@pytest.mark.parametrize(
+    ("target", "instead"), [("0.0.0.0:80", "127.0.0.1:80"), ("[::]:80", "[::1]:80")]
+)
+def test_where_servers_listen_is_no_target_and_what_to_write_is_said(
+    target: str, instead: str
+) -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_service("10.99.0.5:80", target)
+    assert caught.value.mend.endswith(f" write {instead}")
+
+
+@pytest.mark.parametrize(
+    ("rule", "hint"),
+    [
+        ("example.com", "for HTTPS write example.com:443"),
+        ("203.0.113.7", "for HTTPS write 203.0.113.7:443"),
+        ("example.com:https", "https is port 443"),
+        ("example.com:SSH", "SSH is port 22"),
+        ("a b", ""),
+        ("example.com:gopher", ""),
+    ],
+)
+def test_a_rule_without_a_number_is_told_which(rule: str, hint: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_rule(rule)
+    assert caught.value.mend == hint

@@ -226,6 +226,7 @@ print(json.dumps(answers))
 
 
 @pytest.mark.vm
+@pytest.mark.alone
 def test_the_controllers_bind_memory_cpu_and_processes(tmp_path: Path) -> None:
     (tmp_path / "play.py").write_text(_IN_THE_GUEST)
     done = subprocess.run(

@@ -13,6 +13,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -194,16 +196,19 @@ SECRETS = ("home/.ssh/id", "home/lib/notes", "opt/other/key", "var/secret", "hom
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
-    """A root with secrets in it, that whoever the jail's user is may read."""
-    for above in (tmp_path, *tmp_path.parents):
-        if above != Path("/tmp") and above.is_relative_to("/tmp"):
-            above.chmod(0o755)
-    for name in SECRETS:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("secret")
-    return tmp_path
+def elsewhere() -> Iterator[Path]:
+    """A root with secrets in it, that whoever the jail's user is may read.
+
+    Not below pytest's own folder, which each pytest that starts shuts to others.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        root.chmod(0o755)
+        for name in SECRETS:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("secret")
+        yield root
 
 
 def installed(program: str, root: Path, layout: str) -> tuple[Path, Path]:

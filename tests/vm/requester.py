@@ -21,7 +21,9 @@ def ip(*words: str) -> None:
 
 
 @contextmanager
-def requester(namespace: str, folder: Path, endpoint: str, service: str) -> Iterator[Path]:
+def requester(
+    namespace: str, folder: Path, endpoint: str, service: str, listen: str = "0.0.0.0"
+) -> Iterator[Path]:
     """The wg-quick file of a cell whose ``endpoint`` is a gateway in ``namespace``.
 
     ``service`` is Python that serves on port 8000 of loopback there: 10.99.0.5:80 to the cell.
@@ -29,7 +31,7 @@ def requester(namespace: str, folder: Path, endpoint: str, service: str) -> Iter
     ours, theirs = generate_private_key(), generate_private_key()
     config, vpn = folder / "gateway.toml", folder / "vpn.conf"
     config.write_text(
-        f'listen = "0.0.0.0:51820"\nprivate_key = "{theirs}"\n'
+        f'listen = "{listen}:51820"\nprivate_key = "{theirs}"\n'
         'services = { "10.99.0.5:80" = "127.0.0.1:8000" }\n'
         f'[peers.cell]\npublic_key = "{public_key(ours)}"\naddress = "10.99.0.2"\n'
     )

@@ -123,7 +123,8 @@ def test_a_synced_folder_goes_in_and_its_changes_come_back(cell: Cell, tmp_path:
     script = "echo two >>notes; rm old; mkdir new; echo x >new/x; ln notes new/hard; ln -s x new/l"
     ended = cell("--sync", str(here), "--yes", command=["sh", "-c", script])
     assert ended.code == 0, ended.stderr
-    assert ended.stderr.splitlines()[-1] == f"wgcell: 5 files changed in {here}"
+    # Before the outcome, which says how that went, too.
+    assert ended.stderr.splitlines()[-2] == f"wgcell: 5 files changed in {here}"
     assert (here / "notes").read_text() == (here / "new/hard").read_text() == "one\ntwo\n"
     assert (here / "new/l").readlink() == Path("x")
     assert (here / "python3").readlink() == Path("/usr/bin/python3")
@@ -144,7 +145,7 @@ def test_data_comes_through_the_tunnel_and_results_come_home(
     ended = cell(*given, "--output-dir", str(tmp_path / "home"), command=["python3", "job.py"])
     assert ended.code == 0, ended.stderr
     assert (tmp_path / "home/results/deep/data.csv").read_bytes() == b"name,value\na,1\n"
-    assert str(tmp_path / "home/results") in ended.stderr.splitlines()[-1]
+    assert str(tmp_path / "home/results") in ended.stderr.splitlines()[-2]
     assert ended.result["relay"]["refused"] == {}
     assert ended.flows("allow") == ["10.99.0.5:80"]
 

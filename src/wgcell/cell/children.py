@@ -309,9 +309,12 @@ class GatewayProcess:
             raise
         if not isinstance(ready, gateway_words.Ready):
             process.stdin.close()
-            code = await _end(process, 1)
-            output = ready.detail if isinstance(ready, gateway_words.Fault) else ""
-            output = output or (await process.stderr.read(4096)).decode("utf-8", "replace")
+            code: int | None = await _end(process, 1)
+            if isinstance(ready, gateway_words.Fault):
+                # Its own words say why: its exit code adds nothing, and reads like the cell's.
+                output, code = ready.detail, None
+            else:
+                output = (await process.stderr.read(4096)).decode("utf-8", "replace")
             raise LaunchError("the gateway did not start", argv=argv, exit_code=code, output=output)
         draining = asyncio.create_task(_drain(process.stderr))
         return cls(process, ready.host, ready.port, ready.engine, ready.reason, draining)

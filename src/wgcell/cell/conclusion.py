@@ -121,7 +121,7 @@ class Conclusion:
             relay=core.stats,
             killed_after=core.killed_after,
             guest_drops=core.drops,
-            flows=dict(core.flows),
+            flows=dict(core.flows.counts),
             image=host.image.name,
             limits=self._launch.limits,
             host_walls=self._launch.walls(),

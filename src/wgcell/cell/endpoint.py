@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from wgcell import programs
 from wgcell.errors import EndpointError, HostError
+from wgcell.home import config_path
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 from wgcell.net.special import plain_forms, special
@@ -39,7 +40,7 @@ _OUTER = {4: 20, 6: 40}
 _UDP_HEADER = 8
 # Header, counter and tag of a transport message (WireGuard paper, section 5.4.6).
 _TRANSPORT_OVERHEAD = 32
-_MEND = "if you trust it: --allow-endpoint {address}, or allow_endpoints in the provider's config"
+_MEND = 'if you trust it: --allow-endpoint {address}, or allow_endpoints = ["{address}"] in {file}'
 
 
 def resolve(host: str, port: int) -> tuple[Address, ...]:
@@ -105,7 +106,8 @@ def vet(
         raise EndpointError(f"the endpoint's port {port} is outside 1-65535")
     if any(address in network for network in allow):
         return
-    mend = _MEND.format(address=f"{address}/{address.max_prefixlen}")
+    alone = f"{address}/{address.max_prefixlen}"
+    mend = _MEND.format(address=alone, file=config_path())
     for form in plain_forms(address):
         shown = str(address) if form == address else f"{address} (which carries {form})"
         row = special(form)
@@ -190,8 +192,8 @@ def networks_of(links: object) -> tuple[Network, ...]:
 
 
 def shown(address: Address, port: int) -> str:
-    """``address:port``, with the brackets that IPv6 wants (RFC 3986, section 3.2.2)."""
-    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
+    """``address:port``."""
+    return addresses.written(str(address), port)
 
 
 def unconnected(version: int) -> socket.socket:

@@ -77,7 +77,8 @@ def _spec(patterns: Sequence[str], source: str) -> GitIgnoreSpec:
     if len(patterns) > _MOST_PATTERNS:
         raise InputFileError(f"{source}: more than {_MOST_PATTERNS} patterns")
     for number, pattern in enumerate(patterns, start=1):
-        where = f"{source}: line {number}: {shown(pattern[:80])!r}"
+        line = "" if source.startswith("--") else f"{number}:"  # of a file
+        where = f"{source}:{line} {shown(pattern[:80])!r}"
         stars = [] if pattern.startswith("#") else _STARS.findall(pattern)
         if len(stars) > _MOST_STARS or sum(len(run) > 1 for run in stars) > _MOST_DEEP:
             raise InputFileError(f"{where} has more than {_MOST_STARS} *, or {_MOST_DEEP} **")

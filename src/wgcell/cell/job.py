@@ -12,18 +12,20 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeVar
 
 from wgcell import toml
+from wgcell.cell import inside
 from wgcell.cell.globs import Pattern
 from wgcell.cell.inputs import Input
-from wgcell.cell.schema import Fault, Invalid, validated
+from wgcell.cell.schema import Invalid, keys, validated
 from wgcell.display import one_line
 from wgcell.errors import JobError, PolicyError
-from wgcell.gateway.policy import Policy
+from wgcell.gateway.policy import parse_rule, parse_service
 from wgcell.guest.walls import Wall
 
 __all__ = [
@@ -67,8 +69,6 @@ _LARGEST_JOB_FILE = 256 * 1024
 MOST_RULES = 1024
 """Of a job: each is looked at for each flow."""
 MOST_SERVICES = 256
-_MOST_FAULTS = 20
-"""Told of one file."""
 LIMITS = (
     *("cpus", "memory", "disk", "timeout", "rate", "quota"),
     *("grace", "tunnel_timeout", "verify_timeout"),
@@ -436,32 +436,53 @@ def _read(path: Path, what: str, most: int) -> bytes:
     return raw
 
 
+_COMMAND_LINE = "command line"
+_OPTIONS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "name": ("--name", "name"),
+        "image": ("--image", "image"),
+        "inputs": ("--input", "inputs"),
+        "outputs": ("--output", "outputs"),
+        "env": ("--env", "env"),
+        "timeout": ("--timeout", "timeout"),
+        "grace": ("--grace", "grace"),
+        **{f"resources.{key}": (f"--{key}", key) for key in ("cpus", "memory", "disk")},
+        **{f"resources.{key}": (f"--{key}", key) for key in ("rate", "quota")},
+        "gateway.allow": ("--allow", "allow"),
+        "gateway.services": ("--service", "services"),
+        "policy.on_rogue": ("--on-rogue", "on_rogue"),
+        "policy.guest_walls": ("--guest-walls", "guest_walls"),
+    }
+)
+"""Of a job file's key: the option that says the same, and its field of `JobOptions`."""
+
+
 class _Reading:
     """Where a job comes from, and one way to complain about it."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, chosen: JobOptions) -> None:
         self.source = source
+        # What may be said more than once is both the file's and the command line's.
+        given = {key: getattr(chosen, field) for key, (_, field) in _OPTIONS.items()}
+        self._typed = {
+            key
+            for key, value in given.items()
+            if source == _COMMAND_LINE or not (value is None or isinstance(value, tuple))
+        }
 
-    def fail(self, key: str, found: str, mend: str = "") -> NoReturn:
+    def fail(self, key: str, found: str, mend: str = "", *, typed: bool | None = None) -> NoReturn:
+        """``typed``: whether an option said it; None if there is but one that can have said it."""
+        where = f"{self.source}: {key}"
+        if key in _OPTIONS and (key in self._typed if typed is None else typed):
+            where = f"{_COMMAND_LINE}: {_OPTIONS[key][0]}"
         # The key may be a stranger's, and "found" quotes one.
-        raise JobError(f"{self.source}: {key}: {found}", mend=mend)
+        raise JobError(f"{where}: {found}", mend=mend)
 
     def model(self, raw: Mapping[str, Any]) -> _JobFile:
         try:
             return validated(_JobFile, raw)
         except Invalid as invalid:
-            lines = [self._line(fault) for fault in invalid.faults[:_MOST_FAULTS]]
-            more = len(invalid.faults) - _MOST_FAULTS
-            if more > 0:
-                lines.append(f"and {more} more like these")
-            raise JobError(*lines) from None
-
-    def _line(self, fault: Fault) -> str:
-        key = ".".join(map(str, fault.place))
-        if fault.unknown:
-            allowed = ", ".join(_keys_beside(fault.place))
-            return f"{self.source}: unknown key {key[:80]!r}; allowed here: {allowed}"
-        return f"{self.source}: {key[:80]}: found {fault.found[:80]}; {fault.reason}"
+            raise JobError(*(f"{self.source}: {fault}" for fault in invalid.faults)) from None
 
     def name(self, text: str) -> str:
         if not _NAME.fullmatch(text):
@@ -563,26 +584,9 @@ class _Reading:
         return size
 
 
-def _keys_beside(location: tuple[object, ...]) -> list[str]:
-    sections: dict[object, type] = {
-        "resources": _Resources,
-        "vpn": _Vpn,
-        "gateway": _Gateway,
-        "policy": _Policy,
-    }
-    model: type = sections.get(location[0], _JobFile) if len(location) > 1 else _JobFile
-    return sorted(known.name for known in fields(model))
-
-
 def job_keys() -> tuple[str, ...]:
     """Every key that a job file may have, with its table's name: ``policy.on_rogue``."""
-    hints = get_type_hints(_JobFile)
-    found: list[str] = []
-    for column in fields(_JobFile):
-        hint = hints[column.name]
-        table = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
-        found += [f"{column.name}.{key.name}" for key in fields(table)] if table else [column.name]
-    return tuple(found)
+    return keys(_JobFile)
 
 
 def load_job(
@@ -597,8 +601,8 @@ def load_job(
     try:
         parsed = toml.parse(raw)
     except toml.TomlError as error:
-        raise JobError(one_line(f"{path}: {error}")) from None
-    reading = _Reading(str(path))
+        raise JobError(error.at(path)) from None
+    reading = _Reading(str(path), options or JobOptions())
     file_job = reading.model(parsed)
     return _build(reading, file_job, path.absolute().parent, path.stem, limits, options)
 
@@ -610,7 +614,7 @@ def job_from_options(
 
     Raises `JobError` as `load_job` does, with "command line" in the file's place.
     """
-    reading = _Reading("command line")
+    reading = _Reading(_COMMAND_LINE, options)
     stem = Path(options.command[0]).name if options.command else "job"
     return _build(reading, _JobFile(), folder or Path.cwd(), stem, limits, options)
 
@@ -707,11 +711,19 @@ def _tunnel(
     ):
         if len(found) > most:
             reading.fail(what, f"{len(found)} of them; allowed: at most {most}")
-    try:
-        Policy.parse(allow, services)
-    except PolicyError as error:
-        reading.fail("gateway", error.message, error.mend)
     typed = dict(chosen.services)
+    for rule in allow:
+        try:
+            parse_rule(rule)
+        except PolicyError as error:
+            reading.fail("gateway.allow", error.message, error.mend, typed=rule in chosen.allow)
+    for inner, outer in services.items():
+        from wgcell.gateway.config import check_services  # 5 ms that most cells need not wait for
+
+        try:
+            check_services((parse_service(inner, outer),), inside.TAKEN)
+        except PolicyError as error:
+            reading.fail("gateway.services", error.message, error.mend, typed=inner in typed)
     return None, GatewayAsked(
         allow,
         tuple(services.items()),

@@ -56,7 +56,7 @@ def verdict(unpacked: Unpacked, asked: Sequence[str]) -> str | None:
 class Landed:
     """What became of the outputs at last. ``whole`` is False if some stayed in the cell's folder.
 
-    ``sentence`` is for the terminal's last line: it names the path. ``interrupted``: somebody ended
+    ``sentence`` is for the terminal: it names the path. ``interrupted``: somebody ended
     the landing. What has landed is on the disk, not only in memory, unless it was interrupted.
     """
 
@@ -144,6 +144,9 @@ def land(
     if done.left:
         return Landed(_kept(cell_outputs, done.left), False, done.files, done.left)
     if not done.files:
+        every = (one for one in cell_outputs.rglob("*") if not one.is_dir())
+        if any(wanted(one.relative_to(cell_outputs).parts) for one in every):
+            return Landed(f"outputs: as they are in {destination} already", True)
         return Landed("outputs: no file came", True)
     landed = [one.parts for one in planned.changes if not one.is_folder]
     places = [

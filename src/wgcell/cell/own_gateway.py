@@ -1,4 +1,4 @@
-"""The gateway of one cell's own, on loopback: its addresses, its keys, its configuration."""
+"""The gateway of one cell's own, on loopback: its keys and its configuration."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from typing import Any
 
+from wgcell.cell.inside import GATEWAY, GATEWAY6, GUEST, GUEST6
 from wgcell.cell.job import GatewayAsked
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.gateway.keys import decode_key, generate_private_key, public_key
 
-__all__ = ["GATEWAY", "OwnGateway"]
+__all__ = ["OwnGateway"]
 
 HOST = "127.0.0.1"
-GATEWAY = "10.99.0.1"
-GUEST = "10.99.0.2/32"
-# Unique local addresses (RFC 4193), used only where this machine's kernel has IPv6.
-GATEWAY6 = "fd77:6763:656c::1"
-GUEST6 = "fd77:6763:656c::2/128"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from wgcell.cell.provider import Provider
 from wgcell.errors import JobError
 from wgcell.gateway.policy import Policy, Rule, parse_rule
 from wgcell.guest.walls import Wall
+from wgcell.home import config_path
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 
@@ -155,5 +156,5 @@ def _listed(
 def _refused(job: Job, key: str, found: str, typed: str, listed: str) -> JobError:
     return JobError(
         f"job {job.name}: {key}: {found}",
-        mend=f"if you trust it: {typed} on the command line, or {listed} in config.toml",
+        mend=f"if you trust it: {typed} on the command line, or {listed} in {config_path()}",
     )

@@ -29,9 +29,8 @@ What a person types is its own word: only ceilings, ``require_walls``, ``allow_l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,11 @@ from wgcell.cell.job import (
     rate_text,
     size_text,
 )
-from wgcell.cell.schema import Fault, Invalid, validated
+from wgcell.cell.schema import Invalid, validated
 from wgcell.display import one_line
 from wgcell.errors import EndpointError, JobError, PolicyError
 from wgcell.gateway.policy import Rule, parse_rule
-from wgcell.home import home
+from wgcell.home import config_path
 from wgcell.net.addresses import Network
 
 __all__ = [
@@ -59,7 +58,6 @@ __all__ = [
     "GatewayEngine",
     "Provider",
     "apply_ceilings",
-    "config_path",
     "load_provider",
 ]
 
@@ -139,14 +137,6 @@ class _File:
     ceilings: _Ceilings = field(default_factory=_Ceilings)
 
 
-def config_path(environment: Mapping[str, str] | None = None) -> Path:
-    """Where the provider's configuration is, whether or not it exists."""
-    variables = os.environ if environment is None else environment
-    base = variables.get("XDG_CONFIG_HOME", "")
-    root = Path(base) if base.startswith("/") else home() / ".config"
-    return root / "wgcell" / "config.toml"
-
-
 def load_provider(path: Path | None = None) -> Provider:
     """The configuration at ``path`` (`config_path` unless given); the defaults if it is missing.
 
@@ -163,10 +153,9 @@ def load_provider(path: Path | None = None) -> Provider:
     try:
         file = validated(_File, toml.parse(raw))
     except Invalid as invalid:
-        lines = [f"{place}: {_words(fault)}" for fault in invalid.faults]
-        raise JobError(*lines) from None
+        raise JobError(*(f"{place}: {fault}" for fault in invalid.faults)) from None
     except toml.TomlError as error:
-        raise JobError(one_line(f"{place}: {error}")) from None
+        raise JobError(error.at(place)) from None
     return Provider(
         allow_endpoints=_networks(file.allow_endpoints, place),
         allow_emulation=file.allow_emulation,
@@ -180,15 +169,6 @@ def load_provider(path: Path | None = None) -> Provider:
         resolver=tuple(file.resolver),
         ceilings=_ceilings(file.ceilings, place),
     )
-
-
-def _words(fault: Fault) -> str:
-    key = ".".join(map(str, fault.place))
-    if not fault.unknown:
-        return f"{key}: found {fault.found[:80]}; {fault.reason}"
-    known = _Ceilings if fault.place[:1] == ("ceilings",) and len(fault.place) > 1 else _File
-    allowed = ", ".join(sorted(column.name for column in fields(known)))
-    return f"unknown key {key!r}; allowed here: {allowed}"
 
 
 def _networks(texts: list[str], place: Path) -> tuple[Network, ...]:
@@ -274,7 +254,7 @@ def apply_ceilings(job: Job, provider: Provider) -> Job:
             raise JobError(
                 f"job {job.name}: {key}: found {text(value)}; "
                 f"this provider allows at most {text(ceiling)}",
-                mend=f"ask for {text(ceiling)} or less (the provider's ceilings.{limit})",
+                mend=f"ask for {text(ceiling)} or less (ceilings.{limit} in {config_path()})",
             )
         lowered[limit] = ceiling
     if job.gateway is not None and job.gateway.learn and not provider.allow_learn:

@@ -79,6 +79,10 @@ _NETMASK = re.compile(
     r"[0-9.]+(/([1-9]?[0-9]|(1|2)[0-9]{2}(\.[0-9]{1,3}){3}|0\.0\.0\.0))?", re.ASCII
 )
 _SHOWN = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){0,4}(/[0-9]{1,3})?|[0-9]{1,6}", re.ASCII)
+_NO_WAY_TO_DNS = (
+    "lies outside AllowedIPs: no lookup in the cell can reach it; add it to AllowedIPs, or name a "
+    "resolver within them"
+)
 _NAMESERVER = re.compile(r"[0-9.]+|.*:.*", re.ASCII)
 
 
@@ -287,8 +291,8 @@ class _Reader:
     def fail(self, line: int, message: str, mend: str = "") -> NoReturn:
         raise VpnConfigError(f"{self._source}:{line or self._last_line}: {message}", mend=mend)
 
-    def remark(self, message: str) -> None:
-        self.remarks.append(f"{self._source}: {message}")
+    def remark(self, line: int, message: str) -> None:
+        self.remarks.append(f"{self._source}:{line}: {message}")
 
     def _setconf(self, lines: Sequence[_Text]) -> None:
         section = ""
@@ -394,24 +398,31 @@ class _Reader:
             self.fail(0, "[Interface] has no Address")
         return tuple(found.values())
 
-    def dns(self) -> tuple[tuple[Address, ...], tuple[str, ...]]:
-        """Resolvers and search domains. What is neither, no resolver would heed either."""
+    def dns(self, allowed: Sequence[Network]) -> tuple[tuple[Address, ...], tuple[str, ...]]:
+        """Resolvers and search domains. What is neither, no resolver would heed either.
+
+        ``allowed`` is where the tunnel leads: a resolver elsewhere is never reached.
+        """
         servers: dict[Address, None] = {}
         search: dict[str, None] = {}
         for word in _words(self._quick["dns"]):
             if _NAMESERVER.fullmatch(word.text):
                 try:
-                    servers[_address(word.text)] = None
-                    continue
+                    server: Address = _address(word.text)
                 except ValueError:
                     pass
+                else:
+                    servers[server] = None
+                    if not any(server in network for network in allowed):
+                        self.remark(word.line, f"DNS {server} {_NO_WAY_TO_DNS}")
+                    continue
             elif word.text.startswith("~"):
                 # systemd-resolved's: names that are asked here. In a cell all are.
                 continue
             elif _HOST_NAME.fullmatch(word.text):
                 search[word.text] = None
                 continue
-            self.remark(f"line {word.line}: DNS has what is no address and no domain; left out")
+            self.remark(word.line, "DNS has what is no address and no domain; left out")
         return tuple(servers), tuple(search)
 
     def allowed_ips(self) -> tuple[Network, ...]:
@@ -451,7 +462,7 @@ class _Reader:
                 f"{'IPv6' if ipv6 else 'IPv4'} must carry",
                 written > DEFAULT_MTU: "more than fits into a packet of 1500 bytes",
             }[True]
-            self.remark(f"line {value.line}: MTU {written} is {taken} here: {why}")
+            self.remark(value.line, f"MTU {written} is {taken} here: {why}")
         return taken
 
 
@@ -469,7 +480,7 @@ def parse_vpn_config(text: str | bytes, source: str = "the VPN configuration") -
     public_key = reader.required("Peer", "PublicKey")
     host, port = reader.required("Peer", "Endpoint")
     addresses, allowed = reader.addresses(), reader.allowed_ips()
-    dns, search = reader.dns()
+    dns, search = reader.dns(allowed)
     mtu = reader.mtu(ipv6=any(one.version == 6 for one in (*addresses, *allowed)))
     if probe.choose(addresses, allowed, dns) is None:
         reader.fail(

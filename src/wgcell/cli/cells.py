@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, BinaryIO
 
 import typer
 
+from wgcell.cell.control import words
+from wgcell.cell.control.client import Unreachable, ask
 from wgcell.cell.folder import Folder, all_cells, find, state_folders
 from wgcell.cell.job import parse_duration
 from wgcell.cell.vouched import verify
@@ -40,6 +43,9 @@ Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on until the ce
 
 _LONGEST_LINE = 1 << 20
 """Bytes of an event that are waited for; a longer one is printed in pieces."""
+EVENTS = "events.jsonl"
+_PATIENCE = 1.0
+"""Seconds that a cell has to say its state before its record is read for it."""
 _LOOK_EVERY = 0.1
 """Seconds between looks at a file that may have grown, or a cell that may have ended."""
 
@@ -52,19 +58,10 @@ IN_WORDS = {
     "terminating": "being ended",
     "stopping": "bringing results home",
     "frozen": "frozen, waits for you",
-    "completed": "completed",
-    "incomplete": "results incomplete",
-    "quota": "quota spent",
-    "rogue": "rogue frame: killed",
-    "unverified": "tunnel not verified",
-    "tunnel_lost": "tunnel lost",
-    "guest_fault": "guest fault",
-    "timeout": "out of time",
-    "error": "error",
-    "cancelled": "cancelled",
     "died": "died without an end",
 }
-"""What `Folder.status` says, as people say it."""
+"""What `Folder.status` says of a cell that has no outcome, as people say it. An outcome is said by
+its own name, here as in README.md, result.json and a run's last line."""
 
 
 def _folders(state_dir: Path | None) -> tuple[Path, ...]:
@@ -96,8 +93,17 @@ def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
+def _status(cell: Folder) -> str:
+    """In a word, from the cell itself if it answers."""
+    with contextlib.suppress(Unreachable, StateError):
+        for word in ask(cell, words.State(), patience=_PATIENCE):
+            if isinstance(word, words.Status):
+                return word.state
+    return cell.status()
+
+
 def _row(cell: Folder, now: float) -> _Row:
-    job, result, status = cell.read("job.json") or {}, cell.read("result.json") or {}, cell.status()
+    job, result, status = cell.read("job.json") or {}, cell.read("result.json") or {}, _status(cell)
     command = job.get("command")
     code = result.get("exit_code")
     return _Row(
@@ -215,14 +221,40 @@ def frozen_hint(cell: Folder) -> str:
     )
 
 
-def _added(
-    cell: Folder, names: Sequence[str], follow: bool, last: int | None = None
+def _followed(
+    cell: Folder, names: Sequence[str], begins: dict[str, int]
 ) -> Iterator[tuple[str, bytes]]:
-    """Which file, and bytes of it; with ``follow``, what is added until the cell has ended.
+    """`_added` to the cell's end: what a cell that answers says, then what else is in the files."""
+    try:
+        for word in ask(cell, _question(names, begins), follow=True):
+            match word:
+                case words.Event():
+                    name, data = EVENTS, word.line + b"\n"
+                case words.Output():
+                    name, data = f"{word.stream}.log", word.data
+                case _:
+                    continue
+            begins[name] = begins.get(name, 0) + len(data)
+            yield name, data
+    except Unreachable:
+        pass
+    yield from _added(cell, names, follow=True, begins=begins)
 
-    ``last``: only so many lines of what is there at first.
-    """
-    files: dict[str, Any] = {}
+
+def _question(names: Sequence[str], begins: Mapping[str, int]) -> words.Question:
+    if EVENTS in names:
+        return words.Events(0, follow=True)
+    stdout, stderr, console = (begins.get(f"{name}.log", 0) for name in words.OUTPUTS)
+    which = "console" if "console.log" in names else "workload"
+    return words.Outputs(stdout, stderr, console, which, follow=True)
+
+
+def _added(
+    cell: Folder, names: Sequence[str], follow: bool, begins: Mapping[str, int]
+) -> Iterator[tuple[str, bytes]]:
+    """Which file, and bytes of it from where it ``begins`` on; with ``follow``, until the cell has
+    ended."""
+    files: dict[str, BinaryIO] = {}
     try:
         while True:
             alive = follow and cell.alive
@@ -234,8 +266,7 @@ def _added(
                         continue
                     except OSError as error:
                         raise StateError(f"{cell.path / name}: {error.strerror}") from error
-                    if last is not None:
-                        _skip(files[name], last)
+                    files[name].seek(begins.get(name, 0))
                 while data := files[name].read(65536):
                     yield name, data
             if not alive:
@@ -246,15 +277,19 @@ def _added(
             file.close()
 
 
-def _skip(file: Any, lines: int) -> None:
-    """Move to where the last so many lines begin. A log is 16 MiB at most."""
-    content = file.read()
+def _last(cell: Folder, name: str, lines: int) -> int:
+    """Where a file's last so many lines begin. A log is 16 MiB at most."""
+    try:
+        with cell.open(name) as file:
+            content = file.read()
+    except OSError:
+        return 0
     at = len(content.removesuffix(b"\n"))
     for _ in range(lines):
         at = content.rfind(b"\n", 0, max(at, 0))
         if at < 0:
             break
-    file.seek(at + 1 if lines else len(content))
+    return at + 1 if lines else len(content)
 
 
 def logs(
@@ -274,7 +309,9 @@ def logs(
     if machine:
         write = {"console.log": write["stdout.log"]}
     try:
-        for file, data in _added(cell, tuple(write), follow, tail):
+        begins = {} if tail is None else {file: _last(cell, file, tail) for file in write}
+        follow_ = _followed(cell, tuple(write), begins)
+        for file, data in follow_ if follow else _added(cell, tuple(write), False, begins):
             write[file](data)
     finally:
         restore()
@@ -304,7 +341,8 @@ def events(
         raise typer.Exit(0 if found.good else 1)
     write = writer(sys.stdout)
     rest = b""
-    for _, data in _added(cell, ("events.jsonl",), follow):
+    whole = _followed(cell, (EVENTS,), {}) if follow else _added(cell, (EVENTS,), False, {})
+    for _, data in whole:
         *lines, rest = (rest + data).split(b"\n")
         write(b"".join(_event_line(line) + b"\n" for line in lines))
         if len(rest) > _LONGEST_LINE:
@@ -350,7 +388,7 @@ def stop(
     ] = None,
     state_dir: StateDir = None,
 ) -> None:
-    """End running cells in order; the outcome is ``cancelled`` (or ``rogue``, if frozen).
+    """End running cells in order; the outcome is cancelled (or rogue, if frozen).
 
     The workload gets SIGTERM, its grace period (run --grace), then SIGKILL; its results come home.
     """
@@ -358,7 +396,8 @@ def stop(
     cells = [find(folders, name) for name in names]
     for cell in cells:
         if not cell.alive:
-            raise StateError(f"{cell.id} is not running: {IN_WORDS.get(cell.status(), 'it ended')}")
+            status = cell.status()
+            raise StateError(f"{cell.id} is not running: {IN_WORDS.get(status, status)}")
     for cell in cells:
         _ask_to_end(cell, now=now)
     deadline = time.monotonic() + (math.inf if wait is None else wait)
@@ -368,6 +407,14 @@ def stop(
 
 
 def _ask_to_end(cell: Folder, *, now: bool) -> None:
+    """Over its socket; by a signal, if it doesn't answer there."""
+    try:
+        list(ask(cell, words.Stop(now)))
+    except (Unreachable, StateError):
+        _signal_to_end(cell, now=now)
+
+
+def _signal_to_end(cell: Folder, *, now: bool) -> None:
     pid = cell.supervisor()
     if pid is None:
         if cell.alive:
@@ -459,8 +506,12 @@ def prune(
 def _agreed(cells: Sequence[Folder]) -> bool:
     if not sys.stdin.isatty():
         raise InputError(
-            f"{len(cells)} cells would be deleted, and nobody can be asked",
+            f"{_counted(cells)} would be deleted, and nobody can be asked",
             mend="wgcell prune --force",
         )
-    console.print(f"{len(cells)} ended cells, with their records and outputs, will be deleted.")
+    console.print(f"{_counted(cells)}, with all records and outputs, will be deleted.")
     return typer.confirm("Delete them?", err=True)
+
+
+def _counted(cells: Sequence[Folder]) -> str:
+    return "1 ended cell" if len(cells) == 1 else f"{len(cells)} ended cells"

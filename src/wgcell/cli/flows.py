@@ -16,11 +16,12 @@ from rich.text import Text
 from wgcell.cli.terminal import console, out
 from wgcell.display import one_line
 from wgcell.errors import StateError
-from wgcell.gateway.flows import Tally
+from wgcell.gateway.flows import FAILED, Tally
 
 __all__ = ["FlowTable", "follow", "line_of", "print_lines", "watch"]
 
 _MOST_ROWS = 200
+_MOST_OPEN = 8192
 _LONGEST_LINE = 1 << 16
 
 
@@ -43,6 +44,8 @@ class FlowTable:
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str, str], _Row] = {}
         self._number = 0.0
+        self._open: dict[tuple[str, int], tuple[str, str, str]] = {}
+        """Each allowed flow's row, until it ends."""
 
     def add(self, line: str) -> None:
         """Take one line of a log; what is no flow is passed over."""
@@ -54,14 +57,28 @@ class FlowTable:
         row = self._rows.setdefault(key, _Row(*key, ""))
         self._number += 1
         row.last = self._number
-        if event["event"] == "flow":
+        ended = event["event"] == "flow_end"
+        flow = key[0], _number(event.get("flow"))
+        began = self._open.pop(flow, None)
+        if (before := self._rows.get(began) if began else None) is not None:
+            before.open -= 1
+            if before is not row:  # it counts once: as what has become of it
+                before.count -= 1
+        if not ended or (before is not None and before is not row):
             row.count += 1
-            row.open += verdict == "allow"
             row.rule = str(event.get("rule") or event.get("reason") or "")
-        else:
-            row.open = max(0, row.open - 1)
+            if verdict == FAILED:
+                row.rule = str(event.get("reason") or "")
+        if not ended and verdict == "allow":
+            row.open += 1
+            self._open[flow] = key
+            if len(self._open) > _MOST_OPEN:
+                del self._open[next(iter(self._open))]
+        if ended:
             row.bytes_out += _number(event.get("bytes_out"))
             row.bytes_in += _number(event.get("bytes_in"))
+        if before is not None and began is not None and not before.count:
+            del self._rows[began]
         if len(self._rows) > _MOST_ROWS:
             oldest = min(self._rows.items(), key=lambda item: item[1].last)[0]
             del self._rows[oldest]
@@ -161,9 +178,11 @@ def line_of(line: str) -> str:
     if event is None:
         return ""
     ended = event["event"] == "flow_end"
-    words = [str(event.get("peer")), "ended" if ended else str(event.get("verdict"))]
+    failed = event.get("verdict") == FAILED
+    became = Tally.told(event) if failed else "ended" if ended else str(event.get("verdict"))
+    words = [str(event.get("peer")), became]
     words.append(Tally.what(event))
-    if ended:
+    if ended and not failed:
         sent, back = _number(event.get("bytes_out")), _number(event.get("bytes_in"))
         words.append(f"{_size(sent)} out, {_size(back)} in")
     rule = str(event.get("reason") if ended else event.get("rule") or event.get("reason") or "")

@@ -26,6 +26,8 @@ from wgcell.gateway.flows import Tally
 from wgcell.gateway.kernel import INTERFACE
 from wgcell.gateway.keys import generate_private_key, public_key
 from wgcell.gateway.peers import add_peer, check_name, new_gateway, remove_peer, write_secret
+from wgcell.gateway.policy import Policy
+from wgcell.net import addresses
 
 __all__ = ["app"]
 
@@ -142,7 +144,7 @@ async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...])
                     warn(f"the file is not applied: {error}")
     code = await gateway.quit() or code
     following.cancel()
-    for line in tally.refusals():
+    for line in tally.summary():
         _say(line)
     if learn:
         out(learned_policy(tally))
@@ -204,13 +206,23 @@ def check(file: File) -> None:
     config = load_config(file)
     _warn_of_readers(file)
     for peer in config.peers:
-        rules = ", ".join(rule.text for rule in peer.policy.rules) or "nothing"
         where = f"{peer.address}, UDP port {config.port_of(peer)}"
-        console.print(f"{clean(peer.name)} ({where}): {clean(rules)}")
+        console.print(f"{clean(peer.name)} ({where}): {clean(_reachable(peer.policy))}")
     _warn_of_rules(config)
     count = len(config.peers)
     peers = "1 peer" if count == 1 else f"{count} peers"
     console.print(f"[green]{clean(file)} is right[/], {peers}")
+
+
+def _reachable(policy: Policy) -> str:
+    """What a peer may reach, as the file has it."""
+    opened = [rule.text for rule in policy.rules]
+    opened += [
+        f"{addresses.written(str(one.address), one.port)} = "
+        f"{addresses.written(one.target_host, one.target_port)}"
+        for one in policy.services
+    ]
+    return ", ".join(opened) or "nothing"
 
 
 @app.command()
@@ -245,6 +257,11 @@ def watch(
     """
     path, lives = Path(source), lambda: True
     if not path.is_file():
+        if path.suffix or path.name != source:  # as no cell is called
+            raise StateError(
+                f"{path}: there is no such log",
+                mend="wgcell gateway run --log FILE writes one; a cell is named as in wgcell ps -a",
+            )
         cell = find(state_folder(state_dir), source)
         path, lives = cell.path / "events.jsonl", lambda: cell.alive
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
@@ -316,6 +333,8 @@ def peer_rm(name: str, file: FileOption = Path("gateway.toml")) -> None:
     """Take a peer out. A running gateway cuts it off at once."""
     remove_peer(file, name)
     console.print(f"peer {clean(name)} is out; a running gateway cuts it off at once")
+    if (conf := file.with_name(f"{name}.conf")).exists():
+        console.print(f"{clean(conf)} is of no use any more, and holds its private key: delete it")
 
 
 @peer_app.command("ls")

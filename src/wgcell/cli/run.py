@@ -56,7 +56,7 @@ from wgcell.gateway import remarks
 from wgcell.gateway.policy import parse_rule
 from wgcell.gateway.way import has_way
 from wgcell.guest import scripts
-from wgcell.home import expanded
+from wgcell.home import config_path, expanded
 from wgcell.image import store
 from wgcell.image.build import is_current
 from wgcell.net.addresses import Address
@@ -382,7 +382,7 @@ def run(
 
     wgcell run job.toml
 
-    Limits that a provider sets in config.toml lower the defaults.
+    Limits that a provider sets in ~/.config/wgcell/config.toml lower the defaults.
 
     The exit code is the workload's; 118 an output is missing, 119 quota spent, 120 a frame
     outside the tunnel, 121 not verified, 122 tunnel lost, 123 guest fault, 124 timeout, 125 bad
@@ -440,7 +440,8 @@ def run(
         if not provider.allow_emulation:
             raise HostError(
                 f"this provider does not allow emulation, and KVM does not work here: {reason}",
-                mend=f"{emulation.remedy(reason)}; or set allow_emulation = true in config.toml",
+                mend=f"{emulation.remedy(reason)}; or set allow_emulation = true in "
+                f"{config_path()}",
             )
         if words >= Words.FEW:
             warn(emulation.told(reason))

@@ -285,7 +285,7 @@ class Narrator:
                         f"{clean(event['reason'])}; wgcell doctor names the mend",
                         Words.ALL,
                     )
-            case "flow" | "flows_omitted":
+            case "flow" | "flow_end" | "flows_omitted":
                 if self._tally.add(event):
                     why = event.get("reason") or "no rule allows it"
                     what, how = clean(self._tally.what(event)), self._tally.told(event)
@@ -333,7 +333,7 @@ class Narrator:
 
     def _ended(self, event: dict[str, Any]) -> None:
         self.stop()
-        for refusal in self._tally.refusals()[:_MOST_REFUSALS]:
+        for refusal in self._tally.summary()[:_MOST_REFUSALS]:
             self.line(clean(refusal))
         if learned := self._tally.learned():
             self.line("learned; this would have sufficed:")

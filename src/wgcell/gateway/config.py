@@ -31,7 +31,7 @@ allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,7 +52,14 @@ from wgcell.gateway.policy import (
 )
 from wgcell.net import addresses
 
-__all__ = ["GatewayConfig", "Peer", "load_config", "parse_config", "split_endpoint"]
+__all__ = [
+    "GatewayConfig",
+    "Peer",
+    "check_services",
+    "load_config",
+    "parse_config",
+    "split_endpoint",
+]
 
 DEFAULT_LISTEN = "0.0.0.0:51820"
 DEFAULT_ADDRESS = "10.99.0.1"
@@ -188,11 +195,15 @@ class _Reading:
         for name, value in raw.items():
             whole = f"{key}.{name}" if key else str(name)
             if name not in known:
-                self.fail(whole, f"unknown key; allowed here: {', '.join(known)}")
+                self.unknown(whole, known)
             # bool is an int to Python, not to who writes a policy.
             if not isinstance(value, known[name]) or (known[name] is int and value is True):
-                self.fail(whole, f"found {_short(value)}; allowed: {_TYPES[known[name]]}")
+                self.fail(whole, f"found {_short(value)}; allowed: {toml.CALLED[known[name]]}")
         return raw
+
+    def unknown(self, key: str, known: Iterable[str]) -> NoReturn:
+        sentence = toml.unknown_key(key, known)
+        raise PolicyError(f"{self._source}:{self._line(key, None)} {sentence}")
 
     def key(self, key: str, raw: Mapping[str, Any], name: str) -> str:
         whole = f"{key}{name}"
@@ -249,7 +260,7 @@ class _Reading:
             try:
                 found.append(parse_line(text))
             except PolicyError as error:
-                self.fail(where, error.message, at=text)
+                self.fail(where, error.message, at=text, mend=error.mend)
         return tuple(found)
 
     def services(self, raw: dict[str, Any]) -> tuple[Service, ...]:
@@ -258,7 +269,7 @@ class _Reading:
             try:
                 found.append(parse_service(inside, str(outside)))
             except PolicyError as error:
-                self.fail("services", error.message, at=inside)
+                self.fail("services", error.message, at=inside, mend=error.mend)
         return tuple(found)
 
     def networks(self, key: str, raw: list[Any]) -> tuple[Network, ...]:
@@ -280,13 +291,6 @@ class _Reading:
         return replace(base, **table)
 
 
-_TYPES = {
-    str: "a string",
-    list: "a list of strings",
-    dict: "a table",
-    int: "a whole number",
-    bool: "true or false",
-}
 _MENDS = {
     "private_key": "wgcell gateway keys makes a pair of keys",
     "public_key": "wgcell gateway peer add NAME makes a peer with its keys",
@@ -323,7 +327,14 @@ def parse_config(
     address6 = reading.address6("", table, address)
     own = _both(address, address6)
     peers = _peers(reading, table.get("peers", {}), common, listen[1], own)
-    _check_services(reading, common.services, own, peers)
+    taken = dict.fromkeys(own, "the gateway's own")
+    taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
+    for service in common.services:
+        try:
+            check_services((service,), taken)
+        except PolicyError as error:
+            at = addresses.written(str(service.address), service.port)
+            reading.fail("services", error.message, at=at, mend=error.mend)
     try:
         split_endpoint(table.get("endpoint", ""))
     except PolicyError as error:
@@ -351,30 +362,24 @@ def parse_config(
     )
 
 
-def _check_services(
-    reading: _Reading,
-    services: tuple[Service, ...],
-    own: tuple[Address, ...],
-    peers: tuple[Peer, ...],
-) -> None:
-    """An address that somebody has in the tunnel can't be a service's."""
-    taken = dict.fromkeys(own, "the gateway's own")
-    taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
+def check_services(services: Iterable[Service], taken: Mapping[Address, str]) -> None:
+    """An address that somebody has in the tunnel can't be a service's. Raises `PolicyError`.
+
+    ``taken`` says whose each is, as "the gateway's own".
+    """
     for service in services:
         if service.address in taken:
-            beside = next((o for o in own if o.version == service.address.version), own[0])
+            beside = next(one for one in taken if one.version == service.address.version)
             free = next(
                 address
                 for number in range(5, 5 + len(taken) + 1)
                 if (address := beside + number) not in taken
             )
-            where = f"[{free}]" if free.version == 6 else str(free)
-            reading.fail(
-                "services",
+            raise PolicyError(
                 f"{service.address} is {taken[service.address]} address in the tunnel",
-                at=f"{service.address}:{service.port}",
-                mend=f"take one that nobody has: {where}:{service.port} = "
-                f"{service.target_host}:{service.target_port}",
+                mend="take one that nobody has: "
+                f"{addresses.written(str(free), service.port)} = "
+                f"{addresses.written(service.target_host, service.target_port)}",
             )
 
 
@@ -472,4 +477,4 @@ def parse_toml(path: Path, text: str) -> dict[str, Any]:
     try:
         return toml.parse(text.encode())
     except toml.TomlError as error:
-        raise PolicyError(f"{path}: {error}") from None
+        raise PolicyError(error.at(path)) from None

@@ -1,7 +1,8 @@
 """What is told of flows: bounded, and with the rule that would have allowed what was refused.
 
 Events are JSON objects, one a line: ``flow`` when a flow is decided, before a byte moves;
-``flow_end`` when an allowed one is over, with its bytes and duration. A hostile guest opens flows
+``flow_end`` when an allowed one is over, with its bytes and duration, and whether its target could
+be reached. A hostile guest opens flows
 by the thousand, so of each peer only so many are told; the rest are counted in ``flows_omitted``.
 """
 
@@ -15,12 +16,13 @@ from typing import Any
 from wgcell.gateway.limits import Bucket
 from wgcell.gateway.policy import LEARNED, Address, may_be_advised
 
-__all__ = ["FAILED", "Flow", "FlowLog", "Report", "Tally", "learned_rule", "mend"]
+__all__ = ["FAILED", "Flow", "FlowCounts", "FlowLog", "Report", "Tally", "learned_rule", "mend"]
 
 Report = Callable[[dict[str, object]], None]
 
 FAILED = "fail"
-"""In a verdict's place: a name that may be asked, and was not found."""
+"""In a verdict's place: a name that may be asked was not found; a target that is allowed, or a
+service, could not be reached."""
 MOST_TOLD = 256
 """Events of one peer told at once."""
 TOLD_PER_SECOND = 4.0
@@ -28,6 +30,8 @@ TOLD_PER_SECOND = 4.0
 SUMMARY_EVERY = 5.0
 """Seconds between two ``flows_omitted``."""
 _MOST_KEPT = 512
+_MOST_OPEN = 8192
+"""Flows whose end is waited for; twice what a gateway joins."""
 
 
 @dataclass(slots=True)
@@ -126,44 +130,106 @@ class FlowLog:
             self._report({"event": "flows_omitted", **about, **counts})
 
 
-class Tally:
-    """What was refused and what was learned, in the end's few lines. Events may be hostile."""
+class FlowCounts:
+    """How many flows came to which verdict. Each counts once, by the last that is told of it."""
 
     def __init__(self) -> None:
-        self._refused: dict[tuple[str, str], int] = {}
+        self.counts = {"allow": 0, "refuse": 0}
+        self._open: dict[int, None] = {}
+
+    def begun(self, number: int, verdict: str) -> None:
+        """A ``flow`` was told: a new one, or an allowed one that is refused after it has begun."""
+        self._ended(number)
+        self.counts[verdict] = self.counts.get(verdict, 0) + 1
+        if verdict == "allow":
+            self._open[number] = None
+            if len(self._open) > _MOST_OPEN:
+                del self._open[next(iter(self._open))]
+
+    def ended(self, number: int, verdict: str) -> None:
+        """A ``flow_end`` was told."""
+        if self._ended(number):
+            self.counts[verdict] = self.counts.get(verdict, 0) + 1
+
+    def _ended(self, number: int) -> bool:
+        """Whether it was open; then it counts no longer as allowed."""
+        if number not in self._open:
+            return False
+        del self._open[number]
+        self.counts["allow"] -= 1
+        return True
+
+
+_Key = tuple[str, str]
+"""What a flow was to; and the rule that would allow it, or what has become of it."""
+
+
+@dataclass(slots=True)
+class _Told:
+    """Flows that are told in one line."""
+
+    advice: str
+    """What would allow them; or, where nothing can be named, why they were not."""
+    count: int = 0
+
+
+def _most_first(among: dict[_Key, _Told]) -> list[tuple[_Key, _Told]]:
+    return sorted(among.items(), key=lambda item: -item[1].count)
+
+
+def _advice(event: Mapping[str, Any], rule: str) -> str:
+    """The option with ``rule``; without one the reason. No address is advised: see `mend`."""
+    if rule:
+        return rule if rule.startswith("--") else f"--allow {rule}"
+    reason = str(event.get("reason") or "no rule allows it")
+    named = event.get("host") or event.get("name")
+    if reason != "no rule allows it" or named or event.get("protocol") not in ("tcp", "udp"):
+        return reason
+    rule = f"NAME:{event.get('port')}" + ("/udp" if event.get("protocol") == "udp" else "")
+    return f"{reason}, and no name led there; allow its name: --allow {rule}"
+
+
+class Tally:
+    """What was refused, not reached and learned, in the end's few lines. Events may be hostile."""
+
+    def __init__(self) -> None:
+        self._refused: dict[_Key, _Told] = {}
+        self._failed: dict[_Key, _Told] = {}
         self._learned: dict[str, int] = {}
-        self._failed: dict[str, str] = {}
         self._omitted = 0
 
     def add(self, event: Mapping[str, Any]) -> bool:
         """Count one event; whether it is a refusal, or a failure, of a kind not seen before."""
-        if event.get("event") == "flows_omitted":
+        kind, verdict = event.get("event"), event.get("verdict")
+        if kind == "flows_omitted":
             count = event.get("refuse", 0)
             self._omitted += count if isinstance(count, int) else 0
-            return False
-        if event.get("event") != "flow":
-            return False
-        rule = str(event.get("mend") or "")
-        if event.get("verdict") == FAILED:
-            what, known = self.what(event), len(self._failed)
-            if known < _MOST_KEPT:
-                self._failed.setdefault(what, str(event.get("reason") or ""))
-            return len(self._failed) > known
-        if event.get("verdict") == "allow":
+        elif verdict == FAILED and kind in ("flow", "flow_end"):
+            reason = str(event.get("reason") or "")
+            return self._count(self._failed, (self.what(event), self.told(event)), reason)
+        elif kind == "flow":
+            rule = str(event.get("mend") or "")
+            if verdict != "allow":
+                return self._count(self._refused, (self.what(event), rule), _advice(event, rule))
             if event.get("rule") == LEARNED and rule:
                 self._learned[rule] = self._learned.get(rule, 0) + 1
+        return False
+
+    def _count(self, among: dict[_Key, _Told], key: _Key, advice: str) -> bool:
+        """Whether it is the first of its kind that is kept."""
+        if key not in among and len(among) >= _MOST_KEPT:
+            self._omitted += among is self._refused
             return False
-        key = (self.what(event), rule)
-        if key not in self._refused and len(self._refused) >= _MOST_KEPT:
-            self._omitted += 1
-            return False
-        self._refused[key] = self._refused.get(key, 0) + 1
-        return self._refused[key] == 1
+        told = among.setdefault(key, _Told(advice))
+        told.count += 1
+        return told.count == 1
 
     @staticmethod
     def told(event: Mapping[str, Any]) -> str:
         """What has become of it, in a few words."""
-        return "not found" if event.get("verdict") == FAILED else "refused by the gateway"
+        if event.get("verdict") != FAILED:
+            return "refused by the gateway"
+        return "not found" if event.get("protocol") == "dns" else "could not be reached"
 
     @staticmethod
     def what(event: Mapping[str, Any]) -> str:
@@ -177,13 +243,16 @@ class Tally:
         where = f"[{where}]" if ":" in where else where
         return f"{where}:{event.get('port')}" + ("/udp" if protocol == "udp" else "")
 
-    def refusals(self) -> list[str]:
+    def summary(self) -> list[str]:
         """Each as "refused 3 \u00d7 a.example.com:443: --allow a.example.com:443"; most first."""
-        lines = []
-        for (what, rule), count in sorted(self._refused.items(), key=lambda item: -item[1]):
-            option = rule if rule.startswith("--") else f"--allow {rule}"
-            lines.append(f"refused {count} \u00d7 {what}" + (f": {option}" if rule else ""))
-        lines += [f"not found: {name}: {reason}" for name, reason in self._failed.items()]
+        lines = [
+            f"refused {told.count} \u00d7 {what}: {told.advice}"
+            for (what, _), told in _most_first(self._refused)
+        ]
+        lines += [
+            f"{words}: {told.count} \u00d7 {what}: {told.advice}"
+            for (what, words), told in _most_first(self._failed)
+        ]
         if self._omitted:
             lines.append(f"refused {self._omitted} more, not listed one by one")
         return lines

@@ -234,32 +234,29 @@ class Gate:
     async def join(self, flow: Flow, decision: Decision, work: Coroutine[Any, Any, str]) -> str:
         """Do ``work``, which returns why it ended, as an open flow; tell its end, and return that.
 
-        A flow that is refused after it has begun is told as refused.
+        A flow that is refused after it has begun is told as refused; one whose target, or whose
+        service, could not be reached is told so by its end.
         """
         with self.counted(flow, decision) as counted:
-            verdict, reason = Verdict.ALLOW, _CUT_OFF
+            verdict, reason = Verdict.ALLOW.value, _CUT_OFF
             if not counted:
                 work.close()
                 return reason
             try:
                 reason = await work
             except Refused as refused:
-                verdict, reason = Verdict.REFUSE, str(refused)
+                verdict, reason = Verdict.REFUSE.value, str(refused)
                 host, checked = refused.host, not refused.unchecked
                 asked = host if checked else flow.name
                 rule = mend(flow.protocol, flow.port, asked, checked=checked)
-                event = flow.event("flow", verdict.value, reason)
+                event = flow.event("flow", verdict, reason)
                 self.log.tell({**event, "host": host, "mend": rule})
             except NotReached as error:
-                reason = str(error)
-                if decision.target is not None:
-                    # A target's end is a matter of its own; a service is this side's to mend.
-                    verdict = Verdict.REFUSE
-                    self.log.tell({**flow.event("flow", verdict.value, reason), "mend": ""})
+                verdict, reason = FAILED, str(error)
             except OSError as error:
                 reason = f"broken: {error}"
             finally:
-                self.log.tell(flow.end(verdict.value, reason))
+                self.log.tell(flow.end(verdict, reason))
         return reason
 
     async def pace(self, count: int) -> None:

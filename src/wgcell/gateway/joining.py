@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from wgcell.gateway import hello
 from wgcell.gateway.flows import Flow
 from wgcell.gateway.policy import LEARNED, Decision
+from wgcell.net import addresses
 
 __all__ = [
     "CHUNK",
@@ -70,8 +71,7 @@ class NotReached(Exception):
     def __init__(self, what: str, host: str, port: int, error: OSError) -> None:
         number = error.errno or 0  # negative: getaddrinfo's
         why = os.strerror(number) if number > 0 else str(error)
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        super().__init__(f"{what} {where} not reached: {why or 'timed out'}")
+        super().__init__(f"{what} {addresses.written(host, port)}: {why or 'timed out'}")
         self.refused = isinstance(error, ConnectionRefusedError)
 
 
@@ -213,14 +213,17 @@ async def join_datagrams(
     *,
     endless: bool = False,
 ) -> str:
-    """A UDP flow; why it ended. Raises OwnAddress and OSError: ICMP's errors end a flow.
+    """A UDP flow; why it ended. Raises NotReached, OwnAddress and OSError: ICMP's errors end it.
 
     ``endless``: what is read and holds no byte is an empty datagram, not the end.
     """
     loop = asyncio.get_running_loop()
     family = socket.AF_INET if flow.address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-        sock.connect((str(flow.address), flow.port))
+        try:
+            sock.connect((str(flow.address), flow.port))
+        except OSError as error:  # no packet is sent: there is no way, or none is permitted
+            raise NotReached("target", str(flow.address), flow.port, error) from None
         if sock.getsockname()[0] == str(flow.address) and not own:
             raise OwnAddress
         moved = [time.monotonic()]

@@ -128,8 +128,9 @@ def digest(
     """The answer that an upstream's ``found`` becomes.
 
     ``kept`` says for an address whether it is protected; those are taken out, and if none is left
-    the name has no address. So are addresses of IPv6 to which this machine has no ``way``: whoever
-    is told them tries them first. No upstream, or one that makes no sense, is SERVFAIL.
+    the name has no address. So are addresses to which this machine has no ``way``, as those of a
+    whole family often are: whoever is told of both families may try the wrong one first. No
+    upstream, or one that makes no sense, is SERVFAIL.
     """
     if found is None or not isinstance(found, dns.message.QueryMessage):
         return error(question, dns.rcode.SERVFAIL)
@@ -153,13 +154,10 @@ def digest(
         return error(question, dns.rcode.SERVFAIL)
     every = [address_of(item.address) for item in chain.answer]
     refused = tuple(address for address in every if kept(address))
-    addresses = tuple(
-        address
-        for address in every
-        if address not in refused and (address.version == 4 or way(address))
-    )
+    addresses = tuple(address for address in every if address not in refused and way(address))
     if not addresses and not refused:
-        why = "this machine has no way to its addresses, which are all of IPv6"
+        family = "IPv4" if every[0].version == 4 else "IPv6"
+        why = f"this machine has no way to its addresses of {family}"
         return blocked(question, why, exists=True)
     if not addresses:
         why = "its addresses are on this side of the tunnel"

@@ -24,7 +24,7 @@ from wgcell.gateway.config import GatewayConfig
 from wgcell.gateway.entrance import INSIDE, Entrance
 from wgcell.gateway.flows import Report
 from wgcell.gateway.icmp import Why, unreachable
-from wgcell.gateway.joining import OwnAddress, join_datagrams
+from wgcell.gateway.joining import NotReached, OwnAddress, join_datagrams
 from wgcell.gateway.kernel import KernelEngine, run_tool, system
 from wgcell.gateway.keys import decode_key, public_key
 from wgcell.gateway.policy import Address, Verdict
@@ -231,7 +231,7 @@ class NamespaceEngine(KernelEngine):
             except OwnAddress:
                 self._answer(ends, Why.PROHIBITED)
                 raise
-            except OSError:
+            except (NotReached, OSError):
                 self._answer(ends, Why.PORT)
                 raise
 

@@ -59,6 +59,10 @@ _SHAPE = (
     "HOST:PORT, *.NAME:PORT, CIDR:PORT or [V6]:PORT, with PORT a number, a range like 8000-8010 "
     "or *, and /tcp or /udp behind it to narrow it; *:PORT is any public host"
 )
+_SERVICE = (
+    "first an address in the tunnel that nobody has, then where one of yours is reached from here, "
+    "as 10.99.0.5:80 = 127.0.0.1:8000"
+)
 _ANY = "*"
 _SHOWN = 80
 """Characters of a stranger's text in a message."""
@@ -169,7 +173,9 @@ def _ports(text: str, rule: str) -> tuple[int, int]:
         return 1, 65535
     match = _PORTS.fullmatch(text)
     if match is None:
-        raise PolicyError(f"rule {rule!r}: {text!r} is not a port; allowed: {_SHAPE}")
+        number = 443 if text.lower() == "https" else _URL_PORTS.get(text.lower())
+        mend = f"{text} is port {number}" if number else ""
+        raise PolicyError(f"rule {rule!r}: {text!r} is not a port; allowed: {_SHAPE}", mend=mend)
     first = int(match[1])
     last = int(match[2]) if match[2] else first
     if not 1 <= first <= last <= 65535:
@@ -227,7 +233,9 @@ def parse_rule(text: str, verdict: Verdict = Verdict.ALLOW) -> Rule:
             body, protocol = body[:-4], candidate
     host, colon, port_text = body.rpartition(":")
     if not colon or not host:
-        raise PolicyError(f"rule {text!r} has no port; allowed: {_SHAPE}")
+        named = is_name(body.lower()) or addresses.is_address(body)
+        mend = f"for HTTPS write {body}:443" if named else ""
+        raise PolicyError(f"rule {text!r} has no port; allowed: {_SHAPE}", mend=mend)
     first, last = _ports(port_text, text)
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:
@@ -267,7 +275,7 @@ def _endpoint(text: str, whole: str) -> tuple[str, int]:
     try:
         host, port = addresses.host_and_port(text)
     except ValueError as error:
-        raise PolicyError(f"service {whole}: {error}, with one port") from None
+        raise PolicyError(f"service {whole}: {error}, with one port", mend=_SERVICE) from None
     if not port:
         raise PolicyError(f"service {whole}: port 0 is nobody's")
     return host, port
@@ -281,9 +289,15 @@ def parse_service(inside: str, outside: str) -> Service:
     try:
         address = addresses.address(address_text)
     except ValueError as error:
-        raise PolicyError(f"service {whole}: {error}") from None
+        raise PolicyError(f"service {whole}: {error}", mend=_SERVICE) from None
     if not addresses.is_address(target_host) and not is_name(target_host.lower()):
-        raise PolicyError(f"service {whole}: {target_host!r} is not a host")
+        raise PolicyError(f"service {whole}: {target_host!r} is not a host", mend=_SERVICE)
+    if addresses.is_address(target_host) and addresses.address(target_host).is_unspecified:
+        loopback = "[::1]" if ":" in target_host else "127.0.0.1"
+        raise PolicyError(
+            f"service {whole}: at {target_host} servers listen, but none can be reached there",
+            mend=f"for one on this machine write {loopback}:{target_port}",
+        )
     return Service(address, port, target_host, target_port)
 
 

@@ -79,7 +79,7 @@ def _open(name: str) -> Image:
     except FileNotFoundError:
         raise ImageError(
             f"there is no image {name!r} in {folder.parent}",
-            mend=f"wgcell image ls lists those here; {_REBUILD} {name} makes the stock one anew",
+            mend=f"wgcell image ls lists those here; {_REBUILD} {name} makes one of Debian 12",
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImageError(

@@ -25,6 +25,7 @@ __all__ = [
     "of_socket",
     "only",
     "unpacked",
+    "written",
 ]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -120,3 +121,8 @@ def host_and_port(text: str) -> tuple[str, int]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     return host, int(port)
+
+
+def written(host: str, port: int) -> str:
+    """HOST:PORT, with the brackets that IPv6 wants (RFC 3986, section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -19,6 +19,7 @@ from wgcell.cell.core.verification import Verification
 from wgcell.cell.core.watch import Watch
 from wgcell.cell.states import Cause, Outcome, State
 from wgcell.gateway import control as gateway
+from wgcell.gateway.flows import FlowCounts
 from wgcell.guest import protocol
 from wgcell.relay import control as relay
 from wgcell.relay.evidence import CapturedFrame
@@ -42,7 +43,7 @@ class Core(Life):
         self.exit_code: int | None = None
         self.drops = 0
         self.stats: relay.Stats | None = None
-        self.flows = {"allow": 0, "refuse": 0}
+        self.flows = FlowCounts()
         self.frames: list[CapturedFrame] = []
         self.results = Results(terms.outputs, terms.disk)
         self._verification = Verification()
@@ -160,7 +161,9 @@ class Core(Life):
         entry.pop("time", None)
         self._log_bounded(entry.pop("event"), **entry)
         if isinstance(message, gateway.Flow):
-            self.flows[message.verdict] = self.flows.get(message.verdict, 0) + 1
+            self.flows.begun(message.flow, message.verdict)
+        elif isinstance(message, gateway.FlowEnd):
+            self.flows.ended(message.flow, message.verdict)
 
     def _gateway_gone(self, event: seen.GatewayGone) -> None:
         if self.state is not State.ENDED:

@@ -1,0 +1,232 @@
+"""The cell's end of its control socket.
+
+The socket lies in the cell's folder, which is its owner's alone (0700), and is 0600 itself; each
+caller's user is checked all the same: the owner's, or root. It goes when the cell or its folder
+goes.
+
+A caller costs little, and holds up nobody: there are `MOST_CALLERS` at most, each says its question
+within `PATIENCE` seconds or is left, and is read for no further. What it does not take waits in the
+files, not in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from wgcell.cell.control import words
+from wgcell.cell.control.place import NAME, address, caller_uid
+from wgcell.cell.folder import Folder
+from wgcell.wire.lines import LineError
+
+__all__ = ["MOST_CALLERS", "PATIENCE", "Listener"]
+
+MOST_CALLERS = 64
+PATIENCE = 5.0
+"""Seconds."""
+LAST_WORDS = 1.0
+"""Seconds that callers get, once the cell has ended, to take what there is left to say."""
+_LOOK_EVERY = 0.1
+"""Seconds between two looks for more output. An event is told at once."""
+_PIECE = 1 << 16
+"""Bytes of output in one word."""
+
+
+class Controlled(Protocol):
+    """What a control socket can ask of a cell."""
+
+    @property
+    def state(self) -> str:
+        """In a word."""
+
+    def stop(self, *, now: bool) -> None:
+        """Begin to end it."""
+
+
+class _Unanswerable(Exception):
+    """No answer can be given, for a reason that the caller is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """One connection, and what has been said on it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def heard(self) -> words.Question:
+        """The next word. Raises _Unanswerable, also if none comes in time."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                line = await self.reader.readline()
+            return words.QUESTIONS.word(line)
+        except TimeoutError:
+            raise _Unanswerable(f"no question within {PATIENCE:g} s") from None
+        except ValueError as error:  # a line that is too long, too
+            raise _Unanswerable(
+                f"this is no question of version {words.VERSION}: {error}"
+            ) from None
+
+    async def say(self, word: words.Answer) -> None:
+        """Say it, once what was said before is on its way. Raises OSError if the caller is gone."""
+        self.writer.write(words.ANSWERS.line(word))
+        await self.writer.drain()
+
+
+class Listener:
+    """Answers callers for as long as a cell lives."""
+
+    def __init__(self, folder: Folder, cell: Controlled) -> None:
+        self._folder = folder
+        self._cell = cell
+        self._server: asyncio.Server | None = None
+        self._answering: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._over = False
+        self._ending = contextlib.ExitStack()
+
+    async def start(self) -> None:
+        """Listen. Raises OSError where the folder's file system has no sockets, for one."""
+        with contextlib.ExitStack() as ending:
+            place = os.open(self._folder.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            # Open to the end: it is part of the socket's own name.
+            ending.callback(os.close, place)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            ending.enter_context(sock)
+            sock.bind(address(place))
+            os.chmod(NAME, 0o600, dir_fd=place)
+            self._server = await asyncio.start_unix_server(
+                self._come, sock=sock, limit=words.QUESTIONS.longest
+            )
+            self._ending = ending.pop_all()
+
+    def wake(self) -> None:
+        """Something was written that callers may wait for."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def close(self) -> None:
+        """The cell has ended and all is written: tell it to whoever waits, and hear no more."""
+        self._over = True
+        self.wake()
+        if self._server is not None:
+            self._server.close()
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=LAST_WORDS)
+        for task in self._answering:
+            task.cancel()
+        await asyncio.gather(*self._answering, return_exceptions=True)
+        self._ending.close()
+        self._folder.discard(NAME)
+
+    def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        allowed = caller_uid(writer.get_extra_info("socket")) in (os.geteuid(), 0)
+        if not allowed or len(self._answering) >= MOST_CALLERS:
+            writer.transport.abort()
+            return
+        task = asyncio.create_task(self._serve(_Caller(reader, writer)))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _serve(self, caller: _Caller) -> None:
+        try:
+            with contextlib.suppress(OSError):  # the caller is gone
+                await self._answer(caller)
+        except asyncio.CancelledError:
+            caller.writer.transport.abort()
+        finally:
+            caller.writer.close()
+
+    async def _answer(self, caller: _Caller) -> None:
+        try:
+            said = await caller.heard()
+            await caller.say(words.Hello(words.VERSION))
+            if not isinstance(said, words.Hello) or said.version != words.VERSION:
+                version = said.version if isinstance(said, words.Hello) else 0
+                raise _Unanswerable(
+                    f"this cell speaks version {words.VERSION}, and you {version or 'none'}: use "
+                    "the wgcell that has started it"
+                )
+            async for word in self._words(await caller.heard()):
+                await caller.say(word)
+            await caller.say(words.Over())
+        except (_Unanswerable, LineError) as error:
+            await caller.say(words.Refused(str(error)))
+
+    async def _words(self, question: words.Question) -> AsyncIterator[words.Answer]:
+        match question:
+            case words.State():
+                yield words.Status(self._cell.state, os.getpid())
+            case words.Events():
+                async for word in self._events(question):
+                    yield word
+            case words.Outputs():
+                async for word in self._outputs(question):
+                    yield word
+            case words.Stop():
+                self._cell.stop(now=question.now)
+                yield words.Stopping()
+            case words.Hello():
+                raise _Unanswerable("hello was said before")
+
+    async def _events(self, question: words.Events) -> AsyncIterator[words.Answer]:
+        number = 0
+        async for _, line in self._growing(("events.jsonl",), question.follow, _line):
+            if number >= question.since:
+                yield words.Event(line.removesuffix(b"\n"))
+            number += 1
+
+    async def _outputs(self, question: words.Outputs) -> AsyncIterator[words.Answer]:
+        wanted = ("console",) if question.which == "console" else ("stdout", "stderr")
+        begins = {f"{name}.log": getattr(question, name) for name in wanted}
+        async for file, data in self._growing(tuple(begins), question.follow, _piece, begins):
+            yield words.Output(file.removesuffix(".log"), data)
+
+    async def _growing(
+        self,
+        names: tuple[str, ...],
+        follow: bool,
+        read: Callable[[BinaryIO], bytes],
+        begins: dict[str, int] | None = None,
+    ) -> AsyncIterator[tuple[str, bytes]]:
+        """What ``read`` takes of these files; with ``follow``, until the cell has ended."""
+        with contextlib.ExitStack() as opened:
+            files: dict[str, BinaryIO] = {}
+            while True:
+                changed, last = self._changed, self._over or not follow
+                for name in names:
+                    if name not in files:
+                        try:
+                            files[name] = opened.enter_context(self._folder.open(name))
+                        except FileNotFoundError:
+                            continue
+                        files[name].seek((begins or {}).get(name, 0))
+                    while data := read(files[name]):
+                        yield name, data
+                        await asyncio.sleep(0)  # everybody else in the loop has a turn
+                if last:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_EVERY):
+                        await changed.wait()
+
+
+def _piece(file: BinaryIO) -> bytes:
+    return file.read(_PIECE)
+
+
+def _line(file: BinaryIO) -> bytes:
+    """The next line, if it is whole by now. Raises _Unanswerable for one without end."""
+    at = file.tell()
+    line = file.readline(words.MOST_BYTES + 1)
+    if line.endswith(b"\n"):
+        return line
+    if len(line) > words.MOST_BYTES:
+        raise _Unanswerable("an event is too long to be told")
+    file.seek(at)
+    return b""

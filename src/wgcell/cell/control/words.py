@@ -1,0 +1,149 @@
+"""The words on a cell's control socket: one question a connection, its answer, the end.
+
+A client says `Hello` with the version it speaks, then one question. The cell says `Hello`, the
+answer's words, and `Over`. Where it can't answer, it says `Refused`, with a reason to print. The
+shape of `Hello` and of `Refused` is the same in every version, so a client of another version still
+learns why it gets no answer. See `wgcell.wire.lines` for what a line may hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from wgcell.wire.lines import Data, Flag, Number, OneOf, Text, Vocabulary
+
+__all__ = [
+    "ANSWERS",
+    "MOST_BYTES",
+    "OUTPUTS",
+    "QUESTIONS",
+    "VERSION",
+    "Answer",
+    "Event",
+    "Events",
+    "Hello",
+    "Output",
+    "Outputs",
+    "Over",
+    "Question",
+    "Refused",
+    "State",
+    "Status",
+    "Stop",
+    "Stopping",
+]
+
+VERSION = 1
+MOST_BYTES = 1 << 20
+"""Bytes of one event, or of one piece of output."""
+OUTPUTS = ("stdout", "stderr", "console")
+"""Each is the file ``<name>.log`` of the cell's folder."""
+
+_LONGEST_QUESTION = 4096
+_LONGEST_ANSWER = 4 * (MOST_BYTES // 3 + 1) + 4096
+_Offset = Annotated[int, Number()]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first word of either end: the version of these words that it speaks."""
+
+    version: Annotated[int, Number(1 << 16)]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What state the cell is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The events from the sequence number ``since`` on; with ``follow``, until the cell ends."""
+
+    since: Annotated[int, Number()]
+    follow: Annotated[bool, Flag()]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What was printed, of each stream from an offset in bytes on; with ``follow``, to the end."""
+
+    stdout: _Offset
+    stderr: _Offset
+    console: _Offset
+    which: Annotated[str, OneOf(("workload", "console"))]
+    follow: Annotated[bool, Flag()]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the cell: in order, with its grace period and its results; or ``now``, without."""
+
+    now: Annotated[bool, Flag()]
+
+
+Question = Hello | State | Events | Outputs | Stop
+
+QUESTIONS: Vocabulary[Question] = Vocabulary(
+    "ask",
+    _LONGEST_QUESTION,
+    {"hello": Hello, "state": State, "events": Events, "outputs": Outputs, "stop": Stop},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """There is no answer, and why."""
+
+    reason: Annotated[str, Text(300)]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The cell's state, and the supervisor's pid."""
+
+    state: Annotated[str, Text(40)]
+    pid: Annotated[int, Number(1 << 31)]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the cell's record, as it is on the disk, without its newline."""
+
+    line: Annotated[bytes, Data(MOST_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of what was printed."""
+
+    stream: Annotated[str, OneOf(OUTPUTS)]
+    data: Annotated[bytes, Data(MOST_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The cell is being ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """The answer is whole."""
+
+
+Answer = Hello | Refused | Status | Event | Output | Stopping | Over
+
+ANSWERS: Vocabulary[Answer] = Vocabulary(
+    "say",
+    _LONGEST_ANSWER,
+    {
+        "hello": Hello,
+        "refused": Refused,
+        "status": Status,
+        "event": Event,
+        "output": Output,
+        "stopping": Stopping,
+        "over": Over,
+    },
+)
