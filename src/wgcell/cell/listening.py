@@ -20,7 +20,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TypeVar
 
-from wgcell.gateway.limits import Bucket
+from wgcell.net.bucket import Bucket
 
 __all__ = ["BOUNDED_BYTES", "RATES", "RATE_OF_OTHERS", "Admission", "Ceiling", "Rate", "fair"]
 

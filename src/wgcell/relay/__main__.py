@@ -17,18 +17,17 @@ import signal
 import socket
 import sys
 
+from wgcell.net import linux
 from wgcell.relay import control as words
 from wgcell.relay.loop import Loop
 from wgcell.relay.seal import STAGES, Descriptors, Seal, load, seal
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """Run until told to quit; 1 if the descriptors are not what they should be."""
     fd, cell, *opened = sys.argv[1:]
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None).prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return 1
     # Ctrl-C is for the supervisor, which then ends everyone in order.

@@ -35,27 +35,26 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from wgcell.net import linux
+
 __all__ = ["RULES", "STAGES", "Descriptors", "Seal", "load", "seal", "unprivileged_id"]
 
 STAGES = ("user", "namespaces", "root", "limits", "rights", "landlock", "seccomp")
 
-# linux/sched.h
-_CLONE_NEWNS = 0x00020000
-_CLONE_NEWUTS = 0x04000000
-_CLONE_NEWIPC = 0x08000000
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
-_NAMESPACES = _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWNET
+_NAMESPACES = (
+    linux.CLONE_NEWUSER
+    | linux.CLONE_NEWNS
+    | linux.CLONE_NEWIPC
+    | linux.CLONE_NEWUTS
+    | linux.CLONE_NEWNET
+)
 # sys/mount.h
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REMOUNT, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 32, 16384, 1 << 18, 2
-# sys/prctl.h
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
-_CAPABILITY_VERSION_3 = 0x20080522
 
-_SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
+_SOL_UDP = 17
 _PROT_EXEC = 4
 _MEMORY_ABOVE = 128 << 20
 """Bytes of address space beyond what is mapped when the seal closes."""
@@ -100,8 +99,8 @@ RULES: tuple[tuple[str, dict[int, int | str]], ...] = (
     ("sendto", {0: "control", 4: 0}),
     ("writev", {0: "udp"}),
     ("writev", {0: "nic"}),
-    ("setsockopt", {0: "udp", 1: _SOL_UDP, 2: _UDP_SEGMENT}),
-    ("setsockopt", {0: "udp", 1: _SOL_UDP, 2: _UDP_GRO}),
+    ("setsockopt", {0: "udp", 1: _SOL_UDP, 2: linux.UDP_SEGMENT}),
+    ("setsockopt", {0: "udp", 1: _SOL_UDP, 2: linux.UDP_GRO}),
     ("setsockopt", {0: "udp", 1: socket.SOL_SOCKET, 2: socket.SO_SNDTIMEO}),
     ("setsockopt", {0: "udp", 1: socket.SOL_SOCKET, 2: socket.SO_RCVBUF}),
     ("dup3", {1: "udp"}),  # the fresh socket takes the old one's number
@@ -206,8 +205,8 @@ def _become_nobody(tag: str) -> None:
     os.setresgid(chosen, chosen, chosen)
     os.setresuid(chosen, chosen, chosen)
     # Changing the user has made us undumpable, and /proc/self root's; the maps are still to come.
-    _prctl(_PR_SET_DUMPABLE, 1)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # which the change has cleared
+    _prctl(linux.PR_SET_DUMPABLE, 1)
+    _prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # which the change has cleared
 
 
 def _enter_namespaces() -> None:
@@ -260,10 +259,10 @@ _MAPPED = _mapped()
 
 
 def _give_up_rights() -> None:
-    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    header = struct.pack("Ii", linux.CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, bytes(24)), "capset")
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_DUMPABLE, 0)
+    _prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(linux.PR_SET_DUMPABLE, 0)
 
 
 def _landlock() -> None:

@@ -176,12 +176,12 @@ class Core(Life):
         self._watch.last_heartbeat = self._now
         _GUEST_RULES[type(event.message)](self, event.message)
 
-    def _broke_protocol(self, how: str) -> None:
+    def _fault(self, how: str) -> None:
         self._cause(Cause.GUEST_FAULTED, how)
 
     def _hello(self, message: protocol.Hello) -> None:
         if self._verification.greeted:
-            self._broke_protocol("the guest said hello twice")
+            self._fault("the guest said hello twice")
             return
         self._verification.greeted = True
         self._do(do.FreeBootFiles())
@@ -193,7 +193,7 @@ class Core(Life):
 
     def _ready(self, message: protocol.Ready) -> None:
         if self._verification.guest_ready:
-            self._broke_protocol("the guest said ready twice")
+            self._fault("the guest said ready twice")
             return
         self._verification.guest_ready = True
         self._check_verified()
@@ -211,7 +211,7 @@ class Core(Life):
             self._cause(Cause.TAMPERED, f"the guest's {message.what} changed")
 
     def _guest_fault(self, message: protocol.Fault) -> None:
-        self._cause(Cause.GUEST_FAULTED, f"the guest could not start: {message.text}")
+        self._fault(f"the guest could not start: {message.text}")
 
     def _oom(self, message: protocol.OutOfMemory) -> None:
         if self._out_of_memory is None:
@@ -223,7 +223,7 @@ class Core(Life):
             return
         absurd = self.results.state(message)
         if absurd is not None:
-            self._broke_protocol(f"the guest owes more of {absurd} than a port can hold")
+            self._fault(f"the guest owes more of {absurd} than a port can hold")
             return
         self.exit_code = message.code
         how = how_it_exited(message.code, self._out_of_memory, self._terms.memory)
@@ -231,7 +231,7 @@ class Core(Life):
 
     def _outputs(self, message: protocol.Outputs) -> None:
         if self.state is not State.STOPPING and self.exit_code is None:
-            self._broke_protocol("the guest sent outputs before the workload's end")
+            self._fault("the guest sent outputs before the workload's end")
             return
         if self.results.sent is None and self._terms.outputs:
             self.results.sent = message

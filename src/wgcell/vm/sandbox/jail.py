@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from wgcell import programs
+from wgcell.net import linux
 from wgcell.processes import namespace_holder
 
 __all__ = ["CHILDREN", "Jail", "bwrap_argv", "closed_filter", "find_jail", "limits"]
@@ -52,7 +53,6 @@ _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
 CHILDREN = "/proc/{0}/task/{0}/children"
 """Where a process's are listed (proc(5)): QEMU is found in its jail by it."""
 _NOBODY = "65534"
-_CLONE_NEWUSER = 0x10000000
 _ENOSYS = 38
 
 _ADDRESS_SPACE = 4 << 30
@@ -209,7 +209,9 @@ def closed_filter() -> int:
         made.add_rule(KILL_PROCESS, name)
     for name in ABSENT:
         made.add_rule(ERRNO(_ENOSYS), name)
-    made.add_rule(KILL_PROCESS, "clone", Arg(0, MASKED_EQ, _CLONE_NEWUSER, _CLONE_NEWUSER))
+    made.add_rule(
+        KILL_PROCESS, "clone", Arg(0, MASKED_EQ, linux.CLONE_NEWUSER, linux.CLONE_NEWUSER)
+    )
     fd = os.memfd_create("filter")
     with open(fd, "wb", closefd=False) as file:
         made.export_bpf(file)
