@@ -105,7 +105,7 @@ class Tool:
         verified = control.Verified()
         asyncio.get_running_loop().call_later(2.0, self._events.put_nowait, verified)
 
-    def tell(self, command: str, **fields: Any) -> None:
+    def send(self, command: str, **fields: Any) -> None:
         """No command means anything here."""
 
     def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:

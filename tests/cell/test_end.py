@@ -51,7 +51,7 @@ class Child:
         self.quits += 1
         return self.code
 
-    def tell(self, command: str, **fields: Any) -> None: ...
+    def send(self, command: str, **fields: Any) -> None: ...
 
     def close(self) -> None:
         self.closed += 1

@@ -204,7 +204,7 @@ class RelayProcess:
 
     async def configure(self, configuration: Mapping[str, Any]) -> None:
         """Let it begin. Raises LaunchError if it does not say that it is ready."""
-        self.tell("configure", **{k: v for k, v in configuration.items() if v is not None})
+        self.send("configure", **{k: v for k, v in configuration.items() if v is not None})
         ready = await asyncio.wait_for(self._word(), 20)
         if not isinstance(ready, relay_words.Ready):
             code = await _end(self.process, 1)
@@ -232,7 +232,7 @@ class RelayProcess:
         await relay.configure(configuration)
         return relay
 
-    def tell(self, command: str, **fields: Any) -> None:
+    def send(self, command: str, **fields: Any) -> None:
         """Send one command; nothing if the relay is gone: its end is a cause by itself."""
         words = relay_words.TOLD
         line = words.line(words.made({"command": command, **fields}))
@@ -260,7 +260,7 @@ class RelayProcess:
 
     async def quit(self) -> int:
         """Ask for the last figures and the end; the exit code."""
-        self.tell("quit")
+        self.send("quit")
         return await _end(self.process, _QUITS_WITHIN)
 
     def close(self) -> None:

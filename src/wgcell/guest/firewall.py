@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 
+from wgcell.wire import link
+
 __all__ = ["LOG_PREFIX", "comparable", "ruleset"]
 
 LOG_PREFIX = "ROGUE-ATTEMPT: "
 """What a drop's line on the console begins with."""
 
-ENDPOINT = "192.168.64.1"
-PORT = 51820
+ENDPOINT = link.GATEWAY
+PORT = link.PORT
 
 
 def ruleset(endpoint: str = ENDPOINT, port: int = PORT) -> str:
