@@ -192,6 +192,17 @@ def test_reports_are_judged_once() -> None:
     for _ in range(100):
         one.guest(protocol.Ready())
     assert one.logged().count("reports") == 1
+    # Where being wrong means nothing any more, neither.
+    two = Script().until(State.STOPPING)
+    two.guest(protocol.Report({"links": "x" * 20_000}))
+    two.relay(*[relay.Verified()] * 100)
+    assert two.logged().count("reports") == 1
+
+
+def test_an_exit_before_the_release_means_nothing() -> None:
+    one = Script().until(State.VERIFYING)
+    one.guest(protocol.Exited(0, 0, 0))
+    assert one.core.state is State.VERIFYING and one.core.exit_code is None
 
 
 # Each outcome, and how it comes.
@@ -595,6 +606,16 @@ def test_standing_still_ourselves_loses_no_results() -> None:
     one = Script().until(State.STOPPING)
     one.feed(seen.Tick(one.clock), after=120)
     one.seconds(30)
+    assert not one.asked(do.EndMachine)
+
+
+def test_a_long_stop_is_not_time_that_the_guest_took() -> None:
+    one = Script().until(State.RUNNING)
+    one.guest(protocol.Exited(0, 1000, 0))
+    one.feed(seen.Tick(one.clock), after=10 * START)
+    for count in range(20):
+        one.stream("stdout", delivered=count, moved=one.now)
+        one.seconds(1)
     assert not one.asked(do.EndMachine)
 
 

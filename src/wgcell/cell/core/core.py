@@ -105,10 +105,9 @@ class Core(Life):
             self._wake(self._terms.timeout, self._time_is_up)
 
     def _time_is_up(self) -> None:
-        # A workload that has ended in time is not late because its output is read slowly.
-        if self.exit_code is None:
-            reason = f"the workload ran longer than {self._terms.timeout:g} s"
-            self._cause(Cause.TIME_IS_UP, reason)
+        # It means nothing once the workload has ended, however slowly its output is read.
+        reason = f"the workload ran longer than {self._terms.timeout:g} s"
+        self._cause(Cause.TIME_IS_UP, reason)
 
     # The relay's messages.
 
