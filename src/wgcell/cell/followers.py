@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from wgcell.cell.archive import Unpacked
 from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.core.events import (
     Caused,
@@ -20,6 +21,7 @@ from wgcell.cell.core.events import (
     FromRelay,
     GatewayGone,
     RelayGone,
+    UnpackingEnded,
 )
 from wgcell.cell.listening import fair
 from wgcell.cell.states import Cause
@@ -28,12 +30,13 @@ from wgcell.guest import protocol
 from wgcell.vm.kill_switch import KillSwitch
 
 __all__ = [
-    "EndsByItself",
     "Feed",
+    "cancelled_or_dead",
     "follow_gateway",
     "follow_guest",
     "follow_machine",
     "follow_relay",
+    "follow_unpacking",
 ]
 
 Feed = Callable[[Event], None]
@@ -81,6 +84,24 @@ async def follow_guest(
         pass  # the machine is gone; `follow_machine` says so
     finally:
         writer.close()
+
+
+async def follow_unpacking(unpacking: asyncio.Future[Unpacked], feed: Feed) -> None:
+    """The outputs; what is wrong with them is a cause by itself."""
+    try:
+        unpacked = await asyncio.shield(unpacking)
+    except GuestError as error:
+        feed(Caused(Cause.RESULTS_LOST, error.message))
+    else:
+        feed(UnpackingEnded(unpacked))
+
+
+async def cancelled_or_dead(cancelled: asyncio.Event, machine: EndsByItself) -> None:
+    """A frozen machine's wait: the link is cut, its relay and the machine may still die."""
+    waits = [asyncio.ensure_future(cancelled.wait()), asyncio.ensure_future(machine.ended())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 async def follow_machine(machine: EndsByItself, kill_switch: KillSwitch | None, feed: Feed) -> None:

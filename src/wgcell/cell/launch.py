@@ -172,7 +172,7 @@ class Launch:
         way = Renewal(address, str(own.getsockname()[0]), loop.time())
         return way, own, fitting(vpn, address, endpoint.path_mtu(own))
 
-    async def connect(self, vpn: VpnConfig, own: socket.socket) -> None:
+    async def connect(self, vpn: VpnConfig, own: socket.socket) -> tuple[RelayProcess, Machine]:
         """Give the relay its configuration, and when its seal stands, the socket that consented."""
         relay = self.relay
         if relay is None or self.machine is None:
@@ -189,6 +189,7 @@ class Launch:
         self._passed(Step.CONFIGURED)
         relay.replace_udp(own, met=False)
         self._passed(Step.HANDED_OVER)
+        return relay, self.machine
 
     def require_walls(self) -> None:
         """Raises HostError if a wall is missing here and the provider wants them all."""

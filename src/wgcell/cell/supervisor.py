@@ -11,10 +11,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any
 
 from wgcell.cell import followers
-from wgcell.cell.archive import Unpacked
 from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.conclusion import Conclusion
 from wgcell.cell.core import Core, Terms
@@ -33,7 +31,7 @@ from wgcell.cell.states import Cause
 from wgcell.cell.streams import Sink
 from wgcell.cell.tasks import Tasks
 from wgcell.cell.vouched import job_digests
-from wgcell.errors import GuestError, HostError, StateError, WgcellError
+from wgcell.errors import HostError, StateError, WgcellError
 from wgcell.vm.machine import Backend, Machine
 from wgcell.vm.spec import CONSOLE
 
@@ -88,10 +86,7 @@ class Supervisor:
     # What others may ask of a running cell.
 
     def cancel(self, reason: str) -> None:
-        """End the cell in order, with a grace period for the workload; called again, at once.
-
-        May be called from a signal's callback in the loop.
-        """
+        """End the cell in order; called again, at once. A signal's callback may call it."""
         self._cancelled.set()
         self.post(seen.CancelAsked(reason))
 
@@ -176,7 +171,7 @@ class Supervisor:
     def _unpack(self) -> None:
         unpacking = self.outlets.start_unpacking()
         if unpacking is not None:
-            self.tasks.spawn(self._follow_unpacking(unpacking), "the outputs")
+            self.tasks.spawn(followers.follow_unpacking(unpacking, self.feed), "the outputs")
 
     # The walk: prepare, obtain consent, boot. What follows is driven by what is heard.
 
@@ -188,14 +183,9 @@ class Supervisor:
         way, own, mtu = await launch.obtain_consent(vpn)
         consented = "the endpoint answered a handshake with the job's key"
         self.feed(seen.Caused(Cause.CONSENTED, consented))
-        await launch.connect(vpn, own)
-        relay, machine = launch.relay, launch.machine
-        if relay is None or machine is None:
-            raise HostError("the cell ended while it was being prepared")
-        following = self.tasks.spawn(
-            followers.follow_relay(relay, self.feed), "the relay's reports"
-        )
-        self.conclusion.following_relay = following
+        relay, machine = await launch.connect(vpn, own)
+        reports = followers.follow_relay(relay, self.feed)
+        self.conclusion.following_relay = self.tasks.spawn(reports, "the relay's reports")
         launch.require_walls()
         config = self._effects.config = guest_config(self.job, vpn, mtu)
         self.feed(seen.Booting(config, machine.pid))
@@ -205,14 +195,12 @@ class Supervisor:
         self.tasks.spawn(agent, "the guest's reports")
         await launch.run()
         self.tasks.spawn(self._watch(), "the watch")
-        log, vet_again = self.log.log_bounded, self.host.vet_again
-        roaming = Roaming(relay, vpn, way, log, self.feed, vet_again)
+        roaming = Roaming(relay, vpn, way, self.log.log_bounded, self.feed, self.host.vet_again)
         self.tasks.spawn(roaming.follow(self._unanswered), "the network's changes")
 
     def hear_gateway(self, gateway: GatewayProcess) -> None:
         """Listen to the cell's own gateway."""
-        following = followers.follow_gateway(gateway, self.feed)
-        self.tasks.spawn(following, "the gateway's reports")
+        self.tasks.spawn(followers.follow_gateway(gateway, self.feed), "the gateway's reports")
 
     def hear_machine(self, machine: Machine) -> None:
         """Listen to the machine: its death, and what it says of itself."""
@@ -230,15 +218,6 @@ class Supervisor:
             await asyncio.sleep(1)
             self.log.settle()
 
-    async def _follow_unpacking(self, unpacking: asyncio.Future[Unpacked]) -> None:
-        """Wait for the outputs; what is wrong with them is a cause by itself."""
-        try:
-            unpacked = await asyncio.shield(unpacking)
-        except GuestError as error:
-            self.feed(seen.Caused(Cause.RESULTS_LOST, error.message))
-        else:
-            self.feed(seen.UnpackingEnded(unpacked))
-
     # The machine's end.
 
     async def _end_machine(self) -> None:
@@ -250,7 +229,7 @@ class Supervisor:
             if ending.freeze and await machine.freeze():
                 self.conclusion.write_evidence()  # whoever looks into the machine reads this first
                 self.log.append("frozen", reason=ending.reason)
-                await self._until_cancelled_or_dead(machine)
+                await followers.cancelled_or_dead(self._cancelled, machine)
             with contextlib.suppress(HostError):  # the conclusion tries again, and says so
                 await self._kill()
         self.feed(seen.MachineEnded())
@@ -267,11 +246,3 @@ class Supervisor:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.core.handle(seen.MachineDead(now), time.monotonic())
         await machine.reap()
-
-    async def _until_cancelled_or_dead(self, machine: Machine) -> None:
-        """The frozen machine's wait: the link is cut, its relay and the machine may still die."""
-        works: tuple[Any, ...] = (self._cancelled.wait(), machine.ended())
-        waits = [asyncio.create_task(work) for work in works]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()

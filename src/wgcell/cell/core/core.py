@@ -347,11 +347,8 @@ class Core(Life):
     # The network.
 
     def _path_seen(self, event: seen.PathSeen) -> None:
-        """Tell the guest of a narrower path. What is too long meanwhile, the kernel fragments.
-
-        A wider one counts only on another way: the kernel forgets what a router told it, not the
-        path.
-        """
+        """Tell the guest of a narrower path; until then the kernel fragments. A wider path counts
+        only on another way: otherwise the kernel has merely forgotten what a router reported."""
         if self.state is not State.RUNNING or not event.path:
             return
         if event.fits < self._mtu or (event.may_grow and event.fits > self._mtu):
