@@ -70,7 +70,7 @@ lint: $(VENV)/.made
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 	shellcheck .ci/run tests/beside tests/debian13/run tests/debian13/inside
-	shellcheck -s sh $(addprefix src/wgcell/guest/,init agent clock collect workload)
+	shellcheck -s sh $(addprefix src/wgcell/guest/,init collect)
 
 bench: image
 	$(PY) bench/relay.py

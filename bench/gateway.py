@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.gateway.conftest import ENGINES, RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
 
-from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.gateway.model.keys import generate_private_key, public_key
 
 ROUNDS = 5
 BYTES = 64 << 20

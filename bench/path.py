@@ -34,18 +34,14 @@ from types import MappingProxyType
 from typing import Any
 
 from relay import HERE, build, passt_argv, slirp_argv
+from wgcell import api
 from wgcell.cell.children import GatewayProcess, RelayProcess
-from wgcell.cell.folder import create
-from wgcell.cell.host import HostContext
 from wgcell.cell.job import Job
 from wgcell.cell.states import Outcome
-from wgcell.cell.supervisor import Supervisor
 from wgcell.cell.wgquick import VpnConfig
-from wgcell.gateway.keys import decode_key, generate_private_key, public_key
+from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 from wgcell.image import store
 from wgcell.relay import control, link
-from wgcell.vm.qemu.accelerator import choose
-from wgcell.vm.qemu.process import find_qemu
 
 ROUNDS = 7
 BYTES = 16 << 20
@@ -105,7 +101,7 @@ class Tool:
         verified = control.Verified()
         asyncio.get_running_loop().call_later(2.0, self._events.put_nowait, verified)
 
-    def send(self, command: str, **fields: Any) -> None:
+    def tell(self, command: str, **fields: Any) -> None:
         """No command means anything here."""
 
     def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:
@@ -125,7 +121,7 @@ class Tool:
 
 
 def spawner(argv: Callable[[int], list[str]]) -> Callable[..., Any]:
-    async def spawn(nic: socket.socket, udp: socket.socket, cell: str, kill_switch: Any) -> Tool:
+    async def spawn(nic: socket.socket, udp: socket.socket, cell: str, fuse: Any) -> Tool:
         return Tool(argv, nic)
 
     return spawn
@@ -175,8 +171,6 @@ def tools(inside: tuple[str, ...]) -> tuple[dict[str, Callable[..., Any]], dict[
 async def measure(spawn: Callable[..., Any], keys: tuple[str, str], folder: Path) -> list[float]:
     """Megabits a second, down and up, of one cell."""
     ours, theirs = keys
-    image = store.load("debian")
-    accelerator, why = choose(find_qemu(), image.kernel, store.cache_folder())
     job = Job(
         name="bench",
         command=("python3", "-c", GUEST),
@@ -201,17 +195,9 @@ async def measure(spawn: Callable[..., Any], keys: tuple[str, str], folder: Path
         mtu=1420,
     )
     said = bytearray()
-    cell = create(folder, "bench")
-    host = HostContext(cell, image, accelerator, why, vpn, (ip_address("127.0.0.1"),))
-    supervisor = Supervisor(
-        job,
-        host,
-        report=lambda event: None,
-        stdout=said.extend,
-        stderr=said.extend,
-        spawn_relay=spawn,
-    )
-    result = await supervisor.run()
+    on = api.platform(store.load(api.STOCK_IMAGE))
+    with api.Cell(api.Plan(job, on, vpn, (ip_address("127.0.0.1"),)), folder) as cell:
+        result = await cell.run(stdout=said.extend, stderr=said.extend, spawn_relay=spawn)
     if result.outcome is not Outcome.COMPLETED or result.exit_code:
         raise SystemExit(f"{result.outcome.value}: {result.reason}\n{said.decode()}")
     return [BYTES * 8 / 1e6 / float(line) for line in said.split()]

@@ -18,7 +18,8 @@ SLEEPS = {
 }
 MEASURES = {
     "cell/test_archive.py": "processor time, within a bound five times as long",
-    "gateway/test_gate.py": "a wait of 0.2 s that may take 5",
+    "gateway/engines/nftables/test_connections.py": "a wait of 0.2 s that may take 5",
+    "gateway/peer/test_admission.py": "an answer of so many seconds ago: nothing is measured",
     "vm/test_guest.py": "inside the guest",
     "vm/test_results.py": "within a minute and more",
     "vm/deaths.py": "its test, test_deaths.py, is alone",

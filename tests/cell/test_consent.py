@@ -21,7 +21,7 @@ from wgcell.cell import consent
 from wgcell.cell.consent import HandshakeKeys, build_initiation, open_cookie, verify_response
 from wgcell.cell.endpoint import connect
 from wgcell.errors import ConsentError
-from wgcell.gateway.keys import decode_key, generate_private_key, public_key
+from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 SERVER, CLIENT, OTHER = (generate_private_key() for _ in range(3))

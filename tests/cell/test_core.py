@@ -31,7 +31,7 @@ from wgcell.cell.core.home import LAST_BYTES, MOST_IN_FLIGHT, STALL, START
 from wgcell.cell.job import OnRogue
 from wgcell.cell.states import Cause, Outcome, State
 from wgcell.gateway import control as gateway
-from wgcell.guest import protocol
+from wgcell.guest import protocol, verify
 from wgcell.guest.walls import Wall
 from wgcell.relay import control as relay
 from wgcell.vm.spec import Accelerator
@@ -46,7 +46,7 @@ QUIET = (seen.StreamFacts("stdout"), seen.StreamFacts("stderr"))
 def as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports are right if they say so: what they must be is ``guest/test_protocol.py``'s."""
     monkeypatch.setattr(
-        protocol,
+        verify,
         "mismatch",
         lambda config, reports: None if reports == REPORTS else "the guest's links are wrong",
     )

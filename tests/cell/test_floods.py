@@ -39,7 +39,7 @@ from wgcell.cell.states import Cause, Outcome, State
 from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
 from wgcell.gateway import control as gateway
-from wgcell.gateway.flows import FAILED
+from wgcell.gateway.model.flow import FAILED
 from wgcell.guest import protocol
 from wgcell.relay import control as relay
 
@@ -87,7 +87,7 @@ GATEWAY: dict[type, Callable[[int], Any]] = {
     gateway.Flow: lambda n: gateway.Flow(*FLOW, ("allow", "refuse", FAILED)[n % 3], BIG, BIG, BIG),
     gateway.FlowEnd: lambda n: gateway.FlowEnd(*FLOW, "allow", BIG, BIG, n, n, 1.0),
     gateway.FlowsOmitted: lambda n: gateway.FlowsOmitted(1.0, BIG, n, n, n),
-    gateway.DoorBroken: lambda n: gateway.DoorBroken(1.0, BIG, 1.0),
+    gateway.ServerBroken: lambda n: gateway.ServerBroken(1.0, BIG, 1.0),
     gateway.Applied: lambda n: gateway.Applied(),
     gateway.Fault: lambda n: gateway.Fault(BIG),
     gateway.Stumble: lambda n: gateway.Stumble(BIG),

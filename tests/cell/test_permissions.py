@@ -10,13 +10,16 @@ import pytest
 
 from wgcell.cell import permissions, schema
 from wgcell.cell.endpoint import vet as vet_endpoint
-from wgcell.cell.job import HostLimits, Job, JobOptions, job_keys, load_job
-from wgcell.cell.permissions import ROWS, By
-from wgcell.cell.provider import Ceilings, Provider, apply_ceilings, load_provider
+from wgcell.cell.job import HostLimits, Job, JobOptions
+from wgcell.cell.jobfile import job_keys, load_job
+from wgcell.cell.provider import CEILINGS, PERMISSIONS, Provider, apply_ceilings, load_provider
+from wgcell.cell.rows import By
+from wgcell.cell.settings import TABLE
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.errors import EndpointError, InputError, JobError
-from wgcell.gateway import remarks
-from wgcell.gateway.policy import Policy, parse_rule
+from wgcell.gateway.model import remarks
+from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.rules import parse_rule
 from wgcell.net import addresses
 from wgcell.net.addresses import Network
 
@@ -161,21 +164,21 @@ def asked(folder: Path, text: str, provider: Provider, options: JobOptions | Non
 
 
 def test_each_key_has_a_row_here_and_in_the_table() -> None:
-    assert set(job_keys()) == set(ASKS) == {row.key for row in ROWS}
-    assert len(ROWS) == len(ASKS)
+    assert set(job_keys()) == set(ASKS) == {row.key for row in TABLE}
+    assert len(TABLE) == len(ASKS)
 
 
 def test_each_row_names_what_there_is() -> None:
-    ceilings = {column.name for column in fields(Ceilings)}
-    permitted = {column.name for column in fields(Provider)}
-    for row in ROWS:
+    ceilings = {row.name for row in CEILINGS}
+    permitted = {*PERMISSIONS, *(column.name for column in fields(Provider))}
+    for row in TABLE:
         if row.by is By.HARMLESS:
             assert row.why.endswith(".") and len(row.why.split()) > 4, row
         else:
             assert row.why in (ceilings if row.by is By.CEILING else permitted), row
             assert ASKS[row.key].harmful, row
     # A limit that nothing asks for would be no limit.
-    assert {row.why for row in ROWS if row.by is By.CEILING} == ceilings
+    assert {row.why for row in TABLE if row.by is By.CEILING} == ceilings
 
 
 @pytest.mark.parametrize("key", ASKS)
@@ -198,10 +201,7 @@ def test_what_the_provider_permits_is_taken(tmp_path: Path, key: str) -> None:
         asked(tmp_path, text, permitting)
 
 
-PERMISSIONS = [row.key for row in ROWS if row.by is By.PERMISSION]
-
-
-@pytest.mark.parametrize("key", PERMISSIONS)
+@pytest.mark.parametrize("key", [row.key for row in TABLE if row.by is By.PERMISSION])
 def test_a_provider_without_a_file_permits_none_of_it(tmp_path: Path, key: str) -> None:
     for text in ASKS[key].harmful:
         with pytest.raises(InputError):
@@ -220,15 +220,16 @@ def test_a_time_of_a_job_file_is_finite_without_any_ceiling(tmp_path: Path) -> N
 
 
 def test_wgcells_own_times_are_not_lengthened_by_a_ceiling(tmp_path: Path) -> None:
-    job = asked(tmp_path, "", Provider(ceilings=Ceilings(tunnel_timeout=3600, verify_timeout=3600)))
+    job = asked(
+        tmp_path, "", Provider(ceilings={"tunnel_timeout": 3600.0, "verify_timeout": 3600.0})
+    )
     assert (job.tunnel_timeout, job.verify_timeout) == (None, None)
 
 
 TYPED = JobOptions(
     allow=("192.168.1.9:80",),
     services=(("10.99.0.5:80", "127.0.0.1:22"), ("10.99.0.6:80", "localhost:80")),
-    on_rogue="freeze",
-    guest_walls="off",
+    settings={"on_rogue": "freeze", "guest_walls": "off"},
 )
 
 
@@ -244,11 +245,11 @@ def test_what_a_person_types_is_his_own_word(tmp_path: Path) -> None:
 
 
 def test_who_requires_every_wall_gets_them_whoever_asks(tmp_path: Path) -> None:
-    walls = Provider(require_walls=True, allow_guest_walls_off=True)
+    walls = Provider(require_walls=True, permissions=frozenset({"allow_guest_walls_off"}))
     for text, options in (("policy.guest_walls = 'off'", None), ("", TYPED)):
         with pytest.raises(JobError, match="requires every wall"):
             asked(tmp_path, text, walls, options)
-    asked(tmp_path, "", walls, replace(TYPED, guest_walls=None))
+    asked(tmp_path, "", walls, replace(TYPED, settings={"on_rogue": "freeze"}))
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_no_rule_that_is_passed_opens_what_is_protected(tmp_path: Path) -> None:
         policy = Policy(tuple(map(parse_rule, job.gateway.allow)), protected=OWN)
         for text in ("192.168.1.9", "127.0.0.1", "169.254.169.254", "45.0.0.7", "::1"):
             decision = policy.evaluate(addresses.address(text), 80, "tcp", ("example.com",))
-            assert decision.verdict.value == "refuse"
+            assert decision.action.value == "refuse"
 
 
 def test_a_file_of_many_rules_is_read_and_remarked_upon_in_time(tmp_path: Path) -> None:

@@ -10,25 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wgcell.cell.job import (
-    HostLimits,
-    Job,
-    JobOptions,
+from wgcell.cell.job import HostLimits, Job, JobOptions
+from wgcell.cell.jobfile import job_from_options, load_job
+from wgcell.cell.provider import (
+    GatewayEngine,
+    Provider,
+    apply_ceilings,
+    load_provider,
+)
+from wgcell.cell.units import (
     duration_text,
-    job_from_options,
-    load_job,
     parse_duration,
     parse_rate,
     parse_size,
     rate_text,
     size_text,
-)
-from wgcell.cell.provider import (
-    Ceilings,
-    GatewayEngine,
-    Provider,
-    apply_ceilings,
-    load_provider,
 )
 from wgcell.errors import JobError
 from wgcell.home import config_path
@@ -37,8 +33,8 @@ HOST = HostLimits(cpus=64, memory=2**40, disk=2**40)
 
 
 def job(timeout: str | None = "1h", cpus: int = 2, memory: str = "2GiB", disk: str = "4GiB") -> Job:
-    options = JobOptions(command=("true",), timeout=timeout, cpus=cpus, memory=memory, disk=disk)
-    return job_from_options(options, HOST)
+    settings = {"timeout": timeout, "cpus": cpus, "memory": memory, "disk": disk}
+    return job_from_options(JobOptions(command=("true",), settings=settings), HOST)
 
 
 def test_no_file_is_the_defaults(tmp_path: Path) -> None:
@@ -66,7 +62,7 @@ def test_a_full_file(tmp_path: Path) -> None:
         require_walls=True,
         allow_embedded_gateway=False,
         gateway_engine=GatewayEngine.EMBEDDED,
-        ceilings=Ceilings(2, 2**30, 2**31, 3600.0),
+        ceilings={"cpus": 2, "memory": 2**30, "disk": 2**31, "timeout": 3600.0},
     )
 
 
@@ -103,23 +99,25 @@ def test_a_file_that_is_not_understood_is_no_licence(tmp_path: Path, text: str, 
 @pytest.mark.parametrize(
     ("ceilings", "key"),
     [
-        (Ceilings(cpus=1), "resources.cpus"),
-        (Ceilings(memory=2**30), "resources.memory"),
-        (Ceilings(disk=2**30), "resources.disk"),
-        (Ceilings(timeout=60), "timeout"),
+        ({"cpus": 1}, "resources.cpus"),
+        ({"memory": 2**30}, "resources.memory"),
+        ({"disk": 2**30}, "resources.disk"),
+        ({"timeout": 60}, "timeout"),
     ],
 )
-def test_over_a_ceiling(ceilings: Ceilings, key: str) -> None:
+def test_over_a_ceiling(ceilings: dict[str, object], key: str) -> None:
     with pytest.raises(JobError, match=key):
         apply_ceilings(job(), Provider(ceilings=ceilings))
 
 
 def test_at_the_ceilings() -> None:
-    apply_ceilings(job(), Provider(ceilings=Ceilings(2, 2**31, 2**32, 3600.0)))
+    apply_ceilings(
+        job(), Provider(ceilings={"cpus": 2, "memory": 2**31, "disk": 2**32, "timeout": 3600.0})
+    )
 
 
 def test_defaults_that_nobody_asked_for_are_lowered() -> None:
-    low = Ceilings(cpus=1, memory=2**28, disk=2**29, timeout=60.0, rate=1e6, quota=2**30)
+    low = {"cpus": 1, "memory": 2**28, "disk": 2**29, "timeout": 60.0, "rate": 1e6, "quota": 2**30}
     plain = job_from_options(JobOptions(command=("true",)), HOST)
     lowered = apply_ceilings(plain, Provider(ceilings=low))
     assert (lowered.memory, lowered.disk) == (2**28, 2**29)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from wgcell.cell.job import _JobFile, load_job
-from wgcell.cell.provider import _File, load_provider
+from wgcell.cell import jobfile, provider
+from wgcell.cell.jobfile import load_job
+from wgcell.cell.provider import load_provider
 from wgcell.cell.schema import EXPECTED, Invalid, keys, model, validated
 from wgcell.errors import JobError, PolicyError
-from wgcell.gateway.config import parse_config
+from wgcell.gateway.model.parsing import parse_config
 
-SCHEMAS: tuple[type, ...] = (_JobFile, _File)
+SCHEMAS: tuple[type, ...] = (jobfile.model(), provider.model())
 
 # What pydantic-core raises for a Python value, by the kind of a schema's node, with strict=True.
 RAISES: Mapping[str, tuple[str, ...]] = {
@@ -91,7 +92,7 @@ def test_whatever_stands_at_a_key_is_refused_in_our_words(kind: type) -> None:
 )
 def test_one_sentence_a_key(raw: dict[str, Any], sentences: list[str]) -> None:
     with pytest.raises(Invalid) as caught:
-        validated(_JobFile, raw)
+        validated(jobfile.model(), raw)
     assert list(caught.value.faults) == sentences
 
 

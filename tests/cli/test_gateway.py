@@ -18,7 +18,8 @@ from tests.waiting import GENEROUS, lull, until
 from wgcell.cell import consent
 from wgcell.cell.endpoint import connect
 from wgcell.cell.folder import create
-from wgcell.cell.job import GatewayAsked, HostLimits, JobOptions, job_from_options
+from wgcell.cell.job import GatewayAsked, HostLimits, JobOptions
+from wgcell.cell.jobfile import job_from_options
 from wgcell.cell.provider import Provider, apply_ceilings
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.cli import terminal

@@ -29,14 +29,14 @@ from wgcell import errors
 from wgcell.cell.core import events as seen
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import create
-from wgcell.cell.job import HostLimits, JobOptions, job_keys, load_job
+from wgcell.cell.job import HostLimits, JobOptions
+from wgcell.cell.jobfile import job_keys, load_job
 from wgcell.cell.states import State
 from wgcell.cli.run import _opens
 from wgcell.display import INVISIBLE, one_line, paragraph
 from wgcell.errors import GuestError, LaunchError, WgcellError
-from wgcell.gateway import config as gateway_config
-from wgcell.gateway import remarks
-from wgcell.gateway.policy import parse_rule
+from wgcell.gateway.model import parsing, remarks
+from wgcell.gateway.model.rules import parse_rule
 from wgcell.guest import protocol
 
 FORGED = "wgcell: all is well"
@@ -213,7 +213,7 @@ def as_toml(value: Any) -> str:
     return toml(value) if isinstance(value, str) else json.dumps(value)
 
 
-@pytest.mark.parametrize("key", [*gateway_config._KEYS, *gateway_config._PEER_KEYS, "unknown"])
+@pytest.mark.parametrize("key", [*parsing.KEYS, *parsing.PEER_KEYS, "unknown"])
 def test_a_gateway_file(zygote: Zygote, key: str) -> None:
     for text in (*TEXTS, f"allow {ALL}:80", f"fe80::1%{ALL}"):
         for value in (text, [text], {text: text}, {text: {text: text}}):

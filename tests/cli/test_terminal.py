@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.shown import is_text
 
-from wgcell.cli import emulation, terminal
+from wgcell.cell import emulation
+from wgcell.cli import terminal
 from wgcell.cli.escapes import TerminalFilter
 from wgcell.cli.terminal import Narrator, Words, complain
 from wgcell.display import one_line

@@ -24,7 +24,7 @@ import typer
 import wgcell.cli.main
 import wgcell.cli.prove
 from wgcell import programs
-from wgcell.cell import job, provider, schema
+from wgcell.cell import jobfile, provider, schema
 from wgcell.cli import stdio, terminal
 
 BATCH, BEGUN, END = "batch", "begun", "end"
@@ -135,7 +135,7 @@ def main() -> None:
     wgcell.cli.main._app = lambda wanted: _built(wanted if wanted in wgcell.cli.main.VERBS else "")
     for verb in ("", *wgcell.cli.main.VERBS):
         _built(verb)
-    for kind in (job._JobFile, provider._File):
+    for kind in (jobfile.model(), provider.model()):
         schema.model(kind)
     gc.collect()
     gc.freeze()

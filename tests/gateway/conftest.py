@@ -36,7 +36,7 @@ import dns.message
 import pytest
 from tests.waiting import GENEROUS, lull, until
 
-from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.gateway.model.keys import generate_private_key, public_key
 
 _HOLDER = """
 import socket, sys

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wgcell.errors import GuestError
-from wgcell.guest import protocol, scripts
+from wgcell.guest import protocol, scripts, verify
 from wgcell.guest.walls import Wall
 
 CONFIG = protocol.GuestConfig(
@@ -74,14 +74,103 @@ def test_a_report_is_read_by_its_sections() -> None:
     )
 
 
-def test_a_plain_word_needs_no_decoding_and_no_other_goes_plain() -> None:
-    words = ("python3", "a b", "$(id)", "", "x\\y", ":", "é", "-c", "'q'", "a\nb", "*")
-    lines = protocol.encode_config(replace(CONFIG, command=words)).decode().splitlines()
-    sent = [line.removeprefix("arg ") for line in lines if line.startswith("arg ")]
-    plain = {word for word in sent if word.startswith(":")}
-    assert plain == {":python3", ":-c", "::"}
-    others = [base64.b64decode(word).decode() for word in sent if word not in plain]
-    assert others == [word for word in words if f":{word}" not in plain]
+TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
+NUMBER = st.integers(0, 2**53)
+SUBJECT_TEXT = st.lists(st.text("abc: {}/", min_size=1, max_size=9), max_size=3).map("\n".join)
+
+
+@given(
+    st.one_of(
+        st.builds(protocol.Hello, st.integers(0, 1000)),
+        st.just(protocol.Ready()),
+        st.builds(protocol.Heartbeat, NUMBER, st.integers(0, 2**63)),
+        st.builds(protocol.Changed, st.sampled_from(protocol.CHANGES), TEXT),
+        st.builds(protocol.Fault, TEXT.filter(bool)),
+        st.builds(protocol.OutOfMemory, NUMBER, TEXT.map(str.strip)),
+        st.builds(protocol.Exited, st.integers(0, 255), NUMBER, NUMBER),
+        st.builds(
+            protocol.Outputs,
+            NUMBER,
+            st.integers(0, 255),
+            st.text("0123456789abcdef").map(lambda digits: (digits + "0" * 64)[:64]),
+        ),
+        st.dictionaries(st.sampled_from(protocol.REPORTS), SUBJECT_TEXT, min_size=1).map(
+            protocol.Report
+        ),
+    )
+)
+def test_what_the_guest_says_is_what_the_host_reads(message: protocol.Message) -> None:
+    line = protocol.encode(message)
+    assert line.endswith(b"\n") and line.count(b"\n") == 1
+    assert protocol.parse(line) == message
+
+
+HARD = ("python3", "a b", "$(id)", "", "x\\y", ":", "é", "-c", "'q'", "a\nb", "*", "\udcff")
+
+
+@given(
+    st.builds(
+        replace,
+        st.just(CONFIG),
+        time=st.integers(0, 2**51).map(lambda eighths: eighths / 2**20),
+        walls=st.frozensets(st.sampled_from(Wall)),
+        preshared_key=st.none() | st.binary(min_size=32, max_size=32),
+        addresses=st.lists(st.sampled_from(["10.99.0.2/32", "fd99::2/128"])).map(tuple),
+        dns=st.lists(st.sampled_from(["10.99.0.1", "fd99::1"])).map(tuple),
+        search=st.lists(st.sampled_from(["a.example", "b.example"])).map(tuple),
+        mtu=st.integers(0, 65535),
+        inputs=st.booleans(),
+        command=st.lists(st.sampled_from(HARD) | TEXT).map(tuple),
+        environment=st.lists(st.tuples(st.sampled_from(["A", "é"]), TEXT)).map(tuple),
+        outputs=st.lists(st.sampled_from(HARD)).map(tuple),
+    )
+)
+def test_the_guest_reads_the_configuration_that_the_host_sends(
+    config: protocol.GuestConfig,
+) -> None:
+    read = protocol.parse_config(protocol.encode_config(config).splitlines(keepends=True))
+    assert abs(read.time - config.time) < 1e-5
+    assert replace(read, time=config.time) == config
+
+
+LINES = protocol.encode_config(CONFIG).splitlines()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        LINES[:-1],
+        [*LINES[1:]],
+        [LINES[0], *LINES],
+        [b"colour blue", *LINES],
+        [b"env " + base64.b64encode(b"=x"), *LINES],
+        [b"arg !", *LINES],
+        [b"wg_preshared_key " + base64.b64encode(b"short"), *LINES],
+        [line.replace(b"1.000000", b"1") for line in LINES],
+        [line.replace(b"walls ", b"walls roof,") for line in LINES],
+        [line.replace(b"1420", b"99999") for line in LINES],
+        [line.replace(b"inputs no", b"inputs perhaps") for line in LINES],
+        [line.replace(b"hostname cell", b"hostname \xff") for line in LINES],
+    ],
+)
+def test_a_configuration_that_is_none_is_refused(lines: list[bytes]) -> None:
+    with pytest.raises(GuestError):
+        protocol.parse_config(lines)
+
+
+def test_the_guest_reads_the_hosts_orders_and_no_others() -> None:
+    sent = [
+        *(protocol.RELEASE, protocol.TERMINATE, protocol.KILL),
+        *(protocol.closed("stderr"), protocol.tunnel_mtu(1380), protocol.clock(1.5)),
+    ]
+    assert list(map(protocol.parse_order, sent)) == [
+        *(protocol.Release(), protocol.Terminate(), protocol.Kill()),
+        *(protocol.Closed("stderr"), protocol.TunnelMtu(1380), protocol.Clock(1.5)),
+    ]
+    for line in (b"", b"stop", b"closed stdin", b"mtu -1", b"time 1", b"time 1.5", b"release now"):
+        with pytest.raises(GuestError):
+            protocol.parse_order(line)
 
 
 ROUTES = (
@@ -91,9 +180,9 @@ ROUTES = (
 
 
 def test_reports_as_asked_match_and_a_change_is_named() -> None:
-    reports = {**protocol.expected(CONFIG), "routes": ROUTES}
-    assert protocol.mismatch(CONFIG, reports) is None
-    assert "firewall" in (protocol.mismatch(CONFIG, {**reports, "firewall": ""}) or "")
+    reports = {**verify.expected(CONFIG), "routes": ROUTES}
+    assert verify.mismatch(CONFIG, reports) is None
+    assert "firewall" in (verify.mismatch(CONFIG, {**reports, "firewall": ""}) or "")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +197,7 @@ def test_reports_as_asked_match_and_a_change_is_named() -> None:
     ],
 )
 def test_a_route_that_is_too_much_is_named(routes: str, said: str | None) -> None:
-    wrong = protocol.mismatch(CONFIG, {**protocol.expected(CONFIG), "routes": routes})
+    wrong = verify.mismatch(CONFIG, {**verify.expected(CONFIG), "routes": routes})
     assert wrong is None if said is None else said in (wrong or "")
 
 
@@ -145,10 +234,10 @@ def test_an_honest_guests_networks_match_in_any_order_and_spelling_and_no_others
     random.shuffle(seen)
 
     def said(texts: list[str]) -> str | None:
-        asked = protocol.expected(config)
+        asked = verify.expected(config)
         key, endpoint, _, keepalive = asked["wireguard"].split(" ")
         report = f"{key} {endpoint} {','.join(texts)} {keepalive}"
-        return protocol.mismatch(config, {**asked, "wireguard": report, "routes": ROUTES})
+        return verify.mismatch(config, {**asked, "wireguard": report, "routes": ROUTES})
 
     assert said(seen) is None
     assert said([*seen, "192.0.2.77/32"]) or "192.0.2.77/32" in seen
@@ -162,8 +251,9 @@ def test_scripts_pass_shellcheck() -> None:
     folder = Path(protocol.__file__).parent
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "shellcheck is a required development tool"
-    shells = {"agent", "clock", "collect", "init", "workload"}
-    assert {place.rpartition("/")[2] for place in scripts() if "." not in place} == shells
+    shells = {"collect", "init"}
+    ours = {place for place in scripts() if "." not in place.rpartition("/")[2]}
+    assert {place.rpartition("/")[2] for place in ours} == shells
     files = [str(folder / name) for name in sorted(shells)]
     done = subprocess.run(
         [shellcheck, "-x", "-s", "sh", *files], capture_output=True, text=True, check=False

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import sys
 import tarfile
 import tempfile
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,11 @@ from wgcell.image import build
 
 
 @pytest.mark.parametrize(
-    "name", ["PACKAGES", "TOOLS", "EARLY", "LATE", "COMPILE_PYTHON", "TAKE_KERNEL"]
+    "name",
+    [
+        *("PACKAGES", "TOOLS", "LIBRARY", "EXTENSIONS", "EARLY", "LATE"),
+        *("COMPILE_PYTHON", "COMPILE", "TAKE_KERNEL"),
+    ],
 )
 def test_whatever_shapes_the_base_is_in_its_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = build._base_key()
@@ -29,6 +35,23 @@ def test_a_changed_setting_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> Non
     before = build._base_key()
     monkeypatch.setattr(build, "SETTINGS", {"etc/pip.conf": ""})
     assert build._base_key() != before
+
+
+def test_the_agents_modules_are_compiled_and_never_go_stale(tmp_path: Path) -> None:
+    """By a hash that nobody checks (PEP 552): a source with another date makes no difference."""
+    (tmp_path / "one/two").mkdir(parents=True)
+    (tmp_path / "one/__init__.py").write_text("'words'\nassert False\n")
+    (tmp_path / "one/two/__init__.py").write_text("A = 'é'\n")
+    argv = [sys.executable, "-I", "-S", "-B", "-c", build.COMPILE, str(tmp_path)]
+    subprocess.run(argv, check=True)
+    assert list(tmp_path.rglob("*.py")) == []
+    for compiled in tmp_path.rglob("*.pyc"):
+        assert compiled.read_bytes()[:8] == MAGIC_NUMBER + (1).to_bytes(4, "little")
+    shown = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import one.two, one; "
+    shown += "print(one.two.A, one.__doc__, one.__file__)"
+    argv = [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", shown]
+    done = subprocess.run(argv, check=True, capture_output=True, encoding="utf-8")
+    assert done.stdout == f"é None {tmp_path}/one/__init__.pyc\n"
 
 
 def test_what_people_expect_is_in_the_image() -> None:

@@ -14,8 +14,9 @@ from tests.shown import is_text
 from wgcell.cell.endpoint import parse_networks
 from wgcell.cell.wgquick import parse_vpn_config
 from wgcell.errors import WgcellError
-from wgcell.gateway.config import parse_config, split_endpoint
-from wgcell.gateway.policy import Policy, parse_rule, parse_service
+from wgcell.gateway.model.parsing import parse_config, split_endpoint
+from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.rules import parse_rule, parse_service
 from wgcell.net import addresses
 
 SOURCE = Path(addresses.__file__).parents[1]

@@ -12,8 +12,9 @@ import pytest
 
 from wgcell.cell.endpoint import vet
 from wgcell.errors import EndpointError
-from wgcell.gateway import names
-from wgcell.gateway.policy import Policy, Verdict, parse_line
+from wgcell.gateway.dns import answers
+from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.rules import Action, parse_line
 from wgcell.net.addresses import Address
 from wgcell.net.special import SPECIAL, plain_forms, special
 
@@ -146,22 +147,22 @@ BY_NAME = Policy(rules=(parse_line("allow host.example.com:*"), parse_line("allo
 
 
 def rule_takes(address: Address) -> bool:
-    found = {policy.evaluate(address, 443, "tcp").verdict for policy in (EVERYTHING, BY_NAME)}
+    found = {policy.evaluate(address, 443, "tcp").action for policy in (EVERYTHING, BY_NAME)}
     assert len(found) == 1
-    return found == {Verdict.ALLOW}
+    return found == {Action.ALLOW}
 
 
 def name_takes(address: Address) -> bool:
     """Whether a name that leads there is answered, and a flow to it let through."""
     kind = "A" if address.version == 4 else "AAAA"
-    asked = names.parse_question(dns.message.make_query("host.example.com", kind).to_wire())
+    asked = answers.parse_question(dns.message.make_query("host.example.com", kind).to_wire())
     assert asked is not None
     found = dns.message.make_response(asked.message)
     found.answer.append(dns.rrset.from_text("host.example.com.", 60, "IN", kind, str(address)))
     found = dns.message.from_wire(found.to_wire())
-    answer = names.digest(asked, found, BY_NAME.kept)
+    answer = answers.filtered(asked, found, BY_NAME.protection)
     flow = BY_NAME.evaluate(address, 443, "tcp", ("host.example.com",))
-    assert bool(answer.addresses) == (flow.verdict is Verdict.ALLOW)
+    assert bool(answer.addresses) == (flow.action is Action.ALLOW)
     return bool(answer.addresses)
 
 

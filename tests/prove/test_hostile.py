@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from tests.guest.test_protocol import CONFIG
 
-from wgcell.guest import protocol
+from wgcell.guest import protocol, verify
 from wgcell.prove.hostile import SABOTAGES, Sabotage, forged_report, laid_over
 
 
@@ -15,9 +15,9 @@ def test_the_forged_report_is_what_an_honest_guest_would_send() -> None:
     line = forged_report(CONFIG.peer_public_key, ",".join(CONFIG.allowed_ips), CONFIG.keepalive)
     report = protocol.parse(line.encode())
     assert isinstance(report, protocol.Report)
-    assert protocol.mismatch(CONFIG, report.texts) is None
+    assert verify.mismatch(CONFIG, report.texts) is None
     other = replace(CONFIG, peer_public_key=b"q" * 32)
-    assert protocol.mismatch(other, report.texts) is not None
+    assert verify.mismatch(other, report.texts) is not None
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.name)

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from wgcell.api import Platform
 from wgcell.cli.prove import _Lines
 from wgcell.image.store import Image
 from wgcell.prove.cells import Machines
@@ -116,7 +117,7 @@ def test_the_head_says_what_was_run_and_how_to_repeat_it() -> None:
     ("accelerator", "words"), [(Accelerator.TCG, "emulated by QEMU"), (Accelerator.KVM, "on KVM")]
 )
 def test_emulation_is_said(tmp_path: Path, accelerator: Accelerator, words: str) -> None:
-    machines = Machines(Image("debian", tmp_path, {}), accelerator, "")
+    machines = Machines(Platform(Image("debian", tmp_path, {}), accelerator, ""))
     assert words in played_in_words(Asked(Mode.DEFAULT, machines=machines))
 
 

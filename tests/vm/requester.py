@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.gateway.model.keys import generate_private_key, public_key
 
 WGCELL = (sys.executable, "-P", "-m", "wgcell")
 INSIDE = ("ip", "netns", "exec")

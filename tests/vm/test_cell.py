@@ -18,9 +18,9 @@ from tests.vm.deaths import alive, family, pick
 from tests.waiting import GENEROUS, until
 
 from wgcell.cell.events import broken_link
-from wgcell.gateway import nftables
-from wgcell.gateway.config import parse_config
-from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.gateway.model import wgquick
+from wgcell.gateway.model.keys import generate_private_key, public_key
+from wgcell.gateway.model.parsing import parse_config
 
 Cell = Callable[..., Any]
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
@@ -211,7 +211,7 @@ def test_the_kernels_own_wireguard_takes_a_gateways_settings(
     peer = {"public_key": public_key(ours), "address": "10.98.0.2", "preshared_key": preshared}
     raw = {"listen": "0.0.0.0:51999", "private_key": theirs, "address": "10.98.0.1"}
     config = parse_config({**raw, "engine": "kernel", "peers": {"one": peer}})
-    (tmp_path / "server.conf").write_text(nftables.wireguard_settings(config))
+    (tmp_path / "server.conf").write_text(wgquick.wireguard_settings(config))
     text = f"[Interface]\nPrivateKey = {ours}\n[Peer]\nPublicKey = {public_key(theirs)}\n"
     text += f"PresharedKey = {preshared if known else generate_private_key()}\n"
     text += "AllowedIPs = 0.0.0.0/0\nEndpoint = 127.0.0.1:51999\n"

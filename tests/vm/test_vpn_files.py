@@ -9,7 +9,7 @@ import pytest
 from tests.gateway.conftest import Gateway
 from tests.vm.conftest import Cell
 
-from wgcell.gateway.keys import generate_private_key, public_key
+from wgcell.gateway.model.keys import generate_private_key, public_key
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
 

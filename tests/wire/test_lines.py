@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wgcell.gateway import config
 from wgcell.gateway import control as gateway
+from wgcell.gateway.model import parsing
 from wgcell.relay import control as relay
 from wgcell.relay.session import Side
 from wgcell.relay.verdict import Reason
@@ -191,5 +191,5 @@ def test_the_words_are_those_of_both_ends() -> None:
     assert set(kinds(relay.Handshake)["initiator"].texts) == {side.value for side in Side}
     assert all(len(reason.value) <= 64 for reason in Reason)
     assert len(Reason) <= kinds(relay.Stats)["refused"].most
-    assert kinds(gateway.Ready)["peers"].most == config._MOST_PEERS
+    assert kinds(gateway.Ready)["peers"].most == parsing.MOST_PEERS
     assert max(v.longest for v in VOCABULARIES.values()) <= 1 << 16

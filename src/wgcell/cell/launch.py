@@ -44,8 +44,8 @@ from wgcell.cell.roaming import first_consenting, fitting
 from wgcell.cell.tasks import together
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.errors import HostError
-from wgcell.gateway.way import has_ipv6
 from wgcell.guest import protocol
+from wgcell.net.routes import has_ipv6
 from wgcell.relay import link
 from wgcell.relay.seal import unprivileged_id
 from wgcell.vm import backends

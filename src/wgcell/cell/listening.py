@@ -20,7 +20,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TypeVar
 
-from wgcell.net.bucket import Bucket
+from wgcell.net.bucket import TokenBucket
 
 __all__ = ["BOUNDED_BYTES", "RATES", "RATE_OF_OTHERS", "Admission", "Ceiling", "Rate", "fair"]
 
@@ -65,7 +65,7 @@ class Ceiling:
     most: int = BOUNDED_BYTES
     _spent: int = 0
     _full: bool = False
-    _buckets: dict[str, Bucket] = field(default_factory=dict)
+    _buckets: dict[str, TokenBucket] = field(default_factory=dict)
 
     def first(self, kind: str) -> bool:
         """Whether none of that kind was asked about yet."""
@@ -75,7 +75,7 @@ class Ceiling:
         """Whether an event of that ``kind``, ``size`` bytes as a line, is written."""
         if self.first(kind):
             rate = RATES.get(kind, RATE_OF_OTHERS)
-            self._buckets[kind] = Bucket(rate.a_second, rate.at_once)
+            self._buckets[kind] = TokenBucket(rate.a_second, rate.at_once)
             self._buckets[kind].take(now)
             return Admission.WRITTEN
         if self._full or not self._buckets[kind].take(now):

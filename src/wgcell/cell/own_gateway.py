@@ -9,7 +9,7 @@ from typing import Any
 from wgcell.cell.inside import GATEWAY, GATEWAY6, GUEST, GUEST6
 from wgcell.cell.job import GatewayAsked
 from wgcell.cell.wgquick import VpnConfig
-from wgcell.gateway.keys import decode_key, generate_private_key, public_key
+from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 
 __all__ = ["OwnGateway"]
 

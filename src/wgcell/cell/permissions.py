@@ -1,75 +1,28 @@
-"""What a stranger's job file may ask of the provider, key by key.
+"""What a stranger's job file may ask of the provider, key by key: permissions.
 
-Whoever types a command line speaks for himself, and only the provider's ceilings bind him. A job
-*file* may come from a stranger, and he from nowhere near: what it asks for passes this table first.
-Each key has a row: a ceiling, a permission in the provider's configuration, or a sentence that says
-why the key is harmless.
+A person who types a command line needs no permission of these. A job *file* may come
+from a stranger. So each row of `wgcell.cell.settings` has a ceiling, a permission in the provider's
+configuration, or a sentence that says why the key is harmless. `wgcell.cell.provider` holds the
+ceilings, `wgcell.cell.endpoint.vet` holds ``vpn.config``, and this module the other permissions.
+Times have a bound in their rows besides, for a provider without ceilings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 
-from wgcell.cell.job import Job, OnRogue
+from wgcell.cell.job import Job
 from wgcell.cell.provider import Provider
+from wgcell.cell.settings import SETTINGS
 from wgcell.errors import JobError
-from wgcell.gateway.policy import Policy, Rule, parse_rule
+from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.rules import Rule, parse_rule
 from wgcell.guest.walls import Wall
 from wgcell.home import config_path
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 
-__all__ = ["ROWS", "By", "Row", "vet"]
-
-
-class By(Enum):
-    """What bounds a key of a job file."""
-
-    CEILING = "ceiling"
-    """The key of the provider's ``[ceilings]`` that ``why`` names."""
-    PERMISSION = "permission"
-    """The key of the provider's configuration that ``why`` names."""
-    HARMLESS = "harmless"
-    """``why`` says it in a sentence."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One key of a job file."""
-
-    key: str
-    by: By
-    why: str
-
-
-ROWS: tuple[Row, ...] = (
-    Row("name", By.HARMLESS, "At most 32 of a-z, 0-9 and -: a part of the cell's id."),
-    Row("command", By.HARMLESS, "It is run in the machine, which is what a cell is for."),
-    Row("image", By.HARMLESS, "One of the images that the provider has built, or wgcell's own."),
-    Row("inputs", By.HARMLESS, "They lie in the job file's own folder, whatever links say."),
-    Row("exclude", By.HARMLESS, "It only leaves inputs out."),
-    Row("outputs", By.HARMLESS, "They stay in the cell's folder, and within its disk."),
-    Row("timeout", By.CEILING, "timeout"),
-    Row("grace", By.CEILING, "grace"),
-    Row("env", By.HARMLESS, "It is the workload's, in the machine; no program of the host has it."),
-    Row("resources.cpus", By.CEILING, "cpus"),
-    Row("resources.memory", By.CEILING, "memory"),
-    Row("resources.disk", By.CEILING, "disk"),
-    Row("resources.rate", By.CEILING, "rate"),
-    Row("resources.quota", By.CEILING, "quota"),
-    Row("vpn.config", By.PERMISSION, "allow_endpoints"),
-    Row("gateway.allow", By.PERMISSION, "allow_targets"),
-    Row("gateway.services", By.PERMISSION, "allow_targets"),
-    Row("policy.on_rogue", By.PERMISSION, "allow_freeze"),
-    Row("policy.tunnel_timeout", By.CEILING, "tunnel_timeout"),
-    Row("policy.verify_timeout", By.CEILING, "verify_timeout"),
-    Row("policy.guest_walls", By.PERMISSION, "allow_guest_walls_off"),
-)
-"""Ceilings are held by `wgcell.cell.provider.apply_ceilings`, ``vpn.config`` by
-`wgcell.cell.endpoint.vet`; the other permissions here. Without a ceiling in the provider's
-configuration, `wgcell.cell.job` has one of its own for each time."""
+__all__ = ["vet"]
 
 
 def vet(job: Job, provider: Provider, own: Callable[[], Sequence[Network]]) -> None:
@@ -83,17 +36,12 @@ def vet(job: Job, provider: Provider, own: Callable[[], Sequence[Network]]) -> N
             f"job {job.name}: policy.guest_walls: this provider requires every wall",
             mend="leave guest_walls out; off exists to test the host's walls",
         )
-    if walls_off and "policy.guest_walls" in job.of_file and not provider.allow_guest_walls_off:
-        raise _refused(
-            *(job, "policy.guest_walls", "found 'off', which a job file may not say here"),
-            *("--guest-walls off", "allow_guest_walls_off = true"),
-        )
-    frozen = job.on_rogue is OnRogue.FREEZE and "policy.on_rogue" in job.of_file
-    if frozen and not provider.allow_freeze:
-        raise _refused(
-            *(job, "policy.on_rogue", "found 'freeze', which a job file may not say here"),
-            *("--on-rogue freeze", "allow_freeze = true"),
-        )
+    for row in SETTINGS:
+        if row.key in job.of_file and row.why not in provider.permissions:
+            word = row.kind.text(getattr(job, row.name))
+            typed = " ".join((*row.flags[-1:], word)) if row.flags else ""
+            found = f"found {word!r}, which a job file may not say here"
+            raise _refused(job, row.key, found, typed, f"{row.why} = true")
     if job.gateway is not None and (job.gateway.file_allow or job.gateway.file_services):
         _vet_gateway(job, provider, own)
 
@@ -110,7 +58,7 @@ def _vet_gateway(job: Job, provider: Provider, own: Callable[[], Sequence[Networ
     side = Policy(protected=tuple(own()))
     for text, rule in single:
         address = None if rule.network is None else rule.network.network_address
-        kind = "" if address is None else side.kept(address)
+        kind = "" if address is None else side.protection(address)
         protocols = (rule.protocol,) if rule.protocol else ("tcp", "udp")
         ports = rule.first_port, rule.last_port
         if kind and not all(
@@ -124,7 +72,7 @@ def _vet_gateway(job: Job, provider: Provider, own: Callable[[], Sequence[Networ
         host, port = addresses.host_and_port(outside)
         address = addresses.address(host) if addresses.is_address(host) else None
         # A name is asked of this machine's resolver, and may lead anywhere.
-        kind = "a name" if address is None else side.kept(address)
+        kind = "a name" if address is None else side.protection(address)
         name = "" if address is not None else host.lower().rstrip(".")
         if kind and not _listed(provider.allow_targets, name, address, (port, port), "tcp"):
             raise _refused(
@@ -154,7 +102,8 @@ def _listed(
 
 
 def _refused(job: Job, key: str, found: str, typed: str, listed: str) -> JobError:
+    on_command_line = f"{typed} on the command line, or " if typed else ""
     return JobError(
         f"job {job.name}: {key}: {found}",
-        mend=f"if you trust it: {typed} on the command line, or {listed} in {config_path()}",
+        mend=f"if you trust it: {on_command_line}{listed} in {config_path()}",
     )

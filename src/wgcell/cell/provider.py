@@ -29,37 +29,39 @@ What a person types is its own word: only ceilings, ``require_walls``, ``allow_l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from wgcell import toml
 from wgcell.cell.endpoint import parse_networks
-from wgcell.cell.job import (
-    Job,
-    duration_text,
-    parse_duration,
-    parse_rate,
-    parse_size,
-    rate_text,
-    size_text,
-)
+from wgcell.cell.job import Job
+from wgcell.cell.rows import By, Column, Row, Unfit, column, less, with_values
 from wgcell.cell.schema import Invalid, validated
-from wgcell.display import one_line
+from wgcell.cell.settings import SETTINGS
 from wgcell.errors import EndpointError, JobError, PolicyError
-from wgcell.gateway.policy import Rule, parse_rule
+from wgcell.gateway.model.rules import Rule, parse_rule
 from wgcell.home import config_path
 from wgcell.net.addresses import Network
 
 __all__ = [
-    "Ceilings",
+    "CEILINGS",
+    "PERMISSIONS",
     "GatewayEngine",
     "Provider",
     "apply_ceilings",
     "load_provider",
+    "model",
 ]
+
+
+CEILINGS = tuple(row for row in SETTINGS if row.by is By.CEILING)
+"""What ``[ceilings]`` may hold."""
+PERMISSIONS = tuple(row.why for row in SETTINGS if row.by is By.PERMISSION)
+"""Keys of the file, each true or false: whether a job file may set a setting to anything but its
+default."""
 
 
 class GatewayEngine(Enum):
@@ -75,21 +77,6 @@ class GatewayEngine(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ceilings:
-    """The most a job may ask for; None is no ceiling. Bytes, and seconds."""
-
-    cpus: int | None = None
-    memory: int | None = None
-    disk: int | None = None
-    timeout: float | None = None
-    rate: float | None = None
-    quota: int | None = None
-    grace: float | None = None
-    tunnel_timeout: float | None = None
-    verify_timeout: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Provider:
     """The provider's configuration. The defaults are those of a machine without a file."""
 
@@ -101,29 +88,17 @@ class Provider:
     allow_learn: bool = True
     allow_targets: tuple[Rule, ...] = ()
     """What a job file may open although it is on this side: by a rule, or as a service."""
-    allow_freeze: bool = False
-    """Whether a job file may have a rogue machine frozen: it keeps its memory until it is ended."""
-    allow_guest_walls_off: bool = False
-    """Whether a job file may start its guest without walls."""
+    permissions: frozenset[str] = frozenset()
+    """Of `PERMISSIONS`, those that a job file has here."""
     resolver: tuple[str, ...] = ()
-    ceilings: Ceilings = Ceilings()
-
-
-@dataclass(frozen=True, slots=True)
-class _Ceilings:
-    cpus: int | None = None
-    memory: str | None = None
-    disk: str | None = None
-    timeout: str | int | None = None
-    rate: str | None = None
-    quota: str | None = None
-    grace: str | int | None = None
-    tunnel_timeout: str | int | None = None
-    verify_timeout: str | int | None = None
+    ceilings: Mapping[str, object] = field(default_factory=dict)
+    """By the setting's name, as `wgcell.cell.job.Job` has its value; a missing one is no limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
+    """The file's keys that no row of the table makes."""
+
     allow_endpoints: list[str] = field(default_factory=list)
     allow_emulation: bool = True
     require_walls: bool = False
@@ -131,10 +106,18 @@ class _File:
     gateway_engine: str = GatewayEngine.AUTO.value
     allow_learn: bool = True
     allow_targets: list[str] = field(default_factory=list)
-    allow_freeze: bool = False
-    allow_guest_walls_off: bool = False
     resolver: list[str] = field(default_factory=list)
-    ceilings: _Ceilings = field(default_factory=_Ceilings)
+    ceilings: object = None
+    """A dataclass of `CEILINGS`, in the `model`."""
+
+
+@cache
+def model() -> type[_File]:
+    """The file as `wgcell.cell.schema` reads it: with each permission and each ceiling."""
+    ceilings = make_dataclass("ceilings", map(column, CEILINGS), frozen=True, slots=True)
+    flags: list[Column] = [(name, bool, False) for name in PERMISSIONS]
+    columns = [*flags, ("ceilings", ceilings, field(default_factory=ceilings))]
+    return make_dataclass("provider", columns, bases=(_File,), frozen=True, slots=True)
 
 
 def load_provider(path: Path | None = None) -> Provider:
@@ -151,7 +134,7 @@ def load_provider(path: Path | None = None) -> Provider:
     except OSError as error:
         raise JobError(f"{place}: {error.strerror or error}") from None
     try:
-        file = validated(_File, toml.parse(raw))
+        file = validated(model(), toml.parse(raw))
     except Invalid as invalid:
         raise JobError(*(f"{place}: {fault}" for fault in invalid.faults)) from None
     except toml.TomlError as error:
@@ -164,8 +147,7 @@ def load_provider(path: Path | None = None) -> Provider:
         gateway_engine=_gateway_engine(file.gateway_engine, place),
         allow_learn=file.allow_learn,
         allow_targets=_targets(file.allow_targets, place),
-        allow_freeze=file.allow_freeze,
-        allow_guest_walls_off=file.allow_guest_walls_off,
+        permissions=frozenset(name for name in PERMISSIONS if getattr(file, name)),
         resolver=tuple(file.resolver),
         ceilings=_ceilings(file.ceilings, place),
     )
@@ -198,43 +180,16 @@ def _gateway_engine(text: str, place: Path) -> GatewayEngine:
         ) from None
 
 
-_PARSERS: Mapping[str, Callable[[Any], Any]] = {
-    "memory": parse_size,
-    "disk": parse_size,
-    "timeout": parse_duration,
-    "rate": parse_rate,
-    "quota": parse_size,
-    "grace": parse_duration,
-    "tunnel_timeout": parse_duration,
-    "verify_timeout": parse_duration,
-}
-_IN_WORDS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
-    "cpus": ("resources.cpus", str),
-    "memory": ("resources.memory", size_text),
-    "disk": ("resources.disk", size_text),
-    "timeout": ("timeout", duration_text),
-    "rate": ("resources.rate", rate_text),
-    "quota": ("resources.quota", size_text),
-    "grace": ("grace", duration_text),
-    "tunnel_timeout": ("policy.tunnel_timeout", duration_text),
-    "verify_timeout": ("policy.verify_timeout", duration_text),
-}
-"""Of each limit: its key in a job file, and a value as that file has it."""
-_OWN = ("tunnel_timeout", "verify_timeout")
-"""Limits for which wgcell has a value of its own where nobody asks for one."""
-
-
-def _ceilings(file: _Ceilings, place: Path) -> Ceilings:
-    if file.cpus is not None and file.cpus < 1:
-        raise JobError(f"{place}: ceilings.cpus: found {file.cpus}; allowed: 1 and more")
-    parsed: dict[str, Any] = {"cpus": file.cpus}
-    for key, parse in _PARSERS.items():
-        value = getattr(file, key)
+def _ceilings(table: object, place: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for row in CEILINGS:
+        written: object = getattr(table, row.name)
         try:
-            parsed[key] = None if value is None else parse(value)
-        except ValueError as error:
-            raise JobError(one_line(f"{place}: ceilings.{key}: found {error}")) from None
-    return Ceilings(**parsed)
+            if written is not None:
+                found[row.name] = row.read(written)
+        except Unfit as unfit:
+            raise JobError(f"{place}: ceilings.{row.name}: found {unfit}") from None
+    return found
 
 
 def apply_ceilings(job: Job, provider: Provider) -> Job:
@@ -243,20 +198,22 @@ def apply_ceilings(job: Job, provider: Provider) -> Job:
     A default that nobody asked for is lowered to the ceiling, and no limit becomes the ceiling.
     Raises `JobError` if the job asks for more.
     """
-    lowered: dict[str, Any] = {}
-    for limit, (key, text) in _IN_WORDS.items():
-        value, ceiling = getattr(job, limit), getattr(provider.ceilings, limit)
-        if ceiling is None or (value is not None and value <= ceiling):
+    lowered: dict[Row[object], object] = {}
+    for row in CEILINGS:
+        value: object = getattr(job, row.name)
+        ceiling = provider.ceilings.get(row.name)
+        if ceiling is None or (value is None and row.own):
             continue
-        if value is None and limit in _OWN:
+        if value is not None and not less(ceiling, value):
             continue
-        if limit in job.asked:
+        if row.name in job.asked:
+            most = row.kind.text(ceiling)
             raise JobError(
-                f"job {job.name}: {key}: found {text(value)}; "
-                f"this provider allows at most {text(ceiling)}",
-                mend=f"ask for {text(ceiling)} or less (ceilings.{limit} in {config_path()})",
+                f"job {job.name}: {row.key}: found {row.kind.text(value)}; "
+                f"this provider allows at most {most}",
+                mend=f"ask for {most} or less (ceilings.{row.name} in {config_path()})",
             )
-        lowered[limit] = ceiling
+        lowered[row] = ceiling
     if job.gateway is not None and job.gateway.learn and not provider.allow_learn:
         raise JobError(
             f"job {job.name}: --learn: this provider does not allow it",
@@ -267,4 +224,4 @@ def apply_ceilings(job: Job, provider: Provider) -> Job:
             f"job {job.name}: gateway: this provider does not allow the embedded gateway",
             mend="give the job a [vpn] config of its own",
         )
-    return replace(job, **lowered) if lowered else job
+    return with_values(job, lowered)

@@ -20,7 +20,7 @@ import typer
 from wgcell.cell.control import words
 from wgcell.cell.control.client import Unreachable, ask
 from wgcell.cell.folder import Folder, all_cells, find, state_folders
-from wgcell.cell.job import parse_duration
+from wgcell.cell.units import parse_duration
 from wgcell.cell.vouched import verify
 from wgcell.cli import completion
 from wgcell.cli.terminal import as_json, clean, console, out, printable, restore, writer

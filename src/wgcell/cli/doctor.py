@@ -14,15 +14,15 @@ from typing import Annotated
 import typer
 
 from wgcell import programs
+from wgcell.cell import emulation
 from wgcell.cell.children import GatewayProcess, RelayProcess, b64
 from wgcell.cell.folder import all_cells, state_folders
 from wgcell.cell.provider import load_provider
-from wgcell.cli import emulation
 from wgcell.cli.cells import frozen_hint
 from wgcell.cli.terminal import out
 from wgcell.display import one_line
 from wgcell.errors import LaunchError, WgcellError
-from wgcell.gateway.keys import generate_private_key
+from wgcell.gateway.model.keys import generate_private_key
 from wgcell.home import config_path
 from wgcell.image import store
 from wgcell.relay.seal import unprivileged_id

@@ -20,13 +20,25 @@ from wgcell.cell.folder import find, state_folder
 from wgcell.cli import flows
 from wgcell.cli.terminal import as_json, clean, console, out, warn
 from wgcell.errors import HostError, PolicyError, StateError
-from wgcell.gateway import control, nftables, remarks
-from wgcell.gateway.config import GatewayConfig, load_config, parse_config, parse_toml, read_text
-from wgcell.gateway.flows import Tally
-from wgcell.gateway.kernel import INTERFACE
-from wgcell.gateway.keys import generate_private_key, public_key
-from wgcell.gateway.peers import add_peer, check_name, new_gateway, remove_peer, write_secret
-from wgcell.gateway.policy import Policy
+from wgcell.gateway import control
+from wgcell.gateway.configfile import (
+    add_peer,
+    check_name,
+    load_config,
+    new_gateway,
+    parse_toml,
+    read_text,
+    remove_peer,
+    write_secret,
+)
+from wgcell.gateway.engines.nftables import forwarding
+from wgcell.gateway.engines.nftables.machine import INTERFACE
+from wgcell.gateway.model import remarks, wgquick
+from wgcell.gateway.model.config import GatewayConfig
+from wgcell.gateway.model.keys import generate_private_key, public_key
+from wgcell.gateway.model.parsing import parse_config
+from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.peer.tally import Tally
 from wgcell.net import addresses
 
 __all__ = ["app"]
@@ -239,9 +251,9 @@ def export(
     raw = _raw(file, learn=False)
     config: GatewayConfig = parse_config(raw, str(file))
     if engine is Export.WG_QUICK:
-        out(nftables.server_file(config), end="")
+        out(wgquick.server_file(config), end="")
     else:
-        out(nftables.ruleset(config, interface), end="")
+        out(forwarding.ruleset(config, interface), end="")
 
 
 @app.command()

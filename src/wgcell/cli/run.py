@@ -5,40 +5,30 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from wgcell.cell import endpoint, outputs, permissions
+from wgcell import api
+from wgcell.cell import emulation, endpoint
 from wgcell.cell.counts import shown
+from wgcell.cell.environment import environment
 from wgcell.cell.events import Event
-from wgcell.cell.folder import Folder, check_writable, create, state_folder
+from wgcell.cell.folder import check_writable, state_folder
 from wgcell.cell.inputs import Survey
-from wgcell.cell.inputs import check as check_inputs
-from wgcell.cell.job import (
-    DEFAULT_CPUS,
-    DEFAULT_DISK,
-    DEFAULT_GRACE,
-    DEFAULT_IMAGE,
-    DEFAULT_MEMORY,
-    HostLimits,
-    Job,
-    JobOptions,
-    environment,
-    job_from_options,
-    load_job,
-)
-from wgcell.cell.provider import Provider, apply_ceilings, load_provider
+from wgcell.cell.job import Job, JobOptions
+from wgcell.cell.outputs import Landed
+from wgcell.cell.provider import Provider, load_provider
 from wgcell.cell.renewal import MOST_ASKED
-from wgcell.cell.wgquick import VpnConfig, load_vpn_config
-from wgcell.cli import completion, emulation
+from wgcell.cell.rows import Written
+from wgcell.cell.settings import ALLOW, ENV, EXCLUDE, INPUTS, NAME, OUTPUTS, SERVICES, SETTINGS, VPN
+from wgcell.cell.wgquick import VpnConfig
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.lines import JsonLines
+from wgcell.cli.options import After, with_settings
 from wgcell.cli.terminal import (
     Narrator,
     Words,
@@ -51,26 +41,19 @@ from wgcell.cli.terminal import (
     speak_aside,
     warn,
 )
-from wgcell.errors import HostError, JobError, StateError
-from wgcell.gateway import remarks
-from wgcell.gateway.policy import parse_rule
-from wgcell.gateway.way import has_way
-from wgcell.guest import scripts
-from wgcell.home import config_path, expanded
+from wgcell.errors import JobError, StateError
+from wgcell.gateway.model import remarks
+from wgcell.gateway.model.rules import parse_rule
+from wgcell.home import expanded
 from wgcell.image import store
-from wgcell.image.build import is_current
 from wgcell.net.addresses import Address
-from wgcell.vm.qemu.accelerator import choose
+from wgcell.net.routes import has_route
 from wgcell.vm.spec import Accelerator
-
-if TYPE_CHECKING:
-    from wgcell.cell.result import CellResult
-    from wgcell.cell.supervisor import Supervisor
 
 __all__ = ["run"]
 
 
-def _pairs(option: str, given: list[str]) -> tuple[tuple[str, str], ...]:
+def _pairs(option: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """``["A=B"]`` -> pairs. Raises JobError naming the option."""
     form = "INSIDE=OUTSIDE" if option == "--service" else "NAME=VALUE"
     for text in given:
@@ -79,67 +62,29 @@ def _pairs(option: str, given: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple((left, right) for left, _, right in (text.partition("=") for text in given))
 
 
-def _job(file: Path | None, options: JobOptions, state: Path) -> Job:
-    limits = HostLimits.of_this_host(state)
+def _job(
+    file: Path | None, options: JobOptions, cells: Path, provider: Provider, learn: bool
+) -> Job:
+    def read() -> Job:
+        return api.read_job(options, file, cells=cells, provider=provider, learn=learn)
+
     if file is None:
-        return job_from_options(options, limits)
+        return read()
     looks_like_one = file.suffix == ".toml" or bool(options.command)
     dashes = f"a command stands behind two dashes: wgcell run -- {file}"
     if not file.exists() and not looks_like_one:
         raise JobError(f"{file}: there is no such job file", mend=dashes)
     try:
-        return load_job(file, limits, options)
+        return read()
     except JobError as error:
         if looks_like_one:
             raise
         raise JobError(error.message, mend=error.mend or dashes) from None
 
 
-def _with_gateway(job: Job, learn: bool, provider: Provider) -> Job:
-    """The job with what no job file may say of the embedded gateway. Raises JobError."""
-    if job.gateway is None:
-        if learn:
-            raise JobError("command line: --learn is for a cell's own gateway; this job has a vpn")
-        return job
-    return replace(job, gateway=replace(job.gateway, learn=learn, resolver=provider.resolver))
-
-
-def _vetting(
-    vpn: VpnConfig, provider: Provider, allow: list[str]
-) -> Callable[[], tuple[Address, ...]]:
-    """What resolves the tunnel's endpoint and vets its addresses, now and whenever it is renewed.
-
-    Each raises EndpointError; a bad ``allow`` at once. Only vetted addresses are ever used, and
-    they are used as they are, so a name with two faces gains nothing.
-    """
-    networks = (*provider.allow_endpoints, *endpoint.parse_networks(allow, "--allow-endpoint"))
-
-    def vet() -> tuple[Address, ...]:
-        found = endpoint.resolve(vpn.endpoint_host, vpn.endpoint_port)
-        return endpoint.vetted(found, vpn.endpoint_port, networks, endpoint.host_networks())
-
-    return vet
-
-
-def _image(name: str, loading: Future[store.Image]) -> store.Image:
-    """The image, built first if it is the stock one and not there yet."""
-    if name == "debian" and not store.exists(name):
-        console.print("[dim]wgcell:[/] the image debian is not built yet; this is done once")
-        return build_with_progress(name)
-    image = loading.result()
-    if name == "debian" and not is_current(image, scripts()):
-        console.print("[dim]wgcell:[/] the image debian is another version's; it is made anew")
-        return build_with_progress(name)
-    return image
-
-
-def _survey(job: Job, force: bool) -> Survey:
-    """The inputs, looked at; and whether the outputs could land. Raises InputError."""
-    synced = job.landing is not None and job.landing.synced
-    survey = check_inputs(job.inputs, job.disk, job.excludes, remember=synced)
-    if job.landing is not None:
-        outputs.check(job.landing.folder, job.landing.outputs, force)
-    return survey
+def _build(name: str, why: str) -> store.Image:
+    console.print(f"[dim]wgcell:[/] {why}")
+    return build_with_progress(name)
 
 
 def _show_inputs(narrator: Narrator, job: Job, survey: Survey) -> None:
@@ -152,6 +97,19 @@ def _show_inputs(narrator: Narrator, job: Job, survey: Survey) -> None:
         narrator.line(f"input {clean(str(counted))}")
 
 
+def _announce(narrator: Narrator, cell: api.Cell) -> None:
+    """What is about to run, what it may reach, and what is odd about that."""
+    plan, job = cell.plan, cell.plan.job
+    narrator.line(f"cell {cell.id}; {_opens(job, plan.tunnel, plan.addresses)}")
+    rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
+    for remark in (*remarks.of_rules(rules), *remarks.without_way(rules, has_route)):
+        warn(remark)
+    for remark in plan.tunnel.remarks if plan.tunnel else ():
+        warn(remark)
+    if plan.survey is not None:
+        _show_inputs(narrator, job, plan.survey)
+
+
 def _agree(summary: str) -> bool:
     for line in summary.splitlines():
         console.print(clean(line))
@@ -161,33 +119,6 @@ def _agree(summary: str) -> bool:
         return typer.confirm("make these changes?", err=True)
     except typer.Abort:
         return False  # Ctrl-C, or the end of the input
-
-
-def _bring_home(
-    job: Job, survey: Survey, folder: Folder, came: Mapping[str, Any], force: bool, yes: bool
-) -> outputs.Landed:
-    """The outputs, from the cell's folder to where they were asked from. Raises StateError.
-
-    ``came`` is the event that tells of their unpacking; empty if there was none.
-    """
-    unpacked = folder.path / "outputs"
-    landing = job.landing
-    if not unpacked.is_dir():
-        return outputs.Landed("no outputs came", False)
-    if landing is None:
-        return outputs.keep(unpacked)
-    if not came.get("complete"):
-        return outputs.Landed(f"outputs did not come whole, and stay in {unpacked}", False)
-    if not landing.synced:
-        return outputs.land(unpacked, landing.folder, force, landing.outputs)
-    can_ask = sys.stdin.isatty() and sys.stderr.isatty()
-    return outputs.sync(
-        *(unpacked, landing.folder, force, survey.seen),
-        (lambda summary: True) if yes else _agree if can_ask else None,
-        kept_here=survey.kept_here,
-        others=[one.path.name for one in job.inputs if not one.contents],
-        whole=not came.get("refused_count"),
-    )
 
 
 class _Ended(BaseException):
@@ -245,112 +176,41 @@ def _opened(path: Path) -> int:
         ) from error
 
 
+@with_settings
 def run(
     context: typer.Context,
     file: Annotated[Path | None, typer.Argument(metavar="[JOB.toml]", show_default=False)] = None,
-    name: Annotated[str | None, typer.Option(help="What the cell is called.")] = None,
-    vpn: Annotated[
-        Path | None, typer.Option(help="A wg-quick file: the requester's tunnel.")
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="What the cell may reach, by its own gateway."),
-    ] = None,
-    service: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="INSIDE=OUTSIDE",
-            help="A service in the tunnel: 10.99.0.5:80=127.0.0.1:8000.",
-        ),
-    ] = None,
+    *,
+    typed: Written,
     learn: Annotated[
         bool,
+        After(SERVICES.key),
         typer.Option("--learn", help="Let all that is public through; print what was needed."),
     ] = False,
-    image: Annotated[
-        str | None,
-        typer.Option(
-            help=f"The guest's image. [default: {DEFAULT_IMAGE}]",
-            autocompletion=completion.images,
-        ),
-    ] = None,
-    cpus: Annotated[
-        int | None, typer.Option(help=f"Virtual CPUs. [default: {DEFAULT_CPUS}]")
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help=f"Memory, as 2GiB or 2G. [default: {DEFAULT_MEMORY}]")
-    ] = None,
-    disk: Annotated[
-        str | None, typer.Option(help=f"Scratch disk, as 4GiB. [default: {DEFAULT_DISK}]")
-    ] = None,
-    input_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input", help="A file or folder to appear in /work; of . or DIR/. its contents."
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Inputs to leave out, in .gitignore's syntax."),
-    ] = None,
-    output: Annotated[
-        list[str] | None,
-        typer.Option("--output", help="A path below /work to bring to the current folder."),
-    ] = None,
     output_dir: Annotated[
         Path | None,
+        After(OUTPUTS.key),
         typer.Option("--output-dir", metavar="DIR", help="Where all outputs go instead."),
     ] = None,
     sync: Annotated[
         Path | None,
+        After(OUTPUTS.key),
         typer.Option(metavar="DIR", help="A folder whose contents go in, and changes come back."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Let outputs overwrite what is there.")
+        bool,
+        After(OUTPUTS.key),
+        typer.Option("--force", help="Let outputs overwrite what is there."),
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Bring --sync's changes back without asking.")
+        bool,
+        After(OUTPUTS.key),
+        typer.Option("--yes", help="Bring --sync's changes back without asking."),
     ] = False,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-e",
-            "--env",
-            metavar="NAME[=VALUE]",
-            help="For the workload; without a value, the one that NAME has here.",
-        ),
-    ] = None,
     env_file: Annotated[
         list[Path] | None,
+        After(ENV.key),
         typer.Option(metavar="FILE", help="A file of such lines; # begins a comment."),
-    ] = None,
-    timeout: Annotated[
-        str | None, typer.Option(help="Longest run, as 90s or 1.5h. [default: no limit]")
-    ] = None,
-    grace: Annotated[
-        str | None,
-        typer.Option(
-            help="From SIGTERM to SIGKILL, when the workload must end. "
-            f"[default: {DEFAULT_GRACE:g}s]"
-        ),
-    ] = None,
-    rate: Annotated[
-        str | None,
-        typer.Option(help="Most the tunnel carries each way, as 10Mbit. [default: no limit]"),
-    ] = None,
-    quota: Annotated[
-        str | None,
-        typer.Option(
-            help="Bytes the tunnel carries, as 2GiB; then the cell ends. [default: no limit]"
-        ),
-    ] = None,
-    on_rogue: Annotated[
-        str | None,
-        typer.Option(help="terminate, or freeze to keep the VM to look into. [default: terminate]"),
-    ] = None,
-    guest_walls: Annotated[
-        str | None,
-        typer.Option(help="on, or off for a guest that plays compromised: a test. [default: on]"),
     ] = None,
     allow_endpoint: Annotated[
         list[str] | None,
@@ -391,97 +251,54 @@ def run(
     cells = state_folder(state_dir and expanded(state_dir))
     check_writable(cells)
     words = Words.ERRORS if quiet or as_json else Words.ALL if verbose else Words.FEW
-    variables, unset = environment(env or (), map(expanded, env_file or ()), os.environ)
+    variables, unset = environment(typed.words(ENV), map(expanded, env_file or ()), os.environ)
     if unset and words >= Words.FEW:
         warn(f"not set here, so not passed on: {', '.join(unset)}")
+    vpn = typed.get(VPN)
     options = JobOptions(
-        name=name,
+        name=typed.get(NAME),
         command=tuple(context.obj or ()),
-        image=image,
-        inputs=tuple(map(_expanded_text, input_ or ())),
-        excludes=tuple(exclude or ()),
-        outputs=tuple(output or ()),
+        inputs=tuple(map(_expanded_text, typed.words(INPUTS))),
+        excludes=typed.words(EXCLUDE),
+        outputs=typed.words(OUTPUTS),
         output_dir=output_dir and expanded(output_dir),
         sync=sync and expanded(sync),
-        timeout=timeout,
-        grace=grace,
         env=variables,
-        cpus=cpus,
-        memory=memory,
-        disk=disk,
-        vpn=vpn and expanded(vpn),
-        allow=tuple(allow or ()),
-        services=_pairs("--service", service or []),
-        rate=rate,
-        quota=quota,
-        on_rogue=on_rogue,
-        guest_walls=guest_walls,
+        vpn=None if vpn is None else expanded(Path(vpn)),
+        allow=typed.words(ALLOW),
+        services=_pairs("--service", typed.words(SERVICES)),
+        settings={row.name: typed.values[row.key] for row in SETTINGS if row.key in typed.values},
     )
     provider = load_provider()
-    job = _with_gateway(_job(file and expanded(file), options, cells), learn, provider)
-    job = apply_ceilings(job, provider)
-    permissions.vet(job, provider, endpoint.host_networks)
-    survey = _survey(job, force)
-    with ThreadPoolExecutor(1) as other:
-        # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.
-        loading = other.submit(store.load, job.image)
-        from wgcell.cell.host import HostContext
-        from wgcell.cell.supervisor import Supervisor
-        from wgcell.vm.qemu.process import find_qemu
-
-        # The file is read once: it may be a pipe, or gone by the time the socket is renewed.
-        tunnel = None if job.vpn is None else load_vpn_config(job.vpn, job.vpn_beneath)
-        vet = None if tunnel is None else _vetting(tunnel, provider, allow_endpoint or [])
-        addresses = () if vet is None else vet()
-        qemu = find_qemu()
-        guest_image = _image(job.image, loading)
-    accelerator, reason = choose(qemu, guest_image.kernel, store.cache_folder().parent)
-    if accelerator is Accelerator.TCG:
-        if not provider.allow_emulation:
-            raise HostError(
-                f"this provider does not allow emulation, and KVM does not work here: {reason}",
-                mend=f"{emulation.remedy(reason)}; or set allow_emulation = true in "
-                f"{config_path()}",
-            )
-        if words >= Words.FEW:
-            warn(emulation.told(reason))
-    into = None if json_file is None else raw_sink(_opened(expanded(json_file)))
-    folder = create(cells, job.name)
-    lock = folder.hold()
-    folder.write("job.json", job.public())
-
-    def land(came: Mapping[str, Any]) -> outputs.Landed:
-        narrator.stop()
-        restore()  # a question may be asked
-        try:
-            with _interruptible():
-                return _bring_home(job, survey, folder, came, force, yes)
-        except (KeyboardInterrupt, _Ended) as end:
-            where = f"what has not landed is in {shown(str(folder.path / 'outputs'))}"
-            return outputs.Landed(f"{end} while outputs landed; {where}", False, interrupted=True)
-
-    host = HostContext(
-        *(folder, guest_image, accelerator, reason, tunnel, addresses),
-        require_walls=provider.require_walls,
-        gateway_engine=provider.gateway_engine.value,
-        land=land,
-        known_links=survey.links,
-        vet_again=vet,
+    job = _job(file and expanded(file), options, cells, provider, learn)
+    plan = api.plan(
+        job, provider=provider, allow_endpoints=allow_endpoint or (), force=force, make=_build
     )
+    if plan.platform.accelerator is Accelerator.TCG and words >= Words.FEW:
+        warn(emulation.told(plan.platform.reason))
+    into = None if json_file is None else raw_sink(_opened(expanded(json_file)))
+    with api.Cell(plan, cells) as cell:
+        raise typer.Exit(_lived(cell, words, yes=yes, as_json=as_json, into=into, file=json_file))
+
+
+def _lived(
+    cell: api.Cell,
+    words: Words,
+    *,
+    yes: bool,
+    as_json: bool,
+    into: api.Sink | None,
+    file: Path | None,
+) -> int:
+    """The cell's whole life on the terminal; its exit code. Raises StateError."""
     speak_aside()
     narrator = Narrator(words)
-    narrator.line(f"cell {folder.id}; {_opens(job, tunnel, addresses)}")
-    rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
-    for remark in (*remarks.of_rules(rules), *remarks.without_way(rules, has_way)):
-        warn(remark)
-    for remark in tunnel.remarks if tunnel else ():
-        warn(remark)
-    _show_inputs(narrator, job, survey)
-    files = [JsonLines(folder.id, into)] if into else []
-    printed = JsonLines(folder.id, raw_sink(sys.stdout.fileno())) if as_json else None
+    _announce(narrator, cell)
+    files = [JsonLines(cell.id, into)] if into else []
+    printed = JsonLines(cell.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
 
-    def report(event: Event) -> None:
+    def tell(event: Event) -> None:
         for one in lines:
             one.event(event)
         narrator(event)
@@ -490,20 +307,32 @@ def run(
         out, err = printed.output("stdout"), printed.output("stderr")
     else:
         out, err = sink(sys.stdout), sink(sys.stderr)
+    can_ask = sys.stdin.isatty() and sys.stderr.isatty()
+    agree = (lambda summary: True) if yes else _agree if can_ask else None
+
+    def land(arrived: api.Arrived) -> Landed:
+        narrator.stop()
+        restore()  # a question may be asked
+        try:
+            with _interruptible():
+                return cell.land(arrived, agree)
+        except (KeyboardInterrupt, _Ended) as end:
+            where = f"what has not landed is in {shown(str(cell.folder.path / 'outputs'))}"
+            return Landed(f"{end} while outputs landed; {where}", False, interrupted=True)
+
     try:
-        supervisor = Supervisor(job, host, report=report, stdout=out, stderr=err)
-        result = _until_its_end(supervisor)
+        result = _until_its_end(cell, event=tell, stdout=out, stderr=err, land=land)
     finally:
         narrator.stop()
         restore()
         for one in lines:
             one.close()
-        os.close(lock)
+        cell.close()
     for one in lines:
         if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
-            place = "standard output" if one is printed else f"--json-file: {json_file}"
+            place = "standard output" if one is printed else f"--json-file: {file}"
             raise StateError(f"{place}: {one.failure.strerror}: events are missing in it")
-    raise typer.Exit(int(result.exit_code))
+    return result.exit_code
 
 
 ENDINGS = {
@@ -515,7 +344,14 @@ ENDINGS = {
 """What a user or the system sends us to end the cell, and the cell's reason."""
 
 
-def _until_its_end(supervisor: Supervisor) -> CellResult:
+def _until_its_end(
+    cell: api.Cell,
+    *,
+    event: Callable[[Event], None],
+    stdout: api.Sink,
+    stderr: api.Sink,
+    land: Callable[[api.Arrived], Landed],
+) -> api.Result:
     """The cell's whole life; what a user or the system sends us ends it.
 
     In order, with a grace period, at the first signal; at once at the second, or at SIGQUIT. A
@@ -523,12 +359,12 @@ def _until_its_end(supervisor: Supervisor) -> CellResult:
     """
     import asyncio
 
-    async def watched() -> CellResult:
+    async def watched() -> api.Result:
         loop = asyncio.get_running_loop()
         for number, words in ENDINGS.items():
             if signal.getsignal(number) is not signal.SIG_IGN:
-                end = supervisor.abort if number is signal.SIGQUIT else supervisor.cancel
+                end = cell.abort if number is signal.SIGQUIT else cell.cancel
                 loop.add_signal_handler(number, end, words)
-        return await supervisor.run()
+        return await cell.run(event=event, stdout=stdout, stderr=stderr, land=land)
 
     return asyncio.run(watched())

@@ -24,7 +24,7 @@ from wgcell.cli.escapes import RESET, TerminalFilter
 from wgcell.cli.voice import Voice
 from wgcell.display import one_line, paragraph
 from wgcell.errors import HostError, WgcellError
-from wgcell.gateway.flows import Tally
+from wgcell.gateway.peer.tally import Tally
 
 __all__ = [
     "Narrator",

@@ -1,11 +1,11 @@
 """``python -m wgcell.gateway [ENGINE [INTERFACE]]``: one gateway as a process.
 
-ENGINE is ``embedded`` (unless one is given), ``namespace``, ``kernel`` with the name of its
-interface, or ``auto``: the namespace engine where it can be, else the embedded one.
+ENGINE is ``embedded`` (the default), ``namespace``, ``kernel`` with the name of its interface, or
+``auto``: the namespace engine where it is possible, else the embedded one.
 
-A line of JSON on stdin says what to be, each further one what to be from then on; JSON lines on
-stdout say what happens: ``ready`` first, then each flow. The end of stdin, a closed stdout or the
-parent's death end it: it never outlives who started it.
+The first line of JSON on stdin is the configuration, each further line the next one. JSON lines on
+stdout are its events: ``ready`` first, then the flows. The process ends when stdin ends, stdout is
+closed or its parent dies: it never outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from typing import TYPE_CHECKING, Any
 
 from wgcell.errors import HostError, WgcellError
 from wgcell.gateway import control
-from wgcell.gateway.config import GatewayConfig, parse_config
-from wgcell.gateway.limits import Bucket
+from wgcell.gateway.model.config import GatewayConfig
+from wgcell.gateway.model.parsing import parse_config
+from wgcell.gateway.model.ratelimit import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wgcell.gateway.engine import EmbeddedEngine
-    from wgcell.gateway.kernel import KernelEngine
-
-    Engine = EmbeddedEngine | KernelEngine
+    from wgcell.gateway.engines.engine import Engine
+    from wgcell.gateway.peer.events import Report
 
 _PR_SET_PDEATHSIG = 1
+"""linux/prctl.h."""
 _LONGEST_LINE = 1 << 20
+"""Bytes of a configuration."""
 _MOST_MEMORY = 2 << 30
 _FILES = 8192
 
@@ -42,8 +43,8 @@ _FILES = 8192
 def _die_with_parent(parent: int) -> bool:
     """Ask the kernel to end this process with its parent; False if ``parent`` is gone already."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # The parent may have died before prctl took hold: then init, or a subreaper, is it now. One
-    # that died before the first question has closed our stdin, which ends us as well.
+    # If the parent died before prctl took effect, init or a subreaper is the parent now. If it died
+    # before this process first asked for its parent, our stdin is closed, which ends us as well.
     return os.getppid() == parent
 
 
@@ -52,20 +53,25 @@ def _end_with(parent: int) -> None:
         os._exit(125)
 
 
-def _say(event: dict[str, object]) -> None:
+def _die_with(parent: int) -> Callable[[], None]:
+    return lambda: _end_with(parent)
+
+
+def report(event: dict[str, object]) -> None:
+    """Write one event to stdout. Ends the process if that fails."""
     try:
-        # A flow is told before a byte of it moves, so this must reach the pipe at once.
+        # A flow is reported before a byte of it moves, so this must reach the pipe at once.
         sys.stdout.write(control.SAID.line_of(event).decode())
         sys.stdout.flush()
     except (OSError, ValueError):
-        # Nobody hears us: a gateway that can't log must not forward.
+        # Nobody hears us, and a gateway that can't log must not forward.
         os._exit(1)
 
 
-def _bound() -> None:
-    """A peer may make the WireGuard server keep half-open connections; this machine stays whole.
+def _limit_resources() -> None:
+    """Bound memory and descriptors: peers may make WireGuard keep half-open connections.
 
-    It holds a private key, which belongs in no core dump.
+    No core dump: the process holds a private key.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for kind, most in ((resource.RLIMIT_DATA, _MOST_MEMORY), (resource.RLIMIT_NOFILE, _FILES)):
@@ -74,58 +80,69 @@ def _bound() -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _die_with(parent: int) -> Callable[[], None]:
-    return lambda: _end_with(parent)
-
-
-async def _started(
-    config: GatewayConfig, name: str, interface: str, give_up: Callable[[], None]
+async def started(
+    config: GatewayConfig,
+    name: str,
+    interface: str,
+    report: Report,
+    give_up: Callable[[], None],
 ) -> Engine:
-    """The engine that is asked for, started; only its own libraries are loaded."""
+    """The engine ``name``, started. Only its own libraries are loaded.
+
+    Raises WgcellError, OSError and RuntimeError. With ``auto``, the ``ready`` event of the embedded
+    engine has the reason why it is not the namespace engine.
+    """
     preexec, reason = _die_with(os.getpid()), ""
     if name in ("namespace", "auto"):
-        from wgcell.gateway.namespace import NamespaceEngine
+        from wgcell.gateway.engines.nftables.engine import NftablesEngine
+        from wgcell.gateway.engines.nftables.private import PrivateHost
 
         try:
-            apart = NamespaceEngine(config, _say, preexec=preexec, give_up=give_up)
-            await apart.start()
+            host = PrivateHost(config)
+            engine = NftablesEngine(config, report, host, preexec=preexec, give_up=give_up)
+            await engine.start()
         except (HostError, OSError, RuntimeError) as error:
-            # What the embedded engine needs too, as a port that is free, it will miss itself.
+            # The embedded engine finds out itself what it lacks, too, such as a free port.
             if name == "namespace":
                 raise
             reason = error.message if isinstance(error, HostError) else str(error)
         else:
-            return apart
+            return engine
     if name == "kernel":
-        from wgcell.gateway.kernel import INTERFACE, KernelEngine
+        from wgcell.gateway.engines.nftables.engine import NftablesEngine
+        from wgcell.gateway.engines.nftables.machine import INTERFACE, MachineHost
 
-        place = interface or INTERFACE
-        kernel = KernelEngine(config, _say, interface=place, preexec=preexec, give_up=give_up)
+        machine = MachineHost(interface or INTERFACE)
+        kernel = NftablesEngine(config, report, machine, preexec=preexec, give_up=give_up)
         await kernel.start()
         return kernel
-    from wgcell.gateway.engine import EmbeddedEngine
+    from wgcell.gateway.engines.embedded.engine import EmbeddedEngine
 
-    embedded = EmbeddedEngine(config, _say, reason)
+    embedded = EmbeddedEngine(config, report, reason)
     await embedded.start()
     return embedded
 
 
-class _Stumbles:
-    """What no code of ours has caught: told, but only so often, and never written to a pipe that
-    nobody reads."""
+class UncaughtErrors:
+    """Reports errors that no code has caught, at most one a second in the long run.
 
-    def __init__(self) -> None:
-        self._bucket = Bucket(1, 8)
+    It is a loop's exception handler. Without it, asyncio would write to a stderr that nobody reads.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._bucket = TokenBucket(1, 8)
+        self._report = report
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if self._bucket.take(loop.time()):
             error = context.get("exception")
-            _say({"event": "stumble", "detail": f"{context.get('message')}: {error!r}"[:500]})
+            detail = f"{context.get('message')}: {error!r}"[:500]
+            self._report({"event": "stumble", "detail": detail})
 
 
 async def _serve(name: str = "embedded", interface: str = "") -> int:
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_Stumbles())
+    loop.set_exception_handler(UncaughtErrors(report))
     reader, code = asyncio.StreamReader(limit=_LONGEST_LINE), 0
 
     def give_up() -> None:
@@ -137,16 +154,16 @@ async def _serve(name: str = "embedded", interface: str = "") -> int:
     try:
         line = await reader.readline()
         config = parse_config(json.loads(line))
-        engine = await _started(config, name, interface, give_up)
+        engine = await started(config, name, interface, report, give_up)
     except (WgcellError, ValueError, OSError, RuntimeError) as error:
-        _say({"event": "fault", "detail": str(error)})
+        report({"event": "fault", "detail": str(error)})
         return 125
     while (line := await reader.readline()) and not code:
         try:
             await engine.apply(parse_config(json.loads(line)))
-            _say({"event": "applied"})
+            report({"event": "applied"})
         except (WgcellError, ValueError, OSError) as error:
-            _say({"event": "fault", "detail": str(error)})
+            report({"event": "fault", "detail": str(error)})
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             await engine.stop()
@@ -154,12 +171,12 @@ async def _serve(name: str = "embedded", interface: str = "") -> int:
 
 
 def main() -> int:
-    """Run until stdin ends. 0, or 125 if it could not start."""
+    """Run until stdin ends. Returns 0, or 125 if it could not start."""
     if not _die_with_parent(os.getppid()):
         return 125
     # The terminal's Ctrl-C reaches every process of the group; the supervisor decides for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _bound()
+    _limit_resources()
     code = asyncio.run(_serve(*sys.argv[1:3]))
     sys.stdout.flush()
     # Threads of the WireGuard server's runtime must not hold up the exit.

@@ -1,6 +1,6 @@
-"""The words of a gateway to whoever started it, on its standard output.
+"""The events that a gateway writes to its standard output, for the process that started it.
 
-What it is told is a configuration a line, whose words are those of `wgcell.gateway.config`.
+Its standard input is a configuration a line, as `model.parsing` has it.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from wgcell.gateway.flows import FAILED
+from wgcell.gateway.model.flow import FAILED
 from wgcell.wire.lines import Counts, Number, OneOf, Seconds, Text, Vocabulary
 
 __all__ = [
     "SAID",
     "Applied",
-    "DoorBroken",
     "Fault",
     "Flow",
     "FlowEnd",
     "FlowsOmitted",
     "Ready",
     "Said",
+    "ServerBroken",
     "Stumble",
 ]
 
 LONGEST_LINE = 64 * 1024
-"""Bytes. The longest is ``ready``, with the port of each peer."""
+"""Bytes. The longest line is ``ready``, with the port of each peer."""
 MOST_PEERS = 250
 
 _Peer = Annotated[str, Text(64)]
@@ -44,7 +44,10 @@ _Verdict = Annotated[str, OneOf(("allow", "refuse", FAILED))]
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """It listens: where, each peer's UDP port, by which engine, and why by no other."""
+    """The gateway listens: where, at which UDP port for each peer, with which engine.
+
+    ``reason`` says why ``auto`` chose no other engine.
+    """
 
     host: _Address
     port: _Port
@@ -55,7 +58,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A flow is decided. ``mend`` is the rule that would allow it, ``host`` whom it asked for."""
+    """A flow is decided. ``mend`` is the hint, ``host`` the host that the flow asked for."""
 
     time: _Time
     flow: _Count
@@ -73,7 +76,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class FlowEnd:
-    """A flow is over: its bytes out of the cell and into it, and its seconds."""
+    """A flow has ended: its bytes out of the cell and into it, and its duration in seconds."""
 
     time: _Time
     flow: _Count
@@ -92,7 +95,7 @@ class FlowEnd:
 
 @dataclass(frozen=True, slots=True)
 class FlowsOmitted:
-    """So many events of a peer were not told one by one."""
+    """The numbers of events of a peer that were not reported one by one."""
 
     time: _Time
     peer: _Peer
@@ -103,8 +106,8 @@ class FlowsOmitted:
 
 
 @dataclass(frozen=True, slots=True)
-class DoorBroken:
-    """A peer has broken its WireGuard server, which is started again in so many seconds."""
+class ServerBroken:
+    """A peer has broken its WireGuard server, which restarts in ``again_in`` seconds."""
 
     time: _Time
     peer: _Peer
@@ -113,24 +116,24 @@ class DoorBroken:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The last configuration holds."""
+    """The last configuration is in force."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that was asked for, or is needed, can't be."""
+    """A configuration was refused, or something that the gateway needs has failed."""
 
     detail: Annotated[str, Text(8192)]
 
 
 @dataclass(frozen=True, slots=True)
 class Stumble:
-    """An error that no code has caught."""
+    """An error that no code has caught. Its event is still named ``stumble``."""
 
     detail: _Words
 
 
-Said = Ready | Flow | FlowEnd | FlowsOmitted | DoorBroken | Applied | Fault | Stumble
+Said = Ready | Flow | FlowEnd | FlowsOmitted | ServerBroken | Applied | Fault | Stumble
 
 SAID: Vocabulary[Said] = Vocabulary(
     "event",
@@ -140,7 +143,7 @@ SAID: Vocabulary[Said] = Vocabulary(
         "flow": Flow,
         "flow_end": FlowEnd,
         "flows_omitted": FlowsOmitted,
-        "door_broken": DoorBroken,
+        "door_broken": ServerBroken,
         "applied": Applied,
         "fault": Fault,
         "stumble": Stumble,

@@ -1,11 +1,11 @@
 """What runs inside the machine, and how the host speaks with it.
 
-``init`` is the first process, in the initramfs: IPv6 off, modules, firewall, then the card, the
-configuration from the host, the link, wg0 (in the workload's namespace, its UDP socket in the
-first), the root. ``agent`` goes on in the same shell: it reports what stands, waits for release,
-watches, and brings the results home. ``workload`` starts the requester's command with its
-capabilities dropped. ``firewall`` and ``protocol`` are the host's
-side of the same words.
+``init`` is the first process, in the initramfs: IPv6 off, modules, firewall, then the card. Beside
+it starts the ``agent``, in Python: it takes the configuration from the host, sets up the link, wg0
+(in the workload's namespace, its UDP socket in the first) and the root, reports what stands, waits
+for release, starts the workload, watches, and brings the results home. ``lean`` holds stand-ins for
+modules that it can't afford; ``collect`` is the shell that makes the outputs' tar. ``protocol`` and
+``firewall`` are used by both ends; ``verify`` is the host's.
 
 Once the workload runs, nothing in here is believed.
 """
@@ -14,59 +14,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
-from types import MappingProxyType
+from importlib.resources.abc import Traversable
 
 from wgcell.guest.firewall import ruleset
 
-__all__ = ["scripts"]
+__all__ = ["AGENT", "scripts"]
 
-_PLACES = {
-    "init": "init",
-    "agent": "bin/agent",
-    "clock": "bin/clock",
-    "collect": "bin/collect",
-    "workload": "bin/workload",
+AGENT = "lib/agent"
+"""Where Python finds the agent's modules, in the initramfs."""
+_SHELL = {"init": "init", "collect": "bin/collect"}
+_MODULES = ("firewall.py", "protocol.py", "walls.py")
+_STAND_INS = {
+    "dataclasses.py": "dataclasses.py",
+    "enum.py": "enum.py",
+    "errors.py": "wgcell/errors.py",
 }
 
-# What root may write in /proc without a capability, though it reaches beyond its namespaces: a
-# helper that the kernel starts (core_pattern, modprobe), a card's settings, the machine's end.
-_READ_ONLY_PROC = "/tmp"  # noqa: S108 - the initramfs's, which nobody else writes to
-_READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus")
-
-# What is mounted together, each by one process: an fstab for ``mount -a``.
-_MOUNTS: Mapping[str, str] = MappingProxyType(
-    {
-        "first": """\
+_FIRST_MOUNTS = """\
 proc /proc proc defaults
 sys /sys sysfs defaults
 dev /dev devtmpfs defaults
 run /run tmpfs defaults
-""",
-        "disks": """\
-/dev/vda /lower erofs ro
-/dev/vdb /upper ext4 noinit_itable
-""",
-        "root": """\
-pts /newroot/dev/pts devpts newinstance,ptmxmode=0666
-shm /newroot/dev/shm tmpfs mode=1777
-/upper/tmp /newroot/tmp none bind
-run /newroot/run tmpfs mode=755
-""",
-        "workload": """\
-proc /newroot/proc proc nosuid,nodev,noexec
-sys /newroot/sys sysfs ro,nosuid,nodev,noexec
 """
-        # A proc of its own, read-only, from which the places come: one process for all of it.
-        + f"proc {_READ_ONLY_PROC} proc ro,nosuid,nodev,noexec\n"
-        + "".join(
-            f"{_READ_ONLY_PROC}/{place} /newroot/proc/{place} none bind\n" for place in _READ_ONLY
-        ),
-    }
-)
+"""By one process: an fstab for ``mount -a``."""
 
 
 def scripts() -> Mapping[str, bytes]:
-    """Our own files of the initramfs, by their path in it."""
-    ours = {place: files(__name__).joinpath(name).read_bytes() for name, place in _PLACES.items()}
-    tables = {f"etc/mounts.{stage}": table.encode() for stage, table in _MOUNTS.items()}
-    return {**ours, **tables, "etc/firewall.nft": ruleset().encode()}
+    """Our own files of the initramfs, by their path in it. Python's are there as source."""
+    here = files(__name__)
+    agent = [file for file in here.joinpath("agent").iterdir() if file.name.endswith(".py")]
+    found: dict[str, Traversable] = {
+        **{place: here.joinpath(name) for name, place in _SHELL.items()},
+        **{f"{AGENT}/wgcell/guest/{name}": here.joinpath(name) for name in _MODULES},
+        **{f"{AGENT}/wgcell/guest/agent/{file.name}": file for file in agent},
+        **{f"{AGENT}/{place}": here.joinpath("lean", name) for name, place in _STAND_INS.items()},
+    }
+    packages = {f"{AGENT}/{name}/__init__.py": b"" for name in ("wgcell", "wgcell/guest")}
+    tables = {"etc/mounts.first": _FIRST_MOUNTS.encode(), "etc/firewall.nft": ruleset().encode()}
+    return {**{place: file.read_bytes() for place, file in found.items()}, **packages, **tables}

@@ -1,22 +1,22 @@
 """What host and guest say to each other on the port ``wgcell.control``: ASCII lines, a word and its
-arguments.
+arguments. Both ends use this module: one encoder and one strict decoder for each direction.
 
 The guest is hostile: a line that is not exactly one of these raises GuestError, and what a report
-says is only ever compared, never acted upon.
+says is only ever compared (`wgcell.guest.verify`), never acted upon.
+
+In the guest this must load fast, where an import of `re` or `base64` costs an emulated processor
+tens of milliseconds: hence `binascii`, and no regular expression. `dataclasses`, `enum` and
+`wgcell.errors` are small stand-ins there (`wgcell.guest.lean`).
 """
 
 from __future__ import annotations
 
-import base64
 import binascii
-import re
-from collections.abc import Mapping, Sequence
+from _collections_abc import Mapping, Sequence  # what collections.abc is, without collections
 from dataclasses import dataclass, field
 
 from wgcell.errors import GuestError
-from wgcell.guest.firewall import ENDPOINT, PORT, comparable, ruleset
 from wgcell.guest.walls import Wall
-from wgcell.net.addresses import network
 
 __all__ = [
     "KILL",
@@ -24,32 +24,46 @@ __all__ = [
     "REPORTS",
     "STREAMS",
     "TERMINATE",
+    "VERSION",
     "Changed",
+    "Clock",
+    "Closed",
     "Exited",
     "Fault",
     "GuestConfig",
     "Heartbeat",
     "Hello",
+    "Kill",
     "Message",
+    "Order",
     "OutOfMemory",
     "Outputs",
     "Ready",
+    "Release",
     "Report",
+    "Terminate",
+    "TunnelMtu",
     "clock",
     "closed",
+    "encode",
     "encode_config",
-    "expected",
-    "mismatch",
     "parse",
+    "parse_config",
+    "parse_order",
     "tunnel_mtu",
 ]
 
+VERSION = 1
 LONGEST_LINE = 128 * 1024
 """Bytes: the report of a tunnel with 1024 networks of IPv6, each a route too, in base64."""
 LONGEST_FAULT = 4096
 """Characters, of which a fault's text is kept."""
 REPORTS = ("firewall", "links", "routes", "wireguard")
 CHANGES = ("firewall", "network", "standing")
+STREAMS = ("stdout", "stderr")
+_HEXADECIMAL = frozenset("0123456789abcdef")
+_KEY = 32
+"""Bytes of a WireGuard key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +91,12 @@ class GuestConfig:
     """Domains of the resolver's."""
 
 
+# From the guest to the host.
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The guest's init is up."""
+    """The guest's agent is up, and waits for its configuration."""
 
     version: int
 
@@ -153,38 +170,85 @@ class Outputs:
 
 Message = Hello | Report | Ready | Heartbeat | Changed | Fault | OutOfMemory | Exited | Outputs
 
+
+# From the host to a guest that has its configuration.
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Start the workload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """Send the workload SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End the workload at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Nobody reads that one of `STREAMS` any more: the workload's next write is a SIGPIPE."""
+
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelMtu:
+    """The tunnel's MTU, in bytes, from now on."""
+
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The host's clock: Unix time, in seconds. The guest's is brought to it, never back."""
+
+    now: float
+
+
+Order = Release | Terminate | Kill | Closed | TunnelMtu | Clock
+
 RELEASE = b"release\n"
-"""The host's words to a guest that is configured: start the workload."""
 TERMINATE = b"term\n"
-"""Send the workload SIGTERM."""
 KILL = b"kill\n"
-"""End the workload at once."""
-STREAMS = ("stdout", "stderr")
 
 
 def closed(stream: str) -> bytes:
-    """Nobody reads that one of `STREAMS` any more: the workload's next write to it is a SIGPIPE."""
+    """`Closed`, as a line."""
     return f"closed {stream}\n".encode("ascii")
 
 
 def tunnel_mtu(mtu: int) -> bytes:
-    """The tunnel's MTU, in bytes, from now on."""
+    """`TunnelMtu`, as a line."""
     return f"mtu {mtu}\n".encode("ascii")
 
 
 def clock(now: float) -> bytes:
-    """The host's clock: Unix time ``now``, in seconds. The guest's is brought to it, never back."""
+    """`Clock`, as a line."""
     return f"time {now:.6f}\n".encode("ascii")
 
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./=,:@%+-]{1,4096}")
-"""Letters that mean nothing to the guest's shell, wherever they stand."""
-
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-
-
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
+def parse_order(line: bytes) -> Order:
+    """One line of the host's. Raises GuestError for anything but an order."""
+    match _words(line):
+        case ["release"]:
+            return Release()
+        case ["term"]:
+            return Terminate()
+        case ["kill"]:
+            return Kill()
+        case ["closed", stream]:
+            return Closed(_subject(stream, STREAMS))
+        case ["mtu", mtu]:
+            return TunnelMtu(_number(mtu, 65535))
+        case ["time", now]:
+            return Clock(_seconds(now))
+        case _:
+            raise GuestError(f"{_shown(line)} is no order")
 
 
 def encode_config(config: GuestConfig) -> bytes:
@@ -206,62 +270,85 @@ def encode_config(config: GuestConfig) -> bytes:
     lines += [f"wg_address {address}" for address in config.addresses]
     lines += [f"dns {server}" for server in config.dns]
     lines += [f"search {domain}" for domain in config.search]
-    lines += [f"arg {_word(word)}" for word in config.command]
-    lines += [f"env {_word(f'{name}={value}')}" for name, value in config.environment]
-    lines += [f"output {_b64(path.encode('utf-8', 'surrogateescape'))}" for path in config.outputs]
+    lines += [f"arg {_b64(_bytes(word))}" for word in config.command]
+    lines += [f"env {_b64(_bytes(f'{name}={value}'))}" for name, value in config.environment]
+    lines += [f"output {_b64(_bytes(path))}" for path in config.outputs]
     return "".join(f"{line}\n" for line in [*lines, "end"]).encode("ascii")
 
 
-def _word(word: str) -> str:
-    """A word of the command: behind a colon if it is plain, else base64.
-
-    Plain saves an emulated guest the four processes that decode it.
-    """
-    if _PLAIN.fullmatch(word):
-        return f":{word}"
-    return _b64(word.encode("utf-8", "surrogateescape"))
+_ONCE = (
+    *("time", "hostname", "walls", "wg_private_key", "wg_peer_public_key", "wg_allowed_ips"),
+    *("wg_mtu", "wg_keepalive", "probe", "inputs"),
+)
+_ANY = ("wg_preshared_key", "wg_address", "dns", "search", "arg", "env", "output")
 
 
-def _number(text: str, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > most:
-        raise GuestError(f"the guest sent {text[:40]!r} where a number up to {most} belongs")
-    return int(text)
+def parse_config(lines: Sequence[bytes]) -> GuestConfig:
+    """The configuration from its lines, of which ``end`` is the last. Raises GuestError."""
+    said: dict[str, list[str]] = {word: [] for word in _ONCE + _ANY}
+    if not lines or lines[-1].strip() != b"end":
+        raise GuestError("the configuration broke off")
+    for line in lines[:-1]:
+        word, _, value = _ascii(line).rstrip("\n").partition(" ")
+        if word not in said:
+            raise GuestError(f"unknown word {word[:40]} in the configuration")
+        said[word].append(value)
+    for word in _ONCE:
+        if len(said[word]) != 1:
+            raise GuestError(f"the configuration has {len(said[word])} lines {word}")
+    once = {word: said[word][0] for word in _ONCE}
+    preshared = [_key(value) for value in said["wg_preshared_key"]]
+    return GuestConfig(
+        time=_seconds(once["time"]),
+        hostname=once["hostname"],
+        walls=_walls(once["walls"]),
+        private_key=_key(once["wg_private_key"]),
+        peer_public_key=_key(once["wg_peer_public_key"]),
+        preshared_key=preshared[0] if preshared else None,
+        addresses=tuple(said["wg_address"]),
+        allowed_ips=tuple(once["wg_allowed_ips"].split(",")),
+        mtu=_number(once["wg_mtu"], 65535),
+        keepalive=_number(once["wg_keepalive"], 65535),
+        dns=tuple(said["dns"]),
+        probe=once["probe"],
+        inputs=_subject(once["inputs"], ("yes", "no")) == "yes",
+        command=tuple(map(_word, said["arg"])),
+        environment=tuple(map(_variable, said["env"])),
+        outputs=tuple(map(_word, said["output"])),
+        search=tuple(said["search"]),
+    )
 
 
-def _text(encoded: str) -> str:
-    try:
-        return base64.b64decode(encoded, validate=True).decode("utf-8", "backslashreplace")
-    except (binascii.Error, ValueError):
-        raise GuestError("the guest sent a text that is not base64") from None
-
-
-def _subject(word: str, allowed: tuple[str, ...]) -> str:
-    if word not in allowed:
-        raise GuestError(f"the guest reported on {word[:40]!r}, which is nothing we know")
-    return word
-
-
-def _sections(text: str) -> Mapping[str, str]:
-    """``= links`` and the lines under it, for each subject."""
-    found: dict[str, list[str]] = {}
-    under: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("= "):
-            under = found.setdefault(_subject(line[2:], REPORTS), [])
-        else:
-            under.append(line)
-    return {what: "\n".join(lines) for what, lines in found.items()}
+def encode(message: Message) -> bytes:
+    """One message of the guest's, as a line."""
+    match message:
+        case Hello():
+            words = f"hello {message.version}"
+        case Report():
+            parts = [f"= {what}\n{text}\n" for what, text in message.texts.items()]
+            words = f"report {_b64(_printed(''.join(parts)))}"
+        case Ready():
+            words = "ready"
+        case Heartbeat():
+            words = f"heartbeat {message.number} {message.drops}"
+        case Changed():
+            words = f"changed {message.what} {_b64(_printed(message.text))}"
+        case Fault():
+            words = f"fault {_b64(_printed(message.text))}"
+        case OutOfMemory():
+            words = f"oom {message.count} {_b64(_printed(message.victim))}"
+        case Exited():
+            words = f"exit {message.code} {message.stdout} {message.stderr}"
+        case Outputs():
+            words = f"outputs {message.size} {message.status} {message.sha256}"
+    return f"{words.rstrip(' ')}\n".encode("ascii")
 
 
 def parse(line: bytes) -> Message:
     """One line of the guest's. Raises GuestError for anything but a message."""
     if len(line) > LONGEST_LINE:
         raise GuestError("the guest sent a line that is too long")
-    try:
-        words = line.decode("ascii").split()
-    except UnicodeDecodeError:
-        raise GuestError("the guest sent a line that is not ASCII") from None
-    match words:
+    match _words(line):
         case ["hello", version]:
             return Hello(_number(version, 1000))
         case ["report", text]:
@@ -282,80 +369,103 @@ def parse(line: bytes) -> Message:
             return OutOfMemory(_number(count, 2**53), "")
         case ["exit", code, stdout, stderr]:
             return Exited(_number(code, 255), _number(stdout, 2**53), _number(stderr, 2**53))
-        case ["outputs", size, status, sha256] if _SHA256.fullmatch(sha256):
+        case ["outputs", size, status, sha256] if len(sha256) == 64 and {*sha256} <= _HEXADECIMAL:
             return Outputs(_number(size, 2**53), _number(status, 255), sha256)
         case _:
-            shown = line[:60].decode("ascii", "backslashreplace").strip()
-            raise GuestError(f"the guest sent a line that is no message: {shown!r}")
+            raise GuestError(f"the guest sent a line that is no message: {_shown(line)}")
 
 
-def expected(config: GuestConfig) -> Mapping[str, str]:
-    """The reports of a guest that is set up as asked; routes are held to a rule instead."""
-    workload = "first eth0\nfirst lo\nworkload lo\nworkload wg0"
-    one = "first eth0\nfirst lo\nfirst wg0"
-    return {
-        "firewall": comparable(ruleset()) if Wall.FIREWALL in config.walls else "",
-        "links": workload if Wall.NAMESPACE in config.walls else one,
-        "wireguard": f"{_b64(config.peer_public_key)} {ENDPOINT}:{PORT} "
-        f"{','.join(config.allowed_ips)} {config.keepalive}",
-    }
-
-
-def mismatch(config: GuestConfig, reports: Mapping[str, str]) -> str | None:
-    """What differs from what was asked, in one sentence; None if nothing does."""
-    for what in REPORTS:
-        if what not in reports:
-            return f"the guest did not report its {what}"
-    for what, asked in expected(config).items():
-        seen = comparable(reports[what])
-        if what == "links":
-            seen = "\n".join(sorted(set(seen.splitlines())))
-        if what == "wireguard":
-            asked, seen = _one_spelling(asked), _one_spelling(seen)
-        if seen != asked:
-            return f"the guest's {what} is not what was asked: {_difference(asked, seen)}"
-    return _misrouted(reports["routes"].splitlines())
-
-
-def _one_spelling(report: str) -> str:
-    """A report on WireGuard with its networks in order, each once and written in one way.
-
-    ``wg`` writes them as inet_ntop(3) does, and the kernel keeps each once. Networks that are none
-    stay as they are.
-    """
-    words = report.split(" ")
-    if len(words) != 4:
-        return report
+def _ascii(line: bytes) -> str:
     try:
-        networks = {network(text) for text in words[2].split(",")}
+        return line.decode("ascii")
+    except UnicodeDecodeError:
+        raise GuestError("the guest sent a line that is not ASCII") from None
+
+
+def _words(line: bytes) -> list[str]:
+    return _ascii(line).split()
+
+
+def _shown(line: bytes) -> str:
+    return repr(line[:60].decode("ascii", "backslashreplace").strip())
+
+
+def _b64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
+
+
+def _from_b64(encoded: str) -> bytes:
+    try:
+        return binascii.a2b_base64(encoded, strict_mode=True)
+    except (binascii.Error, ValueError):
+        raise GuestError("the guest sent a text that is not base64") from None
+
+
+def _bytes(word: str) -> bytes:
+    """A word of the user's, who may have bytes in it that are no UTF-8."""
+    return word.encode("utf-8", "surrogateescape")
+
+
+def _word(encoded: str) -> str:
+    return _from_b64(encoded).decode("utf-8", "surrogateescape")
+
+
+def _variable(encoded: str) -> tuple[str, str]:
+    name, equals, value = _word(encoded).partition("=")
+    if not name or not equals:
+        raise GuestError("the configuration has a variable without a name")
+    return name, value
+
+
+def _printed(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _text(encoded: str) -> str:
+    return _from_b64(encoded).decode("utf-8", "backslashreplace")
+
+
+def _key(encoded: str) -> bytes:
+    key = _from_b64(encoded)
+    if len(key) != _KEY:
+        raise GuestError("the configuration has a key that is none")
+    return key
+
+
+def _walls(names: str) -> frozenset[Wall]:
+    try:
+        return frozenset(Wall(name) for name in names.split(",") if name)
     except ValueError:
-        return report
-    words[2] = ",".join(map(str, sorted(networks, key=lambda one: (one.version, one))))
-    return " ".join(words)
+        raise GuestError(f"the configuration has walls that are none: {names[:80]!r}") from None
 
 
-_LINK = "eth0 0040A8C0 FCFFFFFF"
-"""192.168.64.0/30 as ``/proc/net/route`` writes it."""
+def _seconds(text: str) -> float:
+    """Unix time, in seconds, with six decimals."""
+    whole, _, fraction = text.partition(".")
+    if len(fraction) != 6:
+        raise GuestError(f"{text[:40]!r} is no time with six decimals")
+    return _number(whole, 2**40) + _number(fraction, 999_999) / 1e6
 
 
-def _misrouted(routes: Sequence[str]) -> str | None:
-    """What is wrong with the guest's routes: a device, a network and its mask or length each."""
-    tunnel = False
-    for route in routes:
-        device, network, *_ = [*route.split(), "", ""]
-        # IPv6 puts its multicast network over every interface by itself.
-        tunnel |= device == "wg0" and not network.startswith("ff00")
-        if device == "eth0" and route != _LINK:
-            return f"the guest has a route over eth0: {route[:80]!r}"
-        if device not in ("eth0", "wg0", "lo"):
-            return f"the guest has a route over {device[:20]!r}"
-    return None if tunnel else "the guest has no route into the tunnel"
+def _number(text: str, most: int) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > most:
+        raise GuestError(f"the guest sent {text[:40]!r} where a number up to {most} belongs")
+    return int(text)
 
 
-def _difference(asked: str, seen: str) -> str:
-    theirs = seen.splitlines()
-    for line in asked.splitlines():
-        if line not in theirs:
-            return f"{line.strip()[:80]!r} is missing"
-    extra = [line for line in theirs if line not in asked.splitlines()]
-    return f"{extra[0].strip()[:80]!r} is too much" if extra else "the order differs"
+def _subject(word: str, allowed: tuple[str, ...]) -> str:
+    if word not in allowed:
+        raise GuestError(f"the guest reported on {word[:40]!r}, which is nothing we know")
+    return word
+
+
+def _sections(text: str) -> Mapping[str, str]:
+    """``= links`` and the lines under it, for each subject."""
+    found: dict[str, list[str]] = {}
+    under: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("= "):
+            under = found.setdefault(_subject(line[2:], REPORTS), [])
+        else:
+            under.append(line)
+    return {what: "\n".join(lines) for what, lines in found.items()}

@@ -2,8 +2,10 @@
 
 Two stages, each skipped when its inputs have not changed. The *base*, half a minute: a root file
 system by mmdebstrap, made an erofs; the kernel of Debian's cloud package; the tools and modules
-that the initramfs needs, as one cpio archive. The *scripts*, at once: our init, agent and
-firewall as a second cpio archive behind the first (the kernel unpacks one after the other).
+that the initramfs needs, Python among them, as one cpio archive. The *scripts*, at once: our init,
+agent and firewall as a second cpio archive behind the first (the kernel unpacks one after the
+other). Python's sources are compiled there by the image's own interpreter, run on this machine:
+what compiles must be what will run.
 
 Root and kernel come from one suite by mmdebstrap alone: which Debian or Ubuntu builds, and what its
 own apt knows, does not matter. The manifest says the version of each package that was taken.
@@ -67,8 +69,38 @@ PACKAGES = (
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 MIRROR = "WGCELL_MIRROR"
 """The environment's variable for what ``wgcell image build --mirror`` says."""
-# busybox's own `date` knows whole seconds only.
-TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip", "usr/bin/date")
+TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip", "usr/bin/python3")
+# What the agent needs of Python's library beyond the interpreter: the codec of its own strings, the
+# file by which it finds the library, system calls. Everything else is built in.
+LIBRARY = (
+    "__future__",
+    "encodings/__init__",
+    "encodings/aliases",
+    "encodings/utf_8",
+    "os",
+)
+EXTENSIONS = ("_ctypes",)
+# Run by the image's Python: each .py file of the folders that it is given becomes a .pyc in its
+# place, whose source nobody looks for. Nothing is imported but what is built in.
+COMPILE = """
+import sys, posix, _imp
+import _frozen_importlib_external as external
+def compiled(folder, inside):
+    for entry in sorted(posix.listdir(folder)):
+        path, name = f"{folder}/{entry}", f"{inside}/{entry}"
+        if external._path_isdir(path):
+            compiled(path, name)
+        elif entry.endswith(".py"):
+            loader = external.FileLoader("", path)
+            source = loader.get_data(path)
+            code = compile(source, name, "exec", dont_inherit=True, optimize=2)
+            hashed = _imp.source_hash(external._RAW_MAGIC_NUMBER, source)
+            external.SourceFileLoader("", path).set_data(
+                path + "c", external._code_to_hash_pyc(code, hashed, False))
+            posix.unlink(path)
+for folder in sys.argv[1:]:
+    compiled(folder, "")
+"""
 # Run by mmdebstrap when the root is finished, with the apt that filled it: the kernel is taken, not
 # installed, for a root needs neither it nor what would make it boot.
 _KERNEL = "wgcell-kernel"
@@ -99,24 +131,17 @@ PROVING = ("llc", "stp", "bridge", "macvlan")
 _PROVING = "usr/lib/modules/wgcell-prove"
 LATE = ("virtio_blk", "erofs", "overlay", "wireguard", "virtio_net")
 _FOLDERS = (
-    *("bin", "etc/dev/pts", "etc/dev/shm", "lib/x86_64-linux-gnu", "lib64", "modules"),
+    *("bin", "etc", "lib/x86_64-linux-gnu", "lib64", "modules"),
     *("dev", "lower", "newroot", "proc", "run", "sys", "tmp", "upper", "var"),
 )
-# What is in the workload's /dev and is no device.
-_LINKS = {
-    "var/run": "/run",
-    "etc/dev/fd": "/proc/self/fd",
-    "etc/dev/stdin": "/proc/self/fd/0",
-    "etc/dev/stdout": "/proc/self/fd/1",
-    "etc/dev/stderr": "/proc/self/fd/2",
-    "etc/dev/ptmx": "pts/ptmx",
-}
+_LINKS = {"var/run": "/run"}
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
+_LOADER = "ld-linux-x86-64.so.2"
 # Owners are root's in the end, whoever builds. Without -p, tar applies an ordinary user's umask,
 # and drops setuid, setgid and sticky bits.
 UNPACK = ("tar", "-x", "-p", "--no-same-owner")
 BASE_CPIO = "base.cpio"
-_FORMAT = 8
+_FORMAT = 9
 
 # A bzImage's setup header, by offset.
 _SETUP_SECTORS = 0x1F1
@@ -183,6 +208,7 @@ def build(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
                 target.chmod(0o755)
+            _compile_own(made / BASE_CPIO, Path(temporary) / "tools", own)
             _cpio(own, Path(temporary) / "own.cpio")
             with (made / "initramfs").open("wb") as whole:
                 whole.write((made / BASE_CPIO).read_bytes())
@@ -211,8 +237,9 @@ def is_current(image: Image, scripts: Mapping[str, bytes]) -> bool:
 
 def _base_key() -> str:
     settings = (word for setting in SETTINGS.items() for word in setting)
-    named = (*PACKAGES, *TOOLS, *EARLY, *LATE, COMPILE_PYTHON, TAKE_KERNEL, *settings)
-    return _key(SUITE, KERNEL_PACKAGE, *named, str(_FORMAT))
+    named = (*PACKAGES, *TOOLS, *LIBRARY, *EXTENSIONS, *EARLY, *LATE, *settings)
+    programs_run = (COMPILE_PYTHON, COMPILE, TAKE_KERNEL)
+    return _key(SUITE, KERNEL_PACKAGE, *named, *programs_run, str(_FORMAT))
 
 
 def _scripts_key(scripts: Mapping[str, bytes]) -> str:
@@ -263,7 +290,12 @@ def _found(argv: Sequence[str]) -> list[str]:
     return [path, *argv[1:]]
 
 
-def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
+def _run(
+    argv: Sequence[str],
+    mend: str = "",
+    cwd: Path | None = None,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Run a program to its end. Raises ImageError with the last lines of what it said.
 
     It has a session of its own. If this process is asked to end meanwhile (an exception), so is
@@ -280,7 +312,7 @@ def _run(argv: Sequence[str], mend: str = "", cwd: Path | None = None) -> str:
                 text=True,
                 errors="replace",
                 cwd=cwd,
-                env=programs.environment(*_KEPT),
+                env=programs.environment(*_KEPT, **variables),
                 start_new_session=True,
             )
         out, err = process.communicate()
@@ -557,8 +589,6 @@ def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
         (base / "bin" / applet).unlink(missing_ok=True) if applet != "busybox" else None
         if applet != "busybox":
             (base / "bin" / applet).symlink_to("busybox")
-    libraries = root / _LIBRARIES
-    loader = libraries / "ld-linux-x86-64.so.2"
     for tool in TOOLS:
         source = root / tool
         if not source.exists():
@@ -566,12 +596,9 @@ def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
         place = base / "bin" / source.name
         place.unlink(missing_ok=True)
         shutil.copy(source.resolve() if not source.is_symlink() else _inside(root, source), place)
-        listed = _run([str(loader), "--library-path", str(libraries), "--list", str(place)])
-        for line in listed.splitlines():
-            found = line.partition("=>")[2].split(" (")[0].strip()
-            if found:
-                shutil.copy(found, base / "lib/x86_64-linux-gnu" / Path(found).name)
-    shutil.copy(loader, base / "lib64/ld-linux-x86-64.so.2")
+        _bring_libraries(base, root, place)
+    shutil.copy(root / _LIBRARIES / _LOADER, base / "lib64" / _LOADER)
+    _python(base, root)
     ours = base / "lib/modules" / modules.name
     ours.mkdir(parents=True)
     needs = modules_needed((modules / "modules.dep").read_text(), (*EARLY, *LATE))
@@ -583,6 +610,55 @@ def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
         modular = [name for name in names if any(_module_name(path) == name for path in needs)]
         (base / "modules" / stage).write_text(" ".join(modular) + "\n")
     _cpio(base, target)
+
+
+def _bring_libraries(base: Path, root: Path, binary: Path) -> None:
+    """Copy the shared libraries that ``binary`` needs."""
+    libraries = root / _LIBRARIES
+    loader = str(libraries / _LOADER)
+    listed = _run([loader, "--library-path", str(libraries), "--list", str(binary)])
+    for line in listed.splitlines():
+        found = line.partition("=>")[2].split(" (")[0].strip()
+        if found:
+            shutil.copy(found, base / "lib/x86_64-linux-gnu" / Path(found).name)
+
+
+def _python(base: Path, root: Path) -> None:
+    """The few files of Python's library that the agent needs, compiled."""
+    library = next((root / "usr/lib").glob("python3.*"))
+    place = base / "lib" / library.name
+    extensions = place / "lib-dynload"
+    extensions.mkdir(parents=True)
+    for name in EXTENSIONS:
+        (extension,) = (library / "lib-dynload").glob(f"{name}.*.so")
+        shutil.copy(extension, extensions)
+        _bring_libraries(base, root, extensions / extension.name)
+    for name in LIBRARY:
+        module = place / f"{name}.py"
+        module.parent.mkdir(exist_ok=True)
+        shutil.copy(library / f"{name}.py", module)
+    # It can't start without the library that it is to compile.
+    _compile(base, [place], library=root / "usr")
+
+
+def _compile(tools: Path, folders: Sequence[Path], library: Path | None = None) -> None:
+    """Compile what lies in ``folders`` by the Python of the unpacked initramfs ``tools``.
+
+    ``library``: where it finds its own library, other than in ``tools``.
+    """
+    argv = [str(tools / "lib64" / _LOADER), "--library-path", str(tools / "lib/x86_64-linux-gnu")]
+    argv += [str(tools / "bin/python3"), "-S", "-B", "-P", "-X", "utf8", "-c", COMPILE]
+    argv += [str(folder) for folder in folders]
+    _run(argv, variables={"PYTHONHOME": str(library or tools)})
+
+
+def _compile_own(base: Path, tools: Path, own: Path) -> None:
+    """Compile the agent by the Python that is in ``base``, an archive."""
+    if not (own / "lib").exists():
+        return
+    tools.mkdir()
+    _run(["cpio", "-i", "-d", "--quiet", "--no-absolute-filenames", "-F", str(base)], cwd=tools)
+    _compile(tools, [own / "lib"])
 
 
 def _inside(root: Path, link: Path) -> Path:

@@ -1,15 +1,15 @@
-"""A token bucket: so many a second in the long run, and a burst. Times are in seconds."""
+"""A token bucket: a rate in the long run, and a burst. Pure: time is an argument, in seconds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Bucket"]
+__all__ = ["TokenBucket"]
 
 
 @dataclass(slots=True)
-class Bucket:
-    """``rate`` tokens a second, at most ``burst`` kept; full at first."""
+class TokenBucket:
+    """Gets ``rate`` tokens a second, and holds at most ``burst``; full at first."""
 
     rate: float
     burst: float
@@ -17,7 +17,7 @@ class Bucket:
     _last: float = 0.0
 
     def take(self, now: float, tokens: float = 1.0) -> bool:
-        """Take ``tokens`` if they are there."""
+        """Take ``tokens`` if the bucket has as many."""
         self._fill(now)
         if self._tokens < tokens:
             return False
@@ -25,7 +25,7 @@ class Bucket:
         return True
 
     def wait(self, now: float, tokens: float) -> float:
-        """Take ``tokens``, on credit if need be; the seconds until the debt is paid."""
+        """Take ``tokens``, on credit if need be. Returns the seconds until the debt is paid."""
         self._fill(now)
         self._tokens -= tokens
         return max(0.0, -self._tokens / self.rate)

@@ -22,20 +22,16 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
+from wgcell import api
 from wgcell.cell import consent
-from wgcell.cell.children import RelayProcess
-from wgcell.cell.folder import create
-from wgcell.cell.host import HostContext
 from wgcell.cell.inputs import Input
 from wgcell.cell.job import Job
-from wgcell.cell.result import CellResult
-from wgcell.cell.supervisor import Supervisor
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.guest.walls import Wall
 from wgcell.image import store
@@ -50,9 +46,6 @@ from wgcell.prove.quick import Stand
 from wgcell.prove.toll import DISK, MEMORY, Meter, Toll
 from wgcell.prove.verdict import Observation, Phase, Result, Verdict, judge
 from wgcell.relay import link
-from wgcell.vm.qemu.accelerator import choose
-from wgcell.vm.qemu.process import find_qemu
-from wgcell.vm.spec import Accelerator
 
 __all__ = ["Boot", "Machines", "find", "names", "plan", "play_all"]
 
@@ -79,26 +72,25 @@ _BOUNDS = "bounds of the cell, with a VM in it"
 class Machines:
     """What VMs are made of here. ``every``: each case that kills gets a boot of its own."""
 
-    image: store.Image
-    accelerator: Accelerator
-    reason: str
+    platform: api.Platform
     every: bool = False
 
     def facts(self) -> list[tuple[str, str]]:
         """For the report."""
-        accelerator = f"{self.accelerator.value} ({self.accelerator.assurance})"
-        kernel = self.image.manifest.get("kernel_version", "?")
+        image, accelerator = self.platform.image, self.platform.accelerator
+        kernel = image.manifest.get("kernel_version", "?")
         return [
-            ("accelerator", f"{accelerator}: {self.reason}"),
-            ("image", f"{self.image.name}, kernel {kernel}"),
+            (
+                "accelerator",
+                f"{accelerator.value} ({accelerator.assurance}): {self.platform.reason}",
+            ),
+            ("image", f"{image.name}, kernel {kernel}"),
         ]
 
 
 def find(*, every: bool) -> Machines:
     """The stock image and what can run it. Raises HostError naming the mend."""
-    image = store.load("debian")
-    accelerator, reason = choose(find_qemu(), image.kernel, store.cache_folder().parent)
-    return Machines(image, accelerator, reason, every)
+    return Machines(api.platform(store.load(api.STOCK_IMAGE)), every)
 
 
 AnyCase = Case | Bypass | Sabotage | Exhaustion
@@ -196,17 +188,16 @@ class _Seen:
     marks: dict[str, list[bytes]] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
     done: bool = False
-    result: CellResult | None = None
+    result: api.Result | None = None
     seconds: float = 0.0
     toll: Toll = field(default_factory=Toll)
 
     def ended_as(self) -> str:
         """The cell's outcome."""
-        return "none" if self.result is None else self.result.outcome.value
+        return "" if self.result is None else self.result.outcome.value
 
-    @property
-    def reason(self) -> str:
-        """Why."""
+    def said(self) -> str:
+        """Why the cell ended."""
         return "" if self.result is None else self.result.reason
 
     def carried(self, mark: bytes) -> bool:
@@ -256,6 +247,8 @@ def _altered(image: store.Image, folder: Path, laid: bytes) -> store.Image:
     made.mkdir()
     for name in ("kernel", "rootfs"):
         (made / name).symlink_to(image.folder / name)
+    # A copy: what is recorded of a cell is opened without following links.
+    (made / "manifest.json").write_bytes((image.folder / "manifest.json").read_bytes())
     (made / "initramfs").write_bytes(image.initramfs.read_bytes() + laid)
     return store.Image("hostile", made, image.manifest)
 
@@ -282,7 +275,7 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
         job = Job(
             name="prove",
             command=("python3", "-m", "wgcell.prove.player", "orders.json"),
-            image=machines.image.name,
+            image=machines.platform.image.name,
             inputs=(Input(_carry(folder)), Input(folder / "orders.json")),
             outputs=(),
             timeout=120.0,
@@ -305,32 +298,25 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
             allowed_ips=(ip_network("0.0.0.0/0"),),
             mtu=MTU,
         )
-        image = machines.image
+        on = machines.platform
         if boot.sabotage is not None:
             forged = forged_report(ground.endpoint_public_key(), "0.0.0.0/0", vpn.keepalive)
-            image = _altered(image, folder, laid_over(boot.sabotage, forged))
-        host_context = HostContext(
-            *(create(folder, "prove"), image, machines.accelerator, machines.reason, vpn),
-            (ip_address(host),),
-        )
+            on = replace(on, image=_altered(on.image, folder, laid_over(boot.sabotage, forged)))
         words = bytearray()
-        supervisor = Supervisor(
-            job,
-            host_context,
-            report=lambda event: None,
-            stdout=words.extend,
-            stderr=lambda data: seen.words.append(data.decode("utf-8", "replace")),
-            spawn_relay=_opened(ground) if boot.opened else RelayProcess.spawn,
-        )
         over = asyncio.Event()
         looks = [_look(ground, seen, over)]
-        if boot.exhaustion is not None:
-            looks.append(_measure(Meter(host_context.folder.path, seen.toll), over))
-            looks.append(_neighbour(ground, seen, over))
-        if boot.sabotage is not None and boot.opened:
-            looks.append(_end_when_seen(supervisor, boot.sabotage, seen, over))
-        looking = [asyncio.create_task(look) for look in looks]
-        seen.result = await supervisor.run()
+        with api.Cell(api.Plan(job, on, vpn, (ip_address(host),)), folder) as cell:
+            if boot.exhaustion is not None:
+                looks.append(_measure(Meter(cell.folder.path, seen.toll), over))
+                looks.append(_neighbour(ground, seen, over))
+            if boot.sabotage is not None and boot.opened:
+                looks.append(_end_when_seen(cell, boot.sabotage, seen, over))
+            looking = [asyncio.create_task(look) for look in looks]
+            seen.result = await cell.run(
+                stdout=words.extend,
+                stderr=lambda data: seen.words.append(data.decode("utf-8", "replace")),
+                spawn_relay=_opened(ground) if boot.opened else None,
+            )
         await asyncio.sleep(0.1)
         over.set()
         await asyncio.gather(*looking)
@@ -342,9 +328,7 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
 
 
 def _opened(ground: Ground) -> Callable[..., Coroutine[Any, Any, Any]]:
-    async def spawn(
-        nic: socket.socket, udp: socket.socket, cell: str, kill_switch: Any
-    ) -> OpenedRelay:
+    async def spawn(nic: socket.socket, udp: socket.socket, cell: str, fuse: Any) -> OpenedRelay:
         return OpenedRelay(nic, udp.dup(), ground.wire)
 
     return spawn
@@ -375,12 +359,12 @@ async def _measure(meter: Meter, over: asyncio.Event) -> None:
 
 
 async def _end_when_seen(
-    supervisor: Supervisor, sabotage: Sabotage, seen: _Seen, over: asyncio.Event
+    cell: api.Cell, sabotage: Sabotage, seen: _Seen, over: asyncio.Event
 ) -> None:
     """A control has shown all it can once its probe was captured."""
     while not over.is_set() and not seen.carried(sabotage.mark):
         await asyncio.sleep(0.2)
-    supervisor.cancel("the control was seen")
+    cell.cancel("the control was seen")
 
 
 async def _neighbour(ground: Ground, seen: _Seen, over: asyncio.Event) -> None:
@@ -488,7 +472,7 @@ def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]
         arrived=due is Verdict.PASS and bool(marks) and all(map(seen.carried, marks)),
         lost=seen.lost,
         control=control and bool(marks),
-        said=seen.reason or ", ".join(_refused(seen)),
+        said=seen.said() or ", ".join(_refused(seen)),
         seconds=seen.seconds / len(boot.cases),
         frames=max(len(marks), 1),
     )
@@ -502,8 +486,8 @@ def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]
 
 
 def _refused(seen: _Seen) -> list[str]:
-    stats = None if seen.result is None else seen.result.relay
-    return [] if stats is None else [f"{reason} x{n}" for reason, n in stats.refused.items()]
+    refused = {} if seen.result is None else seen.result.refused
+    return [f"{reason} x{n}" for reason, n in refused.items()]
 
 
 def _tampered(case: Sabotage, seen: _Seen, controls: dict[str, bool]) -> Result:
@@ -514,7 +498,7 @@ def _tampered(case: Sabotage, seen: _Seen, controls: dict[str, bool]) -> Result:
         alive=ended == "completed",
         lost=seen.lost,
         control=controls.get(case.name, False),
-        said=seen.reason,
+        said=seen.said(),
         seconds=seen.seconds,
     )
     status, why = judge(Verdict.KILL, Phase.RUNNING, observation)

@@ -33,7 +33,7 @@ import mitmproxy_rs
 
 from wgcell import programs
 from wgcell.errors import HostError
-from wgcell.gateway.keys import decode_key, generate_private_key, public_key
+from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 from wgcell.prove import packets
 from wgcell.prove.oracle import Capture, Packet
 

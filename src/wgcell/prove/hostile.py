@@ -22,9 +22,11 @@ from wgcell.prove.verdict import Phase, Verdict
 
 __all__ = ["HONEST", "SABOTAGES", "Sabotage", "laid_over"]
 
-_RUNNING = "while [ ! -p /run/stdout ]; do usleep 100000; done; sleep 1"
+# The workload's /dev is filled when it is released.
+_RUNNING = "while [ ! -e /newroot/dev/null ]; do usleep 100000; done; sleep 1"
+# The agent is a child of the first process, which is a shell.
 _AGENTS = """for stat in /proc/[0-9]*/stat; do
-    read -r pid comm _ parent _ <$stat && [ "$comm$parent" = '(sh)1' ] && kill -{signal} "$pid"
+    read -r pid comm _ parent _ <$stat && [ "$comm$parent" = '(python3)1' ] && kill -{signal} "$pid"
 done"""
 _PORTS = """export PATH=/bin
 busybox mkdir -p /proc /sys /dev /run
@@ -112,8 +114,8 @@ SABOTAGES = (
     Sabotage("firewall-opened", "puts one accepting rule before the others", _FAULT, f"{_RUNNING}; nft insert rule inet wgcell output accept"),
     Sabotage("route-added", "adds a route over the card", _FAULT, f"{_RUNNING}; ip route add 203.0.113.7/32 via 192.168.64.1 dev eth0"),
     Sabotage("peer-changed", "points its WireGuard at another port", _FAULT, f'{_RUNNING}; nsenter -n/run/netns/workload /bin/wg set wg0 peer "$(nsenter -n/run/netns/workload /bin/wg show wg0 peers)" endpoint 192.168.64.1:9'),
-    Sabotage("agent-killed", "kills the agent's processes", _FAULT, f"{_RUNNING}; {_AGENTS.format(signal='KILL')}", patience=90),
-    Sabotage("heartbeat-stopped", "stops the agent's processes", _FAULT, f"{_RUNNING}; {_AGENTS.format(signal='STOP')}", patience=90),
+    Sabotage("agent-killed", "kills the agent", _FAULT, f"{_RUNNING}; {_AGENTS.format(signal='KILL')}", patience=90),
+    Sabotage("heartbeat-stopped", "stops the agent", _FAULT, f"{_RUNNING}; {_AGENTS.format(signal='STOP')}", patience=90),
     Sabotage("reboot", "reboots, to come up without its walls", _FAULT, f"{_RUNNING}; reboot -f"),
     Sabotage("kexec", "jumps by kexec into code of its own, which keeps quiet", _FAULT, f"{_RUNNING}; cp /kexec.py /newroot/tmp; chroot /newroot python3 /tmp/kexec.py >/dev/console 2>&1", files=(("kexec.py", _KEXEC),), patience=90),
     Sabotage("firewall-left-out", "comes up without its firewall", _NEVER, patch="nft -f", phase=Phase.BEFORE),
@@ -141,7 +143,7 @@ def laid_over(sabotage: Sabotage, forged: str) -> bytes:
     """What is laid over the image's initramfs for it: a cpio archive (newc)."""
     stock = files("wgcell.guest").joinpath("init").read_text()
     if sabotage.patch:
-        kept = [line for line in stock.splitlines() if not line.startswith(sabotage.patch)]
+        kept = [line for line in stock.splitlines() if not line.lstrip().startswith(sabotage.patch)]
         stock = "\n".join(kept) + "\n"
     first = sabotage.instead
     if not first:

@@ -127,7 +127,7 @@ async def conduct(asked: Asked, ground: Ground, told: Told) -> Run:
 
 def _machines(machines: cells.Machines) -> list[tuple[str, str]]:
     facts = dict(machines.facts())
-    manifest = file_digest(machines.image.folder / "manifest.json")["sha256"]
+    manifest = file_digest(machines.platform.image.folder / "manifest.json")["sha256"]
     return list({**facts, "image": f"{facts['image']}, manifest's SHA-256 {manifest}"}.items())
 
 
@@ -139,7 +139,7 @@ def played_in_words(asked: Asked) -> str:
             f"Run as {asked.mode.value}: {own} were put into the relay's own process; no virtual "
             "machine was booted."
         )
-    emulated = asked.machines.accelerator is Accelerator.TCG
+    emulated = asked.machines.platform.accelerator is Accelerator.TCG
     kind = (
         "emulated by QEMU, which its authors do not call a security boundary"
         if emulated

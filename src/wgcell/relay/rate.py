@@ -8,7 +8,7 @@ link.
 
 from __future__ import annotations
 
-from wgcell.net.bucket import Bucket
+from wgcell.net.bucket import TokenBucket
 
 __all__ = ["BURST", "RateLimiter"]
 
@@ -23,7 +23,7 @@ class RateLimiter:
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._bucket = Bucket(rate, rate * BURST)
+        self._bucket = TokenBucket(rate, rate * BURST)
 
     @property
     def read(self) -> int:

@@ -47,7 +47,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from wgcell.net.bucket import Bucket
+from wgcell.net.bucket import TokenBucket
 from wgcell.relay.verdict import Reason, Refusal
 from wgcell.wire import wireguard
 from wgcell.wire.wireguard import CookieReply, Initiation, MessageType, Response, Transport
@@ -201,12 +201,12 @@ class SessionTable:
         """Indices of endpoints that the guest had before the last meetings."""
         self._stranger = False
         """Whether a handshake of the guest's own with who is there now is still to be completed."""
-        self._initiations_out = Bucket(INITIATION_RATE, INITIATION_BURST)
+        self._initiations_out = TokenBucket(INITIATION_RATE, INITIATION_BURST)
         self._cookie: dict[Side, float] = {}
         self._put_off: set[int] = set()
         """The guest's initiations that were answered by a cookie."""
-        self._initiations_in = Bucket(FLOOD_RATE, FLOOD_BURST)
-        self._cookies_in = Bucket(FLOOD_RATE, FLOOD_BURST)
+        self._initiations_in = TokenBucket(FLOOD_RATE, FLOOD_BURST)
+        self._cookies_in = TokenBucket(FLOOD_RATE, FLOOD_BURST)
         self._stumbles: deque[float] = deque(maxlen=OUT_OF_STEP_MOST + 1)
         self._completed: list[Handshake] = []
 

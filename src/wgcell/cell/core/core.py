@@ -19,7 +19,7 @@ from wgcell.cell.core.verification import Verification
 from wgcell.cell.core.watch import Watch
 from wgcell.cell.states import Cause, Outcome, State
 from wgcell.gateway import control as gateway
-from wgcell.gateway.flows import FlowCounts
+from wgcell.gateway.peer.tally import FlowCounts
 from wgcell.guest import protocol
 from wgcell.relay import control as relay
 from wgcell.relay.evidence import CapturedFrame

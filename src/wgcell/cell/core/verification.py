@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from wgcell.guest import protocol
+from wgcell.guest import protocol, verify
 
 __all__ = ["Verification"]
 
@@ -37,4 +37,4 @@ class Verification:
         if self._judged == self.reports:
             return None
         self._judged = dict(self.reports)
-        return protocol.mismatch(self.config, self.reports) or ""
+        return verify.mismatch(self.config, self.reports) or ""

@@ -1,0 +1,55 @@
+"""What the agent waits for: descriptors and times. One thread, no asyncio."""
+
+from __future__ import annotations
+
+import select
+import time
+
+__all__ = ["READABLE", "WRITABLE", "Loop"]
+
+READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Loop:
+    """Calls what is due, in turn."""
+
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self._calls: dict[int, Callable[[], None]] = {}
+        self._timers: list[tuple[float, Callable[[], None]]] = []
+
+    def watch(self, descriptor: int, kind: int, call: Callable[[], None]) -> None:
+        """Call when ``descriptor`` is ready, each time, instead of what was called before."""
+        if descriptor in self._calls:
+            self._poll.modify(descriptor, kind)
+        else:
+            self._poll.register(descriptor, kind)
+        self._calls[descriptor] = call
+
+    def forget(self, descriptor: int) -> None:
+        """Watch it no more; before it is closed."""
+        del self._calls[descriptor]
+        self._poll.unregister(descriptor)
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call once, so many seconds from now."""
+        self._timers.append((time.monotonic() + seconds, call))
+
+    def run(self, goes_on: Callable[[], bool]) -> None:
+        """Wait and call, as long as ``goes_on``."""
+        while goes_on():
+            now = time.monotonic()
+            due = [timer for timer in self._timers if timer[0] <= now]
+            if due:
+                self._timers = [timer for timer in self._timers if timer[0] > now]
+                for _, call in due:
+                    call()
+                continue
+            first = min((at for at, _ in self._timers), default=None)
+            for descriptor, _ in self._poll.poll(None if first is None else first - now):
+                # One before it may have forgotten this one.
+                if descriptor in self._calls:
+                    self._calls[descriptor]()

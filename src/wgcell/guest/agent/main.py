@@ -1,0 +1,337 @@
+"""The agent's life: hello, the configuration, the set-up, the report, the workload, its results."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from wgcell.errors import GuestError
+from wgcell.guest import protocol
+from wgcell.guest.agent import files, kernel, network, root, standing, tools, workload
+from wgcell.guest.agent.loop import READABLE, Loop
+from wgcell.guest.agent.streams import Stream
+from wgcell.guest.walls import Wall
+
+__all__ = ["Agent", "main"]
+
+_PORTS = "/sys/class/virtio-ports"
+_MOST_WAITING = 10.0
+"""Seconds until the ports must be there."""
+_LOOK = 0.02
+"""Seconds between two looks for them."""
+_BEAT = 5.0
+_FIRST_BEAT = 0.5
+"""Seconds until the watch begins, which are the workload's own: a change made in them is found by
+the first look."""
+_MOST_BLIND = 12
+"""Beats without a look: a minute, as long as the host waits for a beat."""
+_RUNS = -1
+"""In the place of an exit code."""
+_MOST_STANDING, _MOST_CHANGE = 12288, 4096
+"""Bytes of a change's text."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wgcell.guest.protocol import GuestConfig, Message
+
+
+class Lines:
+    """Whole lines of a descriptor's, whoever waits for them."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._left = b""
+        self._lines: list[bytes] = []
+
+    def more(self) -> list[bytes]:
+        """The lines that one reading completes. Raises EOFError where there is no more to read."""
+        part = os.read(self.descriptor, 65536)
+        if not part:
+            raise EOFError
+        *lines, self._left = (self._left + part).split(b"\n")
+        return self.held() + lines
+
+    def held(self) -> list[bytes]:
+        """Lines that were read, and not taken yet."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def next(self) -> bytes:
+        """The next line, which is waited for. Raises EOFError."""
+        while not self._lines:
+            self._lines = self.more()
+        return self._lines.pop(0)
+
+
+class Init:
+    """The shell's word on what the kernel has loaded, on standard input."""
+
+    def __init__(self, descriptor: int = 0) -> None:
+        self._lines = Lines(descriptor)
+
+    def wait_for(self, stage: str) -> None:
+        """Until ``stage`` is reached. Raises GuestError with init's words for a failure."""
+        try:
+            said = self._lines.next().decode()
+        except EOFError:
+            said = "init has ended"
+        if said != stage:
+            raise GuestError(said)
+
+
+def ports() -> Mapping[str, str]:
+    """The devices of the ports to the host, by name, once all of them are there."""
+    wanted = {"control", *protocol.STREAMS, "files"}
+    deadline = time.monotonic() + _MOST_WAITING
+    while True:
+        found = {}
+        for node in os.listdir(_PORTS):
+            name = files.read(f"{_PORTS}/{node}/name").strip()
+            found[name.removeprefix("wgcell.")] = f"/dev/{node}"
+        if wanted <= found.keys() and all(map(os.path.exists, found.values())):
+            return found
+        if time.monotonic() > deadline:
+            raise GuestError("the ports to the host are not there")
+        time.sleep(_LOOK)
+
+
+class Agent:
+    """One guest's. What goes wrong while it is set up is said to the host, and ends the machine."""
+
+    def __init__(self) -> None:
+        self._loop = Loop()
+        self._init = Init()
+        self._namespaces = network.Namespaces()
+        self._control: Lines | None = None
+        self._devices: Mapping[str, str] = {}
+        self._asked: Mapping[str, str] = {}
+        self._streams: dict[str, Stream] = {}
+        self._mtu = 0
+        self._beats = self._drops = self._blind = 0
+        self._orders: list[protocol.Order] = []
+        self.released = False
+        self._running = 0
+        self._exit_code = _RUNS
+
+    def say(self, message: Message) -> None:
+        """Tell the host, if the port is there."""
+        if self._control is not None:
+            files.write_all(self._control.descriptor, protocol.encode(message))
+
+    def live(self) -> None:
+        """To the machine's end."""
+        control = self._greet()
+        config = self._configured(control)
+        self._set_up(config)
+        self._wait_for_release(control)
+        self._start(config)
+        self._loop.run(lambda: not self._has_ended())
+        self._bring_home(config)
+        self._loop.run(lambda: True)  # the host ends the machine when it has it all
+
+    # Until the workload may run.
+
+    def _greet(self) -> Lines:
+        self._init.wait_for("early")
+        self._devices = ports()
+        control = Lines(os.open(self._devices["control"], os.O_RDWR))
+        self._control = control
+        self.say(protocol.Hello(protocol.VERSION))
+        return control
+
+    def _configured(self, control: Lines) -> GuestConfig:
+        lines = [control.next()]
+        while lines[-1] != b"end":
+            lines.append(control.next())
+        return protocol.parse_config(lines)
+
+    def _set_up(self, config: GuestConfig) -> None:
+        # The endpoint has seen the host's clock, in the consent, and this one must not be behind.
+        time.clock_settime(time.CLOCK_REALTIME, config.time)
+        files.write("/proc/sys/kernel/hostname", config.hostname)
+        self._mtu = config.mtu
+        self._init.wait_for("late")
+        if Wall.FIREWALL not in config.walls:
+            tools.run("nft", "flush", "ruleset")
+        network.link_up(config, self._namespaces)
+        self._namespaces.inside(lambda: network.tunnel_up(config))
+        self._probe = self._namespaces.inside(lambda: network.Probe(config.probe))
+        self._probe.send()
+        root.put_together(config)
+        self._asked = standing.look(self._namespaces)
+        self.say(protocol.Report(self._asked))
+        self.say(protocol.Ready())
+
+    def _wait_for_release(self, control: Lines) -> None:
+        self._loop.after(1.0, self._probe_again)
+        self._loop.watch(control.descriptor, READABLE, lambda: self._obey(control))
+        self._loop.run(lambda: not self.released)
+
+    def _probe_again(self) -> None:
+        if not self.released:
+            self._probe.send()
+            self._loop.after(1.0, self._probe_again)
+
+    # The workload.
+
+    def _start(self, config: GuestConfig) -> None:
+        self._probe.close()
+        # The out-of-memory killer spares the agent and all that brings results home; the workload
+        # takes this back.
+        files.write("/proc/self/oom_score_adj", "-1000")
+        root.dress()
+        self._run_folder = os.open(f"{root.ROOT}/run", os.O_PATH | os.O_DIRECTORY)
+        # What made the setup quick is the workload's no more.
+        files.write("/proc/sys/kernel/randomize_va_space", "2")
+        files.write("/sys/kernel/rcu_expedited", "0")
+        pipes = {name: os.pipe() for name in protocol.STREAMS}
+        given = [os.open("/dev/null", os.O_RDONLY), *(pipes[name][1] for name in protocol.STREAMS)]
+        start = workload.confined if Wall.PRIVILEGES in config.walls else workload.open_
+        pid = self._namespaces.inside(lambda: start(config, root.ROOT, *given))
+        for descriptor in given:
+            os.close(descriptor)
+        ended = os.pidfd_open(pid)
+        self._loop.watch(ended, READABLE, lambda: self._reap(ended))
+        for name in protocol.STREAMS:
+            port = os.open(self._devices[name], os.O_WRONLY | os.O_NONBLOCK)
+            self._streams[name] = Stream(self._loop, pipes[name][0], port)
+        # A guest that was asked to leave a wall out is not watched for what it lacks.
+        self._watched = config.walls == frozenset(Wall)
+        self._loop.after(_FIRST_BEAT, self._begin_watch)
+        self.runs(pid)
+
+    def runs(self, pid: int) -> None:
+        """The workload has begun: what the host has ordered since the release is done."""
+        self._running = pid
+        self.take([])
+
+    def _reap(self, ended: int) -> None:
+        self._loop.forget(ended)
+        os.close(ended)
+        self._exit_code = tools.ended(self._running)
+
+    def _has_ended(self) -> bool:
+        return self._exit_code != _RUNS and all(one.ended for one in self._streams.values())
+
+    def _obey(self, control: Lines) -> None:
+        self.take(control.more())
+
+    def take(self, lines: list[bytes]) -> None:
+        """The host's orders, in turn; those behind the release once the workload runs."""
+        self._orders += map(protocol.parse_order, lines)
+        while self._orders and (self._running or not self.released):
+            match self._orders.pop(0):
+                case protocol.Release():
+                    self.released = True
+                case protocol.Terminate():
+                    self._signal(15)
+                case protocol.Kill():
+                    self._signal(9)
+                case protocol.Closed(stream):
+                    if stream in self._streams:
+                        self._streams[stream].close()
+                case protocol.TunnelMtu(mtu):
+                    # The path is narrower than it was thought. Known before it is done.
+                    self._mtu = mtu
+                    self._namespaces.inside(lambda mtu=mtu: network.set_mtu(mtu))  # type: ignore[misc]
+                case protocol.Clock(now):
+                    kernel.bring_clock_to(now)
+
+    def _signal(self, number: int) -> None:
+        if self._running and self._exit_code == _RUNS:
+            os.kill(self._running, number)
+
+    # The watch.
+
+    def _begin_watch(self) -> None:
+        if self._watched:
+            self._follow("firewall", "nft", "monitor")
+            follow = ("ip", "-o", "monitor", "link", "address", "route", "rule")
+            self._follow("network", *follow)
+            self._namespaces.inside(lambda: self._follow("network", *follow))
+        self._beat()
+
+    def _follow(self, what: str, *argv: str) -> None:
+        """Tell the host each change that a program tells of."""
+        reading, writing = os.pipe()
+        null = os.open("/dev/null", os.O_RDONLY)
+        tools.start(argv, stdin=null, stdout=writing)
+        os.close(writing)
+        os.close(null)
+        lines = Lines(reading)
+        self._loop.watch(reading, READABLE, lambda: self._heard(what, lines))
+
+    def _heard(self, what: str, lines: Lines) -> None:
+        try:
+            news = lines.more()
+        except EOFError:
+            self._loop.forget(lines.descriptor)
+            self.say(protocol.Changed(what, "nobody watches it any more"))
+            return
+        for line in news:
+            text = line[:_MOST_CHANGE].decode("utf-8", "backslashreplace")
+            if not standing.is_expected(text, self._mtu):
+                self.say(protocol.Changed(what, text))
+
+    def _beat(self) -> None:
+        """A heartbeat, and a look at all that stands, against what stood before the release."""
+        self._loop.after(_BEAT, self._beat)
+        try:
+            seen = standing.look(self._namespaces)
+            self._blind = 0
+        except OSError as error:
+            # The workload may have taken all memory, or all processes this kernel has room for.
+            self._blind += 1
+            seen = self._asked
+            if self._blind > _MOST_BLIND:
+                self.say(protocol.Changed("standing", f"nothing is seen of it any more: {error}"))
+        self._beats += 1
+        self._drops = max(self._drops, standing.drops(seen["firewall"]))
+        self.say(protocol.Heartbeat(self._beats, self._drops))
+        changed = standing.changes(self._asked, seen) if self._watched else ""
+        if changed:
+            self.say(protocol.Changed("standing", changed[:_MOST_STANDING]))
+
+    # The results.
+
+    def _bring_home(self, config: GuestConfig) -> None:
+        # Only now: what it imports costs time.
+        from wgcell.guest.agent import results
+
+        if count := results.kills(files.read("/proc/vmstat")):
+            victim = results.victim(tools.output("dmesg"))
+            self.say(protocol.OutOfMemory(count, victim[:64]))
+        counts = [self._streams[name].count for name in protocol.STREAMS]
+        self.say(protocol.Exited(self._exit_code, *counts))
+        if config.outputs:
+            port = os.open(self._devices["files"], os.O_WRONLY | os.O_NONBLOCK)
+            outputs = results.Outputs(self._loop, config.outputs, self._run_folder, port)
+            self._loop.run(lambda: not outputs.sent)
+            self.say(outputs.statement())
+
+
+def _where(error: BaseException) -> str:
+    """The place of an error that nobody foresaw: the last line of this package's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}" if trace else ""
+
+
+def main() -> None:
+    """The program. Its end is the machine's."""
+    os.umask(0o022)
+    agent = Agent()
+    try:
+        agent.live()
+    except EOFError:
+        text = "the host's end of the control port is gone"
+    except GuestError as error:
+        text = str(error)
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error} ({_where(error)})"
+    agent.say(protocol.Fault(text[: protocol.LONGEST_FAULT]))
+    sys.stderr.write(f"wgcell: fault: {text}\n")
+    time.sleep(1)  # the words are on their way
