@@ -8,7 +8,7 @@
 
 The steps are those of the enumeration, and an ordinary start must pass each once: a new step joins
 by itself. What these can't show: a step that acquires two things and fails between them, where it
-is not named here; and QEMU's own start (``machine/test_backend.py``).
+is not named here; and QEMU's own start (the VMs do).
 """
 
 from __future__ import annotations
