@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 from wgcell.cell.children import RelayProcess, b64
-from wgcell.machine.jail import bwrap_argv, closed_filter, find_jail
 from wgcell.relay import control
 from wgcell.relay.framing import prefixed
 from wgcell.relay.seal import unprivileged_id
+from wgcell.vm.sandbox.jail import bwrap_argv, closed_filter, find_jail
 
 STAND_INS, MACHINES, STARTS = 200, 20, 15
 IGNORES = "$SIG{$_} = 'IGNORE' for grep { !/KILL|STOP/ } keys %SIG; sleep 60 while 1;"

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wgcell.machine.keeper import keeper
+from wgcell.processes import namespace_holder
 from wgcell.relay import link
 from wgcell.relay.framing import prefixed
 from wgcell.wire import ethernet, ipv4, wireguard
@@ -139,7 +139,7 @@ def wgcell(setup: Setup) -> None:
     given = [setup.theirs.fileno(), udp.fileno()]
     socket.send_fds(setup.control, [b"\0"], given)
     argv = [sys.executable, "-P", "-m", "wgcell.relay", str(control.fileno()), ""]
-    setup.start([*keeper(root=os.geteuid() == 0), *argv], udp, control)
+    setup.start([*namespace_holder(root=os.geteuid() == 0), *argv], udp, control)
     keys = {"guest_public_key": GUEST, "endpoint_public_key": ENDPOINT}
     told = {name: base64.b64encode(key).decode() for name, key in keys.items()}
     setup.control.sendall(

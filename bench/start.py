@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 from wgcell.image import store
-from wgcell.machine.accelerator import choose, host_tsc_khz
-from wgcell.machine.argv import CPU, Accelerator, kernel_command_line
-from wgcell.machine.process import find_qemu
+from wgcell.vm.qemu.accelerator import choose, host_tsc_khz
+from wgcell.vm.qemu.argv import CPU, kernel_command_line
+from wgcell.vm.qemu.process import find_qemu
+from wgcell.vm.spec import Accelerator
 
 MEMORY = "512M"
 """What a cell gets if nobody asks for more."""

@@ -20,7 +20,7 @@ from wgcell.cell.provider import GatewayEngine, Provider
 from wgcell.cell.states import Outcome
 from wgcell.errors import EndpointError, HostError, ImageError, InputFileError, JobError, StateError
 from wgcell.image import store
-from wgcell.machine.argv import Accelerator
+from wgcell.vm.spec import Accelerator
 
 SOURCES = Path(wgcell.__file__).parent
 BENCH = SOURCES.parent.parent / "bench"

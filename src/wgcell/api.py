@@ -41,9 +41,9 @@ from wgcell.guest import scripts
 from wgcell.home import config_path
 from wgcell.image import store
 from wgcell.image.build import build, is_current
-from wgcell.machine.accelerator import choose
-from wgcell.machine.argv import Accelerator
 from wgcell.net.addresses import Address
+from wgcell.vm.qemu.accelerator import choose
+from wgcell.vm.spec import Accelerator
 
 if TYPE_CHECKING:
     from wgcell.cell.children import RelayProcess
@@ -177,7 +177,7 @@ def plan(
 
 def platform(image: store.Image) -> Platform:
     """What runs VMs of ``image`` here. Raises HostError if there is no QEMU."""
-    from wgcell.machine.process import find_qemu
+    from wgcell.vm.qemu.process import find_qemu
 
     return Platform(image, *choose(find_qemu(), image.kernel, store.cache_folder().parent))
 
@@ -318,7 +318,8 @@ class Cell:
         record could not be kept; the cell is dead then all the same.
         """
         from wgcell.cell.children import RelayProcess
-        from wgcell.cell.supervisor import Supervisor, Surroundings
+        from wgcell.cell.host import HostContext
+        from wgcell.cell.supervisor import Supervisor
 
         plan, bring = self.plan, land or self.land
 
@@ -327,7 +328,7 @@ class Cell:
             count = refused if isinstance(refused, int) else 0
             return bring(Arrived(bool(came.get("complete")), count))
 
-        around = Surroundings(
+        host = HostContext(
             *(self.folder, plan.platform.image, plan.platform.accelerator, plan.platform.reason),
             *(plan.tunnel, plan.addresses),
             require_walls=plan.require_walls,
@@ -338,13 +339,13 @@ class Cell:
         )
         self._supervisor = Supervisor(
             plan.job,
-            around,
-            tell=event,
+            host,
+            report=event,
             stdout=stdout,
             stderr=stderr,
             spawn_relay=spawn_relay or RelayProcess.spawn,
         )
-        return Result.of(await self._supervisor.run())
+        return Result.of((await self._supervisor.run()).as_json())
 
     def cancel(self, reason: str) -> None:
         """End the running cell in order, with its grace period; called again, at once.

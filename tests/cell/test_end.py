@@ -17,16 +17,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.cell.building import host, job
 from tests.waiting import forever
 
-from wgcell.cell import changes, outputs
-from wgcell.cell import supervisor as supervisor_module
+from wgcell.cell import changes, conclusion, outputs
 from wgcell.cell.archive import Unpacked
+from wgcell.cell.core import Core, Terms
+from wgcell.cell.core import events as seen
 from wgcell.cell.ending import EndStep, in_thread, run_all
 from wgcell.cell.events import EventLog, first_bad
-from wgcell.cell.folder import CappedLog, Folder, create
-from wgcell.cell.job import OnRogue
-from wgcell.cell.listening import Causes
+from wgcell.cell.folder import CappedLog, Folder
 from wgcell.cell.outputs import Landed
 from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State
 from wgcell.cell.streams import Stream
@@ -34,8 +34,8 @@ from wgcell.cell.supervisor import Supervisor
 from wgcell.cell.vouched import verify
 from wgcell.errors import HostError, StateError
 from wgcell.guest import protocol
-from wgcell.machine.argv import Accelerator
 from wgcell.relay.evidence import CapturedFrame
+from wgcell.vm.spec import Accelerator
 
 
 class Child:
@@ -51,7 +51,7 @@ class Child:
         self.quits += 1
         return self.code
 
-    def tell(self, command: str, **fields: Any) -> None: ...
+    def send(self, command: str, **fields: Any) -> None: ...
 
     def close(self) -> None:
         self.closed += 1
@@ -61,7 +61,7 @@ class Dead:
     """A machine that dies when it is killed."""
 
     def __init__(self) -> None:
-        self.kills, self.hung_up, self.immortal = 0, 0, False
+        self.kills, self.closed, self.immortal = 0, 0, False
 
     def kill(self) -> None:
         self.kills += 1
@@ -73,8 +73,8 @@ class Dead:
     async def reap(self) -> int:
         return 0
 
-    async def hang_up(self) -> None:
-        self.hung_up += 1
+    async def close(self) -> None:
+        self.closed += 1
 
 
 class Group:
@@ -89,68 +89,51 @@ class Cell(Supervisor):
     """A cell whose workload has ended and whose results are home: `completed`, but for its end."""
 
     def __init__(self, cells: Path) -> None:
-        folder = create(cells, "cell")
-        image = cells / "image"
-        image.mkdir(exist_ok=True)
-        (image / "manifest.json").write_text("{}")
-        folder.write("job.json", {})
-        job = SimpleNamespace(
-            on_rogue=OnRogue.TERMINATE,
-            outputs=(),
-            guest_walls=frozenset(),
-            grace=1,
-            timeout=None,
-            landing=None,
-            memory=1 << 28,
-            disk=1 << 30,
-            quota=0,
-        )
-        around = SimpleNamespace(
-            folder=folder,
-            land=None,
-            accelerator=Accelerator.KVM,
-            vpn=None,
-            image=SimpleNamespace(name="i", folder=image),
-        )
         self.told: list[Any] = []
         sinks: list[bytes] = []
         super().__init__(
-            job,  # type: ignore[arg-type]
-            around,  # type: ignore[arg-type]
-            tell=self.told.append,
+            job(outputs=("results",)),
+            host(cells),
+            report=self.told.append,
             stdout=sinks.append,
             stderr=sinks.append,
         )
-        self.folder: Folder = folder
+        self.folder: Folder = self.host.folder
+        self.folder.write("job.json", {})
         self.machine, self.relay, self.gateway, self.group = Dead(), Child(), Child(), Group()
         self.changed: Callable[[tuple[EndStep, ...]], tuple[EndStep, ...]] = lambda steps: steps
+        self.script: list[seen.Event] = [
+            seen.FromGuest(protocol.Exited(0, 0, 0)),
+            seen.FromGuest(protocol.Outputs(0, 0, "a" * 64)),
+        ]
+        """What is heard once the cell runs."""
+        self.outlets.unpack = self.unpack  # type: ignore[method-assign]
 
-    async def _live(self) -> None:
-        self._machine, self._relay, self._gateway = self.machine, self.relay, self.gateway  # type: ignore[assignment]
-        self._cgroup = self.group  # type: ignore[assignment]
+    async def live(self) -> None:
+        launch, outlets = self.launch, self.outlets
+        launch.own_machine(self.machine)  # type: ignore[arg-type]
+        launch.own_relay(self.relay)  # type: ignore[arg-type]
+        launch.own_gateway(self.gateway)  # type: ignore[arg-type]
+        launch.own_cgroup(self.group)  # type: ignore[arg-type]
         for name in ("scratch.img", "inputs.tar"):
             (self.folder.path / name).write_bytes(b"x")
-        self._console = CappedLog(self.folder.path / "console.log")
+        outlets.console = CappedLog(self.folder.path / "console.log")
         for name in protocol.STREAMS:
             log = CappedLog(self.folder.path / f"{name}.log")
-            stream = self._streams[name] = Stream(name, lambda data: None, log, lambda: None)
-            stream.stated = 0
+            outlets.streams[name] = Stream(name, lambda data: None, log, lambda: None)
             log.close()
-        self._arriving = SimpleNamespace(received=0, moved=0.0, close=int)  # type: ignore[assignment]
-        self._seen.frames.append(CapturedFrame(b"frame", 1.0, "out of step"))
-        self._seen.exit_code = 0
-        self._state = State.RUNNING
-        self._cause(Cause.WORKLOAD_EXITED, "the workload exited with 0")
-        self._cause(Cause.RESULTS_HOME)
+        arriving = SimpleNamespace(received=0, moved=0.0, close=int, state=lambda *_: None)
+        outlets.arriving = arriving  # type: ignore[assignment]
+        self.core.frames.append(CapturedFrame(b"frame", 1.0, "out of step"))
+        self.core.state, self.core.phases["running"] = State.RUNNING, 0.1
+        for event in self.script:
+            self.feed(event)
 
-    async def _unpack(self, arriving: Any) -> Unpacked:
+    async def unpack(self, arriving: Any) -> Unpacked:
         return Unpacked(0, 0, 0, 0, (), (), (), "")
 
-    def _check_home(self) -> None:
-        """The results are home by the queue's word."""
-
-    def _ending(self) -> tuple[EndStep, ...]:
-        return self.changed(super()._ending())
+    def steps(self) -> tuple[EndStep, ...]:
+        return self.changed(super().steps())
 
     @property
     def written(self) -> dict[str, Any] | None:
@@ -168,21 +151,20 @@ def cell(tmp_path: Path) -> Iterator[Cell]:
     one = Cell(tmp_path)
     yield one
     # What a test has kept from its own step.
-    logs = [one._console, one._diagnostics, *(stream._log for stream in one._streams.values())]
+    outlets = one.outlets
+    logs = [outlets.console, outlets.diagnostics, *(s._log for s in outlets.streams.values())]
     for log in logs:
         if log is not None:
             log._file.close()
-    if one._fuse is not None:
-        one._fuse.close()
     with contextlib.suppress(OSError):
-        os.fstat(one._log._fd)
-        os.close(one._log._fd)
+        os.fstat(one.log._fd)
+        os.close(one.log._fd)
 
 
 def lived(cell: Cell) -> tuple[dict[str, Any] | None, BaseException | None]:
     """What `run` returned, and what it raised."""
     try:
-        return asyncio.run(cell.run()), None
+        return asyncio.run(cell.run()).as_json(), None
     except (Exception, asyncio.CancelledError) as error:
         return None, error
 
@@ -193,7 +175,7 @@ def test_an_end_without_a_failure_is_completed_and_does_every_step(cell: Cell) -
     assert raised is None and result is not None
     assert (result["outcome"], result["exit_code"], result["failures"]) == ("completed", 0, [])
     assert cell.written == json.loads(json.dumps(result))
-    assert (cell.machine.hung_up, cell.relay.quits, cell.relay.closed) == (1, 1, 1)
+    assert (cell.machine.closed, cell.relay.quits, cell.relay.closed) == (1, 1, 1)
     assert (cell.gateway.quits, cell.group.removed) == (1, 1)
     assert not (cell.folder.path / "scratch.img").exists()
     told = [event["event"] for event in cell.events]
@@ -235,7 +217,7 @@ STEPS = 22
 
 
 def test_the_list_is_whole(cell: Cell) -> None:
-    steps = [step.name for step in cell._ending()]
+    steps = [step.name for step in cell.steps()]
     assert len(steps) == STEPS and len(set(steps)) == STEPS
     assert set(FAULTS) == set(steps), "a step without a fault of its own"
 
@@ -301,7 +283,7 @@ def machine(fault: Callable[[Cell], None]) -> Fault:
 
 
 def start_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
-    live = cell._live
+    live = cell.live
 
     async def deaf() -> None:
         await live()
@@ -312,40 +294,42 @@ def start_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
                 if cell.written is not None:
                     raise
 
-    cell._live = deaf  # type: ignore[method-assign]
+    cell.live = deaf  # type: ignore[method-assign]
 
 
 def drain_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
-    live = cell._live
+    live = cell.live
 
     async def and_a_drain() -> None:
         await live()
-        cell._drain(forever())
+        cell.tasks.drain(forever())
 
-    cell._live = and_a_drain  # type: ignore[method-assign]
+    cell.live = and_a_drain  # type: ignore[method-assign]
 
 
 def stream_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     cell.folder.path.joinpath("x").touch()
-    live = cell._live
+    live = cell.live
+
+    # The guest says nothing of an end, so that bytes may still come.
+    cell.script = [seen.Caused(Cause.WORKLOAD_EXITED), seen.Caused(Cause.RESULTS_HOME)]
 
     async def and_owes() -> None:
         await live()
-        cell._streams["stdout"].stated = 10
-        cell._streams["stdout"].over = raising(FULL)  # type: ignore[method-assign]
+        cell.outlets.streams["stdout"].over = raising(FULL)  # type: ignore[method-assign]
 
-    cell._live = and_owes  # type: ignore[method-assign]
+    cell.live = and_owes  # type: ignore[method-assign]
 
 
 def unpacking_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     async def full(arriving: Any) -> Unpacked:
         raise StateError("outputs: No space left on device")
 
-    cell._unpack = full  # type: ignore[method-assign]
+    cell.outlets.unpack = full  # type: ignore[method-assign]
 
 
 def task_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
-    live = cell._live
+    live = cell.live
 
     async def deaf() -> None:
         while cell.written is None:
@@ -354,21 +338,21 @@ def task_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
 
     async def and_a_task() -> None:
         await live()
-        cell._spawn(deaf(), "a task")
+        cell.tasks.spawn(deaf(), "a task")
 
-    cell._live = and_a_task  # type: ignore[method-assign]
+    cell.live = and_a_task  # type: ignore[method-assign]
 
 
 def append_fails(event: str) -> Fault:
     def fault(cell: Cell, patch: pytest.MonkeyPatch) -> None:
-        append = cell._log.append
+        append = cell.log.append
 
         def full(name: str, **fields: Any) -> None:
             if name == event:
                 raise StateError("events.jsonl: No space left on device")
             append(name, **fields)
 
-        cell._log.append = full  # type: ignore[method-assign]
+        cell.log.append = full  # type: ignore[method-assign]
 
     return fault
 
@@ -382,7 +366,7 @@ def console_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
 
     def full(log: CappedLog) -> None:
         close(log)
-        if log is cell._console:
+        if log is cell.outlets.console:
             raise FULL
 
     patch.setattr(CappedLog, "close", full)
@@ -392,25 +376,24 @@ def last_cause(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     quits = cell.relay.quit
 
     async def and_a_fault() -> int:
-        cell._cause(Cause.HOST_FAULTED, "console.log: No space left on device")
+        cell.post(seen.Caused(Cause.HOST_FAULTED, "console.log: No space left on device"))
         return await quits()
 
     cell.relay.quit = and_a_fault  # type: ignore[method-assign]
 
 
 def unreadable(cell: Cell, patch: pytest.MonkeyPatch) -> None:
-    found = supervisor_module.record_digests
+    found = conclusion.record_digests
     broken = {"stdout.log": {"error": "Input/output error"}}
     patch.setattr(
-        supervisor_module,
+        conclusion,
         "record_digests",
         lambda path: {**found(path), "files": {**found(path)["files"], **broken}},
     )
 
 
 def lands(cell: Cell, land: Callable[[Any], Landed]) -> None:
-    cell._job.outputs = ("results",)  # type: ignore[misc]  # it is a namespace here
-    cell._around.land = land  # type: ignore[misc]
+    object.__setattr__(cell.host, "land", land)
 
 
 def landing_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
@@ -434,7 +417,7 @@ def events_close_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
 FAULTS: dict[str, Fault] = {
     "the cell's start": start_hangs,
     "the machine's end": machine(lambda cell: setattr(cell.machine, "immortal", True)),
-    "the machine's monitor": machine(lambda cell: setattr(cell.machine, "hang_up", forever)),
+    "the machine's monitor": machine(lambda cell: setattr(cell.machine, "close", forever)),
     "the machine's cgroup": machine(lambda cell: setattr(cell.group, "remove", raising(FULL))),
     "the relay's end": machine(lambda cell: setattr(cell.relay, "code", -9)),
     "the machine's last words": drain_hangs,
@@ -478,15 +461,7 @@ def test_what_fails_on_the_host_at_the_end_is_no_success(
 
 def test_a_failure_takes_no_other_outcome_s_place(cell: Cell) -> None:
     """Why the cell had to end is what counts; that its end failed is told beside it."""
-    live = cell._live
-
-    async def rogue() -> None:
-        await live()
-        while not cell._causes.empty():
-            cell._causes.take()
-        cell._cause(Cause.ROGUE_FRAME, "a frame")
-
-    cell._live = rogue  # type: ignore[method-assign]
+    cell.script = [seen.Caused(Cause.ROGUE_FRAME, "a frame")]
     cell.relay.code = -9
     result, _ = lived(cell)
     assert result is not None and result["outcome"] == Outcome.ROGUE.value
@@ -500,7 +475,7 @@ def test_a_failure_takes_no_other_outcome_s_place(cell: Cell) -> None:
 
 def landing(cell: Cell, here: Path, force: bool = False) -> Callable[[Any], Landed]:
     """The real one, of one file, to ``here``."""
-    cell._job.landing = SimpleNamespace(folder=here)  # type: ignore[assignment,misc]
+    object.__setattr__(cell.job, "landing", SimpleNamespace(folder=here))
     made = cell.folder.path / "outputs/results"
     made.mkdir(parents=True)
     (made / "a").write_text("A")
@@ -573,17 +548,9 @@ def test_a_landing_that_fails_is_in_the_result_and_in_the_exit_code(
 def test_what_stays_behind_replaces_no_graver_outcome(
     cell: Cell, before: Cause | None, own: int, interrupted: bool, after: str, code: int
 ) -> None:
-    live = cell._live
-
-    async def other() -> None:
-        await live()
-        cell._seen.exit_code = own
-        if before is not None:
-            while not cell._causes.empty():
-                cell._causes.take()
-            cell._cause(before, "something graver")
-
-    cell._live = other  # type: ignore[method-assign]
+    cell.script[0] = seen.FromGuest(protocol.Exited(own, 0, 0))
+    if before is not None:
+        cell.script[1] = seen.Caused(before, "something graver")
     lands(cell, lambda came: Landed("some stay", False, interrupted=interrupted))
     result, _ = lived(cell)
     assert result is not None and (result["outcome"], result["exit_code"]) == (after, code)
@@ -595,7 +562,7 @@ def test_a_landing_may_take_its_time_and_is_told_what_came(cell: Cell) -> None:
     """A person is asked: no bound of a step cuts that short."""
     given: list[Any] = []
     lands(cell, lambda came: given.append(came) or Landed("all is home", True, 1))  # type: ignore[func-returns-value]
-    (step,) = [one for one in cell._ending() if one.name == "the landing of the outputs"]
+    (step,) = [one for one in cell.steps() if one.name == "the landing of the outputs"]
     assert step.within == float("inf")
     result, _ = lived(cell)
     assert result is not None and result["outcome"] == "completed"
@@ -607,25 +574,21 @@ def test_a_landing_may_take_its_time_and_is_told_what_came(cell: Cell) -> None:
 def test_a_rogue_frame_that_is_heard_of_behind_the_machines_death_is_rogue(
     before: Outcome, released: bool
 ) -> None:
-    """The fuse is quicker than words: what a dead machine still owes may be seen to be lost before
-    the relay has said why it is dead."""
-    causes = Causes()
-    causes.put(Cause.ROGUE_FRAME, "a frame")
-    one = SimpleNamespace(
-        _causes=causes,
-        _outcome=before,
-        _reason="",
-        _seen=SimpleNamespace(phases={"booting": 1.0, **({"running": 2.0} if released else {})}),
-    )
-    Supervisor._end_causes(one)
+    """The kill switch is quicker than words: what a dead machine still owes may be seen to be lost
+    before the relay has said why it is dead."""
+    core = Core(Terms.of(job(), Accelerator.KVM), 0.0)
+    core.handle(seen.Crashed("it has ended"), 1.0)
+    core.outcome = before
+    core.phases = {"booting": 1.0, **({"running": 2.0} if released else {})}
+    core.handle(seen.Caused(Cause.ROGUE_FRAME, "a frame"), 3.0)
     if released and before not in (Outcome.UNVERIFIED, Outcome.TUNNEL_LOST):
-        assert one._outcome is Outcome.ROGUE
+        assert core.outcome is Outcome.ROGUE
     else:
-        assert one._outcome is not Outcome.ROGUE or before is Outcome.ROGUE
+        assert core.outcome is not Outcome.ROGUE or before is Outcome.ROGUE
 
 
 def test_what_was_only_counted_is_told_before_the_end(cell: Cell) -> None:
-    cell._log._unlogged["handshake"] = 3
+    cell.log._unlogged["handshake"] = 3
     lived(cell)
     assert [event["event"] for event in cell.events][-2:] == ["unlogged", "ended"]
     assert verify(cell.folder).good

@@ -87,7 +87,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
 
 def test_what_a_guest_causes_at_will_is_bounded_and_the_rest_counted(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl", lambda entry: None)
-    logged = sum(log.chatter("flow", n=n) for n in range(5000))
+    logged = sum(log.log_bounded("flow", n=n) for n in range(5000))
     log.append("state", state="ended")
     log.close()
     lines = (tmp_path / "events.jsonl").read_bytes().splitlines()

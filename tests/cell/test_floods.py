@@ -2,9 +2,9 @@
 
 ::
 
-    a thread -- socket --> Supervisor._follow_guest | _follow_relay | _follow_gateway
-                                 |  causes, events
-                           Supervisor.run: the loop that must hear a cancel meanwhile
+    a thread -- socket --> followers.follow_guest | follow_relay | follow_gateway
+                                 |  events
+                           Supervisor.feed: the core, which must hear a cancel meanwhile
 
 The supervisor is the real one, with its own loop, record and end; only what it would have started
 (QEMU, the relay, the gateway) is a socket. A word without a row here fails the last test.
@@ -28,13 +28,14 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from tests.cell.test_supervisor_attacks import closed, supervisor
+from tests.cell.building import CONFIG, closed, supervisor, with_streams
 
-from wgcell.cell import children
+from wgcell.cell import children, followers
 from wgcell.cell.children import GatewayProcess, RelayProcess
-from wgcell.cell.events import EventLog, first_bad
+from wgcell.cell.core import events as seen
+from wgcell.cell.events import first_bad
 from wgcell.cell.listening import RATES
-from wgcell.cell.states import Cause, State
+from wgcell.cell.states import Cause, Outcome, State
 from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
 from wgcell.gateway import control as gateway
@@ -131,7 +132,6 @@ class Standing:
         self.one = one
         self.heard = 0
         """Words that have been read."""
-        self.most_causes = 0
         self.synced = 0
         self.acted_at: int | None = None
         """How many had been when the cancel was acted upon."""
@@ -149,23 +149,23 @@ class Standing:
         self._count(protocol, "parse")
         self._count(relay.SAID, "word")
         self._count(gateway.SAID, "word")
-        act = one._act
+        handle = one.core.handle
 
-        async def acting(cause: Cause, reason: str) -> None:
-            if cause is Cause.CANCEL and self.acted_at is None:
+        def handling(event: Any, now: float) -> Any:
+            asked = handle(event, now)
+            if isinstance(event, seen.CancelAsked) and self.acted_at is None:
                 self.acted_at = self.heard
-            await act(cause, reason)
-            if cause is Cause.CANCEL:
-                one.abort("")  # its grace period is another test's
+                # Its grace period is another test's.
+                asyncio.get_running_loop().call_soon(one.abort, "")
+            return asked
 
-        monkeypatch.setattr(one, "_act", acting)
+        monkeypatch.setattr(one.core, "handle", handling)
 
     def _count(self, place: Any, name: str) -> None:
         read = getattr(place, name)
 
         def reading(line: bytes) -> Any:
             self.heard += 1
-            self.most_causes = max(self.most_causes, len(self.one._causes))
             self.on_word()
             return read(line)
 
@@ -175,20 +175,21 @@ class Standing:
         """As `_live` leaves it: one of them is listened to."""
         one = self.one
         if who == "guest":
-            await one._follow_guest(ours)
+            await followers.follow_guest(ours, one.feed, lambda agent: None)
             return
         limit = relay.LONGEST_LINE if who == "relay" else gateway.LONGEST_LINE
         reader, writer = await asyncio.open_connection(sock=ours, limit=limit)
         try:
             if who == "relay":
                 process: Any = SimpleNamespace(stderr=None)
-                one._relay = RelayProcess(process, {}, True, ours, reader, writer)
-                await one._follow_relay(one._relay)
+                one.launch.own_relay(RelayProcess(process, {}, True, ours, reader, writer))
+                await followers.follow_relay(one.launch.relay, one.feed)  # type: ignore[arg-type]
             else:
                 process = SimpleNamespace(stdout=reader, stdin=writer)
                 draining = asyncio.create_task(asyncio.sleep(0))
-                one._gateway = GatewayProcess(process, "192.0.2.1", 1, "embedded", "", draining)
-                await one._follow_gateway(one._gateway)
+                made = GatewayProcess(process, "192.0.2.1", 1, "embedded", "", draining)
+                one.launch.own_gateway(made)
+                await followers.follow_gateway(made, one.feed)
         finally:
             writer.transport.abort()
             await asyncio.sleep(0)  # the loop closes it
@@ -202,26 +203,29 @@ async def _ended(process: Any, patience: float) -> int:
     return 0
 
 
-def prepared(tmp_path: Path, state: State, told: list[Any]) -> Supervisor:
+def prepared(tmp_path: Path, state: State, told: list[Any], **changed: Any) -> Supervisor:
     """A supervisor in ``state``, with all that the guest has said by then; time stands still."""
-    one = supervisor(tmp_path, told)
-    one._log.close()
-    (tmp_path / "events.jsonl").unlink()
-    one._log = EventLog(tmp_path / "events.jsonl", told.append, clock=lambda: 0.0)
-    one._config = protocol.GuestConfig(
-        0, "h", frozenset(), b"", b"\1" * 32, None, (), (), 1420, 0, (), "", False, (), (), ()
-    )
-    seen = one._seen
-    seen.configured = state not in (State.PREPARING, State.CONSENT, State.BOOTING)
+    one = with_streams(supervisor(tmp_path, told.append, **changed))
+    one.log._clock = lambda: 0.0
+    one.log._synced = 0.0
+    # Wrong, and as long as may be: whoever judges them writes them down.
+    wrong = protocol.Report(dict.fromkeys(protocol.REPORTS, "\\" * 24_000))
     if state not in (State.PREPARING, State.CONSENT):
-        # Wrong, and as long as may be: whoever judges them writes them down.
-        seen.reports.update(dict.fromkeys(protocol.REPORTS, "\\" * 24_000))
-        seen.guest_ready = seen.relay_verified = state is not State.BOOTING
+        one.core.state = State.BOOTING
+        one.core.handle(seen.Booting(CONFIG, 1), 0.0)
+        one.core.handle(seen.FromGuest(wrong), 0.0)
+        if state is not State.BOOTING:
+            one.core.handle(seen.FromGuest(protocol.Hello(1)), 0.0)
+            one.core.state = State.PREPARING  # where nothing that is judged wrong means anything
+            one.core.handle(seen.FromRelay(relay.Verified()), 0.0)
+            one.core.handle(seen.FromGuest(protocol.Ready()), 0.0)
+            one.core.handle(seen.FromGuest(protocol.Report({"links": "new"})), 0.0)
     return one
 
 
 def record(tmp_path: Path) -> list[bytes]:
-    return (tmp_path / "events.jsonl").read_bytes().splitlines(keepends=True)
+    (events,) = tmp_path.glob("cell-*/events.jsonl")
+    return events.read_bytes().splitlines(keepends=True)
 
 
 def size(tmp_path: Path) -> int:
@@ -247,13 +251,13 @@ async def flooded(
     ours, theirs = socket.socketpair()
 
     async def live() -> None:
-        one._state = state
+        one.core.state = state
         pouring = pour(theirs, data)
-        await asyncio.wait([one._spawn(standing.follow(who, ours), "the flood")])
+        await asyncio.wait([one.tasks.spawn(standing.follow(who, ours), "the flood")])
         one.cancel("the flood is over")
         await asyncio.to_thread(pouring.join)
 
-    one._live = live  # type: ignore[method-assign]
+    one.live = live  # type: ignore[method-assign]
     try:
         await asyncio.wait_for(one.run(), PATIENCE)
     finally:
@@ -277,9 +281,8 @@ def test_no_word_in_any_state_writes_without_bound_or_holds_up_a_cancel(
 
         standing.on_word = on_word
         await flooded(one, standing, who, state, lines(who, word, MANY))
-        assert one._state is State.ENDED
-        assert "result.json" in one._around.folder.written
-        assert standing.most_causes <= len(Cause)
+        assert one.core.state is State.ENDED
+        assert one.host.folder.read("result.json")
         if standing.heard >= CANCELLED_AT:
             assert standing.acted_at is not None
             assert standing.acted_at <= CANCELLED_AT + HEARD_WITHIN, "nobody heard the cancel"
@@ -298,9 +301,7 @@ def test_the_timeout_is_heard_in_a_flood(tmp_path: Path, monkeypatch: pytest.Mon
     """The flood has no end of its own: only the timeout can end it."""
 
     async def body() -> None:
-        one = prepared(tmp_path, State.RUNNING, [])
-        one._job.timeout = 0.05  # type: ignore[misc]
-        one._job.grace = 0.0  # type: ignore[misc]
+        one = prepared(tmp_path, State.RUNNING, [], timeout=0.05, grace=0.0)
         standing = Standing(one, monkeypatch)
         ours, theirs = socket.socketpair()
         ended = threading.Event()
@@ -312,27 +313,28 @@ def test_the_timeout_is_heard_in_a_flood(tmp_path: Path, monkeypatch: pytest.Mon
                     theirs.sendall(block)
 
         async def live() -> None:
-            one._state = State.RUNNING
-            one._release()
+            # As the guest that is set up as it was asked to be.
+            one.core.state = State.VERIFYING
+            one.feed(seen.Caused(Cause.VERIFIED))
             threading.Thread(target=write, daemon=True).start()
             await standing.follow("guest", ours)
 
-        one._live = live  # type: ignore[method-assign]
-        act = one._act
+        one.live = live  # type: ignore[method-assign]
+        enter = one.log.append
 
-        async def acting(cause: Cause, reason: str) -> None:
-            await act(cause, reason)
-            if cause is Cause.TIME_IS_UP:
-                one.abort("")
+        def entering(event: str, **fields: Any) -> None:
+            enter(event, **fields)
+            if fields.get("state") == "terminating":
+                asyncio.get_running_loop().call_soon(one.abort, "")
 
-        monkeypatch.setattr(one, "_act", acting)
+        one.log.append = entering  # type: ignore[method-assign]
         try:
             result = await asyncio.wait_for(one.run(), 100)
         finally:
             ended.set()
             theirs.close()
             ours.close()
-        assert result["outcome"] == "timeout", result["reason"]
+        assert result.outcome is Outcome.TIMEOUT, result.reason
 
     asyncio.run(body())
 
@@ -347,8 +349,8 @@ def test_a_flood_that_takes_its_time_ends_at_the_ceiling(
         told: list[Any] = []
         one = prepared(tmp_path, State.RUNNING, told)
         standing = Standing(one, monkeypatch)
-        one._log._clock = lambda: float(standing.heard)
-        one._log._ceiling.most = most
+        one.log._clock = lambda: float(standing.heard)
+        one.log._ceiling.most = most
         await flooded(one, standing, "gateway", State.RUNNING, lines("gateway", gateway.Flow, MANY))
         kinds = [event["event"] for event in told]
         assert kinds.count("log_full") == 1
@@ -358,7 +360,7 @@ def test_a_flood_that_takes_its_time_ends_at_the_ceiling(
         counted = sum(e["counts"]["flow"] for e in told if e["event"] == "unlogged")
         assert counted + kinds.count("flow") == MANY
         longest = max(map(len, record(tmp_path)))
-        assert (tmp_path / "events.jsonl").stat().st_size <= most + 20 * longest
+        assert sum(map(len, record(tmp_path))) <= most + 20 * longest
 
     asyncio.run(body())
 
@@ -374,7 +376,8 @@ def test_a_relays_time_that_is_none_leaves_a_result(
         line = relay.SAID.line(relay.Rogue("mac1", "", b"", 7.0, 7.0)).decode()
         line = line.replace(f'"{field}":7.0', f'"{field}":{when}')
         await flooded(one, standing, "relay", State.RUNNING, [line.encode()])
-        result = one._around.folder.written["result.json"]
+        result = one.host.folder.read("result.json")
+        assert result is not None
         assert result["outcome"] == "error" and "the relay said" in result["reason"]
 
     asyncio.run(body())

@@ -31,7 +31,7 @@ from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess, b64
 from wgcell.cell.events import EventLog
 from wgcell.cell.renewal import Renewal
-from wgcell.cell.supervisor import Supervisor
+from wgcell.cell.roaming import Roaming
 from wgcell.relay.framing import prefixed
 
 HERE, THERE = "127.0.0.1", "127.0.0.2"
@@ -88,21 +88,18 @@ class Stage:
         """The supervisor's renewal, now that the name leads to `THERE`; its events."""
         told: list[dict[str, Any]] = []
         port = self.here.getsockname()[1]
-        one = SimpleNamespace(
-            _around=SimpleNamespace(vet_again=lambda: (ip_address(THERE),)),
-            _log=EventLog(tmp_path / "events.jsonl", told.append),
-            _order=lambda words: None,
-        )
-        one._reached = Supervisor._reached.__get__(one)
-        vpn = SimpleNamespace(
+        log = EventLog(tmp_path / "events.jsonl", told.append)
+        vpn: Any = SimpleNamespace(
             endpoint_port=port,
             private_key=os.urandom(32),
             peer_public_key=consent.public_key(os.urandom(32)),
             preshared_key=None,
         )
         way = Renewal(ip_address(HERE), OWN, 0.0)
-        await Supervisor._renew(one, self.relay, vpn, way, OWN)  # type: ignore[arg-type]
-        one._log.close()
+        found = (ip_address(THERE),)
+        roaming = Roaming(self.relay, vpn, way, log.log_bounded, lambda event: None, lambda: found)
+        await roaming.renew(OWN)
+        log.close()
         return told
 
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from tests.waiting import forever, soon
 
 from wgcell.cell import consent, renewal
+from wgcell.cell.core.events import AddressMet
 from wgcell.cell.events import EventLog
 from wgcell.cell.renewal import Renewal
-from wgcell.cell.supervisor import Supervisor
+from wgcell.cell.roaming import Roaming, first_consenting, reach
 from wgcell.errors import ConsentError, EndpointError
 
 A, B, C, D, E, F = (ip_address(f"192.0.2.{n}") for n in range(1, 7))
@@ -116,17 +117,15 @@ def renewed(
 ) -> tuple[Relay, list[dict[str, Any]], Renewal]:
     """One renewal of a cell at 127.0.0.1:9 on this machine's loopback."""
     relay, told = Relay(), []
-    one = SimpleNamespace(
-        _around=SimpleNamespace(vet_again=found),
-        _log=EventLog(tmp_path / "events.jsonl", told.append),
-        _order=lambda words: None,
-    )
-    one._reached = Supervisor._reached.__get__(one)
+    log = EventLog(tmp_path / "events.jsonl", told.append)
     vpn = SimpleNamespace(endpoint_port=9, private_key=b"", peer_public_key=b"", preshared_key=None)
     known = Renewal(ip_address("127.0.0.1"), source, 0.0)
     monkeypatch.setattr(consent, "obtain", obtain)
-    asyncio.run(Supervisor._renew(one, relay, vpn, known, OWN))
-    one._log.close()
+    fed: list[Any] = []
+    roaming = Roaming(relay, vpn, known, log.log_bounded, fed.append, found)  # type: ignore[arg-type]
+    asyncio.run(roaming.renew(OWN))
+    log.close()
+    assert fed == [AddressMet()] * any(met for _, met in relay.handed), "the guest's clock"
     return relay, told, known
 
 
@@ -186,15 +185,12 @@ def test_a_name_with_many_addresses_has_few_of_them_asked_at_the_start(
         raise ConsentError("no consent")
 
     monkeypatch.setattr(consent, "obtain", silent_too)
-    one = SimpleNamespace(
-        _around=SimpleNamespace(addresses=tuple(ip_address(f"127.0.1.{n}") for n in range(1, 200))),
-        _log=EventLog(tmp_path / "events.jsonl", lambda event: None),
-    )
-    one._reached = Supervisor._reached.__get__(one)
+    many = tuple(ip_address(f"127.0.1.{n}") for n in range(1, 200))
+    log = EventLog(tmp_path / "events.jsonl", lambda event: None)
     vpn = SimpleNamespace(endpoint_port=9, private_key=b"", peer_public_key=b"", preshared_key=None)
     with pytest.raises(ConsentError):
-        asyncio.run(Supervisor._consenting(one, vpn))
-    one._log.close()
+        asyncio.run(first_consenting(many, vpn, log.log_bounded))  # type: ignore[arg-type]
+    log.close()
     assert asked == [f"127.0.1.{n}" for n in range(1, renewal.MOST_ASKED + 1)]
 
 
@@ -230,9 +226,10 @@ def test_a_resolver_that_hangs_does_not_keep_an_ended_cell_from_going(tmp_path: 
         raise EndpointError("it does not resolve")
 
     async def body() -> None:
-        one = SimpleNamespace(_around=SimpleNamespace(vet_again=hangs))
-        vpn = SimpleNamespace(endpoint_port=9)
-        renewing = asyncio.create_task(Supervisor._renew(one, Relay(), vpn, way(), OWN))
+        vpn: Any = SimpleNamespace(endpoint_port=9)
+        nothing: Any = lambda *args, **fields: None  # noqa: E731
+        roaming = Roaming(Relay(), vpn, way(), nothing, nothing, hangs)
+        renewing = asyncio.create_task(roaming.renew(OWN))
         await soon(entered.is_set)
         renewing.cancel()
         await asyncio.gather(renewing, return_exceptions=True)
@@ -253,12 +250,12 @@ def test_a_cell_that_ends_while_it_asks_leaves_no_socket(
 
     async def body() -> None:
         monkeypatch.setattr(consent, "obtain", waits)
-        one = SimpleNamespace(_log=SimpleNamespace(chatter=lambda *args, **fields: None))
+        nothing: Any = lambda *args, **fields: None  # noqa: E731
         vpn = SimpleNamespace(
             endpoint_port=9, private_key=b"", peer_public_key=b"", preshared_key=None
         )
         before = len(os.listdir("/proc/self/fd"))
-        task = asyncio.create_task(Supervisor._reached(one, HERE, vpn))
+        task = asyncio.create_task(reach(HERE, vpn, nothing))  # type: ignore[arg-type]
         await asked.wait()
         assert len(os.listdir("/proc/self/fd")) == before + 1
         task.cancel()

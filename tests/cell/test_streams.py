@@ -15,20 +15,36 @@ import pytest
 from tests import waiting
 from tests.waiting import GENEROUS, soon
 
+from wgcell.cell.core.home import Account
 from wgcell.cell.folder import CappedLog
 from wgcell.cell.streams import ArrivingOutputs, Stream
 from wgcell.errors import GuestError, StateError
 
-Body = Callable[[Stream, socket.socket], Awaitable[None]]
+
+class Owed(Stream):
+    """A stream, and what the core makes of it."""
+
+    stated: int | None = None
+
+    @property
+    def home(self) -> bool:
+        return Account(self.facts(), self.stated, self.given_up).home
+
+    @property
+    def owed(self) -> int:
+        return Account(self.facts(), self.stated, self.given_up).owed
 
 
-def carried(tmp_path: Path, sink: Callable[[bytes], None], body: Body) -> Stream:
+Body = Callable[[Owed, socket.socket], Awaitable[None]]
+
+
+def carried(tmp_path: Path, sink: Callable[[bytes], None], body: Body) -> Owed:
     """A stream into ``sink`` while ``body`` plays the guest at the port's other end."""
 
-    async def play() -> Stream:
+    async def play() -> Owed:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        stream = Stream("stdout", sink, CappedLog(tmp_path / "log"), lambda: None)
+        stream = Owed("stdout", sink, CappedLog(tmp_path / "log"), lambda: None)
         stream.carry(ours)
         try:
             await asyncio.wait_for(body(stream, theirs), 30)
@@ -47,7 +63,7 @@ def test_a_stream_is_home_at_its_last_byte_and_not_before(tmp_path: Path) -> Non
     got = bytearray()
     data = bytes(range(256)) * 4096
 
-    async def body(stream: Stream, port: socket.socket) -> None:
+    async def body(stream: Owed, port: socket.socket) -> None:
         stream.stated = len(data)
         await send(port, data[:-1])
         await soon(lambda: stream.delivered == len(data) - 1)
@@ -61,7 +77,7 @@ def test_a_stream_is_home_at_its_last_byte_and_not_before(tmp_path: Path) -> Non
 
 
 def test_a_port_that_ends_early_leaves_the_stream_owing(tmp_path: Path) -> None:
-    async def body(stream: Stream, port: socket.socket) -> None:
+    async def body(stream: Owed, port: socket.socket) -> None:
         stream.stated = 10
         await send(port, b"12345")
         port.close()
@@ -72,7 +88,7 @@ def test_a_port_that_ends_early_leaves_the_stream_owing(tmp_path: Path) -> None:
 
 
 def test_more_than_was_stated_is_owed_the_other_way(tmp_path: Path) -> None:
-    async def body(stream: Stream, port: socket.socket) -> None:
+    async def body(stream: Owed, port: socket.socket) -> None:
         stream.stated = 2
         await send(port, b"12345")
         await soon(lambda: stream.delivered == 5)
@@ -87,7 +103,7 @@ def test_a_reader_who_stops_holds_up_the_sender_and_nobody_else(tmp_path: Path) 
     def sink(data: bytes) -> None:
         may_read.wait(GENEROUS)
 
-    async def body(stream: Stream, port: socket.socket) -> None:
+    async def body(stream: Owed, port: socket.socket) -> None:
         nonlocal sent
         await send(port, b"x")
         await soon(lambda: stream.waits_for_reader)
@@ -109,7 +125,7 @@ def test_a_reader_who_is_gone_is_told_and_the_log_goes_on(tmp_path: Path) -> Non
     def sink(data: bytes) -> None:
         raise BrokenPipeError
 
-    async def body(stream: Stream, port: socket.socket) -> None:
+    async def body(stream: Owed, port: socket.socket) -> None:
         await send(port, b"one")
         await soon(lambda: stream.reader_gone)
         assert not stream.home
@@ -131,7 +147,7 @@ def test_a_write_that_fails_is_kept_as_a_failure(tmp_path: Path, error: Exceptio
     def sink(data: bytes) -> None:
         raise error
 
-    async def body(stream: Stream, port: socket.socket) -> None:
+    async def body(stream: Owed, port: socket.socket) -> None:
         await send(port, b"one")
         await soon(lambda: stream.failure is not None)
 
@@ -142,7 +158,7 @@ def test_a_write_that_fails_is_kept_as_a_failure(tmp_path: Path, error: Exceptio
 def test_a_stream_given_up_is_not_waited_for(tmp_path: Path) -> None:
     may_read = threading.Event()
 
-    async def body(stream: Stream, port: socket.socket) -> None:
+    async def body(stream: Owed, port: socket.socket) -> None:
         await send(port, b"one")
         await soon(lambda: stream.waits_for_reader)
         assert not await stream.over(0.01)

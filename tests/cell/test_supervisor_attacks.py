@@ -1,98 +1,36 @@
-"""A hostile guest against the supervisor's own walk, without a machine."""
+"""A hostile guest, a full disk and a failing reader against the supervisor, without a machine."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.cell.building import CONFIG, closed, supervisor, with_streams
 
-from wgcell.cell.folder import CappedLog
-from wgcell.cell.job import OnRogue
+from wgcell.cell.core import events as seen
 from wgcell.cell.states import Outcome, State
-from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
-from wgcell.errors import GuestError, StateError
+from wgcell.errors import StateError
 from wgcell.guest import protocol
-from wgcell.machine.argv import Accelerator
+from wgcell.relay import control as relay
 
-
-class FolderStub:
-    def __init__(self, path: Path) -> None:
-        self.path, self.id, self.written = path, "cell", {}
-
-    def discard(self, *names: str) -> None: ...
-
-    def write(self, name: str, content: Any) -> None:
-        self.written[name] = content
-
-    def write_bytes(self, name: str, content: Any) -> None: ...
-
-
-MADE: list[Any] = []
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    while MADE:
-        one = MADE.pop()
-        for stream in one._streams.values():
-            stream._log.close()
-        one._diagnostics.close()
-        if one._fuse is not None:
-            one._fuse.close()
-        with contextlib.suppress(OSError):
-            one._log.close()
-
-
-def supervisor(tmp_path: Path, told: list) -> Supervisor:
-    job = SimpleNamespace(
-        on_rogue=OnRogue.TERMINATE,
-        outputs=(),
-        guest_walls=frozenset(),
-        grace=1,
-        timeout=None,
-        landing=None,
-        memory=1 << 28,
-        disk=1 << 30,
-        quota=0,
-    )
-    acc = Accelerator.KVM
-    around = SimpleNamespace(
-        folder=FolderStub(tmp_path),
-        accelerator=acc,
-        vpn=None,
-        image=SimpleNamespace(name="i", folder=tmp_path),
-    )
-    one = Supervisor(job, around, tell=told.append, stdout=lambda d: None, stderr=lambda d: None)
-    MADE.append(one)
-    for name in protocol.STREAMS:
-        one._streams[name] = Stream(
-            name, lambda d: None, CappedLog(tmp_path / f"{name}.log"), lambda: None
-        )
-    return one
+pytestmark = pytest.mark.usefixtures(closed.__name__)
 
 
 def test_ready_again_and_again_writes_no_report_each_time(tmp_path: Path) -> None:
     async def body() -> None:
-        told: list = []
-        one = supervisor(tmp_path, told)
-        one._state = State.STOPPING
-        one._config = protocol.GuestConfig(
-            0, "h", frozenset(), b"", b"\1" * 32, None, (), (), 1420, 0, (), "", False, (), (), ()
-        )
-        one._seen.relay_verified = one._seen.guest_ready = True
-        one._on_guest(protocol.Report(dict.fromkeys(protocol.REPORTS, "x" * 24000)))
+        one = with_streams(supervisor(tmp_path))
+        one.core.state = State.VERIFYING
+        one.feed(seen.Booting(CONFIG, 1))
+        one.feed(seen.FromRelay(relay.Verified()))
+        one.feed(seen.FromGuest(protocol.Report(dict.fromkeys(protocol.REPORTS, "x" * 24000))))
         for _ in range(100):
-            with contextlib.suppress(GuestError):
-                one._on_guest(protocol.parse(b"ready\n"))
-        size = (tmp_path / "events.jsonl").stat().st_size
+            one.feed(seen.FromGuest(protocol.parse(b"ready\n")))
+        size = (one.host.folder.path / "events.jsonl").stat().st_size
         assert size < 200_000, f"600 bytes of the guest's made {size} in the log"
 
     asyncio.run(body())
@@ -100,93 +38,79 @@ def test_ready_again_and_again_writes_no_report_each_time(tmp_path: Path) -> Non
 
 def test_a_failed_write_is_never_home_before_it_is_told(tmp_path: Path) -> None:
     async def body() -> None:
-        one = supervisor(tmp_path, [])
-        one._state, one._outcome = State.RUNNING, None
-        out = one._streams["stdout"]
-        append = one._log.append
+        one = with_streams(supervisor(tmp_path))
+        one.core.state = State.RUNNING
+        out = one.outlets.streams["stdout"]
+        append = one.log.append
 
         def slow(event: str, **fields: Any) -> None:
             append(event, **fields)
             if fields.get("state") == "stopping":  # the thread, while the loop is in fdatasync
                 out.failure = OSError(28, "No space left on device")
                 out.delivered = 10
-                one._loop_told = asyncio.get_running_loop().call_soon(one._hear_stream, "stdout")
 
-        one._log.append = slow
-        one._on_guest(protocol.Exited(0, 10, 0))
-        while not one._causes.empty():
-            await one._act(*one._causes.take())
-            if one._causes.empty():
-                await asyncio.sleep(0)
-        assert one._outcome is Outcome.ERROR, one._outcome
+        one.log.append = slow  # type: ignore[method-assign]
+        one.feed(seen.FromGuest(protocol.Exited(0, 10, 0)))
+        one.feed(one.outlets.look())
+        assert one.core.outcome is Outcome.ERROR
 
     asyncio.run(body())
+
+
+class Exits(Supervisor):
+    """A cell whose workload exits as soon as it runs, and owes ten bytes."""
+
+    async def live(self) -> None:
+        with_streams(self)
+        self.ports = [socket.socketpair() for _ in self.outlets.streams]
+        for stream, (ours, _) in zip(self.outlets.streams.values(), self.ports, strict=True):
+            stream.carry(ours)
+        self.core.state = State.RUNNING
+        self.feed(seen.FromGuest(protocol.Exited(0, 10, 0)))
 
 
 def test_a_log_that_fails_as_the_workload_exits_is_not_completed(tmp_path: Path) -> None:
     async def body() -> None:
-        one = supervisor(tmp_path, [])
-        append = one._log.append
+        one = supervisor(tmp_path, kind=Exits)
+        assert isinstance(one, Exits)
+        append = one.log.append
 
         def full(event: str, **fields: Any) -> None:
             if fields.get("state") == "stopping":
+                for _, theirs in one.ports:
+                    theirs.close()  # and the ten bytes never come
                 raise StateError("events.jsonl: No space left on device")
             append(event, **fields)
 
-        one._log.append = full
-
-        async def live() -> None:
-            for name in protocol.STREAMS:
-                ours, theirs = socket.socketpair()
-                one._streams[name].carry(ours)
-                theirs.close()
-            one._state = State.RUNNING
-            one._on_guest(protocol.Exited(0, 10, 0))
-
-        one._live = live
+        one.log.append = full  # type: ignore[method-assign]
         with pytest.raises(StateError):
             await one.run()
-        assert one._around.folder.written["result.json"]["outcome"] == "error"
+        written = one.host.folder.read("result.json")
+        assert written is not None and written["outcome"] == "error"
 
     asyncio.run(body())
 
 
-def test_a_guest_may_not_owe_more_than_a_port_holds(tmp_path: Path) -> None:
-    async def body() -> None:
-        one = supervisor(tmp_path, [])
-        one._state = State.RUNNING
-        with pytest.raises(GuestError):
-            one._on_guest(protocol.Exited(0, 2**53, 0))
+def test_an_action_that_fails_keeps_none_of_the_others_from_being_done(tmp_path: Path) -> None:
+    """The event before a machine's end can't be written: the machine is ended all the same."""
+    killed: list[bool] = []
 
-    asyncio.run(body())
-
-
-def test_what_came_before_the_end_buys_no_time(tmp_path: Path) -> None:
-    async def body() -> None:
-        one = supervisor(tmp_path, [])
-        one._state = State.RUNNING
-        out = one._streams["stdout"]
-        out.delivered = 10 << 30
-        one._on_guest(protocol.Exited(0, out.delivered + 100_000, 0))
-        await one._act(*one._causes.take())
-        now = one._seen.stopping_since + 20_000
-        out.moved = now - 1  # a byte every 59 seconds
-        one._watch_results(now, 1)
-        assert not one._causes.empty()
-
-    asyncio.run(body())
-
-
-def test_standing_still_ourselves_loses_no_results(tmp_path: Path) -> None:
-    """Ctrl-Z for two minutes."""
+    class Machine:
+        def kill(self) -> None:
+            killed.append(True)
 
     async def body() -> None:
-        one = supervisor(tmp_path, [])
-        one._state = State.RUNNING
-        one._on_guest(protocol.Exited(0, 100, 0))
-        await one._act(*one._causes.take())
-        one._watch_results(one._seen.stopping_since + 120, 120)
-        assert one._causes.empty()
+        one = with_streams(supervisor(tmp_path, guest_walls=frozenset(protocol.Wall)))
+        one.core.state = State.RUNNING
+        one.launch.machine = Machine()  # type: ignore[assignment]
+
+        def full(event: str, **fields: Any) -> None:
+            raise StateError("events.jsonl: No space left on device")
+
+        one.log.append = full  # type: ignore[method-assign]
+        with pytest.raises(StateError):
+            one.feed(seen.FromGuest(protocol.Changed("network", "a route")))
+        assert killed == [True]
 
     asyncio.run(body())
 

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from tests.cell.test_supervisor_attacks import closed, supervisor  # noqa: F401
+from tests.cell.building import closed, supervisor, with_streams  # noqa: F401
 from tests.cli.test_no_traceback import Zygote
 from tests.cli.test_terminal import told
 from tests.shown import is_text
 
 import wgcell
 from wgcell import errors
+from wgcell.cell.core import events as seen
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import create
 from wgcell.cell.job import HostLimits, JobOptions
@@ -37,7 +38,6 @@ from wgcell.errors import GuestError, LaunchError, WgcellError
 from wgcell.gateway.model import parsing, remarks
 from wgcell.gateway.model.rules import parse_rule
 from wgcell.guest import protocol
-from wgcell.machine.argv import Accelerator
 
 FORGED = "wgcell: all is well"
 HOSTILE = [
@@ -270,21 +270,19 @@ def hostile_messages() -> Iterator[Any]:
 def test_a_guests_words(tmp_path: Path, state: State) -> None:
     async def body() -> None:
         events: list[Any] = []
-        one = supervisor(tmp_path, events)
-        one._state = state
-        one._around.accelerator = Accelerator.KVM
-        one._job.guest_walls = frozenset(protocol.Wall)
-        causes = []
-        one._cause = lambda cause, reason="", **more: causes.append((cause, str(reason)))
+        walls = frozenset(protocol.Wall)
+        one = with_streams(supervisor(tmp_path, events.append, guest_walls=walls))
+        one.core.state = state
+        causes: list[Any] = []
+        one.core._cause = lambda cause, reason="": causes.append((cause, str(reason)))  # type: ignore[method-assign]
         for message in hostile_messages():
-            with contextlib.suppress(GuestError):
-                one._on_guest(message)
+            one.feed(seen.FromGuest(message))
         for cause, reason in causes:
             events.append(
                 {"event": "ended", "outcome": cause.name, "reason": reason, "exit_code": 1}
             )
         assert_ours(told(events), "wgcell: ")
-        log = (tmp_path / "events.jsonl").read_bytes()
+        log = (one.host.folder.path / "events.jsonl").read_bytes()
         assert all(0x20 <= byte < 0x7F or byte == 0x0A for byte in log)
         assert b"all is well" in log and len(causes) > 1
 
@@ -309,6 +307,14 @@ def test_a_guests_lines_that_are_no_messages() -> None:
             assert "\n" not in str(caught.value)
 
 
+WRITERS = ("append", "log_bounded", "_log", "_log_bounded", "log")
+"""What a call is named that writes an event into the record, or has it written."""
+
+
+def _name(called: ast.expr) -> str:
+    return called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+
+
 def events_in_source() -> dict[str, set[str]]:
     """Each event's name, and the names of its fields, by whoever appends it."""
     found: dict[str, set[str]] = {}
@@ -316,8 +322,7 @@ def events_in_source() -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr in ("append", "chatter")
+                and _name(node.func) in WRITERS
                 and node.args
                 and isinstance(node.args[0], ast.Constant)
                 and isinstance(node.args[0].value, str)

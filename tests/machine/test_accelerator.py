@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from wgcell.machine.accelerator import choose, host_tsc_khz, kvm_boots
-from wgcell.machine.argv import Accelerator
+from wgcell.vm.qemu.accelerator import choose, host_tsc_khz, kvm_boots
+from wgcell.vm.spec import Accelerator
 
 
 def script(path: Path, body: str) -> str:
@@ -57,7 +57,7 @@ def test_no_device(tmp_path: Path) -> None:
 def test_a_hanging_kernel_is_given_up(
     tmp_path: Path, device: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wgcell.machine.accelerator.PROBE_TIMEOUT", 0.2)
+    monkeypatch.setattr("wgcell.vm.qemu.accelerator.PROBE_TIMEOUT", 0.2)
     qemu = script(tmp_path / "qemu", "exec sleep 5")
     boots, why = kvm_boots(qemu, tmp_path / "kernel", device=device)
     assert not boots and "did not run" in why
@@ -72,7 +72,7 @@ def test_the_answer_is_kept_for_this_boot(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(qemu)
         return False, "no"
 
-    monkeypatch.setattr("wgcell.machine.accelerator.kvm_boots", probe)
+    monkeypatch.setattr("wgcell.vm.qemu.accelerator.kvm_boots", probe)
     for _ in range(2):
         assert choose("qemu", kernel, tmp_path / "cache") == (Accelerator.TCG, "no")
     assert len(asked) == 1

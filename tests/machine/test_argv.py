@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-from wgcell.machine.argv import (
+from wgcell.vm.qemu.argv import (
     NIC_OFFLOADS,
-    Accelerator,
-    Drive,
-    MachineSpec,
+    QemuSpec,
     kernel_command_line,
     qemu_argv,
 )
+from wgcell.vm.spec import Accelerator, Drive
 
-SPEC = MachineSpec(
+SPEC = QemuSpec(
     qemu="qemu-system-x86_64",
     accelerator=Accelerator.TCG,
     kernel_fd=20,

@@ -21,12 +21,13 @@ import pytest
 from tests.waiting import GENEROUS, until
 
 from wgcell.image import store
-from wgcell.machine import cgroup
-from wgcell.machine.argv import Accelerator, MachineSpec
-from wgcell.machine.jail import find_jail
-from wgcell.machine.process import Machine, find_qemu
 from wgcell.relay import link
 from wgcell.relay.seal import unprivileged_id
+from wgcell.vm.qemu.argv import QemuSpec
+from wgcell.vm.qemu.process import QemuMachine, find_qemu
+from wgcell.vm.sandbox import cgroup
+from wgcell.vm.sandbox.jail import find_jail
+from wgcell.vm.spec import Accelerator
 
 BOUNDS = cgroup.Bounds(memory=512 << 20, cpus=2)
 
@@ -137,16 +138,16 @@ def test_qemu_and_its_jail_live_in_it_and_stand_still_until_they_may_go(real: Pa
     async def live() -> None:
         with image.kernel.open() as kernel, image.initramfs.open() as initramfs:
             nic, qmp, console = (theirs.fileno() for _, theirs in pairs)
-            spec = MachineSpec(
+            spec = QemuSpec(
                 *(find_qemu(), Accelerator.TCG, kernel.fileno(), initramfs.fileno()),
                 *("console=ttyS0 panic=-1", 1, 256, (), link.GUEST_MAC_TEXT),
                 *(nic, qmp, console, {}),
             )
             jail = find_jail(unprivileged_id("t"), None)
-            machine = await Machine.start(spec, pairs[1][0], jail, 1 << 20, group)
+            machine = await QemuMachine.start(spec, pairs[1][0], jail, 1 << 20, group)
         inside = {int(pid) for pid in (group.folder / "cgroup.procs").read_text().split()}
         assert {machine.pid, machine.process.pid} <= inside
-        await machine.connect_monitor()
+        await machine.attest()
         pairs[2][0].settimeout(0.5)
         with pytest.raises(TimeoutError):
             pairs[2][0].recv(1)
@@ -155,7 +156,7 @@ def test_qemu_and_its_jail_live_in_it_and_stand_still_until_they_may_go(real: Pa
         assert await asyncio.to_thread(pairs[2][0].recv, 1)  # the BIOS, at least
         group.remove()
         assert await machine.reap() == -signal.SIGKILL
-        await machine.hang_up()
+        await machine.close()
 
     asyncio.run(live())
     assert not group.folder.exists()

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from wgcell import programs
-from wgcell.machine import jail as jail_module
-from wgcell.machine.jail import ABSENT, KILLED, bwrap_argv, closed_filter, find_jail, limits
 from wgcell.relay.seal import unprivileged_id
+from wgcell.vm.sandbox import jail as jail_module
+from wgcell.vm.sandbox.jail import ABSENT, KILLED, bwrap_argv, closed_filter, find_jail, limits
 
 pytestmark = pytest.mark.system
 

@@ -20,9 +20,10 @@ import pytest
 from tests.vm.deaths import alive, family
 from tests.waiting import until
 
-from wgcell.machine.argv import Accelerator, MachineSpec
-from wgcell.machine.jail import Jail
-from wgcell.machine.process import Machine, _kept
+from wgcell.vm.qemu.argv import QemuSpec
+from wgcell.vm.qemu.process import QemuMachine, _kept
+from wgcell.vm.sandbox.jail import Jail
+from wgcell.vm.spec import Accelerator
 
 pytestmark = pytest.mark.system
 
@@ -35,7 +36,7 @@ async def starting(place: Path) -> None:
     pairs = [socket.socketpair() for _ in range(3)]
     (place / "boot").touch()
     with (place / "boot").open() as boot:
-        spec = MachineSpec(
+        spec = QemuSpec(
             qemu="/usr/bin/true",
             accelerator=Accelerator.TCG,
             kernel_fd=boot.fileno(),
@@ -51,7 +52,7 @@ async def starting(place: Path) -> None:
             ports={},
         )
         try:
-            await Machine.start(spec, pairs[1][0], Jail(str(stand_in), None), 1 << 20)
+            await QemuMachine.start(spec, pairs[1][0], Jail(str(stand_in), None), 1 << 20)
         finally:
             for ours, theirs in pairs:
                 ours.close()

@@ -27,7 +27,8 @@ PARSERS = {
 ELSEWHERE = {
     "net": "the one place",
     "prove/cells.py": "constants of the battery's own tunnel",
-    "cell/supervisor.py": "constants, and the endpoint that vetting has returned",
+    "cell/own_gateway.py": "constants",
+    "cell/roaming.py": "the endpoint that vetting has returned",
 }
 
 

@@ -18,7 +18,7 @@ from scapy.packet import Raw
 from scapy.utils import PcapNgReader
 from tests.waiting import GENEROUS, lull
 
-from wgcell.machine.keeper import keeper
+from wgcell.processes import namespace_holder
 from wgcell.relay import link
 from wgcell.relay.evidence import CapturedFrame, pcapng
 from wgcell.relay.framing import LONGEST_FRAME, prefixed
@@ -161,7 +161,13 @@ class Process:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         udp.connect(self.endpoint.getsockname())
         self.guest_port = udp.getsockname()
-        argv = [*keeper(root=os.geteuid() == 0), sys.executable, "-P", "-m", "wgcell.relay"]
+        argv = [
+            *namespace_holder(root=os.geteuid() == 0),
+            sys.executable,
+            "-P",
+            "-m",
+            "wgcell.relay",
+        ]
         argv += [str(control.fileno()), ""]
         self.process = subprocess.Popen(argv, pass_fds=(control.fileno(),))
         socket.send_fds(self.control, [b"\0"], [nic.fileno(), udp.fileno()])

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from tests.waiting import GENEROUS
 
-from wgcell.machine.keeper import keeper
+from wgcell.processes import namespace_holder
 from wgcell.relay.seal import RULES, unprivileged_id
 
 pytestmark = pytest.mark.system
@@ -141,7 +141,7 @@ def attempt(act: str, mode: str) -> Tried:
     fds = [nic_end.fileno(), udp.fileno(), control_end.fileno()]
     numbers = [*fds, decoy.getsockname()[1], sibling.pid]
     code = PROLOGUE + ACTS[act] + EPILOGUE
-    before = () if mode == "open" else keeper(root=os.geteuid() == 0)
+    before = () if mode == "open" else namespace_holder(root=os.geteuid() == 0)
     process = subprocess.Popen(
         [*before, sys.executable, "-P", "-c", code, *map(str, numbers), mode],
         pass_fds=fds,
@@ -215,7 +215,7 @@ def relay(cell: str = "") -> tuple[subprocess.Popen[bytes], socket.socket]:
     (nic, nic_end), (control, control_end) = socket.socketpair(), socket.socketpair()
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.connect(("127.0.0.1", 9))
-    argv = [*keeper(root=os.geteuid() == 0), sys.executable, "-P", "-m", "wgcell.relay"]
+    argv = [*namespace_holder(root=os.geteuid() == 0), sys.executable, "-P", "-m", "wgcell.relay"]
     argv += [str(control_end.fileno()), cell]
     process = subprocess.Popen(argv, pass_fds=(control_end.fileno(),))
     socket.send_fds(control, [b"\0"], [nic_end.fileno(), udp.fileno()])

@@ -156,7 +156,7 @@ def test_the_guest_is_as_people_expect_it(cell: Cell, tmp_path: Path) -> None:
 SHIFTED = """
 import sys, time
 from pathlib import Path
-from wgcell.cell import supervisor
+from wgcell.cell import effects, supervisor
 from wgcell.cli.main import program
 
 class Clock:
@@ -165,7 +165,7 @@ class Clock:
     def time(self):
         return time.time() + float(Path({shift!r}).read_text())
 
-supervisor.time = Clock()
+supervisor.time = effects.time = Clock()
 program()
 """
 TICKS = """

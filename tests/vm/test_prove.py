@@ -37,11 +37,11 @@ def test_one_case_of_each_kind_holds() -> None:
 
 def test_a_supervisor_that_does_not_heed_the_agent_is_found_out(tmp_path: Path) -> None:
     shutil.copytree(SOURCE, tmp_path / "wgcell", ignore=shutil.ignore_patterns("__pycache__"))
-    supervisor = tmp_path / "wgcell/cell/supervisor.py"
-    text = supervisor.read_text()
-    heeds = "if self._job.guest_walls == frozenset(Wall) and watched and not seen.tampered:"
+    core = tmp_path / "wgcell/cell/core/core.py"
+    text = core.read_text()
+    heeds = "if self._terms.every_wall and watched and not self._verification.tampered:"
     assert heeds in text
-    supervisor.write_text(text.replace(heeds, "if False:"))
+    core.write_text(text.replace(heeds, "if False:"))
     code, report = prove(*cases("route-added"), source=tmp_path, timeout=280)
     assert code == 1
     assert [(r["case"], r["status"]) for r in report["results"]] == [

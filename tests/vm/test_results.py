@@ -24,7 +24,7 @@ from typing import IO
 import pytest
 from tests.waiting import pace, until
 
-from wgcell.cell.supervisor import LAST_BYTES
+from wgcell.cell.core.home import LAST_BYTES
 
 pytestmark = pytest.mark.vm
 

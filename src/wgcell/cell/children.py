@@ -1,7 +1,7 @@
-"""The relay and the embedded gateway as child processes that speak JSON lines.
+"""The relay and the cell's own gateway as child processes that exchange JSON lines.
 
-Both are told by the kernel to die with the supervisor, and both also end by themselves when their
-end of the pipe closes: whichever dies first takes the others along.
+The kernel kills both when the supervisor dies, and both end by themselves when their end of the
+pipe closes: whichever dies first takes the others along.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from wgcell import programs
+from wgcell.acquiring import acquired, discard_process, to_its_end
 from wgcell.errors import HostError, LaunchError
 from wgcell.gateway import control as gateway_words
-from wgcell.machine.fuse import Fuse
-from wgcell.machine.keeper import die_with_parent, keeper
+from wgcell.processes import die_with_parent, namespace_holder
 from wgcell.relay import control as relay_words
+from wgcell.vm.kill_switch import KillSwitch
 from wgcell.wire.lines import LineError, Vocabulary
 
 __all__ = ["GatewayProcess", "RelayProcess"]
@@ -46,10 +47,10 @@ async def _end(process: asyncio.subprocess.Process, patience: float) -> int:
         return await process.wait()
 
 
-def _keeper() -> tuple[str, ...]:
+def _namespace_holder() -> tuple[str, ...]:
     """The relay's. What it inherits must be no more than the control socket, for it holds that
     until the relay is gone; the relay is given the rest over it."""
-    return keeper(root=os.geteuid() == 0)
+    return namespace_holder(root=os.geteuid() == 0)
 
 
 async def _drain(pipe: asyncio.StreamReader) -> None:
@@ -81,32 +82,47 @@ async def _can_keep() -> bool:
     """Whether a pid namespace can be made here. Tried, for a relay's own failure tells nothing."""
     quiet = asyncio.subprocess.DEVNULL
     try:
-        tried = await asyncio.create_subprocess_exec(
-            *_keeper(),
+        trying = asyncio.create_subprocess_exec(
+            *_namespace_holder(),
             programs.path_of("true"),
             stdin=quiet,
             stdout=quiet,
             stderr=quiet,
             env=programs.environment(),
         )
+        tried = await acquired(trying, discard_process)
     except FileNotFoundError:
         return False
-    return await tried.wait() == 0
+    try:
+        return await tried.wait() == 0
+    except asyncio.CancelledError:
+        await to_its_end(discard_process(tried))
+        raise
 
 
 async def _begun(
-    argv: tuple[str, ...], control: socket.socket, reader: asyncio.StreamReader
+    argv: tuple[str, ...],
+    control: socket.socket,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> asyncio.subprocess.Process | str:
     """A relay that has said its first word on ``control``, or what was said as it came to
     nothing."""
     armed = die_with_parent(os.getpid())
 
     def arm() -> None:
-        # A relay that its seal kills has its keeper die in the same way, which would dump core.
+        # When the seal kills the relay, its namespace holder dies of the same signal, and would
+        # dump core.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         armed()
 
-    process = await asyncio.create_subprocess_exec(
+    async def discard(process: asyncio.subprocess.Process) -> None:
+        # A relay whose namespace holder is killed before it has set PDEATHSIG lives on, until its
+        # control socket closes; and its pipe is open until then.
+        writer.close()
+        await discard_process(process)
+
+    starting = asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
@@ -116,6 +132,7 @@ async def _begun(
         start_new_session=True,
         preexec_fn=arm,
     )
+    process = await acquired(starting, discard)
     word = asyncio.create_task(reader.readline())
     end = asyncio.create_task(process.wait())
     try:
@@ -125,9 +142,8 @@ async def _begun(
         said = await process.stderr.read(4096) if process.stderr else b""
         return said.decode("utf-8", "replace") or f"exit code {process.returncode}"
     except BaseException:
-        # Cancelled: nobody else knows of it.
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        word.cancel()
+        await to_its_end(discard(process))
         raise
     finally:
         word.cancel()
@@ -152,23 +168,23 @@ class RelayProcess:
         nic: socket.socket,
         udp: socket.socket,
         cell: str = "",
-        fuse: Fuse | None = None,
+        kill_switch: KillSwitch | None = None,
         *,
         sealed: bool = True,
     ) -> RelayProcess:
         """Start the relay of ``cell`` between ``nic`` and ``udp``; `configure` makes it work.
 
         ``nic`` is closed here then. ``udp`` is where the way out will be: it may be connected
-        later, or replaced; until `configure` the relay reads neither. ``fuse`` blows at a rogue
-        frame, and when the relay is gone.
+        later, or replaced; until `configure` the relay reads neither. ``kill_switch`` is pulled at
+        a rogue frame, and when the relay is gone.
         ``sealed`` false leaves the seal open: for measuring what it costs, and for no cell.
         """
         ours, theirs = socket.socketpair()
-        given = [nic.fileno(), udp.fileno(), *(() if fuse is None else (fuse.end,))]
+        given = [nic.fileno(), udp.fileno(), *(() if kill_switch is None else (kill_switch.end,))]
         socket.send_fds(ours, [b"\0"], given)
         nic.close()
-        if fuse is not None:
-            fuse.hand_over()
+        if kill_switch is not None:
+            kill_switch.hand_over()
         reader, writer = await asyncio.open_connection(sock=ours, limit=relay_words.SAID.longest)
         argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", str(theirs.fileno()), cell)
         try:
@@ -176,9 +192,9 @@ class RelayProcess:
                 if not sealed:
                     argv = (*argv, "open")
                 elif await _can_keep():
-                    argv = (*_keeper(), *argv)
+                    argv = (*_namespace_holder(), *argv)
                 # else it runs without a pid namespace, and says so.
-                begun = await _begun(argv, theirs, reader)
+                begun = await _begun(argv, theirs, reader, writer)
             if isinstance(begun, str):
                 raise LaunchError("the relay did not start", argv=argv, output=begun)
         except BaseException:
@@ -188,7 +204,7 @@ class RelayProcess:
 
     async def configure(self, configuration: Mapping[str, Any]) -> None:
         """Let it begin. Raises LaunchError if it does not say that it is ready."""
-        self.tell("configure", **{k: v for k, v in configuration.items() if v is not None})
+        self.send("configure", **{k: v for k, v in configuration.items() if v is not None})
         ready = await asyncio.wait_for(self._word(), 20)
         if not isinstance(ready, relay_words.Ready):
             code = await _end(self.process, 1)
@@ -205,18 +221,18 @@ class RelayProcess:
         nic: socket.socket,
         udp: socket.socket,
         configuration: Mapping[str, Any],
-        fuse: Fuse | None = None,
+        kill_switch: KillSwitch | None = None,
         *,
         sealed: bool = True,
     ) -> RelayProcess:
         """`spawn` and `configure` in one, for a ``udp`` that is connected; closed here then."""
-        relay = await cls.spawn(nic, udp, fuse=fuse, sealed=sealed)
+        relay = await cls.spawn(nic, udp, kill_switch=kill_switch, sealed=sealed)
         udp.setblocking(True)
         udp.close()
         await relay.configure(configuration)
         return relay
 
-    def tell(self, command: str, **fields: Any) -> None:
+    def send(self, command: str, **fields: Any) -> None:
         """Send one command; nothing if the relay is gone: its end is a cause by itself."""
         words = relay_words.TOLD
         line = words.line(words.made({"command": command, **fields}))
@@ -244,7 +260,7 @@ class RelayProcess:
 
     async def quit(self) -> int:
         """Ask for the last figures and the end; the exit code."""
-        self.tell("quit")
+        self.send("quit")
         return await _end(self.process, _QUITS_WITHIN)
 
     def close(self) -> None:
@@ -271,7 +287,7 @@ class GatewayProcess:
         ``arguments``: the engine, and for the kernel engine its interface.
         """
         argv = (*_PYTHON, "wgcell.gateway", *arguments)
-        process = await asyncio.create_subprocess_exec(
+        starting = asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -281,17 +297,15 @@ class GatewayProcess:
             start_new_session=True,
             preexec_fn=die_with_parent(os.getpid()),
         )
+        process = await acquired(starting, discard_process)
         if process.stdin is None or process.stdout is None or process.stderr is None:
             raise LaunchError("the gateway has no pipes", argv=argv)
         process.stdin.write(json.dumps(configuration).encode() + b"\n")
         first = _word("gateway", process.stdout, gateway_words.SAID)
         try:
             ready = await asyncio.wait_for(first, 30)
-        except BaseException:
-            # Cancelled, or too late: nobody else knows of it.
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        except BaseException:  # cancelled, or too late
+            await to_its_end(discard_process(process))
             raise
         if not isinstance(ready, gateway_words.Ready):
             process.stdin.close()

@@ -26,17 +26,16 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from wgcell.net import linux
+
 __all__ = ["CALLS", "KILLED", "STAGES", "Confined", "Filters", "confine", "filter_of_calls"]
 
 STAGES = ("root", "landlock", "seccomp")
 """Those that a machine may lack."""
 
-# linux/sched.h, sys/mount.h, sys/prctl.h, linux/capability.h
-_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
+# sys/mount.h
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 4096, 16384, 1 << 18, 2
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
-_CAPABILITY_VERSION_3 = 0x20080522
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 # linux/landlock.h: the same numbers on every architecture
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -209,7 +208,7 @@ def _enter(folder: int) -> None:
     if number is None:
         raise OSError(errno.ENOSYS, f"pivot_root has no number here for {platform.machine()}")
     user, group = os.geteuid(), os.getegid()
-    _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWIPC), "unshare")
+    _check(_libc.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS | linux.CLONE_NEWIPC), "unshare")
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", f"{user} {user} 1")
     _write("/proc/self/gid_map", f"{group} {group} 1")
@@ -257,10 +256,10 @@ def _mapped() -> int:
 
 
 def _give_up_rights() -> None:
-    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    header = struct.pack("Ii", linux.CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, bytes(24)), "capset")
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_DUMPABLE, 0)
+    _prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(linux.PR_SET_DUMPABLE, 0)
 
 
 def _landlock(root: int) -> None:
@@ -288,4 +287,4 @@ def _filter(program: bytes) -> None:
     if not program:
         raise OSError(errno.ENOENT, "no filter was compiled: libseccomp can't be used")
     loaded = _Program(len(program) // 8, program)
-    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(loaded))
+    _prctl(linux.PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(loaded))

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from wgcell.errors import ConsentError
+from wgcell.wire.wireguard import COOKIE_REPLY_LENGTH, LABEL_MAC1, REKEY_TIMEOUT, RESPONSE_LENGTH
 
 __all__ = [
     "HandshakeKeys",
@@ -39,16 +40,10 @@ __all__ = [
 
 _CONSTRUCTION = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 _IDENTIFIER = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
-_LABEL_MAC1 = b"mac1----"
 _LABEL_COOKIE = b"cookie--"
 _TAI64_BASE = 0x400000000000000A  # TAI is 10 s ahead of UTC in 1970, as WireGuard counts it
 
-_INITIATION_LENGTH = 148
-_RESPONSE_LENGTH = 92
-_COOKIE_REPLY_LENGTH = 64
 _NO_NONCE = bytes(12)
-REKEY_TIMEOUT = 5.0
-"""Seconds between initiations, WireGuard paper section 6.1."""
 REFUSED_AGAIN = 1.0
 """Seconds from an ICMP "port unreachable" to the initiation that asks whether it was meant.
 
@@ -149,19 +144,19 @@ def build_initiation(
     sealed_timestamp = ChaCha20Poly1305(key).encrypt(_NO_NONCE, timestamp(now_ns), digest)
     digest = _hash(digest, sealed_timestamp)
     body = struct.pack("<II", 1, index) + ephemeral_public + sealed_static + sealed_timestamp
-    mac1 = _mac(_hash(_LABEL_MAC1, responder), body)
+    mac1 = _mac(_hash(LABEL_MAC1, responder), body)
     return body + mac1 + bytes(16), HandshakeState(keys, index, ephemeral, chain, digest, mac1)
 
 
 def verify_response(state: HandshakeState, message: bytes) -> bool:
     """Whether ``message`` is the endpoint's own answer to our initiation (paper 5.4.3)."""
-    if len(message) != _RESPONSE_LENGTH:
+    if len(message) != RESPONSE_LENGTH:
         return False
     kind, _sender, receiver = struct.unpack_from("<III", message)
     if kind != 2 or receiver != state.sender_index:
         return False
     own = public_key(state.keys.private_key)
-    if not hmac.compare_digest(_mac(_hash(_LABEL_MAC1, own), message[:60]), message[60:76]):
+    if not hmac.compare_digest(_mac(_hash(LABEL_MAC1, own), message[:60]), message[60:76]):
         return False
     ephemeral_public, sealed_nothing = message[12:44], message[44:60]
     (chain,) = _kdf(state.chaining_key, ephemeral_public, 1)
@@ -178,7 +173,7 @@ def verify_response(state: HandshakeState, message: bytes) -> bool:
 
 def open_cookie(state: HandshakeState, message: bytes) -> bytes | None:
     """The cookie (16 bytes) of a cookie reply to our initiation, or None (paper 5.4.7)."""
-    if len(message) != _COOKIE_REPLY_LENGTH:
+    if len(message) != COOKIE_REPLY_LENGTH:
         return None
     kind, receiver = struct.unpack_from("<II", message)
     if kind != 3 or receiver != state.sender_index:

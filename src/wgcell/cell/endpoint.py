@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from wgcell import programs
 from wgcell.errors import EndpointError, HostError
 from wgcell.home import config_path
-from wgcell.net import addresses
+from wgcell.net import addresses, linux
 from wgcell.net.addresses import Address, Network
 from wgcell.net.special import plain_forms, special
 
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 # linux/in.h, linux/in6.h; Python's socket names neither.
-_IP_MTU = 14
 _IPV6_MTU = 24
 _OUTER = {4: 20, 6: 40}
 _UDP_HEADER = 8
@@ -127,7 +126,7 @@ def path_mtu(udp: socket.socket) -> int:
     """
     if udp.family is socket.AF_INET6:
         return udp.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
-    return udp.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+    return udp.getsockopt(socket.IPPROTO_IP, linux.IP_MTU)
 
 
 def tunnel_mtu(path: int, version: int, most: int, *, carries_ipv6: bool) -> int:

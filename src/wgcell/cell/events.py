@@ -1,7 +1,7 @@
 """The cell's record: one JSON object a line, each holding the SHA-256 of the line before.
 
 A line is on the disk before anyone is told of it, so what a user has seen is what an auditor will
-find, whatever died in between. Events that others can cause at will (`EventLog.chatter`) are
+find, whatever died in between. Events that others can cause at will (`EventLog.log_bounded`) are
 written before they are told, and on the disk `SYNC_EVERY` seconds later: no flood of them waits for
 the disk line by line. The chain shows that no line was changed, taken out or put in; it
 can't show that lines were cut off the end, nor stop one who rewrites the whole file.
@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wgcell.cell.listening import Ceiling, Told
+from wgcell.cell.listening import Admission, Ceiling
 from wgcell.errors import StateError
 
 __all__ = ["GENESIS", "Event", "EventLog", "broken_link", "first_bad"]
@@ -48,7 +48,7 @@ class Event(dict[str, Any]):
 
 
 class EventLog:
-    """Appends to ``events.jsonl``; ``tell`` is called with each line once it is on the disk.
+    """Appends to ``events.jsonl``; ``report`` is called with each line once it is on the disk.
 
     The file lies in the cell's folder, whose name is the cell's id.
     """
@@ -56,7 +56,7 @@ class EventLog:
     def __init__(
         self,
         path: Path,
-        tell: Callable[[Event], None],
+        report: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         try:
@@ -64,7 +64,7 @@ class EventLog:
         except OSError as error:
             raise StateError(f"{path}: {error.strerror}") from error
         self._path = path
-        self._tell = tell
+        self._report = report
         self._seq = 0
         self._size = 0
         self._prev = GENESIS
@@ -74,33 +74,33 @@ class EventLog:
         self._ceiling = Ceiling()
         self._unlogged: Counter[str] = Counter()
 
-    def chatter(self, event: str, **fields: Any) -> bool:
+    def log_bounded(self, event: str, **fields: Any) -> bool:
         """`append` for what a guest, a relay or a gateway can cause at will.
 
         Bounded by a `Ceiling`; False if it was only counted.
         """
         first = self._ceiling.first(event)
         told = self._admitted(event, fields)
-        if told is not Told.YES:
+        if told is not Admission.WRITTEN:
             self._unlogged[event] += 1
-            if told is Told.FULL:
+            if told is Admission.FULL:
                 self.append("log_full", bytes=self._ceiling.most)
             return False
         if self._unlogged:
             counts = dict(self._unlogged)
-            if self._admitted("unlogged", {"counts": counts}) is Told.YES:
+            if self._admitted("unlogged", {"counts": counts}) is Admission.WRITTEN:
                 self._unlogged.clear()
                 self._write("unlogged", {"counts": counts}, sync=False)
         self._write(event, fields, sync=first or self._clock() - self._synced >= SYNC_EVERY)
         return True
 
-    def tell_unlogged(self) -> None:
+    def append_unlogged(self) -> None:
         """Write down how many events were only counted, if any were. Raises StateError."""
         if self._unlogged:
             self.append("unlogged", counts=dict(self._unlogged))
             self._unlogged.clear()
 
-    def _admitted(self, event: str, fields: Mapping[str, Any]) -> Told:
+    def _admitted(self, event: str, fields: Mapping[str, Any]) -> Admission:
         size = len(json.dumps(fields, default=str)) + _AROUND
         return self._ceiling.admit(event, size, self._clock())
 
@@ -152,14 +152,14 @@ class EventLog:
         self._size += len(whole)
         self._seq += 1
         self._prev = _digest(line)
-        self._tell(entry)
+        self._report(entry)
 
     def close(self) -> None:
         """Close the file; nothing may be appended after. More than once does no harm."""
         if self._fd < 0:
             return
         with contextlib.suppress(StateError):
-            self.tell_unlogged()
+            self.append_unlogged()
             self.settle()
         os.close(self._fd)
         self._fd = -1

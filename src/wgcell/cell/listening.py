@@ -1,14 +1,14 @@
 """How much a guest, a relay and a gateway can make the supervisor do by talking.
 
-Each of them may repeat any of its words, as fast as it can write, for as long as the cell lives. So
-all that its words lead to has a bound here:
+Each of them may repeat any of its messages, as fast as it can write, for as long as the cell lives.
+So everything that a message leads to has a bound:
 
-- *causes*: of each cause one waits at most (`Causes`);
+- *decisions*: the core makes them at once and keeps no queue (`wgcell.cell.core`);
 - *events*: of each kind so many a second, and of all kinds together so many bytes in a cell's life,
-  after which one event, ``log_full``, says that no more are told (`Ceiling`). The first event of
-  each kind is always told;
-- *turns*: between two words everybody else in the loop has a turn (`fair`), so Ctrl-C, ``stop``
-  and the job's timeout are heard in the midst of any flood.
+  after which one event, ``log_full``, says that no more are written (`Ceiling`). The first event of
+  each kind is always written;
+- *turns*: between two messages every other task in the loop has a turn (`fair`), so Ctrl-C,
+  ``stop`` and the job's timeout are heard in the midst of any flood.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TypeVar
 
-from wgcell.cell.states import Cause
-from wgcell.gateway.model.ratelimit import TokenBucket
+from wgcell.net.bucket import TokenBucket
 
-__all__ = ["CHATTER_BYTES", "RATES", "RATE_OF_OTHERS", "Causes", "Ceiling", "Rate", "Told", "fair"]
+__all__ = ["BOUNDED_BYTES", "RATES", "RATE_OF_OTHERS", "Admission", "Ceiling", "Rate", "fair"]
 
-CHATTER_BYTES = 16 << 20
+BOUNDED_BYTES = 16 << 20
 """Bytes of such events in a cell's life, beyond the first of each kind."""
 
 
@@ -40,7 +39,7 @@ class Rate:
 RATES: Mapping[str, Rate] = MappingProxyType(
     {
         **dict.fromkeys(("flow", "flow_end"), Rate(5, 200)),
-        # How many were not told; each time, the counts since the last.
+        # How many were not written; each time, the counts since the last.
         "unlogged": Rate(0.2, 4),
     }
 )
@@ -50,56 +49,20 @@ RATE_OF_OTHERS = Rate(1, 20)
 Item = TypeVar("Item")
 
 
-class Causes:
-    """Causes that wait for the supervisor's loop, in the order they came, each at most once.
-
-    The first reason given is kept: what comes again before anybody has acted changes nothing.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[Cause, str] = {}
-        self._there = asyncio.Event()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def put(self, cause: Cause, reason: str) -> None:
-        """Add one, unless it waits already."""
-        self._waiting.setdefault(cause, reason)
-        self._there.set()
-
-    def empty(self) -> bool:
-        """Whether none waits."""
-        return not self._waiting
-
-    def take(self) -> tuple[Cause, str]:
-        """The first, with its reason. Raises StopIteration if there is none."""
-        cause = next(iter(self._waiting))
-        reason = self._waiting.pop(cause)
-        if not self._waiting:
-            self._there.clear()
-        return cause, reason
-
-    async def get(self) -> tuple[Cause, str]:
-        """Wait for the first."""
-        await self._there.wait()
-        return self.take()
-
-
-class Told(Enum):
+class Admission(Enum):
     """What becomes of an event."""
 
-    YES = "yes"
+    WRITTEN = "written"
     COUNTED = "counted"
     FULL = "full"
-    """Counted, as all are from now on; that is said once."""
+    """Counted, as all are from now on; that is reported once."""
 
 
 @dataclass(slots=True)
 class Ceiling:
-    """Which events are told of those that can be caused at will. Times are in seconds."""
+    """Which events are written of those that can be caused at will. Times are in seconds."""
 
-    most: int = CHATTER_BYTES
+    most: int = BOUNDED_BYTES
     _spent: int = 0
     _full: bool = False
     _buckets: dict[str, TokenBucket] = field(default_factory=dict)
@@ -108,20 +71,20 @@ class Ceiling:
         """Whether none of that kind was asked about yet."""
         return kind not in self._buckets
 
-    def admit(self, kind: str, size: int, now: float) -> Told:
-        """Whether an event of that ``kind``, ``size`` bytes as a line, is told."""
+    def admit(self, kind: str, size: int, now: float) -> Admission:
+        """Whether an event of that ``kind``, ``size`` bytes as a line, is written."""
         if self.first(kind):
             rate = RATES.get(kind, RATE_OF_OTHERS)
             self._buckets[kind] = TokenBucket(rate.a_second, rate.at_once)
             self._buckets[kind].take(now)
-            return Told.YES
+            return Admission.WRITTEN
         if self._full or not self._buckets[kind].take(now):
-            return Told.COUNTED
+            return Admission.COUNTED
         if self._spent + size > self.most:
             self._full = True
-            return Told.FULL
+            return Admission.FULL
         self._spent += size
-        return Told.YES
+        return Admission.WRITTEN
 
 
 async def fair(words: AsyncIterator[Item]) -> AsyncIterator[Item]:

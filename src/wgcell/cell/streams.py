@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from wgcell.cell.core.events import StreamFacts
 from wgcell.cell.folder import CappedLog
 from wgcell.errors import GuestError, WgcellError
 
@@ -48,8 +49,6 @@ class Stream:
         self.name = name
         self.delivered = 0
         """Bytes that the reader has taken (or that were dropped, once it was gone)."""
-        self.stated: int | None = None
-        """Bytes that there are, by the guest's word, once the workload has ended."""
         self.reader_gone = False
         self.failure: OSError | WgcellError | None = None
         """Why the bytes could not be written; they are dropped from then on."""
@@ -65,22 +64,23 @@ class Stream:
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
 
-    @property
-    def home(self) -> bool:
-        """Whether there is nothing to wait for any more."""
-        if self.given_up or self.reader_gone or self.failure is not None:
-            return self.stated is not None or self.ended
-        return self.stated is not None and self.delivered == self.stated
+    def facts(self) -> StreamFacts:
+        """What it has come to.
 
-    @property
-    def owed(self) -> int:
-        """Bytes that the guest says there are and that have not been delivered; below 0: too many.
-
-        0 for a stream that nobody reads.
+        Its thread goes on meanwhile, so the order counts: no bytes that came after the end that is
+        seen, and no failure later than the bytes that are.
         """
-        if self.home or self.stated is None:
-            return 0
-        return self.stated - self.delivered
+        ended, delivered = self.ended, self.delivered
+        failure = self.failure
+        return StreamFacts(
+            self.name,
+            delivered,
+            reader_gone=self.reader_gone,
+            failure=None if failure is None else getattr(failure, "strerror", "") or str(failure),
+            ended=ended,
+            moved=self.moved,
+            waits_for_reader=self.waits_for_reader,
+        )
 
     def carry(self, port: socket.socket) -> None:
         """Start carrying; ``port`` is closed here at its end."""

@@ -31,7 +31,7 @@ from wgcell.cell.globs import Pattern
 from wgcell.cell.inspection import inspect
 from wgcell.cell.unpacker import Task
 from wgcell.errors import GuestError, HostError, LaunchError, StateError
-from wgcell.machine.keeper import die_with_parent
+from wgcell.processes import die_with_parent
 
 __all__ = ["Unpacking", "judged", "limit_of_members"]
 

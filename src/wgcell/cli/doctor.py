@@ -25,12 +25,12 @@ from wgcell.errors import LaunchError, WgcellError
 from wgcell.gateway.model.keys import generate_private_key
 from wgcell.home import config_path
 from wgcell.image import store
-from wgcell.machine import cgroup
-from wgcell.machine.accelerator import choose
-from wgcell.machine.argv import Accelerator
-from wgcell.machine.jail import find_jail
-from wgcell.machine.process import find_qemu
 from wgcell.relay.seal import unprivileged_id
+from wgcell.vm.qemu.accelerator import choose
+from wgcell.vm.qemu.process import find_qemu
+from wgcell.vm.sandbox import cgroup
+from wgcell.vm.sandbox.jail import find_jail
+from wgcell.vm.spec import Accelerator
 
 __all__ = ["Finding", "doctor", "examine", "why_no_namespace_engine"]
 

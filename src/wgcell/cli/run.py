@@ -46,9 +46,9 @@ from wgcell.gateway.model import remarks
 from wgcell.gateway.model.rules import parse_rule
 from wgcell.home import expanded
 from wgcell.image import store
-from wgcell.machine.argv import Accelerator
 from wgcell.net.addresses import Address
 from wgcell.net.routes import has_route
+from wgcell.vm.spec import Accelerator
 
 __all__ = ["run"]
 

@@ -147,7 +147,7 @@ class OpenedRelay:
         loop = asyncio.get_running_loop()
         loop.call_later(VERIFIED_AFTER, self._events.put_nowait, control.Verified())
 
-    def tell(self, command: str, **fields: Any) -> None:
+    def send(self, command: str, **fields: Any) -> None:
         """No command means anything here."""
 
     async def events(self) -> AsyncIterator[control.Said]:

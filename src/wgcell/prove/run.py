@@ -18,13 +18,13 @@ import wgcell
 from wgcell import programs
 from wgcell.cell.vouched import file_digest
 from wgcell.errors import InputError
-from wgcell.machine.argv import Accelerator
 from wgcell.prove import cells, frames, quick
 from wgcell.prove.battery import CASES
 from wgcell.prove.ground import Ground
 from wgcell.prove.hostile import SABOTAGES
 from wgcell.prove.report import Run
 from wgcell.prove.verdict import Result
+from wgcell.vm.spec import Accelerator
 
 __all__ = ["Asked", "Mode", "conduct", "plan"]
 

@@ -1,8 +1,8 @@
 """``python -P -m wgcell.relay CONTROL CELL``: the relay as a process, of a supervisor's alone.
 
 ``CONTROL`` is the control socket's descriptor, over which come the NIC's socket, the UDP socket and
-the fuse, with the first byte; ``CELL`` is the cell's id. A third argument, ``open``, leaves the
-seal open: for measuring, and for controls.
+the kill switch, with the first byte; ``CELL`` is the cell's id. A third argument, ``open``, leaves
+the seal open: for measuring, and for controls.
 
 Everything is loaded and has run once before the seal closes: afterwards there is no file to load
 from, and an exception's traceback, which opens source files, would be the process's death.
@@ -17,18 +17,17 @@ import signal
 import socket
 import sys
 
+from wgcell.net import linux
 from wgcell.relay import control as words
 from wgcell.relay.loop import Loop
 from wgcell.relay.seal import STAGES, Descriptors, Seal, load, seal
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """Run until told to quit; 1 if the descriptors are not what they should be."""
     fd, cell, *opened = sys.argv[1:]
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None).prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return 1
     # Ctrl-C is for the supervisor, which then ends everyone in order.
@@ -40,7 +39,7 @@ def main() -> int:
     nic, udp = (socket.socket(fileno=each) for each in given[:2])
     owned = Descriptors(nic.fileno(), udp.fileno(), control.fileno(), *given[2:])
     control.sendall(words.SAID.line(words.Begun()))
-    loop = Loop(nic, udp, control, owned.fuse)
+    loop = Loop(nic, udp, control, owned.kill_switch)
     loop.warm()
     load()
     left_open = Seal(dict.fromkeys(STAGES, "left open on purpose"))

@@ -78,7 +78,7 @@ class Handshake:
 
 @dataclass(frozen=True, slots=True)
 class Rogue:
-    """A frame that no honest guest could send; the link is cut, the fuse blown."""
+    """A frame that no honest guest could send; the link is cut, the kill switch pulled."""
 
     reason: _Reason
     detail: _Detail

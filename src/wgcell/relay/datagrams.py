@@ -21,13 +21,12 @@ import socket
 import struct
 from collections.abc import Sequence
 
+from wgcell.net.linux import UDP_GRO, UDP_SEGMENT
 from wgcell.relay.relay import Arrived
 
 __all__ = ["Datagrams"]
 
 # linux/udp.h; Python's socket names neither.
-UDP_SEGMENT = 103
-UDP_GRO = 104
 
 GROUPS = 16
 """Messages of one recvmmsg."""

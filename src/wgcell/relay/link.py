@@ -18,16 +18,17 @@ from types import MappingProxyType
 
 from wgcell.relay.verdict import Reason
 from wgcell.wire import ethernet, ipv4, udp
+from wgcell.wire import link as addresses
 
 __all__ = ["FIELDS", "GATEWAY_MAC_TEXT", "GUEST_MAC_TEXT", "HEADERS", "PORT", "Field", "wrap"]
 
-GUEST_MAC_TEXT = "02:77:67:00:00:02"
-GATEWAY_MAC_TEXT = "02:77:67:00:00:01"
+GUEST_MAC_TEXT = addresses.GUEST_MAC
+GATEWAY_MAC_TEXT = addresses.GATEWAY_MAC
 GUEST_MAC = ethernet.mac(GUEST_MAC_TEXT)
 GATEWAY_MAC = ethernet.mac(GATEWAY_MAC_TEXT)
-GUEST_ADDRESS = socket.inet_aton("192.168.64.2")
-GATEWAY_ADDRESS = socket.inet_aton("192.168.64.1")
-PORT = 51820
+GUEST_ADDRESS = socket.inet_aton(addresses.GUEST)
+GATEWAY_ADDRESS = socket.inet_aton(addresses.GATEWAY)
+PORT = addresses.PORT
 PORT_BYTES = struct.pack(">H", PORT)
 
 IP = ethernet.HEADER_LENGTH

@@ -2,7 +2,7 @@
 
 Three descriptors: the NIC's stream, the connected UDP socket, the supervisor's control socket.
 Sending on the connected socket is the one way out; no address is ever given here. A fourth, the
-fuse, is only ever closed, which kills the machine.
+kill switch, is only ever closed, which kills the machine.
 
 Nothing is queued: when QEMU reads slower than the endpoint sends, the rest of what was received
 waits where it was received, the UDP socket is not read meanwhile, and its buffer in the kernel
@@ -22,7 +22,7 @@ from math import ceil
 from wgcell.relay import control as words
 from wgcell.relay import link
 from wgcell.relay.datagrams import Datagrams
-from wgcell.relay.pace import Pace
+from wgcell.relay.rate import RateLimiter
 from wgcell.relay.relay import (
     Arrived,
     Command,
@@ -57,10 +57,10 @@ class Loop:
         nic: socket.socket,
         udp: socket.socket,
         control: socket.socket,
-        fuse: int = -1,
+        kill_switch: int = -1,
     ) -> None:
         nic.setblocking(False)
-        self._fuse = fuse
+        self._kill_switch = kill_switch
         self._nic: socket.socket | None = nic
         self._udp = udp
         self._datagrams = Datagrams(udp)
@@ -76,7 +76,7 @@ class Loop:
         self._alive_told = 0.0
         self._read_at = 0.0
         self._stumble_told: dict[str, float] = {}
-        self._paces: tuple[Pace, Pace] | None = None
+        self._limiters: tuple[RateLimiter, RateLimiter] | None = None
         """Out and in, where the job has a rate."""
         self._quota = 0
         self._held: dict[int, float] = {}
@@ -172,7 +172,7 @@ class Loop:
         sessions = SessionTable(first.guest_public_key, first.endpoint_public_key, first.mtu)
         self._relay = Relay(sessions, lenient=first.lenient)
         if first.rate:
-            self._paces = Pace(first.rate), Pace(first.rate)
+            self._limiters = RateLimiter(first.rate), RateLimiter(first.rate)
         self._quota = first.quota or 0
         for line in rest:
             self._one(line)
@@ -195,8 +195,8 @@ class Loop:
             return
         try:
             room = self._relay.room()
-            if self._paces is not None:
-                room = room[: self._paces[0].read]
+            if self._limiters is not None:
+                room = room[: self._limiters[0].read]
             count = self._nic.recv_into(room)
         except BlockingIOError:
             return
@@ -208,9 +208,9 @@ class Loop:
             return
         self._read_at, carried = boottime(), self._relay.bytes_out
         self._do(self._relay.outbound(count, self._read_at))
-        if self._paces is not None and self._nic is not None:
+        if self._limiters is not None and self._nic is not None:
             passed = self._relay.bytes_out - carried
-            self._hold(self._nic, self._paces[0].spend(passed, self._read_at))
+            self._hold(self._nic, self._limiters[0].spend(passed, self._read_at))
         if self._quota:
             self._count()
 
@@ -223,8 +223,8 @@ class Loop:
         before, carried = self._relay.messages_in, self._relay.bytes_in
         now = boottime()
         self._do(self._relay.inbound(arrived, now))
-        if self._paces is not None:
-            self._hold(self._udp, self._paces[1].spend(self._relay.bytes_in - carried, now))
+        if self._limiters is not None:
+            self._hold(self._udp, self._limiters[1].spend(self._relay.bytes_in - carried, now))
         if self._quota:
             self._count()
         if self._relay.messages_in > before and now - self._alive_told >= 1:
@@ -323,9 +323,9 @@ class Loop:
 
     def _cut(self) -> None:
         """First the machine, then the words about it."""
-        if self._fuse >= 0:
-            os.close(self._fuse)
-            self._fuse = -1
+        if self._kill_switch >= 0:
+            os.close(self._kill_switch)
+            self._kill_switch = -1
         self._unplug()
 
     def _unplug(self) -> None:

@@ -78,7 +78,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Close the NIC's socket and blow the fuse; nothing passes any more."""
+    """Close the NIC's socket and pull the kill switch; nothing passes any more."""
 
 
 @dataclass(frozen=True, slots=True)

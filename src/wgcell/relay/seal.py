@@ -7,7 +7,7 @@ Then, in this order, because each stage needs a right that a later one takes awa
 2. *namespaces*  own user, mount, pid, ipc, uts and network namespace. The network is empty: an
                  inherited socket keeps the namespace it was born in, a new one reaches nothing.
                  A pid namespace begins with a child, so the relay has been started as the first
-                 process of one, by its *keeper*, `keeper`, who waits outside and takes it along;
+                 process of one, by its *namespace holder*, which waits outside and takes it along;
 3. *root*        an empty, read-only tmpfs is the whole file system;
 4. *limits*      no core, no file, no process, no more descriptors, memory bounded;
 5. *rights*      no capability, no_new_privs, not dumpable (no ptrace, no pidfd_getfd by a sibling);
@@ -35,27 +35,26 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from wgcell.net import linux
+
 __all__ = ["RULES", "STAGES", "Descriptors", "Seal", "load", "seal", "unprivileged_id"]
 
 STAGES = ("user", "namespaces", "root", "limits", "rights", "landlock", "seccomp")
 
-# linux/sched.h
-_CLONE_NEWNS = 0x00020000
-_CLONE_NEWUTS = 0x04000000
-_CLONE_NEWIPC = 0x08000000
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
-_NAMESPACES = _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWNET
+_NAMESPACES = (
+    linux.CLONE_NEWUSER
+    | linux.CLONE_NEWNS
+    | linux.CLONE_NEWIPC
+    | linux.CLONE_NEWUTS
+    | linux.CLONE_NEWNET
+)
 # sys/mount.h
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REMOUNT, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 32, 16384, 1 << 18, 2
-# sys/prctl.h
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
-_CAPABILITY_VERSION_3 = 0x20080522
 
-_SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
+_SOL_UDP = 17
 _PROT_EXEC = 4
 _MEMORY_ABOVE = 128 << 20
 """Bytes of address space beyond what is mapped when the seal closes."""
@@ -69,12 +68,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """The three descriptors a relay owns, by number, and the fuse, which it can only close."""
+    """The relay's three descriptors, by number, and the kill switch, which it can only close."""
 
     nic: int
     udp: int
     control: int
-    fuse: int = -1
+    kill_switch: int = -1
 
 
 @dataclass(slots=True)
@@ -100,8 +99,8 @@ RULES: tuple[tuple[str, dict[int, int | str]], ...] = (
     ("sendto", {0: "control", 4: 0}),
     ("writev", {0: "udp"}),
     ("writev", {0: "nic"}),
-    ("setsockopt", {0: "udp", 1: _SOL_UDP, 2: _UDP_SEGMENT}),
-    ("setsockopt", {0: "udp", 1: _SOL_UDP, 2: _UDP_GRO}),
+    ("setsockopt", {0: "udp", 1: _SOL_UDP, 2: linux.UDP_SEGMENT}),
+    ("setsockopt", {0: "udp", 1: _SOL_UDP, 2: linux.UDP_GRO}),
     ("setsockopt", {0: "udp", 1: socket.SOL_SOCKET, 2: socket.SO_SNDTIMEO}),
     ("setsockopt", {0: "udp", 1: socket.SOL_SOCKET, 2: socket.SO_RCVBUF}),
     ("dup3", {1: "udp"}),  # the fresh socket takes the old one's number
@@ -206,8 +205,8 @@ def _become_nobody(tag: str) -> None:
     os.setresgid(chosen, chosen, chosen)
     os.setresuid(chosen, chosen, chosen)
     # Changing the user has made us undumpable, and /proc/self root's; the maps are still to come.
-    _prctl(_PR_SET_DUMPABLE, 1)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # which the change has cleared
+    _prctl(linux.PR_SET_DUMPABLE, 1)
+    _prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # which the change has cleared
 
 
 def _enter_namespaces() -> None:
@@ -241,7 +240,7 @@ def _empty_root() -> None:
 
 def _limit(owned: Descriptors) -> None:
     # One descriptor more than the highest: a fresh socket has to arrive somewhere.
-    descriptors = max(owned.nic, owned.udp, owned.control, owned.fuse) + 2
+    descriptors = max(owned.nic, owned.udp, owned.control, owned.kill_switch) + 2
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
@@ -260,10 +259,10 @@ _MAPPED = _mapped()
 
 
 def _give_up_rights() -> None:
-    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    header = struct.pack("Ii", linux.CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, bytes(24)), "capset")
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_DUMPABLE, 0)
+    _prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(linux.PR_SET_DUMPABLE, 0)
 
 
 def _landlock() -> None:

@@ -47,6 +47,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from wgcell.net.bucket import TokenBucket
 from wgcell.relay.verdict import Reason, Refusal
 from wgcell.wire import wireguard
 from wgcell.wire.wireguard import CookieReply, Initiation, MessageType, Response, Transport
@@ -186,27 +187,6 @@ class _Offer:
     confirmed: bool = False
 
 
-@dataclass(slots=True)
-class _Bucket:
-    """Lets ``burst`` through at once, then ``rate`` a second."""
-
-    burst: float
-    rate: float
-    tokens: float = field(init=False)
-    filled: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.tokens = self.burst
-
-    def take(self, now: float) -> bool:
-        self.tokens = min(self.burst, self.tokens + (now - self.filled) * self.rate)
-        self.filled = now
-        if self.tokens < 1:
-            return False
-        self.tokens -= 1
-        return True
-
-
 class SessionTable:
     """Every session between one guest and one endpoint. ``mtu`` is wg0's, in bytes."""
 
@@ -221,12 +201,12 @@ class SessionTable:
         """Indices of endpoints that the guest had before the last meetings."""
         self._stranger = False
         """Whether a handshake of the guest's own with who is there now is still to be completed."""
-        self._initiations_out = _Bucket(INITIATION_BURST, INITIATION_RATE)
+        self._initiations_out = TokenBucket(INITIATION_RATE, INITIATION_BURST)
         self._cookie: dict[Side, float] = {}
         self._put_off: set[int] = set()
         """The guest's initiations that were answered by a cookie."""
-        self._initiations_in = _Bucket(FLOOD_BURST, FLOOD_RATE)
-        self._cookies_in = _Bucket(FLOOD_BURST, FLOOD_RATE)
+        self._initiations_in = TokenBucket(FLOOD_RATE, FLOOD_BURST)
+        self._cookies_in = TokenBucket(FLOOD_RATE, FLOOD_BURST)
         self._stumbles: deque[float] = deque(maxlen=OUT_OF_STEP_MOST + 1)
         self._completed: list[Handshake] = []
 

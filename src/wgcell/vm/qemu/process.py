@@ -1,7 +1,7 @@
 """A running QEMU: started, spoken to over QMP, frozen or killed.
 
-It is killed by pidfd, so a recycled pid can never be hit, and it is told by the kernel to die with
-its parent: a supervisor that is gone leaves no machine behind.
+It is killed by pidfd, so that a recycled pid is never hit. The kernel kills it with its parent: a
+supervisor that dies leaves no machine behind.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from qemu.qmp import QMPClient
 from qemu.qmp.error import QMPError
 
 from wgcell import programs
+from wgcell.acquiring import acquired, to_its_end
 from wgcell.errors import HostError, LaunchError
-from wgcell.machine.argv import Accelerator, MachineSpec, qemu_argv
-from wgcell.machine.cgroup import Cgroup
-from wgcell.machine.jail import CHILDREN, Jail, bwrap_argv, closed_filter, limits
-from wgcell.machine.keeper import die_with_parent, keeper
+from wgcell.processes import die_with_parent, namespace_holder
+from wgcell.vm.qemu.argv import QemuSpec, qemu_argv
+from wgcell.vm.qemu.boot import Boot
+from wgcell.vm.sandbox.cgroup import Cgroup
+from wgcell.vm.sandbox.jail import CHILDREN, Jail, bwrap_argv, closed_filter, limits
+from wgcell.vm.spec import Accelerator
 
-__all__ = ["Machine", "find_qemu"]
+__all__ = ["KVM_DEVICE", "QemuMachine", "find_qemu"]
 
 _DIES_WITHIN = 0.02
 """Seconds that a machine takes to die of SIGKILL, and more."""
@@ -72,48 +76,60 @@ def _before_qemu(
 
 
 def _kept(argv: Sequence[str]) -> list[str]:
-    """``argv``, which is bubblewrap's, after its keeper and a shell that says a line and reads one.
+    """``argv``, bubblewrap's, after a namespace holder and a shell that writes and reads a line.
 
-    bubblewrap's child asks to die with it only just before it becomes QEMU: hence the keeper. The
-    keeper's own asks at once, but not before its first step: hence the shell. If we are dead by
-    then, it finds nobody at the other end, and starts nothing.
+    bubblewrap's child sets PDEATHSIG only just before it execs QEMU: hence the namespace holder.
+    The holder's child sets it at once, but not before its first instruction: hence the shell. If
+    the supervisor is dead by then, the shell reads no line and starts nothing.
     """
     shell = ("sh", "-c", 'echo && read -r _ && exec "$@" </dev/null >/dev/null', "sh")
-    return [*keeper(root=False), *shell, *argv]
+    return [*namespace_holder(root=False), *shell, *argv]
+
+
+async def _discard_group(process: asyncio.subprocess.Process) -> None:
+    """Kill a start that nobody else knows of: its whole process group, for the namespace holder's
+    child may not have set PDEATHSIG yet."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.communicate()
 
 
 def _read_to(last: bytes, info: IO[bytes]) -> None:
-    """Read lines up to that one, or until none is to come: to the end would be to the keeper's."""
+    """Read lines up to that one, or until none is to come: to the end would be to the holder's."""
     while (line := info.readline()) and line != last:
         pass
 
 
-def _jailed(keeper: int) -> tuple[int, int]:
-    """The ids of QEMU and of bubblewrap, below their keeper, as they are here.
+def _jailed(holder: int) -> tuple[int, int]:
+    """The ids of QEMU and of bubblewrap, below their namespace holder, as they are here.
 
-    bubblewrap itself tells QEMU's as the keeper's namespace has it. Raises OSError or ValueError if
-    there is no such line.
+    bubblewrap itself reports QEMU's id as the inner namespace has it. Raises OSError or
+    ValueError if there is no such line.
     """
-    line = [keeper]
+    line = [holder]
     for _ in range(2):
         (child,) = Path(CHILDREN.format(line[-1])).read_text().split()
         line.append(int(child))
     return line[2], line[1]
 
 
-class Machine:
-    """One QEMU process. ``stderr`` is a pipe for the caller to drain."""
+class QemuMachine:
+    """One QEMU process: a `wgcell.vm.machine.Machine`."""
 
     def __init__(
         self,
         process: asyncio.subprocess.Process,
         qmp_socket: socket.socket,
         jailed: tuple[int, ...] = (),
+        channels: Mapping[str, socket.socket] = MappingProxyType({}),
+        boot: Boot | None = None,
     ) -> None:
         self.process = process
+        self._channels = dict(channels)
+        self._boot = boot
         inner = (*jailed, process.pid)
         self.pid = inner[0]
-        """QEMU's own, seen from here; ``process`` is its jail's keeper, if it has a jail."""
+        """QEMU's own, seen from here; with a jail, ``process`` is the jail's namespace holder."""
         self._pidfds = [os.pidfd_open(pid) for pid in inner]
         self._qmp_socket = qmp_socket
         self._qmp = QMPClient("wgcell")
@@ -121,16 +137,21 @@ class Machine:
     @classmethod
     async def start(
         cls,
-        spec: MachineSpec,
+        spec: QemuSpec,
         qmp_socket: socket.socket,
         jail: Jail,
         disk: int,
         cgroup: Cgroup | None = None,
-    ) -> Machine:
-        """Start QEMU for ``spec``, its processor stopped; ``qmp_socket`` is our end of its monitor.
+        *,
+        channels: Mapping[str, socket.socket] = MappingProxyType({}),
+        boot: Boot | None = None,
+    ) -> QemuMachine:
+        """Start QEMU for ``spec``, its processor stopped.
 
-        ``disk`` is the most bytes any file it writes may have; ``cgroup`` is where it lives, the
-        caller's to remove. Raises LaunchError, with QEMU's own words, if it can't be started.
+        ``qmp_socket`` is the host's end of its monitor, ``channels`` are those of everything else,
+        ``boot`` is what it boots from. ``disk`` is the most bytes any file it writes may have;
+        ``cgroup`` is where it lives, the caller's to remove. Raises LaunchError, with QEMU's own
+        words, if it can't be started.
         """
         argv = qemu_argv(spec)
         inherited = list(spec.fds)
@@ -144,7 +165,7 @@ class Machine:
                 inherited += ours
                 argv = bwrap_argv(jail, argv, filter_fd=ours[1], info_fd=told, device=device)
                 argv, ends = _kept(argv), (asyncio.subprocess.PIPE, told)
-            process = await asyncio.create_subprocess_exec(
+            starting = asyncio.create_subprocess_exec(
                 *argv,
                 stdin=ends[0],
                 stdout=ends[1],
@@ -155,9 +176,13 @@ class Machine:
                 start_new_session=True,
                 preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup),
             )
+            process = await acquired(starting, _discard_group)
         except (OSError, subprocess.SubprocessError) as error:
             os.close(info)
             raise LaunchError(f"QEMU did not start: {error}", argv=argv) from error
+        except BaseException:
+            os.close(info)
+            raise
         finally:
             for fd in ours:
                 os.close(fd)
@@ -169,17 +194,14 @@ class Machine:
                     process.stdin.close()
                 await asyncio.to_thread(_read_to, b"}\n", file)  # its child is there
             except BaseException:
-                # Cancelled half way: nobody else knows of it. Its whole process group, for the
-                # keeper's child may not have asked yet to die with it. Dead before the file is
-                # closed: the thread that reads it holds its lock until then.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+                # Cancelled half way. Dead before the file is closed: the thread that reads it
+                # holds its lock until then.
+                await to_its_end(_discard_group(process))
                 raise
         if jail.bwrap is None:
-            return cls(process, qmp_socket)
+            return cls(process, qmp_socket, (), channels, boot)
         try:
-            return cls(process, qmp_socket, _jailed(process.pid))
+            return cls(process, qmp_socket, _jailed(process.pid), channels, boot)
         except (OSError, ValueError) as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -189,10 +211,20 @@ class Machine:
                 "the jail did not start", argv=argv, exit_code=code, output=output or str(error)
             ) from None
 
-    async def connect_monitor(self) -> None:
-        """Speak QMP, and make sure that the machine has the one network card we gave it.
+    def take(self, channel: str) -> socket.socket:
+        """The host's end of a channel; the caller closes it. Each can be taken once."""
+        return self._channels.pop(channel)
 
-        No instruction of the guest's has run yet. Raises LaunchError if QEMU has any other network
+    @property
+    def diagnostics(self) -> asyncio.StreamReader | None:
+        """QEMU's standard error, for the caller to drain."""
+        return self.process.stderr
+
+    async def attest(self) -> None:
+        """Connect to the monitor, and make sure that the machine has the one network card it was
+        given.
+
+        No instruction of the guest has run yet. Raises LaunchError if QEMU has any other network
         backend.
         """
         try:
@@ -228,7 +260,7 @@ class Machine:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     async def dead(self) -> None:
-        """Wait until it is dead, jail and keeper and all. Raises HostError if SIGKILL kills not."""
+        """Wait until QEMU and its jail are dead. Raises HostError if SIGKILL does not kill them."""
         for pidfd in self._pidfds:
             # Readable when its process is dead, a few milliseconds after the kill: no thread for
             # that at once, nor asyncio's word, which waits for all that QEMU had open.
@@ -237,15 +269,28 @@ class Machine:
             if not (await asyncio.to_thread(select.select, [pidfd], [], [], _DIES_AT_ALL))[0]:
                 raise HostError(f"QEMU did not die of SIGKILL within {_DIES_AT_ALL:g} s")
 
+    async def ended(self) -> int:
+        """Wait until the process ends by itself; the exit code (negative: a signal)."""
+        return await self.process.wait()
+
     async def reap(self) -> int:
-        """Wait until it is dead, and let go of it; the exit code (negative: a signal)."""
+        """Wait until it is dead, and let go of its processes; the exit code."""
         await self.dead()
         for pidfd in self._pidfds:
             os.close(pidfd)
         self._pidfds.clear()
         return await self.process.wait()
 
-    async def hang_up(self) -> None:
-        """Close the monitor, once the machine is dead."""
+    def booted(self) -> None:
+        """Give back the copies of the kernel and the initramfs."""
+        if self._boot is not None:
+            self._boot.forget()
+
+    async def close(self) -> None:
+        """Close the monitor, the boot files and the channels that nobody took, once it is dead."""
         with contextlib.suppress(QMPError, OSError, EOFError, asyncio.CancelledError):
             await self._qmp.disconnect()
+        self._qmp_socket.close()
+        self.booted()
+        for channel in self._channels.values():
+            channel.close()

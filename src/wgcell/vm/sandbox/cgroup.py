@@ -3,7 +3,7 @@
 Only version 2, and only where whoever runs this system has handed a part of the tree over (Linux,
 Documentation/admin-guide/cgroup-v2.rst, "Delegation"; systemd's ``Delegate=yes``): as an ordinary
 user that is a folder we may write to, as root one that carries systemd's mark. Elsewhere resource
-limits stand alone (`wgcell.machine.jail.limits`), and `find` says why.
+limits stand alone (`wgcell.vm.sandbox.jail.limits`), and `find` says why.
 
 A group with processes of its own can't hand controllers on, so a cell's group is made beside ours
 if our parent was delegated with its controllers on, else below ours, and then we step aside into a

@@ -14,7 +14,7 @@ from tests.waiting import pace
 
 from wgcell.relay import link
 from wgcell.relay.framing import PREFIX, prefixed
-from wgcell.relay.pace import BURST, Pace
+from wgcell.relay.rate import BURST, RateLimiter
 from wgcell.wire import wireguard
 
 RATE = 1_000_000.0
@@ -24,7 +24,7 @@ SIZE = 1440
 
 @given(st.lists(st.integers(1, 200_000), min_size=1, max_size=200), st.floats(8_000, 1e9))
 def test_no_more_passes_than_the_rate_and_one_burst(reads: list[int], rate: float) -> None:
-    pace, now, passed = Pace(rate), 0.0, 0
+    pace, now, passed = RateLimiter(rate), 0.0, 0
     for count in reads:
         # A read is let through when the debt before it is paid.
         assert passed <= rate * (now + BURST) * 1.000001 + 1
@@ -34,7 +34,7 @@ def test_no_more_passes_than_the_rate_and_one_burst(reads: list[int], rate: floa
 
 
 def test_over_ten_seconds_it_is_exact_and_silence_saves_up_no_more_than_a_burst() -> None:
-    pace, now, passed = Pace(RATE), 100.0, 0
+    pace, now, passed = RateLimiter(RATE), 100.0, 0
     pace.spend(0, now)
     while now < 110.0:
         passed += 30_000

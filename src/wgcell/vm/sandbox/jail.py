@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.machine.keeper import keeper
+from wgcell.net import linux
+from wgcell.processes import namespace_holder
 
 __all__ = ["CHILDREN", "Jail", "bwrap_argv", "closed_filter", "find_jail", "limits"]
 
@@ -52,7 +53,6 @@ _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
 CHILDREN = "/proc/{0}/task/{0}/children"
 """Where a process's are listed (proc(5)): QEMU is found in its jail by it."""
 _NOBODY = "65534"
-_CLONE_NEWUSER = 0x10000000
 _ENOSYS = 38
 
 _ADDRESS_SPACE = 4 << 30
@@ -93,7 +93,7 @@ def _why_not(jail: Jail) -> str:
         return f"libseccomp can't be used ({error}): apt-get install libseccomp2"
     if not Path(CHILDREN.format(os.getpid())).exists():
         return "this kernel does not list a process's children (CONFIG_PROC_CHILDREN)"
-    argv = [*keeper(root=False), jail.bwrap, "--unshare-all", "--ro-bind", "/usr", "/usr"]
+    argv = [*namespace_holder(root=False), jail.bwrap, "--unshare-all", "--ro-bind", "/usr", "/usr"]
     become: dict[str, Any] = {}
     if jail.user is not None:
         become = {"user": jail.user, "group": jail.user, "extra_groups": jail.groups}
@@ -209,7 +209,9 @@ def closed_filter() -> int:
         made.add_rule(KILL_PROCESS, name)
     for name in ABSENT:
         made.add_rule(ERRNO(_ENOSYS), name)
-    made.add_rule(KILL_PROCESS, "clone", Arg(0, MASKED_EQ, _CLONE_NEWUSER, _CLONE_NEWUSER))
+    made.add_rule(
+        KILL_PROCESS, "clone", Arg(0, MASKED_EQ, linux.CLONE_NEWUSER, linux.CLONE_NEWUSER)
+    )
     fd = os.memfd_create("filter")
     with open(fd, "wb", closefd=False) as file:
         made.export_bpf(file)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from types import MappingProxyType
+
+from wgcell.vm.spec import Accelerator, Drive
 
 __all__ = [
     "NIC_OFFLOADS",
-    "Accelerator",
-    "Drive",
-    "MachineSpec",
+    "QemuSpec",
     "kernel_command_line",
     "qemu_argv",
 ]
@@ -48,18 +47,6 @@ NIC_OFFLOADS = (
 )
 
 
-class Accelerator(Enum):
-    """What runs the guest's instructions. Only KVM is a security boundary in QEMU's own terms."""
-
-    KVM = "kvm"
-    TCG = "tcg"
-
-    @property
-    def assurance(self) -> str:
-        """``hardware`` or ``emulated``, as ``result.json`` says it."""
-        return "hardware" if self is Accelerator.KVM else "emulated"
-
-
 CPU: Mapping[Accelerator, str] = MappingProxyType(
     {
         Accelerator.KVM: "host",
@@ -71,24 +58,7 @@ CPU: Mapping[Accelerator, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Drive:
-    """A raw image, seen as the next of /dev/vda, /dev/vdb, …
-
-    One inherited descriptor to read, and where it may be written, another to read and write: QEMU
-    begins with the first and changes over.
-    """
-
-    fd: int
-    writable_fd: int | None = None
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """Its descriptors."""
-        return (self.fd,) if self.writable_fd is None else (self.fd, self.writable_fd)
-
-
-@dataclass(frozen=True, slots=True)
-class MachineSpec:
+class QemuSpec:
     """All that QEMU is told. File descriptors are numbers in QEMU's own process: it is given no
     path of the cell's, and so needs no right to any.
 
@@ -149,7 +119,7 @@ def kernel_command_line(accelerator: Accelerator, tsc_khz: int | None) -> str:
     return " ".join(words)
 
 
-def qemu_argv(spec: MachineSpec) -> list[str]:
+def qemu_argv(spec: QemuSpec) -> list[str]:
     """QEMU's command line for ``spec``."""
     offloads = ",".join(f"{name}=off" for name in NIC_OFFLOADS)
     argv = [

@@ -15,7 +15,8 @@ import subprocess
 from pathlib import Path
 
 from wgcell import programs
-from wgcell.machine.argv import CPU, Accelerator
+from wgcell.vm.qemu.argv import CPU
+from wgcell.vm.spec import Accelerator
 
 __all__ = ["PROBE_TIMEOUT", "choose", "host_tsc_khz", "kvm_boots"]
 

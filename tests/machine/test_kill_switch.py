@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 import pytest
 from tests.waiting import GENEROUS, lull
 
-from wgcell.machine.fuse import Fuse
+from wgcell.vm.kill_switch import KillSwitch
 
 Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-def fuse() -> Iterator[Fuse]:
-    made = Fuse()
+def kill_switch() -> Iterator[KillSwitch]:
+    made = KillSwitch()
     yield made
     made.close()
 
@@ -43,37 +43,39 @@ def start() -> Iterator[Start]:
 VICTIM = "trap '' HUP INT TERM IO; while :; do sleep 1; done"
 
 
-def test_it_kills_when_the_relays_end_is_closed(fuse: Fuse, start: Start) -> None:
+def test_it_kills_when_the_relays_end_is_closed(kill_switch: KillSwitch, start: Start) -> None:
     victim = start(VICTIM)
-    fuse.arm(victim.pid)
+    kill_switch.arm(victim.pid)
     lull(0.2)
-    assert victim.poll() is None and not fuse.blown
-    fuse.hand_over()
-    assert victim.wait(GENEROUS) == -signal.SIGKILL and fuse.blown
+    assert victim.poll() is None and not kill_switch.pulled
+    kill_switch.hand_over()
+    assert victim.wait(GENEROUS) == -signal.SIGKILL and kill_switch.pulled
 
 
 @pytest.mark.parametrize("end", ["exit 0", "kill -9 $$"])
-def test_it_kills_when_the_holder_is_gone(fuse: Fuse, start: Start, end: str) -> None:
-    holder = start(f"read _; {end}", pass_fds=(fuse.end,), stdin=subprocess.PIPE)
-    fuse.hand_over()
+def test_it_kills_when_the_holder_is_gone(kill_switch: KillSwitch, start: Start, end: str) -> None:
+    holder = start(f"read _; {end}", pass_fds=(kill_switch.end,), stdin=subprocess.PIPE)
+    kill_switch.hand_over()
     victim = start(VICTIM)
-    fuse.arm(victim.pid)
+    kill_switch.arm(victim.pid)
     lull(0.2)
-    assert victim.poll() is None and not fuse.blown
+    assert victim.poll() is None and not kill_switch.pulled
     holder.stdin.close()
-    assert victim.wait(GENEROUS) == -signal.SIGKILL and fuse.blown
+    assert victim.wait(GENEROUS) == -signal.SIGKILL and kill_switch.pulled
 
 
-def test_a_fuse_that_has_blown_kills_whom_it_is_armed_with(fuse: Fuse, start: Start) -> None:
-    fuse.hand_over()
+def test_a_switch_that_was_pulled_kills_whom_it_is_armed_with(
+    kill_switch: KillSwitch, start: Start
+) -> None:
+    kill_switch.hand_over()
     victim = start(VICTIM)
-    fuse.arm(victim.pid)
+    kill_switch.arm(victim.pid)
     assert victim.wait(GENEROUS) == -signal.SIGKILL
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-def test_it_may_kill_a_machine_that_became_another_user(fuse: Fuse, start: Start) -> None:
+def test_it_may_kill_a_machine_of_another_user(kill_switch: KillSwitch, start: Start) -> None:
     victim = start(VICTIM, user=0x70000001)
-    fuse.arm(victim.pid)
-    fuse.hand_over()
+    kill_switch.arm(victim.pid)
+    kill_switch.hand_over()
     assert victim.wait(GENEROUS) == -signal.SIGKILL

@@ -1,0 +1,54 @@
+"""What is acquired must be somebody's, also when the one who asked for it is cancelled meanwhile.
+
+A thread can't be cancelled, and asyncio leaves pipes open when the start of a process is. So the
+work goes on to its end; what came of it then goes to ``discard``, for nobody else knows of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["acquired", "discard_process", "to_its_end"]
+
+T = TypeVar("T")
+
+
+async def acquired(
+    work: Coroutine[Any, Any, T], discard: Callable[[T], Awaitable[object] | None]
+) -> T:
+    """What ``work`` returns, or if the caller is cancelled, nothing: it was discarded."""
+    working = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await _finished(working)
+        if not working.cancelled() and working.exception() is None:
+            pending = discard(working.result())
+            if pending is not None:
+                await _finished(asyncio.ensure_future(pending))
+        raise
+
+
+async def to_its_end(work: Coroutine[Any, Any, Any]) -> None:
+    """Do ``work``, although the caller is cancelled meanwhile, and whatever it raises."""
+    working = asyncio.ensure_future(work)
+    await _finished(working)
+    if not working.cancelled():
+        working.exception()
+
+
+async def _finished(work: asyncio.Future[Any]) -> None:
+    """Wait for ``work``: a second cancellation, and a third, would leave it to nobody."""
+    while not work.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait((work,))
+
+
+async def discard_process(process: asyncio.subprocess.Process) -> None:
+    """Kill a child that nobody else knows of, and wait until it and its pipes are gone."""
+    if process.returncode is None:
+        process.kill()
+    await process.communicate()

@@ -1,0 +1,399 @@
+"""Which event is which cause in a cell's life. No I/O.
+
+One rule divides what the guest says from what the host sees: the host never believes the guest that
+all is well, and always believes it that something is wrong. So ``running`` needs the relay's word,
+which has *seen* the guest's handshake and transport both ways; ``tampered`` needs only the guest's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from wgcell.cell.core import actions as do
+from wgcell.cell.core import events as seen
+from wgcell.cell.core.home import LAST_BYTES, MOST_IN_FLIGHT, STOPPED, Results, how_it_exited
+from wgcell.cell.core.life import Life
+from wgcell.cell.core.terms import Terms
+from wgcell.cell.core.verification import Verification
+from wgcell.cell.core.watch import Watch
+from wgcell.cell.states import Cause, Outcome, State
+from wgcell.gateway import control as gateway
+from wgcell.gateway.peer.tally import FlowCounts
+from wgcell.guest import protocol
+from wgcell.relay import control as relay
+from wgcell.relay.evidence import CapturedFrame
+
+__all__ = ["Core"]
+
+MOST_FRAMES = 64
+"""Rogue frames that are kept as evidence."""
+
+_LOOK = 0.25
+"""Seconds between two looks at a workload that was killed."""
+_SHOWN = 16 * 1024
+"""Characters of each of a guest's wrong reports that are kept."""
+
+
+class Core(Life):
+    """One cell's decisions. ``started`` is when the supervisor began, by the clock of `handle`."""
+
+    def __init__(self, terms: Terms, started: float) -> None:
+        super().__init__(terms, started)
+        self.exit_code: int | None = None
+        self.drops = 0
+        self.stats: relay.Stats | None = None
+        self.flows = FlowCounts()
+        self.frames: list[CapturedFrame] = []
+        self.results = Results(terms.outputs, terms.disk)
+        self._verification = Verification()
+        self._watch = Watch()
+        self._mtu = 0
+        """The tunnel's, as it was last sent to the guest."""
+        self._out_of_memory: protocol.OutOfMemory | None = None
+        self._exit_logged = False
+        self._gateway_fault = ""
+        # Of the grace period.
+        self._killed_most = 0
+        self._silent = 0.0
+
+    def handle(self, event: seen.Event, now: float) -> list[do.Action]:
+        """What ``event``, at ``now``, makes necessary, in order."""
+        self._now, self._actions = now, []
+        _RULES[type(event)](self, event)
+        return self._actions
+
+    def _entered(self, state: State) -> None:
+        match state:
+            case State.RUNNING:
+                self._release()
+            case State.TERMINATING:
+                self._do(do.SendGuest(protocol.TERMINATE))
+                self._wake(self._terms.grace, self._kill_workload)
+            case State.STOPPING:
+                self.results.began(self._now)
+                if self._terms.outputs:
+                    self._do(do.StartUnpacking())
+                self._check_home()
+
+    # From the boot to the release.
+
+    def _booting(self, event: seen.Booting) -> None:
+        self._verification.config, self._mtu = event.config, event.config.mtu
+        self._log("booting", accelerator=self._terms.accelerator.value, pid=event.pid)
+        self._wake(self._terms.verify_timeout, self._not_verified)
+
+    def _not_verified(self) -> None:
+        patience = self._terms.verify_timeout
+        self._cause(Cause.NOT_VERIFIED, f"the tunnel was not verified within {patience:g} s")
+
+    def _check_verified(self) -> None:
+        wrong = self._verification.verdict()
+        if wrong is None:
+            return
+        if wrong:
+            reports = self._verification.reports
+            self._log_bounded("reports", **{k: v[:_SHOWN] for k, v in reports.items()})
+            self._cause(Cause.TAMPERED, wrong)
+            return
+        self._cause(Cause.VERIFIED, "the relay saw the guest's handshake and transport both ways")
+
+    def _release(self) -> None:
+        self._watch.began(self._now)
+        self._do(do.SendGuest(protocol.RELEASE))
+        if self._terms.timeout is not None:
+            self._wake(self._terms.timeout, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        # It means nothing once the workload has ended, however slowly its output is read.
+        reason = f"the workload ran longer than {self._terms.timeout:g} s"
+        self._cause(Cause.TIME_IS_UP, reason)
+
+    # The relay's messages.
+
+    def _from_relay(self, event: seen.FromRelay) -> None:
+        match event.message:
+            case relay.Verified():
+                self._verification.relay_verified = True
+                self._check_verified()
+            case relay.Alive():
+                self._watch.last_valid = self._now
+            case relay.Handshake(initiator):
+                self._watch.last_valid = self._now
+                self._log_bounded("handshake", initiator=initiator)
+            case relay.Stats() as stats:
+                self.stats = stats
+            case relay.Rogue() as rogue:
+                self._rogue(rogue)
+            case relay.Quota(spent):
+                reason = f"the tunnel has carried {spent} bytes of {self._terms.quota}"
+                self._cause(Cause.QUOTA_SPENT, reason)
+            case relay.OutOfStep(reason):
+                self._log_bounded("out_of_step", reason=reason)
+            case relay.Fault(detail):
+                self._cause(Cause.HOST_FAULTED, f"the relay: {detail}")
+            case relay.Begun() | relay.Ready():
+                reason = "the relay said out of its turn that it is ready"
+                self._cause(Cause.HOST_FAULTED, reason)
+
+    def _rogue(self, rogue: relay.Rogue) -> None:
+        self._rogue_at = self._rogue_at or rogue.boottime
+        if len(self.frames) < MOST_FRAMES:
+            comment = f"{rogue.reason}: {rogue.detail}"
+            self.frames.append(CapturedFrame(rogue.frame, rogue.time, comment))
+        self._cause(Cause.ROGUE_FRAME, f"{rogue.reason}: {rogue.detail}".rstrip(": "))
+
+    def _relay_gone(self, event: seen.RelayGone) -> None:
+        if self.state is not State.ENDED:
+            self._cause(Cause.HOST_FAULTED, "the relay died")
+
+    # The gateway's messages.
+
+    def _from_gateway(self, event: seen.FromGateway) -> None:
+        message = event.message
+        self._gateway_fault = message.detail if isinstance(message, gateway.Fault) else ""
+        if isinstance(message, gateway.Ready):
+            reason = "the gateway said out of its turn that it is ready"
+            self._cause(Cause.HOST_FAULTED, reason)
+            return
+        entry = gateway.SAID.entry(message)
+        entry.pop("time", None)
+        self._log_bounded(entry.pop("event"), **entry)
+        if isinstance(message, gateway.Flow):
+            self.flows.begun(message.flow, message.verdict)
+        elif isinstance(message, gateway.FlowEnd):
+            self.flows.ended(message.flow, message.verdict)
+
+    def _gateway_gone(self, event: seen.GatewayGone) -> None:
+        if self.state is not State.ENDED:
+            why = f": {self._gateway_fault}" if self._gateway_fault else ""
+            self._cause(Cause.HOST_FAULTED, f"the gateway died{why}")
+
+    # The guest's messages: hostile, one rule each.
+
+    def _from_guest(self, event: seen.FromGuest) -> None:
+        self._watch.last_heartbeat = self._now
+        _GUEST_RULES[type(event.message)](self, event.message)
+
+    def _fault(self, how: str) -> None:
+        self._cause(Cause.GUEST_FAULTED, how)
+
+    def _hello(self, message: protocol.Hello) -> None:
+        if self._verification.greeted:
+            self._fault("the guest said hello twice")
+            return
+        self._verification.greeted = True
+        self._do(do.FreeBootFiles())
+        self._do(do.SendConfiguration())
+        self._cause(Cause.GUEST_READY)
+
+    def _report(self, message: protocol.Report) -> None:
+        self._verification.reports.update(message.texts)
+
+    def _ready(self, message: protocol.Ready) -> None:
+        if self._verification.guest_ready:
+            self._fault("the guest said ready twice")
+            return
+        self._verification.guest_ready = True
+        self._check_verified()
+
+    def _heartbeat(self, message: protocol.Heartbeat) -> None:
+        if message.drops > self.drops:
+            self._log_bounded("guest_drops", count=message.drops)
+        self.drops = message.drops
+
+    def _changed(self, message: protocol.Changed) -> None:
+        watched = self.state in (State.VERIFYING, State.RUNNING)
+        if self._terms.every_wall and watched and not self._verification.tampered:
+            self._verification.tampered = True
+            self._log("changed", what=message.what, seen=message.text[:4096])
+            self._cause(Cause.TAMPERED, f"the guest's {message.what} changed")
+
+    def _guest_fault(self, message: protocol.Fault) -> None:
+        self._fault(f"the guest could not start: {message.text}")
+
+    def _oom(self, message: protocol.OutOfMemory) -> None:
+        if self._out_of_memory is None:
+            self._out_of_memory = message
+            self._log("out_of_memory", count=message.count, victim=message.victim)
+
+    def _exited(self, message: protocol.Exited) -> None:
+        if self.state not in (State.RUNNING, State.TERMINATING) or self.exit_code is not None:
+            return
+        absurd = self.results.state(message)
+        if absurd is not None:
+            self._fault(f"the guest owes more of {absurd} than a port can hold")
+            return
+        self.exit_code = message.code
+        how = how_it_exited(message.code, self._out_of_memory, self._terms.memory)
+        self._cause(Cause.WORKLOAD_EXITED, how)
+
+    def _outputs(self, message: protocol.Outputs) -> None:
+        if self.state is not State.STOPPING and self.exit_code is None:
+            self._fault("the guest sent outputs before the workload's end")
+            return
+        if self.results.sent is None and self._terms.outputs:
+            self.results.sent = message
+            self._log("outputs_sent", bytes=message.size, sha256=message.sha256)
+            self._do(do.ExpectOutputs(message.size, message.sha256))
+            self._check_home()
+
+    # The results, until all of them are home.
+
+    def _looked(self, event: seen.Looked) -> None:
+        self.results.look(event)
+        for name, account in self.results.streams.items():
+            facts = account.facts
+            if account.closed or not (facts.reader_gone or facts.failure is not None):
+                continue
+            account.closed = True
+            if facts.failure is None:
+                self._log("reader_gone", stream=name)
+                self._close_stream(name)
+                continue
+            self._log("output_failed", stream=name, reason=facts.failure)
+            self._close_stream(name)
+            why = f"what the workload wrote to {name} could not be written: {facts.failure}"
+            self._cause(Cause.OUTPUT_FAILED, why)
+        self._check_home()
+
+    def _close_stream(self, name: str) -> None:
+        """Tell the guest that nobody reads it; a workload that has ended need not know."""
+        if self.exit_code is None:
+            self._do(do.SendGuest(protocol.closed(name)))
+
+    def _unpacking_ended(self, event: seen.UnpackingEnded) -> None:
+        self.results.unpacked = event.unpacked
+        self._check_home()
+
+    def _check_home(self) -> None:
+        """If the workload has ended and nothing is owed any more, say so, once."""
+        results = self.results
+        if self.state is not State.STOPPING or results.settled:
+            return
+        short = results.short()
+        if short is not None:
+            results.settled = True
+            self._cause(Cause.RESULTS_LOST, short)
+        elif results.home:
+            if not self._exit_logged:
+                self._exit_logged = True
+                self._log("exited", exit_code=self.exit_code)
+            verdict = results.tar_verdict()
+            if verdict is not None:
+                results.settled = True
+                self._cause(*verdict)
+
+    def _give_up(self, name: str) -> None:
+        account = self.results.streams[name]
+        account.given_up = True
+        self._do(do.GiveUpReader(name))
+        self._log("reader_stopped", stream=name, delivered=account.facts.delivered)
+        self._close_stream(name)
+        self._check_home()
+
+    def _give_up_readers(self, patience: float) -> None:
+        """Nobody waits for good for a reader that stands still."""
+        for name, account in self.results.streams.items():
+            if account.stands_still(self._now, patience):
+                self._give_up(name)
+
+    # A workload that must end: SIGTERM was sent, then a grace period, then SIGKILL.
+
+    def _kill_workload(self) -> None:
+        if self.state is not State.TERMINATING:
+            return
+        self._do(do.SendGuest(protocol.KILL))
+        self._killed_most = self.results.delivered + MOST_IN_FLIGHT
+        self._wake(_LOOK, self._look_at_the_killed)
+
+    def _look_at_the_killed(self) -> None:
+        """The workload is dead soon. A slow reader gets all that it wrote; one that stands still
+        does not. A guest that writes on, or never reports the end, is ended."""
+        if self.state is not State.TERMINATING:
+            return
+        waited = self.results.reader_waited_for
+        self._give_up_readers(LAST_BYTES)
+        self._silent += 0.0 if waited else _LOOK
+        over = self._silent > self._terms.kill_patience
+        if over or self.results.delivered > self._killed_most:
+            self._cause(Cause.GRACE_IS_OVER)
+        else:
+            self._wake(_LOOK, self._look_at_the_killed)
+
+    # The watch.
+
+    def _tick(self, event: seen.Tick) -> None:
+        passed = self._watch.tick(self._now, event.clock)
+        if passed is None:
+            return
+        if self.state is State.STOPPING:
+            self._watch_results(passed)
+        elif self.state is State.RUNNING:
+            if self._watch.must_set_clock(self._now, event.clock, passed):
+                self._do(do.SetGuestClock())
+            silent = self._watch.silence(self._now, self._terms)
+            if silent is not None:
+                self._cause(*silent)
+
+    def _watch_results(self, passed: float) -> None:
+        late = self.results.late(self._now, passed)
+        if late is not None:
+            self._cause(Cause.RESULTS_LOST, late)
+        elif passed <= STOPPED and self.outcome is not Outcome.COMPLETED:
+            # A cell that was to end does not wait for good.
+            self._give_up_readers(max(self._terms.grace, LAST_BYTES))
+
+    # The network.
+
+    def _path_seen(self, event: seen.PathSeen) -> None:
+        """Tell the guest of a narrower path; until then the kernel fragments. A wider path counts
+        only on another way: otherwise the kernel has merely forgotten what a router reported."""
+        if self.state is not State.RUNNING or not event.path:
+            return
+        if event.fits < self._mtu or (event.may_grow and event.fits > self._mtu):
+            self._log_bounded("path_mtu", path=event.path, tunnel=event.fits, before=self._mtu)
+            self._mtu = event.fits
+            self._do(do.SendGuest(protocol.tunnel_mtu(event.fits)))
+
+    def _address_met(self, event: seen.AddressMet) -> None:
+        # A responder ignores an initiation older than the last of the same key, and the last was
+        # the supervisor's, by this host's clock.
+        self._do(do.SetGuestClock())
+
+
+_RULES: dict[type, Callable[[Core, Any], None]] = {
+    seen.Began: Core._began,
+    seen.Caused: Core._caused,
+    seen.CancelAsked: Core._cancel,
+    seen.AbortAsked: Core._abort,
+    seen.Booting: Core._booting,
+    seen.FromGuest: Core._from_guest,
+    seen.FromRelay: Core._from_relay,
+    seen.FromGateway: Core._from_gateway,
+    seen.RelayGone: Core._relay_gone,
+    seen.GatewayGone: Core._gateway_gone,
+    seen.Looked: Core._looked,
+    seen.UnpackingEnded: Core._unpacking_ended,
+    seen.PathSeen: Core._path_seen,
+    seen.AddressMet: Core._address_met,
+    seen.Tick: Core._tick,
+    seen.Alarm: Core._alarm,
+    seen.MachineDead: Core._machine_dead,
+    seen.MachineEnded: Core._machine_ended,
+    seen.StepFailed: Core._step_failed,
+    seen.Crashed: Core._crashed,
+    seen.LandingEnded: Core._landed,
+    seen.RecordClosed: Core._record_closed,
+}
+_GUEST_RULES: dict[type, Callable[[Core, Any], None]] = {
+    protocol.Hello: Core._hello,
+    protocol.Report: Core._report,
+    protocol.Ready: Core._ready,
+    protocol.Heartbeat: Core._heartbeat,
+    protocol.Changed: Core._changed,
+    protocol.Fault: Core._guest_fault,
+    protocol.OutOfMemory: Core._oom,
+    protocol.Exited: Core._exited,
+    protocol.Outputs: Core._outputs,
+}

@@ -1,0 +1,67 @@
+"""Who has been silent for too long, and when the guest's clock must be set. No I/O.
+
+A gap of more than `STOPPED` seconds between two ticks means that the host was suspended or the
+supervisor stopped: the others' silence meanwhile says nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wgcell.cell.core.home import STOPPED
+from wgcell.cell.core.terms import Terms
+from wgcell.cell.states import Cause
+
+__all__ = ["Watch"]
+
+CLOCK_INTERVAL = 60.0
+CLOCK_JUMP = 0.5
+"""Seconds between two messages to the guest about the time; and by how much the host's clock must
+have jumped against CLOCK_MONOTONIC, by a suspend or a step, for one at once."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """When the endpoint and the guest's agent were last heard, by the clock of ``now``."""
+
+    last_valid: float = 0.0
+    last_heartbeat: float = 0.0
+    _ticked: float | None = None
+    _clock_set: float = 0.0
+    _clock_offset: float = 0.0
+
+    def began(self, now: float) -> None:
+        """The workload is released: silence counts from now on."""
+        self.last_valid = self.last_heartbeat = now
+
+    def tick(self, now: float, clock: float) -> float | None:
+        """The seconds since the last tick; None for the first, which has none before it."""
+        if self._ticked is None:
+            self._ticked = self._clock_set = now
+            self._clock_offset = clock - now
+            return None
+        passed, self._ticked = now - self._ticked, now
+        if passed > STOPPED:
+            self.last_valid += passed
+            self.last_heartbeat += passed
+        return passed
+
+    def must_set_clock(self, now: float, clock: float, passed: float) -> bool:
+        """Whether the guest must be sent the time; if so, it counts as sent.
+
+        CLOCK_MONOTONIC stands still while the host is suspended; the time of day does not.
+        """
+        jumped = abs(clock - now - self._clock_offset) > CLOCK_JUMP or passed > STOPPED
+        if not (jumped or now - self._clock_set > CLOCK_INTERVAL):
+            return False
+        self._clock_set, self._clock_offset = now, clock - now
+        return True
+
+    def silence(self, now: float, terms: Terms) -> tuple[Cause, str] | None:
+        """Who has been silent for too long."""
+        if now - self.last_valid > terms.tunnel_timeout:
+            return Cause.TUNNEL_SILENT, f"no valid message for {terms.tunnel_timeout:g} s"
+        if now - self.last_heartbeat > terms.heartbeat_timeout:
+            reason = f"the agent was silent for {terms.heartbeat_timeout:.0f} s"
+            return Cause.HEARTBEAT_SILENT, reason
+        return None

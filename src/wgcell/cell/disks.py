@@ -1,0 +1,101 @@
+"""The drives of a cell's machine: the root filesystem, a scratch disk, the inputs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wgcell import programs
+from wgcell.cell.inputs import pack
+from wgcell.cell.job import Job
+from wgcell.cell.vouched import file_digest
+from wgcell.errors import HostError, LaunchError
+from wgcell.vm.spec import Drive
+
+__all__ = ["FILES", "INPUTS", "SCRATCH", "Disks"]
+
+SCRATCH = "scratch.img"
+INPUTS = "inputs.tar"
+FILES = (SCRATCH, INPUTS)
+"""What a cell's folder holds of them while it lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disks:
+    """The drives, open. ``inputs`` holds the digest and the size of what the guest is given."""
+
+    drives: tuple[Drive, ...]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, job: Job, rootfs: Path, folder: Path) -> Disks:
+        """Make what the guest may write to and what it is given, in ``folder``.
+
+        Raises HostError and InputFileError; then no descriptor stays open.
+        """
+        inputs: Mapping[str, Any] = {}
+        with ExitStack() as opened:
+
+            def drive(path: Path, *, writable: bool = False) -> Drive:
+                modes = (os.O_RDONLY, os.O_RDWR) if writable else (os.O_RDONLY,)
+                fds = [_opened(path, mode) for mode in modes[:1]]
+                opened.callback(os.close, fds[0])
+                for mode in modes[1:]:
+                    fds.append(_opened(path, mode))
+                    opened.callback(os.close, fds[-1])
+                return Drive(*fds)
+
+            scratch = folder / SCRATCH
+            _make_scratch(scratch, job.disk)
+            drives = [drive(rootfs), drive(scratch, writable=True)]
+            if job.inputs:
+                packed = folder / INPUTS
+                pack(job.inputs, packed, job.disk, job.excludes)
+                inputs = file_digest(packed)
+                drives.append(drive(packed))
+            opened.pop_all()
+        return cls(tuple(drives), inputs)
+
+    def close(self) -> None:
+        """Close them here; the machine has inherited them."""
+        for drive in self.drives:
+            for fd in drive.fds:
+                os.close(fd)
+
+
+def _make_scratch(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+    mke2fs = programs.path_of("mke2fs")
+    options = "lazy_itable_init=1,nodiscard"
+    features = "^has_journal,^metadata_csum,uninit_bg"
+    argv = [mke2fs, "-q", "-F", "-t", "ext4", "-O", features, "-m", "0"]
+    argv += ["-E", options, str(path)]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, env=programs.environment()
+        )
+    except OSError as error:
+        raise LaunchError(
+            f"mke2fs: {error.strerror}", argv=argv, mend="apt-get install e2fsprogs"
+        ) from error
+    if done.returncode != 0:
+        raise LaunchError(
+            "the cell's scratch disk could not be made",
+            argv=argv,
+            exit_code=done.returncode,
+            output=done.stderr,
+        )
+
+
+def _opened(path: Path, mode: int) -> int:
+    """A descriptor for a machine that is given no path. Raises HostError."""
+    try:
+        return os.open(path, mode | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}") from error

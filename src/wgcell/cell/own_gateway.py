@@ -1,0 +1,67 @@
+"""The gateway of one cell's own, on loopback: its keys and its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+from typing import Any
+
+from wgcell.cell.inside import GATEWAY, GATEWAY6, GUEST, GUEST6
+from wgcell.cell.job import GatewayAsked
+from wgcell.cell.wgquick import VpnConfig
+from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
+
+__all__ = ["OwnGateway"]
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnGateway:
+    """The pair of keys for one cell, and what both ends of the tunnel are told. ``six``: with
+    IPv6."""
+
+    gateway_key: str
+    guest_key: str
+    six: bool
+
+    @classmethod
+    def fresh(cls, *, six: bool) -> OwnGateway:
+        """With new keys."""
+        return cls(generate_private_key(), generate_private_key(), six)
+
+    def configuration(
+        self, asked: GatewayAsked, protected: tuple[IPv4Network | IPv6Network, ...]
+    ) -> dict[str, Any]:
+        """The gateway's. ``protected`` are this host's own networks."""
+        here = {"address6": GATEWAY6} if self.six else {}
+        there = {"address6": str(ip_interface(GUEST6).ip)} if self.six else {}
+        peer = {
+            "public_key": public_key(self.guest_key),
+            "address": str(ip_interface(GUEST).ip),
+            **there,
+        }
+        return {
+            "listen": f"{HOST}:0",
+            "private_key": self.gateway_key,
+            "peers": {"cell": peer},
+            "rules": [f"allow {rule}" for rule in asked.allow],
+            "services": dict(asked.services),
+            "address": GATEWAY,
+            **here,
+            "protected": [str(network) for network in protected],
+            "resolver": list(asked.resolver),
+            "learn": asked.learn,
+        }
+
+    def tunnel(self, host: str, port: int) -> VpnConfig:
+        """The guest's, to the gateway that listens at ``host`` and ``port``."""
+        return VpnConfig(
+            private_key=decode_key(self.guest_key),
+            peer_public_key=decode_key(public_key(self.gateway_key)),
+            endpoint_host=host,
+            endpoint_port=port,
+            addresses=tuple(map(ip_interface, (GUEST, GUEST6)[: 1 + self.six])),
+            allowed_ips=tuple(map(ip_network, ("0.0.0.0/0", "::/0")[: 1 + self.six])),
+            dns=(ip_address(GATEWAY),),
+        )

@@ -1,0 +1,64 @@
+"""The supervisor's tasks. An error in one is a cause and not a lost traceback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from wgcell.cell.states import Cause
+from wgcell.errors import ConsentError, GuestError, WgcellError
+
+__all__ = ["Tasks", "together"]
+
+
+class Tasks:
+    """Every task of one cell. ``failed`` is called with what an error in one of them means."""
+
+    def __init__(self, failed: Callable[[Cause, str], None]) -> None:
+        self.drains: list[asyncio.Task[None]] = []
+        """Those that read what a dying machine says last."""
+        self._failed = failed
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        """Run ``work``, called ``what``."""
+        task = asyncio.create_task(self._watched(work, what))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def drain(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work``, which ends by itself when the machine is dead."""
+        self.drains.append(self.spawn(work, "the cell's output"))
+
+    async def end(self) -> None:
+        """Cancel those that still run, and wait for them."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watched(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        try:
+            await work
+        except ConsentError as error:
+            self._failed(Cause.NO_CONSENT, str(error))
+        except GuestError as error:
+            self._failed(Cause.GUEST_FAULTED, error.message)
+        except WgcellError as error:
+            self._failed(Cause.HOST_FAULTED, str(error))
+        except Exception as error:
+            self._failed(Cause.HOST_FAULTED, f"{what}: {type(error).__name__}: {error}")
+
+
+async def together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
+    """All of ``works`` at once. When one fails, the others end before its error goes on."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,86 @@
+"""QEMU as a `wgcell.vm.machine.Backend`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from pathlib import Path
+
+from wgcell.acquiring import acquired
+from wgcell.vm.kill_switch import KillSwitch
+from wgcell.vm.machine import Machine
+from wgcell.vm.qemu.accelerator import choose, host_tsc_khz
+from wgcell.vm.qemu.argv import QemuSpec, kernel_command_line
+from wgcell.vm.qemu.boot import Boot
+from wgcell.vm.qemu.process import KVM_DEVICE, QemuMachine, find_qemu
+from wgcell.vm.sandbox.cgroup import Cgroup
+from wgcell.vm.sandbox.jail import Jail
+from wgcell.vm.spec import CONSOLE, Accelerator, MachineSpec
+
+__all__ = ["Qemu"]
+
+_MONITOR = "qmp"
+_PORT_PREFIX = "wgcell."
+"""What the guest's agent finds before each port's name."""
+
+
+class Qemu:
+    """Machines by QEMU, on KVM or emulated."""
+
+    def probe(self, kernel: Path, cache: Path) -> tuple[Accelerator, str]:
+        """KVM where ``kernel`` boots on it, else TCG, and why."""
+        return choose(find_qemu(), kernel, cache)
+
+    def device(self, accelerator: Accelerator) -> Path | None:
+        """/dev/kvm for KVM."""
+        return KVM_DEVICE if accelerator is Accelerator.KVM else None
+
+    async def start(
+        self,
+        spec: MachineSpec,
+        jail: Jail,
+        cgroup: Cgroup | None = None,
+        kill_switch: KillSwitch | None = None,
+    ) -> Machine:
+        """Start QEMU, its processors stopped. Raises LaunchError; then nothing of it is left."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as handed_over:
+            boot = await acquired(asyncio.to_thread(Boot, spec.kernel, spec.initramfs), Boot.forget)
+            ours.callback(boot.forget)
+            near: dict[str, socket.socket] = {}
+            far: dict[str, int] = {}
+            for name in (_MONITOR, CONSOLE, *spec.ports):
+                end, other = socket.socketpair()
+                near[name] = ours.enter_context(end)
+                far[name] = handed_over.enter_context(other).fileno()
+            monitor = near.pop(_MONITOR)
+            machine = await QemuMachine.start(
+                QemuSpec(
+                    qemu=find_qemu(),
+                    accelerator=spec.accelerator,
+                    kernel_fd=boot.kernel,
+                    initramfs_fd=boot.initramfs,
+                    command_line=kernel_command_line(
+                        spec.accelerator, host_tsc_khz(Path("/proc/cpuinfo").read_text())
+                    ),
+                    cpus=spec.cpus,
+                    memory=spec.memory >> 20,
+                    drives=spec.drives,
+                    mac=spec.mac,
+                    nic_fd=spec.nic.fileno(),
+                    qmp_fd=far[_MONITOR],
+                    console_fd=far[CONSOLE],
+                    ports={f"{_PORT_PREFIX}{name}": far[name] for name in spec.ports},
+                ),
+                monitor,
+                jail,
+                spec.disk,
+                cgroup,
+                channels=near,
+                boot=boot,
+            )
+            ours.pop_all()  # they are the machine's now
+        if kill_switch is not None:
+            with contextlib.suppress(ProcessLookupError):
+                kill_switch.arm(machine.process.pid)
+        return machine

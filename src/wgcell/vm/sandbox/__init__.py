@@ -1,0 +1,1 @@
+"""How a virtual machine's process is closed in: a jail and a control group."""
