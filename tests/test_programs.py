@@ -32,7 +32,7 @@ SPAWNS = re.compile(
 )
 OTHERS = {
     "prove/player.py": "runs in a guest, whose environment the image makes",
-    "guest/agent/": "runs in a guest: the initramfs's programs, its own and the job's environment",
+    "guest/agent/": "runs in a guest, with programs of the initramfs and the job's environment",
 }
 """Files and folders that start programs in another way, and why that is right."""
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from wgcell.cell import followers
 from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.conclusion import Conclusion
+from wgcell.cell.control.listener import Listener
 from wgcell.cell.core import Core, Terms
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
@@ -60,7 +61,9 @@ class Supervisor:
         self.job = job
         self.host = host
         self.core = Core(Terms.of(job, host.accelerator), time.monotonic())
-        self.log = EventLog(host.folder.path / "events.jsonl", report)
+        self.log = EventLog(host.folder.path / "events.jsonl", self._record)
+        self.control = Listener(host.folder, self)
+        self._report = report
         self.outlets = Outlets(job, host, {"stdout": stdout, "stderr": stderr}, self._heard)
         self.tasks = Tasks(lambda cause, reason: self.post(seen.Caused(cause, reason)))
         self.launch = Launch(job, host, self.log, spawn_relay=spawn_relay, backend=backend)
@@ -82,6 +85,7 @@ class Supervisor:
         """The machine must be ended, or the record has failed."""
         self._ending: do.EndMachine | None = None
         self._record_error: StateError | None = None
+        self._frozen = False
 
     # What others may ask of a running cell.
 
@@ -95,6 +99,15 @@ class Supervisor:
         self._cancelled.set()
         self.post(seen.AbortAsked(reason))
 
+    def stop(self, *, now: bool) -> None:
+        """`abort` or `cancel`, asked for over the control socket."""
+        (self.abort if now else self.cancel)("stopped")
+
+    @property
+    def state(self) -> str:
+        """The cell's state, in a word."""
+        return "frozen" if self._frozen else self.core.state.value
+
     async def run(self) -> CellResult:
         """Live the cell's life; its result, which is also in ``result.json``.
 
@@ -102,6 +115,8 @@ class Supervisor:
         record itself could not be kept; the cell is dead then all the same.
         """
         try:
+            if reason := await self.control.start():
+                self.log.append("no_control", reason=reason)
             folder = self.host.folder.path
             if (folder / "job.json").exists():
                 self.log.append("job", **job_digests(folder, self.host.image.folder))
@@ -114,7 +129,10 @@ class Supervisor:
             self.core.handle(seen.Crashed(str(error) or type(error).__name__), time.monotonic())
             raise
         finally:
-            await run_all(self.steps(), self.conclusion.failed)
+            try:
+                await run_all(self.steps(), self.conclusion.failed)
+            finally:
+                await self.control.close()
             if self.conclusion.unrecorded is not None:
                 raise self.conclusion.unrecorded
         return self.conclusion.result()
@@ -122,6 +140,11 @@ class Supervisor:
     def steps(self) -> tuple[EndStep, ...]:
         """What is done when the cell has ended."""
         return self.conclusion.steps()
+
+    def _record(self, event: Event) -> None:
+        """An event is on the disk."""
+        self.control.wake()
+        self._report(event)
 
     # Events in, actions out.
 
@@ -228,8 +251,10 @@ class Supervisor:
         if ending is not None and machine is not None:
             if ending.freeze and await machine.freeze():
                 self.conclusion.write_evidence()  # whoever looks into the machine reads this first
+                self._frozen = True
                 self.log.append("frozen", reason=ending.reason)
                 await followers.cancelled_or_dead(self._cancelled, machine)
+                self._frozen = False
             with contextlib.suppress(HostError):  # the conclusion tries again, and says so
                 await self._kill()
         self.feed(seen.MachineEnded())

@@ -90,8 +90,15 @@ class Listener:
         self._over = False
         self._ending = contextlib.ExitStack()
 
-    async def start(self) -> None:
-        """Listen. Raises OSError where the folder's file system has no sockets, for one."""
+    async def start(self) -> str:
+        """Listen. Returns why that can't be, as on a file system without sockets; else nothing."""
+        try:
+            await self._listen()
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    async def _listen(self) -> None:
         with contextlib.ExitStack() as ending:
             place = os.open(self._folder.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             # Open to the end: it is part of the socket's own name.
