@@ -14,6 +14,7 @@ is not named here; and QEMU's own start (the VMs do).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -132,7 +133,8 @@ def children() -> set[str]:
     """Those of every thread that have not ended."""
     found: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= set((task / "children").read_text().split())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            found |= set((task / "children").read_text().split())
     return found
 
 

@@ -138,8 +138,8 @@ def execute(config: GuestConfig) -> NoReturn:
     """Become the command, in the root that is the working folder. Only ends the process."""
     os.chroot(".")
     os.chdir("/work")
-    # Python ignores the first two, and what is ignored stays so.
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM):
+    # Python ignores some, and so may whoever started it; an ignored signal stays so (execve(2)).
+    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
         _signal.signal(number, _signal.SIG_DFL)
     _hear_sigterm()
     code, said = _try(config.command, environment(config))
