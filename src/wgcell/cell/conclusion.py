@@ -1,7 +1,7 @@
 """What is done when a cell has ended, in order: the machine's end first, the record's last.
 
-Each step has a bound and runs whatever became of those before it (`wgcell.cell.ending`). A step
-that fails makes `completed` an `error`.
+Each step but the landing, where a person may be asked, has a bound, and runs whatever became of
+those before it (`wgcell.cell.ending`). A step that fails makes `completed` an `error`.
 """
 
 from __future__ import annotations

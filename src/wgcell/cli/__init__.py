@@ -1,1 +1,1 @@
-"""The command line: one file a verb, ``main`` puts them together, ``terminal`` tells."""
+"""The command line: `main` puts the verbs together; `terminal` and its neighbours print."""

@@ -1,7 +1,8 @@
 """A cell's control socket from the outside.
 
-The folder may be somebody else's, and root looks into it: no link is followed to a socket of
-another owner, an answer is bounded, and none is waited for without end, but of who follows.
+The folder may be somebody else's, and root looks into it. So nothing is said to a socket of another
+owner than the folder's, wherever a link led; an answer is bounded; and no answer is waited for
+without end, unless the caller follows.
 """
 
 from __future__ import annotations
