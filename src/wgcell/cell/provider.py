@@ -23,9 +23,9 @@
     tunnel_timeout = "5m"                  # these two only where a job asks for one of its own
     verify_timeout = "2m"
 
-What a person types is that person's own word: only the ceilings, ``require_walls``, ``allow_learn``,
-``allow_embedded_gateway`` and ``allow_emulation`` bind it. What a job *file* asks for, passes
-`wgcell.cell.permissions`.
+What a person types is that person's own word: only the ceilings, ``require_walls``,
+``allow_learn``, ``allow_embedded_gateway`` and ``allow_emulation`` bind it. What a job *file* asks
+for passes `wgcell.cell.permissions`.
 """
 
 from __future__ import annotations
