@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable
 
 from wgcell.cell import followers
@@ -20,7 +21,7 @@ from wgcell.cell.core import Core, Terms
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
 from wgcell.cell.effects import Effects
-from wgcell.cell.ending import EndStep, run_all
+from wgcell.cell.ending import EndStep, run_all, words
 from wgcell.cell.events import Event, EventLog
 from wgcell.cell.host import HostContext
 from wgcell.cell.job import Job
@@ -32,7 +33,7 @@ from wgcell.cell.states import Cause
 from wgcell.cell.streams import Sink
 from wgcell.cell.tasks import Tasks
 from wgcell.cell.vouched import job_digests
-from wgcell.errors import HostError, StateError, WgcellError
+from wgcell.errors import HostError, StateError
 from wgcell.vm.machine import Backend, Machine
 from wgcell.vm.spec import CONSOLE
 
@@ -86,6 +87,8 @@ class Supervisor:
         self._ending: do.EndMachine | None = None
         self._record_error: StateError | None = None
         self._frozen = False
+        self._waiting: deque[seen.Event] = deque()
+        self._feeding = False
 
     # What others may ask of a running cell.
 
@@ -151,26 +154,46 @@ class Supervisor:
     def feed(self, event: seen.Event) -> None:
         """Give the core ``event``, and do what it asks for: all of it, whatever fails meanwhile.
 
-        Raises the first WgcellError among the failures.
+        From within an action (``report`` may call `cancel`) it is fed when that event's actions
+        are done. Raises the first of the failures.
         """
-        now = time.monotonic()
-        actions = self.core.handle(self.outlets.look(), now) + self.core.handle(event, now)
-        failed: WgcellError | None = None
-        for action in actions:
-            try:
-                self._effects.execute(action)
-            except WgcellError as error:
-                failed = failed or error
+        self._waiting.append(event)
+        if self._feeding:
+            return
+        failed: Exception | None = None
+        self._feeding = True
+        try:
+            while self._waiting:
+                failed = self._fed(self._waiting.popleft(), failed)
+        finally:
+            self._feeding = False
         if failed is not None:
             raise failed
+
+    def _fed(self, event: seen.Event, failed: Exception | None) -> Exception | None:
+        """The first failure, ``failed`` if there was one before."""
+        actions: list[do.Action] = []
+        for one in (self.outlets.look(), event):
+            try:
+                actions += self.core.handle(one, time.monotonic())
+            except Exception as error:
+                failed = failed or error
+        for action in actions:
+            if self._record_error and not isinstance(action, do.Record | do.EndMachine):
+                continue  # what was not written down is not done
+            try:
+                self._effects.execute(action)
+            except Exception as error:
+                failed = failed or error
+        return failed
 
     def post(self, event: seen.Event) -> None:
         """`feed`, for callbacks of the loop: an error there is a cause and not a traceback."""
         try:
             self.feed(event)
-        except WgcellError as error:
-            with contextlib.suppress(WgcellError):
-                self.feed(seen.Caused(Cause.HOST_FAULTED, str(error)))
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self.feed(seen.Caused(Cause.HOST_FAULTED, words(error)))
 
     def _heard(self) -> None:
         """A stream has changed."""

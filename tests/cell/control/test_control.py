@@ -8,12 +8,12 @@ import socket
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from tests.waiting import GENEROUS, soon
+from tests.waiting import GENEROUS, lulled, pace, soon
 
 from wgcell.cell.control import listener, words
 from wgcell.cell.control.client import Unreachable, ask
@@ -243,6 +243,35 @@ def test_no_caller_holds_up_another_nor_the_cells_end(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(body(), GENEROUS))
 
 
+def test_a_caller_that_takes_no_answer_counts_until_it_is_gone(tmp_path: Path) -> None:
+    """What its socket does not take leaves no connection behind that nobody counts."""
+    many = 24
+
+    def sockets() -> int:
+        fds = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return sum(os.path.realpath(fd).rpartition("/")[2].startswith("socket:") for fd in fds)
+
+    async def body() -> None:
+        before = os.listdir("/proc/self/fd")
+        with ExitStack() as callers:
+            async with listening(tmp_path) as cell:
+                for _ in range(many):
+                    cell.log.append("state", state="x" * (16 << 10))
+                hello = words.QUESTIONS.line(words.Hello(words.VERSION))
+                without = sockets()
+                for since in range(many):  # some answers fit into the socket, others just don't
+                    caller = callers.enter_context(socket.socket(socket.AF_UNIX))
+                    caller.connect(str(cell.folder.path / NAME))
+                    caller.sendall(hello + words.QUESTIONS.line(words.Events(since, False)))
+                await soon(lambda: 0 < len(cell.listener._answering) < many)
+                await lulled(0.5)
+                assert 0 < len(cell.listener._answering) < many
+                assert sockets() - without - many == len(cell.listener._answering)
+        assert os.listdir("/proc/self/fd") == before
+
+    asyncio.run(asyncio.wait_for(body(), GENEROUS))
+
+
 @pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be others")
 def test_another_user_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,6 +394,37 @@ def test_whoever_never_answers_is_left(tmp_path: Path) -> None:
         with pytest.raises(Unreachable):
             list(ask(folder, words.State(), patience=0.1))
         ended.set()
+
+
+def test_whoever_answers_a_byte_now_and_then_is_left(tmp_path: Path) -> None:
+    """Root asks the cells of others, one after the other."""
+    folder = create(tmp_path, "x")
+
+    def drip(client: socket.socket) -> None:
+        with suppress(OSError):
+            for _ in range(200):
+                client.sendall(b" ")
+                pace(0.02)
+
+    with answering(folder, drip), pytest.raises(Unreachable, match="time"):
+        list(ask(folder, words.State(), patience=0.2))
+
+
+@pytest.mark.parametrize("question", [words.State(), words.Stop(False)])
+@pytest.mark.parametrize("right", [True, False], ids=["the same again", "another"])
+def test_an_answer_of_one_word_ends_behind_it(
+    tmp_path: Path, question: words.Question, right: bool
+) -> None:
+    folder = create(tmp_path, "x")
+    stop = isinstance(question, words.Stop)
+    word: words.Answer = words.Stopping() if stop == right else words.Status("running", 1)
+    most = 1000
+    said = words.ANSWERS.line(words.Hello(1)) + words.ANSWERS.line(word) * most
+    with (
+        answering(folder, saying(said)),
+        pytest.raises(StateError, match="does not end" if right else "no answer to what"),
+    ):
+        list(ask(folder, question))
 
 
 @pytest.mark.parametrize("kind", ["none", "file", "fifo", "link"])

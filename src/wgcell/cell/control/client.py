@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from wgcell.cell.control import words
 from wgcell.cell.control.place import address, caller_uid
@@ -23,6 +23,9 @@ __all__ = ["PATIENCE", "Unreachable", "ask"]
 
 PATIENCE = 5.0
 """Seconds for what is answered at once."""
+_ONE: dict[type, type] = {words.State: words.Status, words.Stop: words.Stopping}
+"""The questions whose answer is one word."""
+_PIECE = 1 << 16
 
 
 class Unreachable(Exception):
@@ -38,29 +41,71 @@ def ask(
 ) -> Iterator[words.Answer]:
     """The words of the answer, as they come; with ``follow`` they may come late.
 
-    ``patience`` is how many seconds the cell has for each word of it otherwise.
+    ``patience`` is how many seconds the cell has for each word of it otherwise, whole.
 
     Raises Unreachable if nobody listens, or nobody does any more: what was yielded by then is
     right, and what is missing is in the folder. Raises StateError with the cell's own words if it
     refuses, and for an answer that is none.
     """
     try:
-        with _connected(folder, patience) as sock, sock.makefile("rb") as lines:
+        with _connected(folder, patience) as sock:
             said = words.QUESTIONS.line(words.Hello(words.VERSION)) + words.QUESTIONS.line(question)
             sock.sendall(said)
+            lines = _Lines(sock, patience)
             answers = _answers(folder, lines)
             if not isinstance(next(answers, None), words.Hello):
                 raise StateError(f"{folder.id}: what answers is no cell")
             if follow:
-                sock.settimeout(None)
+                lines.patience = None
+            if (one := _ONE.get(type(question))) is not None:
+                answers = _one(folder, answers, one)
             yield from answers
     except OSError as error:
         raise Unreachable(error.strerror or str(error)) from error
 
 
-def _answers(folder: Folder, lines: BinaryIO) -> Iterator[words.Answer]:
+class _Lines:
+    """Lines, each whole within ``patience`` seconds: a byte now and then buys no time."""
+
+    def __init__(self, sock: socket.socket, patience: float | None) -> None:
+        self.patience = patience
+        self._sock = sock
+        self._rest = bytearray()
+
+    def next(self, longest: int) -> bytes:
+        """The next one; cut off behind ``longest`` bytes, or by the end. Raises OSError."""
+        until = None if self.patience is None else time.monotonic() + self.patience
+        seen = 0
+        while (at := self._rest.find(b"\n", seen)) < 0 and len(self._rest) <= longest:
+            seen = len(self._rest)
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError("it does not answer in time")
+            self._sock.settimeout(left)
+            piece = self._sock.recv(_PIECE)
+            if not piece:
+                at = len(self._rest) - 1
+                break
+            self._rest += piece
+        end = longest + 1 if at < 0 else at + 1
+        line = bytes(self._rest[:end])
+        del self._rest[:end]
+        return line
+
+
+def _one(folder: Folder, answers: Iterator[words.Answer], kind: type) -> Iterator[words.Answer]:
+    """An answer of one word of that ``kind``; one without end is none."""
+    found = next(answers, None)
+    if found is None or not isinstance(found, kind):
+        raise StateError(f"{folder.id}: this is no answer to what was asked")
+    yield found
+    if next(answers, None) is not None:
+        raise StateError(f"{folder.id}: its answer does not end")
+
+
+def _answers(folder: Folder, lines: _Lines) -> Iterator[words.Answer]:
     while True:
-        line = lines.readline(words.ANSWERS.longest + 1)
+        line = lines.next(words.ANSWERS.longest)
         if not line:
             raise Unreachable("it has ended")
         try:

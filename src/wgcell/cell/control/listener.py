@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -144,6 +144,9 @@ class Listener:
         try:
             with contextlib.suppress(OSError):  # the caller is gone
                 await self._answer(caller)
+                caller.writer.close()
+                # It counts as a caller until it has taken the rest, or the cell has ended.
+                await caller.writer.wait_closed()
         except asyncio.CancelledError:
             caller.writer.transport.abort()
         finally:
@@ -159,40 +162,47 @@ class Listener:
                     f"this cell speaks version {words.VERSION}, and you {version or 'none'}: use "
                     "the wgcell that has started it"
                 )
-            async for word in self._words(await caller.heard()):
-                await caller.say(word)
+            async with contextlib.aclosing(self._words(await caller.heard())) as answer:
+                async for word in answer:
+                    await caller.say(word)
             await caller.say(words.Over())
         except (_Unanswerable, LineError) as error:
             await caller.say(words.Refused(str(error)))
 
-    async def _words(self, question: words.Question) -> AsyncIterator[words.Answer]:
+    async def _words(self, question: words.Question) -> AsyncGenerator[words.Answer, None]:
         match question:
             case words.State():
                 yield words.Status(self._cell.state, os.getpid())
             case words.Events():
-                async for word in self._events(question):
-                    yield word
+                async with contextlib.aclosing(self._events(question)) as answer:
+                    async for word in answer:
+                        yield word
             case words.Outputs():
-                async for word in self._outputs(question):
-                    yield word
+                async with contextlib.aclosing(self._outputs(question)) as answer:
+                    async for word in answer:
+                        yield word
             case words.Stop():
                 self._cell.stop(now=question.now)
                 yield words.Stopping()
             case words.Hello():
                 raise _Unanswerable("hello was said before")
 
-    async def _events(self, question: words.Events) -> AsyncIterator[words.Answer]:
+    async def _events(self, question: words.Events) -> AsyncGenerator[words.Answer, None]:
         number = 0
-        async for _, line in self._growing(("events.jsonl",), question.follow, _line):
-            if number >= question.since:
-                yield words.Event(line.removesuffix(b"\n"))
-            number += 1
+        growing = self._growing(("events.jsonl",), question.follow, _line)
+        async with contextlib.aclosing(growing):
+            async for _, line in growing:
+                if number >= question.since:
+                    yield words.Event(line.removesuffix(b"\n"))
+                number += 1
 
-    async def _outputs(self, question: words.Outputs) -> AsyncIterator[words.Answer]:
+    async def _outputs(self, question: words.Outputs) -> AsyncGenerator[words.Answer, None]:
         wanted = ("console",) if question.which == "console" else ("stdout", "stderr")
         begins = {f"{name}.log": getattr(question, name) for name in wanted}
-        async for file, data in self._growing(tuple(begins), question.follow, _piece, begins):
-            yield words.Output(file.removesuffix(".log"), data)
+        growing = self._growing(tuple(begins), question.follow, _piece, begins)
+        async with contextlib.aclosing(growing):
+            async for file, data in growing:
+                yield words.Output(file.removesuffix(".log"), data)
 
     async def _growing(
         self,
@@ -200,7 +210,7 @@ class Listener:
         follow: bool,
         read: Callable[[BinaryIO], bytes],
         begins: dict[str, int] | None = None,
-    ) -> AsyncIterator[tuple[str, bytes]]:
+    ) -> AsyncGenerator[tuple[str, bytes], None]:
         """What ``read`` takes of these files; with ``follow``, until the cell has ended."""
         with contextlib.ExitStack() as opened:
             files: dict[str, BinaryIO] = {}
