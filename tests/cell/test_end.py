@@ -569,6 +569,35 @@ def test_a_landing_may_take_its_time_and_is_told_what_came(cell: Cell) -> None:
     assert given[0]["complete"] is True
 
 
+def test_nothing_lands_of_a_cell_whose_record_or_supervisor_failed(tmp_path: Path) -> None:
+    for number, how in enumerate(("cancelled", "no record", "the control")):
+        (tmp_path / str(number)).mkdir()
+        cell = Cell(tmp_path / str(number))
+        given: list[Any] = []
+        lands(cell, lambda came, given=given: given.append(came) or Landed("home", True))  # type: ignore[misc]
+        live = cell.live
+
+        async def failing(cell: Cell = cell, how: str = how, live: Any = live) -> None:
+            await live()
+            if how == "no record":
+                cell._record_failed(StateError("No space left on device"))
+
+        cell.live = failing  # type: ignore[method-assign]
+
+        async def body(cell: Cell = cell, how: str = how) -> None:
+            running = asyncio.create_task(cell.run())
+            if how == "cancelled":
+                await asyncio.sleep(0)
+                running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+        asyncio.run(body())
+        assert bool(given) == (how == "the control"), how
+        for log in (cell.outlets.console, cell.outlets.diagnostics):
+            if log is not None:
+                log.close()
+
+
 @pytest.mark.parametrize("released", [True, False])
 @pytest.mark.parametrize("before", list(Outcome))
 def test_a_rogue_frame_that_is_heard_of_behind_the_machines_death_is_rogue(

@@ -236,8 +236,8 @@ class Conclusion:
 
     def _land(self) -> None:
         """The last that can go wrong before the result says how the cell ended."""
-        if self._host.land is None or not self._job.outputs:
-            return
+        if self._host.land is None or not self._job.outputs or self._core.crashed:
+            return  # what nobody can read a record of stays in the cell's folder
         landed = self._host.land(self._came or {})
         self._feed(LandingEnded(landed.whole, landed.files, landed.interrupted, landed.sentence))
 

@@ -41,6 +41,8 @@ class Life:
         self._started = self._now = started
         self._actions: list[do.Action] = []
         self._alarms: list[tuple[float, Callable[[], None]]] = []
+        self.crashed = False
+        """The record or the supervisor has failed, or the supervisor was cancelled."""
         self._ending: str | None = None
         """Why the machine is being ended, or was."""
         self._closed = False
@@ -133,6 +135,7 @@ class Life:
         self._not_completed(self.failures[-1])
 
     def _crashed(self, event: seen.Crashed) -> None:
+        self.crashed = True
         self._ending = self._ending or event.why
         self._not_completed(event.why)
 
