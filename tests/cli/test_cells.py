@@ -58,7 +58,7 @@ def typed(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
 
 def test_an_outcome_is_called_the_same_everywhere() -> None:
     """README's table of outcomes; what has no outcome has words of its own."""
-    readme = (Path(main.__file__).parents[3] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     table = readme.partition("| outcome |")[2].partition("\n\n")[0]
     named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert sorted(named) == sorted(outcome.value for outcome in Outcome)
