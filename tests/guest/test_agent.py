@@ -18,8 +18,8 @@ from tests.guest.test_protocol import CONFIG
 
 from wgcell.errors import GuestError
 from wgcell.guest import protocol, verify
-from wgcell.guest.agent import files, main, network, results, root, standing
-from wgcell.guest.agent.loop import Loop
+from wgcell.guest.agent import files, main, network, results, root, standing, tools
+from wgcell.guest.agent.loop import READABLE, Loop
 from wgcell.guest.agent.main import Lines
 from wgcell.guest.agent.streams import Stream
 from wgcell.guest.firewall import comparable, ruleset
@@ -233,6 +233,74 @@ def test_a_stream_that_nobody_reads_any_more_ends_its_writer(full: bool) -> None
         signal.signal(signal.SIGPIPE, previous)
     for descriptor in (writing, outside, port):
         os.close(descriptor)
+
+
+def test_what_the_workload_takes_back_is_not_waited_for() -> None:
+    """It may read its own pipe, by /proc/self/fd, between the agent's two looks at it."""
+    reading, writing = os.pipe()
+    port = os.open("/dev/null", os.O_WRONLY)
+    thief = os.open(f"/proc/self/fd/{writing}", os.O_RDONLY | os.O_NONBLOCK)
+    first, second = os.pipe()
+    loop, taken = Loop(), []
+    loop.watch(first, READABLE, lambda: taken.append((os.read(first, 1), os.read(thief, 9))))
+    stream = Stream(loop, reading, port)
+    os.write(second, b"x")
+    os.write(writing, b"stolen")
+    # What blocks ends the test, and not only this thread of it.
+    signal.alarm(20)
+    try:
+        loop.run(lambda: not taken)
+        os.write(writing, b"kept")
+        loop.run(lambda: stream.count < 4)
+    finally:
+        signal.alarm(0)
+    assert taken == [(b"x", b"stolen")] and stream.count == 4
+    stream.close()
+    for descriptor in (writing, port, thief, first, second):
+        os.close(descriptor)
+
+
+def test_a_program_that_can_not_be_started_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each beat asks three of them, and a workload may have taken every process there is."""
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError):
+        tools.output("no program of this name")
+    with pytest.raises(FileNotFoundError):
+        tools.run("no program of this name", given="text")
+    agent = main.Agent()
+    opened = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError):
+        agent._follow("network", "no program of this name")
+    assert os.listdir("/proc/self/fd") == opened
+    del agent
+    assert len(opened) - len(before) == 2  # its poll, and its own namespace
+
+
+def test_a_workload_that_leaves_no_room_for_a_process_is_watched_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may fork without end in its first half second."""
+    started: list[tuple[str, ...]] = []
+    full = [BlockingIOError(11, "no more processes")] * 4
+
+    def start(argv: tuple[str, ...], stdin: int | None = None, stdout: int | None = None) -> int:
+        if full:
+            raise full.pop()
+        started.append(tuple(argv[:2]))
+        return 0
+
+    monkeypatch.setattr(main.tools, "start", start)
+    monkeypatch.setattr(main, "_FIRST_BEAT", 0.01)
+    monkeypatch.setattr(main.Agent, "say", lambda self, message: None)
+    agent = main.Agent()
+    agent._watched = True
+    monkeypatch.setattr(agent, "_beat", lambda: None)
+    agent._begin_watch()
+    assert started == []
+    agent._loop.run(lambda: len(started) < 3)
+    assert sorted(started) == [("ip", "-o"), ("ip", "-o"), ("nft", "monitor")]
 
 
 def test_lines_are_whole_however_they_arrive() -> None:

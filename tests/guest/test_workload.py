@@ -27,6 +27,7 @@ PROGRAM = r"""
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <unistd.h>
 static void on_term(int number) { printf("term\n"); fflush(stdout); _exit(9); }
@@ -48,12 +49,21 @@ int main(int argc, char **argv, char **env) {
     show("/proc/self/oom_score_adj", "");
     printf("initramfs %d\n", stat("/newroot", &at) == 0 || stat("/lower", &at) == 0);
     printf("core_pattern %d\n", open("/proc/sys/kernel/core_pattern", O_WRONLY));
+    for (int at = 0; at < 4; at++) {
+        const char *secret[] = {"/proc/1/mem", "/proc/1/environ", "/proc/1/maps", "/proc/1/root/."};
+        printf("init %d\n", open(secret[at], O_RDONLY));
+    }
+    if (argc > 1 && !strcmp(argv[1], "a b")) printf("init %ld\n", ptrace(PTRACE_ATTACH, 1, 0, 0));
     printf("sysfs %d\n", mkdir("/sys/x", 0755));
     for (int fd = 3; fd < 100; fd++) if (fcntl(fd, F_GETFD) != -1) printf("open %d\n", fd);
     for (int at = 1; at < argc; at++) printf("arg %s\n", argv[at]);
     for (; *env; env++) printf("env %s\n", *env);
     fflush(stdout);
     while (argc > 1 && !strcmp(argv[1], "talk")) { printf("more\n"); fflush(stdout); }
+    if (argc > 1 && !strcmp(argv[1], "end init"))
+        for (int number = 1; number < 32; number++)
+            if (number != SIGTERM) kill(1, number);
+    if (argc > 1 && !strcmp(argv[1], "end init")) sleep(1);
     if (argc > 1 && !strcmp(argv[1], "wait")) for (;;) pause();
     return 7;
 }
@@ -169,6 +179,24 @@ def test_an_image_with_one_static_program_runs_and_sees_its_walls(bare: Path) ->
     assert "0" in lines  # oom_score_adj
     assert "initramfs 0" in lines and "core_pattern -1" in lines and "sysfs -1" in lines
     assert not [line for line in lines if line.startswith("open ")]
+    # Its init was forked from the agent, and still holds what the agent knew.
+    assert [line for line in lines if line.startswith("init ")] == ["init -1"] * 5
+
+
+def test_no_signal_of_the_workloads_ends_its_init(bare: Path) -> None:
+    out, said, code = started(bare, "/see", "end init")
+    assert (said, code) == ("", 7), out
+
+
+@pytest.mark.parametrize("which", ["confined", "open_"])
+def test_a_shell_that_is_no_program_is_tried_once(bare: Path, which: str) -> None:
+    (bare / "bin").mkdir()
+    for path in (bare / "bin/sh", bare / "script"):
+        path.write_text("no program\n")
+        path.chmod(0o755)
+    out, said, code = started(bare, "/script", which=which)
+    assert (out, code) == ("", 126)
+    assert said == "wgcell: /script: Exec format error\n"
 
 
 def test_a_signal_goes_to_the_command_alone_and_its_code_comes_back(bare: Path) -> None:

@@ -32,7 +32,7 @@ _MOST_STANDING, _MOST_CHANGE = 12288, 4096
 """Bytes of a change's text."""
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from wgcell.guest.protocol import GuestConfig, Message
 
@@ -247,19 +247,32 @@ class Agent:
 
     def _begin_watch(self) -> None:
         if self._watched:
-            self._follow("firewall", "nft", "monitor")
             follow = ("ip", "-o", "monitor", "link", "address", "route", "rule")
-            self._follow("network", *follow)
-            self._namespaces.inside(lambda: self._follow("network", *follow))
+            self._follow_soon(lambda: self._follow("firewall", "nft", "monitor"))
+            self._follow_soon(lambda: self._follow("network", *follow))
+            inside = self._namespaces.inside
+            self._follow_soon(lambda: inside(lambda: self._follow("network", *follow)))
         self._beat()
+
+    def _follow_soon(self, follow: Callable[[], None]) -> None:
+        """Now, or as soon as the workload leaves room for one more process."""
+        try:
+            follow()
+        except OSError:
+            self._loop.after(_FIRST_BEAT, lambda: self._follow_soon(follow))
 
     def _follow(self, what: str, *argv: str) -> None:
         """Tell the host each change that a program tells of."""
         reading, writing = os.pipe()
         null = os.open("/dev/null", os.O_RDONLY)
-        tools.start(argv, stdin=null, stdout=writing)
-        os.close(writing)
-        os.close(null)
+        try:
+            tools.start(argv, stdin=null, stdout=writing)
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+            os.close(null)
         lines = Lines(reading)
         self._loop.watch(reading, READABLE, lambda: self._heard(what, lines))
 
@@ -268,6 +281,7 @@ class Agent:
             news = lines.more()
         except EOFError:
             self._loop.forget(lines.descriptor)
+            os.close(lines.descriptor)
             self.say(protocol.Changed(what, "nobody watches it any more"))
             return
         for line in news:

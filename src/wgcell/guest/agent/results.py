@@ -48,7 +48,8 @@ class Outputs:
         # By a descriptor of the folder: whatever the workload made of its name, it is not followed.
         kernel.mount("/bin", f"/proc/self/fd/{run}", flags=kernel.BIND)
         named = [b2a_base64(path.encode("utf-8", "surrogateescape")) for path in paths]
-        tools.run(*_collect("list"), given=b"".join(named).decode("ascii"))
+        # What it could not list, tar can't read either, and tar's exit code is the host's to judge.
+        tools.code(*_collect("list"), given=b"".join(named).decode("ascii"))
         reading, writing = os.pipe()
         self._digest = sha256()
         self._tar = tools.start(_collect("tar"), stdout=writing)

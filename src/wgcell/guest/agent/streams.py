@@ -32,10 +32,16 @@ class Stream:
         self.ended = False
         self._loop, self._source, self._port, self._see = loop, source, port, see
         self._left = b""
+        # The workload may open its pipe's other end by /proc/self/fd, and take what was there to be
+        # read: to wait for more would stop the whole agent.
+        os.set_blocking(source, False)
         loop.watch(source, READABLE, self._read)
 
     def _read(self) -> None:
-        self._left = os.read(self._source, _CHUNK)
+        try:
+            self._left = os.read(self._source, _CHUNK)
+        except BlockingIOError:
+            return
         if not self._left:
             self.close()
             return

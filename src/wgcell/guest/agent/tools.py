@@ -6,7 +6,7 @@ import os
 
 from wgcell.guest.agent import files
 
-__all__ = ["ENVIRONMENT", "output", "run", "start", "text_file"]
+__all__ = ["ENVIRONMENT", "code", "output", "run", "start", "text_file"]
 
 ENVIRONMENT = {"PATH": "/bin", "LC_ALL": "C"}
 TYPE_CHECKING = False
@@ -42,28 +42,34 @@ def code_of(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def run(*argv: str, given: str = "") -> None:
-    """Run a program to its end, ``given`` its input. Raises OSError if it fails."""
+def code(*argv: str, given: str = "") -> int:
+    """Run a program to its end, ``given`` its input; its exit code."""
     file = text_file(given)
     try:
-        code = ended(start(argv, stdin=file))
+        return ended(start(argv, stdin=file))
     finally:
         os.close(file)
-    if code != 0:
-        raise OSError(code, f"{' '.join(argv[:3])} failed")
+
+
+def run(*argv: str, given: str = "") -> None:
+    """Run a program to its end, ``given`` its input. Raises OSError if it fails."""
+    if status := code(*argv, given=given):
+        raise OSError(status, f"{' '.join(argv[:3])} failed")
 
 
 def output(*argv: str) -> str:
     """What a program prints. Raises OSError if it fails."""
     reading, writing = os.pipe()
     try:
-        pid = start(argv, stdout=writing)
+        try:
+            pid = start(argv, stdout=writing)
+        finally:
+            os.close(writing)
+        parts = []
+        while part := os.read(reading, 65536):
+            parts.append(part)
     finally:
-        os.close(writing)
-    parts = []
-    while part := os.read(reading, 65536):
-        parts.append(part)
-    os.close(reading)
-    if code := ended(pid):
-        raise OSError(code, f"{' '.join(argv[:3])} failed")
+        os.close(reading)
+    if status := ended(pid):
+        raise OSError(status, f"{' '.join(argv[:3])} failed")
     return b"".join(parts).decode("utf-8", "backslashreplace")

@@ -19,6 +19,7 @@ _TMP = "/tmp"
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
 _NOT_FOUND, _NOT_EXECUTABLE, _NOT_SET_UP = 127, 126, 125
 _ENOEXEC = 8
+_SHELL = "/bin/sh"
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,6 +115,8 @@ def _be_init(config: GuestConfig, root: str, stdin: int, stdout: int, stderr: in
     command = _forked(lambda: _be_command(config))
     # To the command alone, as a shell's would be. Waiting goes on behind the handler (PEP 475).
     _signal.signal(_signal.SIGTERM, lambda number, frame: _pass_on(command))
+    # Without Python's own handler it is nothing to the first process of a pid namespace.
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     _hear_sigterm()
     while True:
         pid, status = os.wait()
@@ -157,8 +160,9 @@ def _try(command: tuple[str, ...], environ: dict[str, str]) -> tuple[int, str]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            if error.errno == _ENOEXEC:  # a script without a first line that names its shell
-                command = ("/bin/sh", path, *command[1:])
+            # A script without a first line that names its shell; unless the shell is none itself.
+            if error.errno == _ENOEXEC and path != _SHELL:
+                command = (_SHELL, path, *command[1:])
                 return _try(command, environ)
             code, said = _NOT_EXECUTABLE, error.strerror or ""
     return code, said
