@@ -408,3 +408,16 @@ def test_a_forgotten_socket_is_no_lost_output_and_new_files_are_readable(
     assert cell.end() == 0, cell.said.decode()
     assert (tmp_path / "h/r/file").stat().st_mode & 0o777 == 0o644
     assert not (tmp_path / "h/r/socket").exists()
+
+
+def test_nothing_that_the_workload_has_left_is_executed_to_bring_it_home(tmp_path: Path) -> None:
+    """Programs of those names, in the working folder; see also tests/guest/test_collect.py."""
+    names = ("base64", "busybox", "cat", "dd", "sh", "sort", "tar", "tr")
+    leave = [f"printf '#!/bin/sh\\necho x > /work/ran\\n' > {n}; chmod +x {n}" for n in names]
+    home = tmp_path / "home"
+    wgcell = str(Path(sys.executable).with_name("wgcell"))
+    argv = [wgcell, "run", "--state-dir", str(tmp_path / "cells"), "--output", "*"]
+    argv += ["--output-dir", str(home), "--", "sh", "-c", "; ".join(leave)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(home)) == list(names)
