@@ -83,7 +83,7 @@ class Device:
         )
         end = time.monotonic() + _APPEARS
         # Not /sys/class/net: that shows the namespace in which it was mounted.
-        while not (control.exists() and self.name in {n for _, n in socket.if_nameindex()}):
+        while not (_accepts(control) and self.name in {n for _, n in socket.if_nameindex()}):
             if self._daemon.poll() is not None or time.monotonic() > end:
                 raise HostError(f"wireguard-go made no interface {self.name}")
             time.sleep(0.002)
@@ -142,6 +142,20 @@ class Device:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def _accepts(control: Path) -> bool:
+    """Whether wireguard-go listens on its socket.
+
+    wg(8) deletes a socket that refuses it, taking it for a dead process's. So it must not come
+    between bind() and listen(): wireguard-go would miss its socket, and end.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(control))
+        except OSError:
+            return False
+    return True
 
 
 def _host(address: Address) -> str:
