@@ -68,8 +68,15 @@ def cell(tmp_path: Path) -> Cell:
 
 
 class _Data(BaseHTTPRequestHandler):
+    """``/data.csv``; ``/zeros/N`` of so many bytes; anything else has two million."""
+
     def do_GET(self) -> None:
-        body = b"name,value\na,1\n" if self.path == "/data.csv" else bytes(2_000_000)
+        _, _, size = self.path.rpartition("/")
+        body = (
+            b"name,value\na,1\n"
+            if size == "data.csv"
+            else bytes(int(size) if size.isdecimal() else 2_000_000)
+        )
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
