@@ -1,7 +1,7 @@
 """Whoever holds the relay's end, the machine's first process dies when it is closed; by the kernel.
 
 A shell that ignores every signal it can stands for the machine. What this can't show: QEMU itself
-(tests/vm/test_walls.py does).
+(tests/cells/test_walls.py does).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.waiting import GENEROUS, lull
+from tests.support.waiting import GENEROUS, lull
 
 from wgcell.vm.kill_switch import KillSwitch
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from tests.waiting import pace, until
+from tests.support.waiting import pace, until
 
 from wgcell.cell.core.home import LAST_BYTES
 

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.prove.started import SOURCE, cases, prove
+from tests.support.proving import SOURCE, cases, prove
 
 pytestmark = [pytest.mark.vm, pytest.mark.namespaces, pytest.mark.timeout(290)]
 

@@ -15,8 +15,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.gateway.conftest import Net
-from tests.waiting import until
+from tests.support.networks import Net
+from tests.support.waiting import until
 
 HOSTS = {"vpn.example.com": "192.0.2.7", "six.example.com": "2001:db8:9::7"}
 _INTERFACE = "wgoracle"

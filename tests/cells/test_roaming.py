@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vm.requester import INSIDE, WGCELL, ip, requester
-from tests.waiting import lull, until
+from tests.support.requester import INSIDE, WGCELL, ip, requester
+from tests.support.waiting import lull, until
 
 NAME = "gateway.example.com"
 SLOW = """

@@ -8,8 +8,8 @@ import time
 
 import dns.message
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from tests.gateway.conftest import CLIENT, SERVER
-from tests.waiting import pace
+from tests.support.gateways import CLIENT, SERVER
+from tests.support.waiting import pace
 
 from wgcell.cell import consent
 from wgcell.gateway.model.keys import decode_key, public_key

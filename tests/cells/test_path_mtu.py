@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.vm.requester import INSIDE, WGCELL, ip, requester
+from tests.support.requester import INSIDE, WGCELL, ip, requester
 
 pytestmark = [pytest.mark.vm, pytest.mark.namespaces, pytest.mark.timeout(200)]
 SIZE = 1_000_000

@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tests.vm.deaths import foreign
+from tests.support import deaths
+from tests.support.deaths import foreign
 
 DEATHS = int(os.environ.get("WGCELL_DEATHS", "20"))
 AT_ONCE = 2
@@ -33,7 +34,7 @@ def test_whatever_dies_nothing_is_left_and_nothing_has_left() -> None:
                 "--net",
                 sys.executable,
                 "-P",
-                str(Path(__file__).with_name("deaths.py")),
+                str(Path(deaths.__file__)),
             ]
             if os.geteuid() != 0:
                 argv[1:1] = ["--user", "--map-root-user"]

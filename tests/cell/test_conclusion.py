@@ -17,8 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.cell.building import host, job
-from tests.waiting import forever
+from tests.support.supervisors import host, job
+from tests.support.waiting import forever
 
 from wgcell.cell import changes, conclusion, outputs
 from wgcell.cell.archive import Unpacked

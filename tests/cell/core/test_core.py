@@ -5,7 +5,7 @@
     script   events with a time --> Core --> actions, and the outcome
 
 What these can't show: that the supervisor hears everything, and does what the core asks for
-(``test_end.py``, ``test_floods.py``, and the VMs do).
+(``test_conclusion.py``, ``test_supervisor_floods.py``, and the VMs do).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.cell.building import CONFIG, job
+from tests.support.supervisors import CONFIG, job
 
 import wgcell.cell.core
 from wgcell.cell.archive import Unpacked

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [
-    pytest.mark.system,
+    pytest.mark.process,
     pytest.mark.skipif(os.geteuid() != 0, reason="mounts in the first user namespace"),
 ]
 

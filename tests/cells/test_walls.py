@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vm.deaths import alive, family, pick
-from tests.waiting import GENEROUS, lull, until
+from tests.support.deaths import alive, family, pick
+from tests.support.waiting import GENEROUS, lull, until
 
 from wgcell.image import store
 

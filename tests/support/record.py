@@ -6,9 +6,9 @@
       wgcell run --vpn (Linux's WireGuard in a VM) -- UDP on lo --> the endpoint -- echo service
                                                         ^ captured here
 
-The endpoint is ``wgcell gateway run`` (boringtun) or Debian's wireguard-go. Writes
-``recordings/NAME.pcapng`` and ``NAME.json`` with the two *public* keys; the private ones are made
-here and forgotten. Needs root for the namespace, and the guest's image. Takes three minutes.
+The endpoint is ``wgcell gateway run`` (boringtun) or Debian's wireguard-go. Writes NAME.pcapng and
+NAME.json with the two *public* keys to ``tests/relay/recordings``; the private ones are made here
+and forgotten. Needs root for the namespace, and the guest's image. Takes three minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 from wgcell.gateway.model.keys import generate_private_key, public_key
 from wgcell.relay.evidence import CapturedFrame, pcapng
 
-HERE = Path(__file__).parent / "recordings"
+HERE = Path(__file__).parents[1] / "relay/recordings"
 WGCELL = str(Path(sys.executable).with_name("wgcell"))
 PORT, SERVICE, MTU = 51999, 8007, 1420
 GUEST_ADDRESS, SERVICE_ADDRESS = "10.99.0.2", "10.99.0.5"

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from scapy.layers.inet import IP
 from scapy.utils import PcapNgReader
-from tests.gateway.conftest import Gateway
-from tests.vm.deaths import alive, family, pick
-from tests.waiting import GENEROUS, until
+from tests.support.deaths import alive, family, pick
+from tests.support.gateways import Gateway
+from tests.support.waiting import GENEROUS, until
 
 from wgcell.cell.events import broken_link
 from wgcell.gateway.model import wgquick

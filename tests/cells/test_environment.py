@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.vm.deaths import family, pick
-from tests.vm.test_walls import started
-from tests.waiting import until
+from tests.cells.test_walls import started
+from tests.support.deaths import family, pick
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.vm,

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
-
-WGCELL = str(Path(sys.executable).with_name("wgcell"))
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    stdout: str
-    stderr: str
-    folder: Path
-
-    @property
-    def result(self) -> dict[str, Any]:
-        return json.loads((self.folder / "result.json").read_text())
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        lines = (self.folder / "events.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    def flows(self, verdict: str) -> list[str]:
-        flows = [e for e in self.events if e["event"] == "flow" and e["verdict"] == verdict]
-        return [f"{flow.get('name') or flow['address']}:{flow['port']}" for flow in flows]
-
-
-Cell = Callable[..., Ended]
+from tests.support.cells import WGCELL, Cell, Ended
 
 
 @pytest.fixture

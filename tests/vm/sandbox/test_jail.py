@@ -24,7 +24,7 @@ from wgcell.relay.seal import unprivileged_id
 from wgcell.vm.sandbox import jail as jail_module
 from wgcell.vm.sandbox.jail import ABSENT, KILLED, bwrap_argv, closed_filter, find_jail, limits
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.process
 
 # Perl, since it is on every Debian, needs nothing but /usr, and can make any system call.
 PERL = shutil.which("perl") or "/usr/bin/perl"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vm.requester import INSIDE, WGCELL, ip, requester
+from tests.support.requester import INSIDE, WGCELL, ip, requester
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 

@@ -8,15 +8,15 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.cell import test_end
-from tests.waiting import forever
+from tests.cell import test_conclusion
+from tests.support.waiting import forever
 
 from wgcell.cell.control import listener, words
 from wgcell.cell.control.client import Unreachable, ask
 from wgcell.cell.control.place import NAME
 
 
-class Cell(test_end.Cell):
+class Cell(test_conclusion.Cell):
     """One whose start never ends by itself."""
 
     async def live(self) -> None:
@@ -65,8 +65,8 @@ def test_a_file_system_without_sockets_costs_a_cell_its_socket_alone(
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(listener.Listener, "_listen", refuse)
-    cell = test_end.Cell(tmp_path)
-    result, raised = test_end.lived(cell)
+    cell = test_conclusion.Cell(tmp_path)
+    result, raised = test_conclusion.lived(cell)
     assert raised is None and result is not None and result["outcome"] == "completed"
     (event,) = [event for event in cell.events if event["event"] == "no_control"]
     assert event["reason"] == "Operation not permitted"

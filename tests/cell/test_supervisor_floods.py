@@ -28,7 +28,7 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from tests.cell.building import CONFIG, closed, supervisor, with_streams
+from tests.support.supervisors import CONFIG, closed, supervisor, with_streams
 
 from wgcell.cell import children, followers
 from wgcell.cell.children import GatewayProcess, RelayProcess

@@ -2,7 +2,7 @@
 
 A shell plays bubblewrap, at the moment when its child has not asked yet to die with it, which lasts
 some milliseconds of a real start. What this can't show: a supervisor's death in any other moment
-(tests/vm/test_deaths.py does).
+(tests/cells/test_deaths.py does).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from collections.abc import Container
 from pathlib import Path
 
 import pytest
-from tests.vm.deaths import alive, family
-from tests.waiting import until
+from tests.support.deaths import alive, family
+from tests.support.waiting import until
 
 from wgcell.vm.qemu.argv import QemuSpec
 from wgcell.vm.qemu.process import QemuMachine, _kept
 from wgcell.vm.sandbox.jail import Jail
 from wgcell.vm.spec import Accelerator
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.process
 
 
 async def starting(place: Path) -> None:
@@ -94,11 +94,11 @@ def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
 def test_whoever_is_killed_as_the_jail_starts_no_process_is_left(
     tmp_path: Path, victim: str
 ) -> None:
-    code = "import asyncio, pathlib, sys; from tests.machine.test_process import starting; "
+    code = "import asyncio, pathlib, sys; from tests.vm.qemu.test_process import starting; "
     code += "asyncio.run(starting(pathlib.Path(sys.argv[1])))"
     supervisor = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         stderr=subprocess.DEVNULL,
     )
     try:

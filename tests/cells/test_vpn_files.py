@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import Gateway
-from tests.vm.conftest import Cell
+from tests.support.cells import Cell
+from tests.support.gateways import Gateway
 
 from wgcell.gateway.model.keys import generate_private_key, public_key
 

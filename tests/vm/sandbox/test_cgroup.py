@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.waiting import GENEROUS, until
+from tests.support.waiting import GENEROUS, until
 
 from wgcell.image import store
 from wgcell.relay import link

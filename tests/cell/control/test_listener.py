@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from tests.waiting import GENEROUS, lulled, pace, soon
+from tests.support.waiting import GENEROUS, lulled, pace, soon
 
 from wgcell.cell.control import listener, words
 from wgcell.cell.control.client import Unreachable, ask
@@ -272,7 +272,7 @@ def test_a_caller_that_takes_no_answer_counts_until_it_is_gone(tmp_path: Path) -
     asyncio.run(asyncio.wait_for(body(), GENEROUS))
 
 
-@pytest.mark.system
+@pytest.mark.process
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be others")
 def test_another_user_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
@@ -442,7 +442,7 @@ def test_where_no_cell_listens(tmp_path: Path, kind: str) -> None:
         list(ask(folder, words.State()))
 
 
-@pytest.mark.system
+@pytest.mark.process
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be others")
 def test_root_is_not_led_to_another_users_socket(tmp_path: Path) -> None:
     theirs, folder = create(tmp_path, "theirs"), create(tmp_path, "x")

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 from tests.relay.test_relay import ENDPOINT, GUEST, frame, initiation, response, transport
-from tests.waiting import GENEROUS, lulled, paced, soon
+from tests.support.waiting import GENEROUS, lulled, paced, soon
 
 from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess, b64

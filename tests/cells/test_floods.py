@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.waiting import GENEROUS, until
+from tests.support.waiting import GENEROUS, until
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
