@@ -73,11 +73,11 @@ def test_out_on_the_internet(address: str) -> None:
         ("64:ff9b::a9fe:a9fe", "link-local"),
     ],
 )
-def test_refused_with_its_reason_and_a_mend(address: str, reason: str) -> None:
+def test_refused_with_its_reason_and_a_hint(address: str, reason: str) -> None:
     with pytest.raises(EndpointError) as caught:
         vet(ipaddress.ip_address(address), 51820, (), HOST)
     assert reason in caught.value.message
-    assert "--allow-endpoint" in caught.value.mend
+    assert "--allow-endpoint" in caught.value.hint
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])

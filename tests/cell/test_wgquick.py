@@ -199,7 +199,7 @@ def told(text: str) -> str:
     try:
         return " ".join(parse_vpn_config(text, "f").remarks)
     except VpnConfigError as error:
-        return f"{error} {error.mend}"
+        return f"{error} {error.hint}"
 
 
 _LINES = st.sampled_from([*GOOD.splitlines(), "MTU = ٣", "DNS =", "=", "[", "]", "Endpoint=:"])

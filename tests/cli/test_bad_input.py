@@ -1,4 +1,4 @@
-"""What a user may get wrong: each says what, where and the mend, exits 125, and starts nothing."""
+"""What a user may get wrong: each says what, where and the hint, exits 125, and starts nothing."""
 
 from __future__ import annotations
 

@@ -293,8 +293,8 @@ def test_no_error_has_more_lines_than_it_was_given() -> None:
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, WgcellError):
             for text in (ALL, *HOSTILE):
-                assert len(str(kind(text, mend=text)).split("\n")) <= 2
-                assert_ours(str(kind(f"x{text}", mend=text)))
+                assert len(str(kind(text, hint=text)).split("\n")) <= 2
+                assert_ours(str(kind(f"x{text}", hint=text)))
     assert str(LaunchError("x", output=ALL)).count("\n") < 6
 
 

@@ -67,7 +67,7 @@ def test_one_that_is_interrupted_as_it_starts_is_ended_too(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("said", "mend"),
+    ("said", "hint"),
     [
         ("W: Temporary failure resolving 'mirror.example.com'", "DNS"),
         ("E: Could not resolve 'mirror.example.com'", "DNS"),
@@ -75,8 +75,8 @@ def test_one_that_is_interrupted_as_it_starts_is_ended_too(monkeypatch: pytest.M
         ("E: unable to pick chroot mode automatically", "uidmap"),
     ],
 )
-def test_a_failure_is_explained_by_what_it_is(said: str, mend: str) -> None:
+def test_a_failure_is_explained_by_what_it_is(said: str, hint: str) -> None:
     with pytest.raises(ImageError) as caught:
-        _run(["sh", "-c", 'echo "$0" >&2; exit 25', said], mend="install uidmap")
-    assert mend in caught.value.mend
-    assert ("uidmap" in caught.value.mend) == (mend == "uidmap")
+        _run(["sh", "-c", 'echo "$0" >&2; exit 25', said], hint="install uidmap")
+    assert hint in caught.value.hint
+    assert ("uidmap" in caught.value.hint) == (hint == "uidmap")

@@ -277,7 +277,7 @@ def _alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ImageError(
             f"{folder / '.lock'}: {error.strerror}",
-            mend="build as the user who owns the folder, or set WGCELL_CACHE_DIR to one of yours",
+            hint="build as the user who owns the folder, or set WGCELL_CACHE_DIR to one of yours",
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -292,7 +292,7 @@ def _found(argv: Sequence[str]) -> list[str]:
 
 def _run(
     argv: Sequence[str],
-    mend: str = "",
+    hint: str = "",
     cwd: Path | None = None,
     variables: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
@@ -318,7 +318,7 @@ def _run(
         out, err = process.communicate()
     except FileNotFoundError:
         raise ImageError(
-            f"{argv[0]} is not installed", mend=mend or f"apt-get install {argv[0]}"
+            f"{argv[0]} is not installed", hint=hint or f"apt-get install {argv[0]}"
         ) from None
     except BaseException:
         if process is not None:
@@ -329,7 +329,7 @@ def _run(
         said = "\n  ".join(lines[-8:])
         raise ImageError(
             f"{argv[0]} failed (exit code {process.returncode}):\n  {said}",
-            mend=_network_mend(err + out) or mend,
+            hint=_network_hint(err + out) or hint,
         )
     return out
 
@@ -374,7 +374,7 @@ _NO_NETWORK = {
 }
 
 
-def _network_mend(said: str) -> str:
+def _network_hint(said: str) -> str:
     """What to do about a failure of the network; empty if it was none."""
     found = (words for part, words in _NO_NETWORK.items() if re.search(part, said, re.IGNORECASE))
     return next(found, "")
@@ -389,14 +389,14 @@ def _end(process: subprocess.Popen[str]) -> None:
             return
 
 
-def _filter(argv: Sequence[str], data: bytes, mend: str) -> bytes:
+def _filter(argv: Sequence[str], data: bytes, hint: str) -> bytes:
     """``data`` through a program. Raises ImageError."""
     try:
         done = subprocess.run(
             _found(argv), input=data, capture_output=True, check=False, env=programs.environment()
         )
     except FileNotFoundError:
-        raise ImageError(f"{argv[0]} is not installed", mend=mend) from None
+        raise ImageError(f"{argv[0]} is not installed", hint=hint) from None
     if done.returncode != 0:
         raise ImageError(f"{argv[0]} failed: {done.stderr.decode('utf-8', 'replace').strip()}")
     return done.stdout
@@ -415,7 +415,7 @@ def _base(
         place.chmod(0o755)
     _run(
         [*bootstrap(mirrors), SUITE, str(packed), *mirrors],
-        mend="an ordinary user needs user namespaces and the package uidmap",
+        hint="an ordinary user needs user namespaces and the package uidmap",
     )
     _run([*UNPACK, "-f", str(packed), "-C", str(root), "--exclude=./dev/*"])
     for path, text in SETTINGS.items():
@@ -436,7 +436,7 @@ def _base(
     (kernel / "usr").mkdir(exist_ok=True)
     if not (kernel / "usr/lib").exists():
         (kernel / "usr/lib").symlink_to("../lib")
-    _run(["depmod", "-b", str(kernel), version], mend="apt-get install kmod")
+    _run(["depmod", "-b", str(kernel), version], hint="apt-get install kmod")
 
     modules = kernel / "lib/modules" / version
     (root / _PROVING).mkdir(parents=True)
@@ -447,7 +447,7 @@ def _base(
     progress("the root file system: compressing")
     _run(
         ["mkfs.erofs", "-zlz4hc", "--all-root", "-T0", str(made / "rootfs"), str(root)],
-        mend="apt-get install erofs-utils",
+        hint="apt-get install erofs-utils",
     )
     progress("the initramfs: tools and modules")
     _base_cpio(made / BASE_CPIO, temporary / "base", root, modules)
@@ -463,7 +463,7 @@ def bootstrap(mirrors: Sequence[str]) -> list[str]:
         if "://" not in mirror or mirror.startswith("-"):
             raise ImageError(
                 f"no mirror: {mirror[:80]!r}",
-                mend="a URL such as http://mirror.example.com/debian, or a line of a sources.list",
+                hint="a URL such as http://mirror.example.com/debian, or a line of a sources.list",
             )
     argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")]
@@ -502,7 +502,7 @@ def uncompressed_kernel(bzimage: bytes) -> bytes:
     for magic, (program, package, trailer) in _PACKED.items():
         if payload.startswith(magic):
             packed = payload[: len(payload) - trailer]
-            done = _filter([program, "-dc"], packed, mend=f"apt-get install {package}")
+            done = _filter([program, "-dc"], packed, hint=f"apt-get install {package}")
             if done.startswith(b"\x7fELF"):
                 return done
     raise ImageError("the kernel is packed in a way that is not known here")
