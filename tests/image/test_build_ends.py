@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.waiting import GENEROUS, alive, until
+from tests.support.waiting import GENEROUS, alive, until
 
 from wgcell.errors import ImageError
 from wgcell.image.build import _run

@@ -67,7 +67,7 @@ def test_a_modules_signature_is_taken_off_and_nothing_else() -> None:
     assert build.without_signature(module) == module
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_a_changed_base_is_never_packed_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
