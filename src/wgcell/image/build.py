@@ -16,18 +16,14 @@ leaves the old image or none, never half of one.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
-import signal
 import struct
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +31,7 @@ from types import MappingProxyType
 
 from wgcell import programs
 from wgcell.errors import ImageError
+from wgcell.image.commands import piped, run
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
 
 __all__ = [
@@ -284,124 +281,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _found(argv: Sequence[str]) -> list[str]:
-    """``argv`` with the path of its program."""
-    path = argv[0] if "/" in argv[0] else programs.path_of(argv[0])
-    return [path, *argv[1:]]
-
-
-def _run(
-    argv: Sequence[str],
-    mend: str = "",
-    cwd: Path | None = None,
-    variables: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """Run a program to its end. Raises ImageError with the last lines of what it said.
-
-    It has a session of its own. If this process is asked to end meanwhile (an exception), so is
-    all of that session, and it has `_TIDYING` seconds to take away what it made.
-    """
-    process = None
-    try:
-        with _undivided():
-            process = subprocess.Popen(
-                _found(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                cwd=cwd,
-                env=programs.environment(*_KEPT, **variables),
-                start_new_session=True,
-            )
-        out, err = process.communicate()
-    except FileNotFoundError:
-        raise ImageError(
-            f"{argv[0]} is not installed", mend=mend or f"apt-get install {argv[0]}"
-        ) from None
-    except BaseException:
-        if process is not None:
-            _end(process)
-        raise
-    if process.returncode != 0:
-        lines = (err or out).strip().splitlines()
-        said = "\n  ".join(lines[-8:])
-        raise ImageError(
-            f"{argv[0]} failed (exit code {process.returncode}):\n  {said}",
-            mend=_network_mend(err + out) or mend,
-        )
-    return out
-
-
-@contextmanager
-def _undivided() -> Iterator[None]:
-    """A signal that would end this process meanwhile is heard at the end of the block.
-
-    A program that was started, and that nobody knows yet, would outlive us.
-    """
-    heard: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no handler runs here
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    ours = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in ours:
-        signal.signal(number, lambda number, frame: heard.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
-    for one in heard:
-        signal.raise_signal(one)
-
-
-_TIDYING = 15.0
-_KEPT = (
-    *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
-    *("APT_CONFIG", "HOME", "SOURCE_DATE_EPOCH", "TMPDIR"),
-)
-"""Variables that apt and mmdebstrap heed: the way to the mirror, and where to work."""
-_NO_NETWORK = {
-    # What apt, mmdebstrap and curl say: what it means, and what to do.
-    "resolv": "the mirror's name could not be resolved: check this machine's DNS and its network "
-    "(getent hosts NAME), then build again",
-    "Could not connect|Unable to connect|Connection refused|Network is unreachable|timed out": "the"
-    " mirror can't be reached: check this machine's network, or its proxy (http_proxy)",
-}
-
-
-def _network_mend(said: str) -> str:
-    """What to do about a failure of the network; empty if it was none."""
-    found = (words for part, words in _NO_NETWORK.items() if re.search(part, said, re.IGNORECASE))
-    return next(found, "")
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    for number, patience in ((signal.SIGTERM, _TIDYING), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=patience)
-            return
-
-
-def _filter(argv: Sequence[str], data: bytes, mend: str) -> bytes:
-    """``data`` through a program. Raises ImageError."""
-    try:
-        done = subprocess.run(
-            _found(argv), input=data, capture_output=True, check=False, env=programs.environment()
-        )
-    except FileNotFoundError:
-        raise ImageError(f"{argv[0]} is not installed", mend=mend) from None
-    if done.returncode != 0:
-        raise ImageError(f"{argv[0]} failed: {done.stderr.decode('utf-8', 'replace').strip()}")
-    return done.stdout
-
-
 def _base(
     made: Path, temporary: Path, progress: Progress, mirrors: Sequence[str]
 ) -> dict[str, object]:
@@ -413,11 +292,11 @@ def _base(
     # mmdebstrap's own namespaces must be able to enter the folder it works in.
     for place in (temporary, packed.parent):
         place.chmod(0o755)
-    _run(
+    run(
         [*bootstrap(mirrors), SUITE, str(packed), *mirrors],
         mend="an ordinary user needs user namespaces and the package uidmap",
     )
-    _run([*UNPACK, "-f", str(packed), "-C", str(root), "--exclude=./dev/*"])
+    run([*UNPACK, "-f", str(packed), "-C", str(root), "--exclude=./dev/*"])
     for path, text in SETTINGS.items():
         (root / path).write_text(text)
     progress(f"the kernel: {KERNEL_PACKAGE}")
@@ -425,9 +304,9 @@ def _base(
     deb = next(taken.glob("*.deb"), None)
     if deb is None:
         raise ImageError(f"the suite {SUITE} has no {KERNEL_PACKAGE}")
-    _run(["dpkg-deb", "-x", str(deb), str(kernel)])
+    run(["dpkg-deb", "-x", str(deb), str(kernel)])
     shown = ["dpkg-deb", "-W", "--showformat=${Package}\n${Version}\n", str(deb)]
-    package, package_version = _run(shown).split()
+    package, package_version = run(shown).split()
     shutil.rmtree(taken)
     version = next((kernel / "lib/modules").iterdir()).name
     bzimage = (kernel / f"boot/vmlinuz-{version}").read_bytes()
@@ -436,7 +315,7 @@ def _base(
     (kernel / "usr").mkdir(exist_ok=True)
     if not (kernel / "usr/lib").exists():
         (kernel / "usr/lib").symlink_to("../lib")
-    _run(["depmod", "-b", str(kernel), version], mend="apt-get install kmod")
+    run(["depmod", "-b", str(kernel), version], mend="apt-get install kmod")
 
     modules = kernel / "lib/modules" / version
     (root / _PROVING).mkdir(parents=True)
@@ -445,7 +324,7 @@ def _base(
             shutil.copy(modules / path, root / _PROVING)
 
     progress("the root file system: compressing")
-    _run(
+    run(
         ["mkfs.erofs", "-zlz4hc", "--all-root", "-T0", str(made / "rootfs"), str(root)],
         mend="apt-get install erofs-utils",
     )
@@ -502,7 +381,7 @@ def uncompressed_kernel(bzimage: bytes) -> bytes:
     for magic, (program, package, trailer) in _PACKED.items():
         if payload.startswith(magic):
             packed = payload[: len(payload) - trailer]
-            done = _filter([program, "-dc"], packed, mend=f"apt-get install {package}")
+            done = piped([program, "-dc"], packed, mend=f"apt-get install {package}")
             if done.startswith(b"\x7fELF"):
                 return done
     raise ImageError("the kernel is packed in a way that is not known here")
@@ -585,7 +464,7 @@ def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
         path for path in (root / "usr/bin/busybox", root / "bin/busybox") if path.exists()
     )
     shutil.copy(busybox, base / "bin/busybox")
-    for applet in _run([str(base / "bin/busybox"), "--list"]).split():
+    for applet in run([str(base / "bin/busybox"), "--list"]).split():
         (base / "bin" / applet).unlink(missing_ok=True) if applet != "busybox" else None
         if applet != "busybox":
             (base / "bin" / applet).symlink_to("busybox")
@@ -616,7 +495,7 @@ def _bring_libraries(base: Path, root: Path, binary: Path) -> None:
     """Copy the shared libraries that ``binary`` needs."""
     libraries = root / _LIBRARIES
     loader = str(libraries / _LOADER)
-    listed = _run([loader, "--library-path", str(libraries), "--list", str(binary)])
+    listed = run([loader, "--library-path", str(libraries), "--list", str(binary)])
     for line in listed.splitlines():
         found = line.partition("=>")[2].split(" (")[0].strip()
         if found:
@@ -649,7 +528,7 @@ def _compile(tools: Path, folders: Sequence[Path], library: Path | None = None) 
     argv = [str(tools / "lib64" / _LOADER), "--library-path", str(tools / "lib/x86_64-linux-gnu")]
     argv += [str(tools / "bin/python3"), "-S", "-B", "-P", "-X", "utf8", "-c", COMPILE]
     argv += [str(folder) for folder in folders]
-    _run(argv, variables={"PYTHONHOME": str(library or tools)})
+    run(argv, variables={"PYTHONHOME": str(library or tools)})
 
 
 def _compile_own(base: Path, tools: Path, own: Path) -> None:
@@ -657,7 +536,7 @@ def _compile_own(base: Path, tools: Path, own: Path) -> None:
     if not (own / "lib").exists():
         return
     tools.mkdir()
-    _run(["cpio", "-i", "-d", "--quiet", "--no-absolute-filenames", "-F", str(base)], cwd=tools)
+    run(["cpio", "-i", "-d", "--quiet", "--no-absolute-filenames", "-F", str(base)], cwd=tools)
     _compile(tools, [own / "lib"])
 
 
