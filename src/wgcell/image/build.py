@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,18 +30,15 @@ from types import MappingProxyType
 
 from wgcell import programs
 from wgcell.errors import ImageError
-from wgcell.image.commands import piped, run
+from wgcell.image.commands import run
+from wgcell.image.kernel import uncompressed_kernel, without_trailing_zeros
+from wgcell.image.modules import dependencies_text, module_name, modules_needed, without_signature
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
 
 __all__ = [
     "PACKAGES",
     "build",
-    "dependencies_text",
     "is_current",
-    "modules_needed",
-    "uncompressed_kernel",
-    "without_signature",
-    "without_trailing_zeros",
 ]
 
 Progress = Callable[[str], None]
@@ -139,25 +135,6 @@ _LOADER = "ld-linux-x86-64.so.2"
 UNPACK = ("tar", "-x", "-p", "--no-same-owner")
 BASE_CPIO = "base.cpio"
 _FORMAT = 9
-
-# A bzImage's setup header, by offset.
-_SETUP_SECTORS = 0x1F1
-_HEADER_MAGIC = slice(0x202, 0x206)
-_PAYLOAD = 0x248
-# ELF64, by offset: of the file's header, then of a program header.
-_E_PHOFF, _E_SHOFF, _E_PHENTSIZE, _E_SHENTSIZE = 32, 40, 54, 58
-_P_OFFSET, _P_FILESZ = 8, 32
-_PT_LOAD = 1
-# A module's signature: its bytes, 12 bytes about it that end with its length, and this.
-_SIGNED = b"~Module signature appended~\n"
-_SIGNATURE_INFO = 12
-_PACKED = {
-    # First bytes: the program, its package, bytes of the kernel's own behind the stream.
-    b"\x02\x21\x4c\x18": ("lz4", "lz4", 4),
-    b"\xfd7zXZ\x00": ("xz", "xz-utils", 4),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd", 4),
-    b"\x1f\x8b\x08": ("gzip", "gzip", 0),
-}
 
 
 def build(
@@ -320,7 +297,7 @@ def _base(
     modules = kernel / "lib/modules" / version
     (root / _PROVING).mkdir(parents=True)
     for path in modules_needed((modules / "modules.dep").read_text(), PROVING):
-        if _module_name(path) in PROVING:
+        if module_name(path) in PROVING:
             shutil.copy(modules / path, root / _PROVING)
 
     progress("the root file system: compressing")
@@ -366,95 +343,6 @@ def _versions(root: Path) -> dict[str, str]:
     return versions
 
 
-def uncompressed_kernel(bzimage: bytes) -> bytes:
-    """The vmlinux inside a bzImage, which QEMU starts by PVH: no decompression under emulation.
-
-    Where it is stands in the setup header (Linux, Documentation/arch/x86/boot.rst: setup_sects,
-    payload_offset, payload_length); how it is packed shows in its first bytes. Raises ImageError.
-    """
-    if bzimage[_HEADER_MAGIC] != b"HdrS":
-        raise ImageError("the kernel is no bzImage")
-    setup_sectors = bzimage[_SETUP_SECTORS] or 4
-    offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD)
-    at = (setup_sectors + 1) * 512 + offset
-    payload = bzimage[at : at + length]
-    for magic, (program, package, trailer) in _PACKED.items():
-        if payload.startswith(magic):
-            packed = payload[: len(payload) - trailer]
-            done = piped([program, "-dc"], packed, mend=f"apt-get install {package}")
-            if done.startswith(b"\x7fELF"):
-                return done
-    raise ImageError("the kernel is packed in a way that is not known here")
-
-
-def without_trailing_zeros(vmlinux: bytes) -> bytes:
-    """A vmlinux whose last segment ends, in the file, with its last byte that is not zero.
-
-    ``p_filesz`` below ``p_memsz`` means zeros (ELF, "Program Header"). Where a section with
-    contents follows it, a kernel's .bss stands in the file: eleven megabytes that QEMU would map,
-    copy and, when it is killed, unmap page by page, a quarter of its death's time. The section
-    headers, which lie behind, go too.
-    """
-    (heads,) = struct.unpack_from("<Q", vmlinux, _E_PHOFF)
-    size, count = struct.unpack_from("<HH", vmlinux, _E_PHENTSIZE)
-    loaded = [
-        at
-        for at in range(heads, heads + size * count, size)
-        if struct.unpack_from("<I", vmlinux, at)[0] == _PT_LOAD
-    ]
-    if not loaded:
-        raise ImageError("the kernel has nothing to load")
-    last = max(loaded, key=lambda at: struct.unpack_from("<Q", vmlinux, at + _P_OFFSET)[0])
-    (offset,) = struct.unpack_from("<Q", vmlinux, last + _P_OFFSET)
-    (length,) = struct.unpack_from("<Q", vmlinux, last + _P_FILESZ)
-    made = bytearray(vmlinux[: offset + length].rstrip(b"\0").ljust(offset, b"\0"))
-    struct.pack_into("<Q", made, last + _P_FILESZ, len(made) - offset)
-    struct.pack_into("<Q", made, _E_SHOFF, 0)
-    struct.pack_into("<HHH", made, _E_SHENTSIZE, 0, 0, 0)
-    return bytes(made)
-
-
-def _module_name(path: str) -> str:
-    return Path(path).name.partition(".ko")[0].replace("-", "_")
-
-
-def modules_needed(dependencies: str, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """What must be there to load the modules ``wanted``, from the text of ``modules.dep``.
-
-    Each module's path and the paths it needs, all of them, as depmod orders them. A name that is
-    not in the text is built into the kernel.
-    """
-    needs: dict[str, tuple[str, ...]] = {}
-    path_of: dict[str, str] = {}
-    for line in dependencies.splitlines():
-        path, _, rest = line.partition(":")
-        needs[path] = tuple(rest.split())
-        path_of[_module_name(path)] = path
-    found = [path_of[name] for name in wanted if name in path_of]
-    return {path: needs[path] for first in found for path in (first, *needs[first])}
-
-
-def without_signature(module: bytes) -> bytes:
-    """A kernel module without the signature behind it (Linux, include/linux/module_signature.h).
-
-    An emulated guest spends a third of a module's loading on checking it, for nothing: the whole
-    image is held to its manifest, and this kernel loads unsigned modules all the same.
-    """
-    if not module.endswith(_SIGNED):
-        return module
-    length = int.from_bytes(module[-len(_SIGNED) - 4 : -len(_SIGNED)], "big")
-    return module[: -len(_SIGNED) - _SIGNATURE_INFO - length]
-
-
-def dependencies_text(needs: Mapping[str, Sequence[str]]) -> str:
-    """A ``modules.dep`` for modules that all lie in one folder."""
-    lines = (
-        " ".join([f"{Path(path).name}:", *(Path(need).name for need in of)])
-        for path, of in needs.items()
-    )
-    return "".join(f"{line}\n" for line in lines)
-
-
 def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
     for folder in _FOLDERS:
         (base / folder).mkdir(parents=True)
@@ -486,7 +374,7 @@ def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
     (ours / "modules.dep").write_text(dependencies_text(needs))
     # One line each: init reads them with the shell alone.
     for stage, names in (("early", EARLY), ("late", LATE)):
-        modular = [name for name in names if any(_module_name(path) == name for path in needs)]
+        modular = [name for name in names if any(module_name(path) == name for path in needs)]
         (base / "modules" / stage).write_text(" ".join(modular) + "\n")
     _cpio(base, target)
 
