@@ -45,7 +45,7 @@ def test_an_interrupted_build_leaves_nothing(image: Path, monkeypatch: pytest.Mo
     def broken(*_: object) -> dict[str, object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "_base", broken)
+    monkeypatch.setattr(build, "_make_base", broken)
     with pytest.raises(KeyboardInterrupt):
         build.build("debian", lambda _: None, {"init": b""})
     assert [path.name for path in image.parent.iterdir()] == [".lock"]
@@ -61,7 +61,7 @@ def test_a_changed_base_is_never_packed_again(image: Path, monkeypatch: pytest.M
             (folder / name).write_text(name)
         return {"kernel_version": "6.1", "packages": {}}
 
-    monkeypatch.setattr(build, "_base", base)
+    monkeypatch.setattr(build, "_make_base", base)
     for script in (b"1", b"1", b"2"):
         build.build("debian", lambda _: None, {"init": script})
     assert made == ["base"]
