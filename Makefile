@@ -59,7 +59,7 @@ debian13: system $(VENV)/.made
 # For whoever changes a parser: pip alone, no root, no namespaces, no VM, no other program. Three
 # workers for two processors, for some tests wait.
 quick: compiled
-	$(PYTEST) -n 3 --dist worksteal -m 'not vm and not namespaces and not alone and not system'
+	$(PYTEST) -n 3 --dist worksteal -m 'not vm and not namespaces and not alone and not process'
 
 unit: system compiled
 	$(PYTEST) -n 2 --dist worksteal -m 'not vm and not namespaces and not alone'

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.gateway.conftest import config_of
+from tests.support.gateways import config_of
 
 from wgcell import programs
 
@@ -57,7 +57,7 @@ def _started(argv: list[str], environment: dict[str, str], text: str = "") -> st
 
 
 @pytest.mark.parametrize("environment", PATHS.values(), ids=PATHS)
-@pytest.mark.system
+@pytest.mark.process
 def test_everything_is_found_whatever_the_path(environment: dict[str, str]) -> None:
     code = "import json, sys; from wgcell.programs import find\n"
     code += "print(json.dumps([name for name in sys.argv[1:] if find(name) is None]))"

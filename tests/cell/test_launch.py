@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cell.building import host, job
-from tests.waiting import GENEROUS
+from tests.support.supervisors import host, job
+from tests.support.waiting import GENEROUS
 
 from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess
@@ -38,7 +38,7 @@ from wgcell.vm.sandbox.cgroup import Cgroup
 from wgcell.vm.sandbox.jail import Jail
 from wgcell.vm.spec import CONSOLE, Accelerator, MachineSpec
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(GENEROUS)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(GENEROUS)]
 
 
 class StandIn:

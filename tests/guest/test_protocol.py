@@ -246,7 +246,7 @@ def test_an_honest_guests_networks_match_in_any_order_and_spelling_and_no_others
     assert said([odd, *seen[1:]]) or odd.strip("0")  # nothing raises
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_scripts_pass_shellcheck() -> None:
     folder = Path(protocol.__file__).parent
     shellcheck = shutil.which("shellcheck")

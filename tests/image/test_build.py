@@ -1,4 +1,4 @@
-"""What the stock image is made of. tests/vm/test_guest.py looks at it from inside."""
+"""What the stock image is made of. tests/cells/test_guest.py looks at it from inside."""
 
 from __future__ import annotations
 

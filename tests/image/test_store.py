@@ -33,10 +33,10 @@ def test_a_changed_byte_is_found(image: Path) -> None:
         store.load("debian")
 
 
-def test_a_missing_image_names_the_mend(image: Path) -> None:
+def test_a_missing_image_names_the_hint(image: Path) -> None:
     with pytest.raises(ImageError) as caught:
         store.load("none")
-    assert "wgcell image build" in caught.value.mend
+    assert "wgcell image build" in caught.value.hint
 
 
 def test_an_interrupted_build_leaves_nothing(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_an_interrupted_build_leaves_nothing(image: Path, monkeypatch: pytest.Mo
     assert [path.name for path in image.parent.iterdir()] == [".lock"]
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_a_changed_base_is_never_packed_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
@@ -76,10 +76,10 @@ def test_an_image_of_another_version_is_told_from_this_ones(
     assert not build.is_current(store.load("debian"), {"init": b"1"})
 
 
-def test_a_cache_of_another_users_is_an_error_with_a_mend(
+def test_a_cache_of_another_users_is_an_error_with_a_hint(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (image.parent / ".lock").mkdir()
     with pytest.raises(ImageError) as caught:
         build.build("debian", lambda _: None, {"init": b""})
-    assert "WGCELL_CACHE_DIR" in caught.value.mend
+    assert "WGCELL_CACHE_DIR" in caught.value.hint

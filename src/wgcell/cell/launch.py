@@ -349,7 +349,7 @@ class Launch:
         if self._host.require_walls and not (sealed and self._jailed):
             raise HostError(
                 f"this provider requires every wall: {dict(self.walls().missing)}",
-                mend="wgcell doctor names what mends each",
+                hint="wgcell doctor names the fix of each",
             )
 
 

@@ -74,7 +74,7 @@ def valid_name(name: str) -> str:
     """``name``, if it can be an image's: it becomes a folder's. Raises ImageError."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise ImageError(
-            f"an image can't be called {name[:60]!r}", mend="allowed: 1-64 of a-z, 0-9 and . _ -"
+            f"an image can't be called {name[:60]!r}", hint="allowed: 1-64 of a-z, 0-9 and . _ -"
         )
     return name
 

@@ -123,7 +123,7 @@ def _locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ImageError(
             f"{folder / '.lock'}: {error.strerror}",
-            mend="build as the user who owns the folder, or set WGCELL_CACHE_DIR to one of yours",
+            hint="build as the user who owns the folder, or set WGCELL_CACHE_DIR to one of yours",
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -41,13 +41,13 @@ _NETWORK_FAILURES = {
 
 def run(
     argv: Sequence[str],
-    mend: str = "",
+    hint: str = "",
     cwd: Path | None = None,
     variables: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Run a program to its end; its standard output.
 
-    ``mend`` is the advice of the error, unless the output shows a failure of the network.
+    ``hint`` is the hint of the error, unless the output shows a failure of the network.
     ``variables`` are added to the program's environment. Raises ImageError with the last eight
     lines of the output if the program is missing or fails.
     """
@@ -68,7 +68,7 @@ def run(
         out, err = process.communicate()
     except FileNotFoundError:
         raise ImageError(
-            f"{argv[0]} is not installed", mend=mend or f"apt-get install {argv[0]}"
+            f"{argv[0]} is not installed", hint=hint or f"apt-get install {argv[0]}"
         ) from None
     except BaseException:
         if process is not None:
@@ -79,12 +79,12 @@ def run(
         shown = "\n  ".join(lines[-8:])
         raise ImageError(
             f"{argv[0]} failed (exit code {process.returncode}):\n  {shown}",
-            mend=_network_advice(err + out) or mend,
+            hint=_network_hint(err + out) or hint,
         )
     return out
 
 
-def piped(argv: Sequence[str], data: bytes, mend: str) -> bytes:
+def piped(argv: Sequence[str], data: bytes, hint: str) -> bytes:
     """Pass ``data`` through a program; its output. Raises ImageError."""
     try:
         done = subprocess.run(
@@ -95,7 +95,7 @@ def piped(argv: Sequence[str], data: bytes, mend: str) -> bytes:
             env=programs.environment(),
         )
     except FileNotFoundError:
-        raise ImageError(f"{argv[0]} is not installed", mend=mend) from None
+        raise ImageError(f"{argv[0]} is not installed", hint=hint) from None
     if done.returncode != 0:
         raise ImageError(f"{argv[0]} failed: {done.stderr.decode('utf-8', 'replace').strip()}")
     return done.stdout
@@ -130,11 +130,11 @@ def _signals_deferred() -> Iterator[None]:
         signal.raise_signal(came)
 
 
-def _network_advice(output: str) -> str:
-    """The advice for a failure of the network; empty if ``output`` shows none."""
+def _network_hint(output: str) -> str:
+    """The hint for a failure of the network; empty if ``output`` shows none."""
     found = (
-        advice
-        for pattern, advice in _NETWORK_FAILURES.items()
+        hint
+        for pattern, hint in _NETWORK_FAILURES.items()
         if re.search(pattern, output, re.IGNORECASE)
     )
     return next(found, "")

@@ -104,7 +104,7 @@ def bootstrap(mirrors: Sequence[str]) -> list[str]:
         if "://" not in mirror or mirror.startswith("-"):
             raise ImageError(
                 f"no mirror: {mirror[:80]!r}",
-                mend="a URL such as http://mirror.example.com/debian, or a line of a sources.list",
+                hint="a URL such as http://mirror.example.com/debian, or a line of a sources.list",
             )
     argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")]
@@ -121,7 +121,7 @@ def unpack_root(root: Path, temporary: Path, mirrors: Sequence[str]) -> None:
     temporary.chmod(0o755)
     run(
         [*bootstrap(mirrors), SUITE, str(tar), *mirrors],
-        mend="an ordinary user needs user namespaces and the package uidmap",
+        hint="an ordinary user needs user namespaces and the package uidmap",
     )
     run([*UNPACK, "-f", str(tar), "-C", str(root), "--exclude=./dev/*"])
     for path, text in SETTINGS.items():
@@ -146,7 +146,7 @@ def take_kernel(root: Path, folder: Path) -> Kernel:
     (folder / "usr").mkdir(exist_ok=True)
     if not (folder / "usr/lib").exists():
         (folder / "usr/lib").symlink_to("../lib")
-    run(["depmod", "-b", str(folder), release], mend="apt-get install kmod")
+    run(["depmod", "-b", str(folder), release], hint="apt-get install kmod")
     return Kernel(
         release,
         folder / f"boot/vmlinuz-{release}",
@@ -168,7 +168,7 @@ def pack_root(root: Path, target: Path) -> None:
     """Write ``root`` to ``target`` as an erofs file system. Raises ImageError."""
     run(
         ["mkfs.erofs", "-zlz4hc", "--all-root", "-T0", str(target), str(root)],
-        mend="apt-get install erofs-utils",
+        hint="apt-get install erofs-utils",
     )
 
 

@@ -45,7 +45,7 @@ def uncompressed_kernel(bzimage: bytes) -> bytes:
     for magic, (program, package, trailer) in _PACKED.items():
         if payload.startswith(magic):
             packed = payload[: len(payload) - trailer]
-            unpacked = piped([program, "-dc"], packed, mend=f"apt-get install {package}")
+            unpacked = piped([program, "-dc"], packed, hint=f"apt-get install {package}")
             if unpacked.startswith(b"\x7fELF"):
                 return unpacked
     raise ImageError("the kernel is packed in a way that is not known here")

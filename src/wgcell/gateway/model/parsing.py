@@ -91,9 +91,9 @@ class _Reader:
         self._source = source
         self._lines = text.splitlines()
 
-    def fail(self, key: str, found: str, *, at: object = None, mend: str = "") -> NoReturn:
+    def fail(self, key: str, found: str, *, at: object = None, hint: str = "") -> NoReturn:
         line = self._line(key, at)
-        raise PolicyError(f"{self._source}:{line} {key}: {found}", mend=mend)
+        raise PolicyError(f"{self._source}:{line} {key}: {found}", hint=hint)
 
     def _line(self, key: str, at: object) -> str:
         """The number, and a colon, of the line that holds ``at`` or else ``key``; best effort.
@@ -133,11 +133,11 @@ class _Reader:
     def key(self, key: str, raw: Mapping[str, Any], name: str) -> str:
         whole = f"{key}{name}"
         if name not in raw:
-            self.fail(key.rstrip(".") or name, f"{name} is missing", mend=_MENDS.get(name, ""))
+            self.fail(key.rstrip(".") or name, f"{name} is missing", hint=_HINTS.get(name, ""))
         try:
             decode_key(raw[name])
         except PolicyError as error:
-            self.fail(whole, error.message, mend=_MENDS.get(name, ""))
+            self.fail(whole, error.message, hint=_HINTS.get(name, ""))
         return str(raw[name])
 
     def address(self, key: str, text: str) -> Address:
@@ -187,7 +187,7 @@ class _Reader:
             try:
                 found.append(parse_line(text))
             except PolicyError as error:
-                self.fail(where, error.message, at=text, mend=error.mend)
+                self.fail(where, error.message, at=text, hint=error.hint)
         return tuple(found)
 
     def services(self, raw: Mapping[str, object]) -> tuple[Service, ...]:
@@ -196,7 +196,7 @@ class _Reader:
             try:
                 found.append(parse_service(inside, str(outside)))
             except PolicyError as error:
-                self.fail("services", error.message, at=inside, mend=error.mend)
+                self.fail("services", error.message, at=inside, hint=error.hint)
         return tuple(found)
 
     def networks(self, key: str, raw: Iterable[object]) -> tuple[Network, ...]:
@@ -218,7 +218,7 @@ class _Reader:
         return replace(base, **table)
 
 
-_MENDS = {
+_HINTS = {
     "private_key": "wgcell gateway keys makes a pair of keys",
     "public_key": "wgcell gateway peer add NAME makes a peer with its keys",
 }
@@ -261,7 +261,7 @@ def parse_config(
             check_services((service,), taken)
         except PolicyError as error:
             at = addresses.written(str(service.address), service.port)
-            reader.fail("services", error.message, at=at, mend=error.mend)
+            reader.fail("services", error.message, at=at, hint=error.hint)
     try:
         split_endpoint(table.get("endpoint", ""))
     except PolicyError as error:
@@ -304,7 +304,7 @@ def check_services(services: Iterable[Service], taken: Mapping[Address, str]) ->
             )
             raise PolicyError(
                 f"{service.address} is {taken[service.address]} address in the tunnel",
-                mend="take one that nobody has: "
+                hint="take one that nobody has: "
                 f"{addresses.written(str(free), service.port)} = "
                 f"{addresses.written(service.target_host, service.target_port)}",
             )
@@ -371,7 +371,7 @@ def _peers(
                 reader.fail(
                     f"{key}.port",
                     f"{peer.port} is also that of peers.{other.name}",
-                    mend="the embedded engine has one port a peer",
+                    hint="the embedded engine has one port a peer",
                 )
         found.append(peer)
     return tuple(found)
