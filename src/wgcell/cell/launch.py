@@ -373,4 +373,6 @@ def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> protocol.GuestConfig:
         command=job.command,
         environment=job.env,
         outputs=job.outputs,
+        stdin=job.stdin,
+        terminal=job.terminal,
     )

@@ -29,11 +29,15 @@ from wgcell.cell.launch import AGENT, Launch, SpawnRelay, guest_config
 from wgcell.cell.outlets import Outlets, copy
 from wgcell.cell.result import CellResult
 from wgcell.cell.roaming import Roaming
+from wgcell.cell.sessions.links import Sessions
+from wgcell.cell.sessions.refusal import refused
 from wgcell.cell.states import Cause
 from wgcell.cell.streams import Sink
 from wgcell.cell.tasks import Tasks
 from wgcell.cell.vouched import job_digests
 from wgcell.errors import HostError, StateError
+from wgcell.guest import protocol
+from wgcell.guest.frames import Subject
 from wgcell.vm.machine import Backend, Machine
 from wgcell.vm.spec import CONSOLE
 
@@ -65,6 +69,7 @@ class Supervisor:
         self.log = EventLog(host.folder.path / "events.jsonl", self._record)
         self.control = Listener(host.folder, self)
         self._report = report
+        self.sessions = Sessions(self._refused, self.post)
         self.outlets = Outlets(job, host, {"stdout": stdout, "stderr": stderr}, self._heard)
         self.tasks = Tasks(lambda cause, reason: self.post(seen.Caused(cause, reason)))
         self.launch = Launch(job, host, self.log, spawn_relay=spawn_relay, backend=backend)
@@ -106,6 +111,16 @@ class Supervisor:
         """`abort` or `cancel`, asked for over the control socket."""
         (self.abort if now else self.cancel)("stopped")
 
+    async def serve(
+        self, transport: asyncio.Transport, first: bytes, uid: int, *, detached: bool
+    ) -> None:
+        """Speak frames with a client of the control socket until it is gone."""
+        await self.sessions.serve(transport, first, uid, detached=detached)
+
+    def _refused(self, subject: Subject) -> str:
+        connected = self.sessions.is_connected
+        return refused(subject, self.state, connected=connected, reads=self.job.stdin)
+
     @property
     def state(self) -> str:
         """The cell's state, in a word."""
@@ -135,7 +150,9 @@ class Supervisor:
             try:
                 await run_all(self.steps(), self.conclusion.failed)
             finally:
+                self.sessions.end(self.conclusion.result().exit_code)
                 await self.control.close()
+                self.sessions.close()
             if self.conclusion.unrecorded is not None:
                 raise self.conclusion.unrecorded
         return self.conclusion.result()
@@ -236,7 +253,8 @@ class Supervisor:
         config = self._effects.config = guest_config(self.job, vpn, mtu)
         self.feed(seen.Booting(config, machine.pid))
         self.tasks.drain(self.outlets.copy_console(machine.take(CONSOLE)))
-        self.outlets.carry(machine.take)
+        self.outlets.carry(machine.take, self.sessions.tap)
+        await self.sessions.connect(machine.take(protocol.SESSIONS))
         agent = followers.follow_guest(machine.take(AGENT), self.feed, self._effects.attach)
         self.tasks.spawn(agent, "the guest's reports")
         await launch.run()

@@ -16,8 +16,8 @@ import pytest
 from tests.support.waiting import GENEROUS, lulled, pace, soon
 
 from wgcell.cell.control import listener, words
-from wgcell.cell.control.client import Unreachable, ask
-from wgcell.cell.control.listener import MOST_CALLERS, Listener
+from wgcell.cell.control.client import Unreachable, ask, begin
+from wgcell.cell.control.listener import MOST, Kind, Listener
 from wgcell.cell.control.place import NAME
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
@@ -33,11 +33,18 @@ class Cell:
         self.folder = create(cells, "x")
         self.state = "running"
         self.stopped: list[bool] = []
+        self.served: list[tuple[bytes, int, bool]] = []
         self.listener = Listener(self.folder, self)
         self.log = EventLog(self.folder.path / "events.jsonl", lambda event: self.listener.wake())
 
     def stop(self, *, now: bool) -> None:
         self.stopped.append(now)
+
+    async def serve(
+        self, transport: asyncio.Transport, first: bytes, uid: int, *, detached: bool
+    ) -> None:
+        self.served.append((first, uid, detached))
+        transport.close()
 
 
 @asynccontextmanager
@@ -64,7 +71,10 @@ ANSWERED: dict[type, tuple[words.Question, type]] = {
 }
 
 
-@pytest.mark.parametrize("kind", sorted(set(get_args(words.Question)) - {words.Hello}, key=str))
+ANSWERED_IN_WORDS = set(get_args(words.Question)) - {words.Hello, words.Sessions}
+
+
+@pytest.mark.parametrize("kind", sorted(ANSWERED_IN_WORDS, key=str))
 def test_each_question_has_its_answer(tmp_path: Path, kind: type) -> None:
     question, answer = ANSWERED[kind]
 
@@ -76,6 +86,18 @@ def test_each_question_has_its_answer(tmp_path: Path, kind: type) -> None:
             assert type(said) is answer
             assert cell.stopped == ([False] if kind is words.Stop else [])
             assert kind is not words.State or said == words.Status("running", os.getpid())
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_client_with_sessions_is_handed_over(tmp_path: Path, detached: bool) -> None:
+    async def body() -> None:
+        async with listening(tmp_path) as cell:
+            sock = await asyncio.to_thread(begin, cell.folder, words.Sessions(detached))
+            await soon(lambda: cell.served)
+            assert cell.served == [(b"", os.getuid(), detached)]
+            sock.close()
 
     asyncio.run(body())
 
@@ -216,29 +238,49 @@ def test_whoever_says_nothing_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_no_caller_holds_up_another_nor_the_cells_end(tmp_path: Path) -> None:
-    """Some follow and read nothing, one after another; the last finds no place."""
+    """Some follow and read nothing, one after another; the last is told that there is no place."""
+    most = MOST[Kind.CALLER]
 
     async def body() -> None:
         async with listening(tmp_path) as cell:
             (cell.folder.path / "stdout.log").write_bytes(bytes(8 << 20))
             idle = []
             question = words.QUESTIONS.line(words.Outputs(0, 0, 0, "workload", True))
-            for _ in range(MOST_CALLERS - 1):
+            for _ in range(most - 1):
                 sock = socket.socket(socket.AF_UNIX)
                 sock.connect(str(cell.folder.path / NAME))
                 sock.sendall(HELLO + question)
                 idle.append(sock)
-            await soon(lambda: len(cell.listener._answering) == MOST_CALLERS - 1)
+            await soon(lambda: cell.listener._counts[Kind.CALLER] == most - 1)
             assert len(await asked(cell, words.State())) == 1
-            await soon(lambda: len(cell.listener._answering) == MOST_CALLERS - 1)
+            await soon(lambda: cell.listener._counts[Kind.CALLER] == most - 1)
             sock = socket.socket(socket.AF_UNIX)
             sock.connect(str(cell.folder.path / NAME))
+            sock.sendall(HELLO + question)
             idle.append(sock)
-            await soon(lambda: len(cell.listener._answering) == MOST_CALLERS)
-            with pytest.raises(Unreachable):
+            await soon(lambda: cell.listener._counts[Kind.CALLER] == most)
+            with pytest.raises(StateError, match="64 others are being answered"):
                 await asked(cell, words.State())
         for sock in idle:
             sock.close()
+
+    asyncio.run(asyncio.wait_for(body(), GENEROUS))
+
+
+def test_however_many_say_nothing_there_is_a_bound(tmp_path: Path) -> None:
+    most = MOST[Kind.WAITING]
+
+    async def body() -> None:
+        async with listening(tmp_path) as cell:
+            with ExitStack() as callers:
+                for _ in range(most + 9):
+                    caller = callers.enter_context(socket.socket(socket.AF_UNIX))
+                    await asyncio.to_thread(caller.connect, str(cell.folder.path / NAME))
+                await soon(lambda: len(cell.listener._answering) == most)
+                with pytest.raises(StateError, match="have yet to ask"):
+                    await asked(cell, words.State())
+            await soon(lambda: not cell.listener._answering)
+            assert len(await asked(cell, words.State())) == 1
 
     asyncio.run(asyncio.wait_for(body(), GENEROUS))
 

@@ -19,6 +19,7 @@ __all__ = [
     "OUTPUTS",
     "QUESTIONS",
     "VERSION",
+    "Accepted",
     "Answer",
     "Event",
     "Events",
@@ -28,6 +29,7 @@ __all__ = [
     "Over",
     "Question",
     "Refused",
+    "Sessions",
     "State",
     "Status",
     "Stop",
@@ -83,12 +85,29 @@ class Stop:
     now: Annotated[bool, Flag()]
 
 
-Question = Hello | State | Events | Outputs | Stop
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Begin sessions on this connection, which speaks frames from the answer `Accepted` on.
+
+    They are hung up when it closes; ``detached`` ones go on, and what they print is dropped.
+    """
+
+    detached: Annotated[bool, Flag()]
+
+
+Question = Hello | State | Events | Outputs | Stop | Sessions
 
 QUESTIONS: Vocabulary[Question] = Vocabulary(
     "ask",
     _LONGEST_QUESTION,
-    {"hello": Hello, "state": State, "events": Events, "outputs": Outputs, "stop": Stop},
+    {
+        "hello": Hello,
+        "state": State,
+        "events": Events,
+        "outputs": Outputs,
+        "stop": Stop,
+        "sessions": Sessions,
+    },
 )
 
 
@@ -128,11 +147,16 @@ class Stopping:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """The last word: what follows on this connection are frames, of `wgcell.guest.channel`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Over:
     """The answer is whole."""
 
 
-Answer = Hello | Refused | Status | Event | Output | Stopping | Over
+Answer = Hello | Refused | Status | Event | Output | Stopping | Accepted | Over
 
 ANSWERS: Vocabulary[Answer] = Vocabulary(
     "say",
@@ -144,6 +168,7 @@ ANSWERS: Vocabulary[Answer] = Vocabulary(
         "event": Event,
         "output": Output,
         "stopping": Stopping,
+        "accepted": Accepted,
         "over": Over,
     },
 )

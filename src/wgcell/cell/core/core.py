@@ -7,6 +7,7 @@ which has *seen* the guest's handshake and transport both ways; ``tampered`` nee
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,9 @@ _LOOK = 0.25
 """Seconds between two looks at a workload that was killed."""
 _SHOWN = 16 * 1024
 """Characters of each of a guest's wrong reports that are kept."""
+_LONGEST_COMMAND = 1000
+_LONGEST_REASON = 200
+"""Characters of a session's command, and of the guest's words about its end, that are recorded."""
 
 
 class Core(Life):
@@ -361,6 +365,17 @@ class Core(Life):
         # the supervisor's, by this host's clock.
         self._do(do.SetGuestClock())
 
+    # The sessions: recorded, and nothing else.
+
+    def _session_opened(self, event: seen.SessionOpened) -> None:
+        fields = {"session": event.session, "kind": event.kind, "uid": event.uid}
+        command = shlex.join(event.words)[:_LONGEST_COMMAND]
+        self._log_bounded("session_opened", **fields, command=command, terminal=event.terminal)
+
+    def _session_exited(self, event: seen.SessionExited) -> None:
+        fields = {"session": event.session, "exit_code": event.exit_code}
+        self._log_bounded("session_exited", **fields, reason=event.reason[:_LONGEST_REASON])
+
 
 _RULES: dict[type, Callable[[Core, Any], None]] = {
     seen.Began: Core._began,
@@ -377,6 +392,8 @@ _RULES: dict[type, Callable[[Core, Any], None]] = {
     seen.UnpackingEnded: Core._unpacking_ended,
     seen.PathSeen: Core._path_seen,
     seen.AddressMet: Core._address_met,
+    seen.SessionOpened: Core._session_opened,
+    seen.SessionExited: Core._session_exited,
     seen.Tick: Core._tick,
     seen.Alarm: Core._alarm,
     seen.MachineDead: Core._machine_dead,

@@ -31,6 +31,8 @@ __all__ = [
     "PathSeen",
     "RecordClosed",
     "RelayGone",
+    "SessionExited",
+    "SessionOpened",
     "StepFailed",
     "StreamFacts",
     "Tick",
@@ -156,6 +158,31 @@ class AddressMet:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """Somebody asked for a session beside the workload, and the guest was asked to begin it.
+
+    ``session`` is 0 for a client that is attached to the workload itself.
+    """
+
+    session: int
+    kind: str
+    words: tuple[str, ...]
+    """The command, or the path."""
+    terminal: bool
+    uid: int
+    """The user who asked, as the kernel says."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionExited:
+    """A session is over. ``exit_code`` None: it never began, or the machine ended before it did."""
+
+    session: int
+    exit_code: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """A second has passed. ``clock`` is the time of day, in Unix seconds."""
 
@@ -224,6 +251,8 @@ Event = (
     | UnpackingEnded
     | PathSeen
     | AddressMet
+    | SessionOpened
+    | SessionExited
     | Tick
     | Alarm
     | MachineDead
