@@ -8,7 +8,7 @@ from ast import literal_eval
 from pathlib import Path
 
 import pytest
-from tests.guest.test_protocol import CONFIG
+from tests.support.guests import CONFIG
 
 from wgcell.guest import AGENT, protocol, scripts
 from wgcell.guest.walls import Wall
