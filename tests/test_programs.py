@@ -130,8 +130,8 @@ def _looks(path: Path) -> list[str]:
             if any(isinstance(h, ast.Constant) and "/" not in str(h.value) for h in heads):
                 found.append(f"{path.name}:{node.lineno} {ast.unparse(first)}")
     for node in ast.walk(ast.parse(path.read_text())):
-        # An argv that is made first and executed later; image/build.py's _run finds its own.
-        if isinstance(node, ast.List | ast.Tuple) and node.elts and path.name != "build.py":
+        # An argv that is executed later; for those of an image build, image/commands.py looks.
+        if isinstance(node, ast.List | ast.Tuple) and node.elts and path.parent.name != "image":
             head = node.elts[0]
             if isinstance(head, ast.Constant) and head.value in NEEDED and len(node.elts) > 1:
                 found.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")

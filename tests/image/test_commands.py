@@ -13,7 +13,7 @@ import pytest
 from tests.support.waiting import GENEROUS, alive, until
 
 from wgcell.errors import ImageError
-from wgcell.image.build import _run
+from wgcell.image.commands import run
 
 
 def test_a_build_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_one_that_is_interrupted_as_it_starts_is_ended_too(monkeypatch: pytest.M
 
     monkeypatch.setattr(subprocess, "Popen", Late)
     with pytest.raises(KeyboardInterrupt):
-        _run(["sleep", "600"])
+        run(["sleep", "600"])
     assert started[0].returncode == -signal.SIGTERM
 
 
@@ -77,6 +77,6 @@ def test_one_that_is_interrupted_as_it_starts_is_ended_too(monkeypatch: pytest.M
 )
 def test_a_failure_is_explained_by_what_it_is(said: str, hint: str) -> None:
     with pytest.raises(ImageError) as caught:
-        _run(["sh", "-c", 'echo "$0" >&2; exit 25', said], hint="install uidmap")
+        run(["sh", "-c", 'echo "$0" >&2; exit 25', said], hint="install uidmap")
     assert hint in caught.value.hint
     assert ("uidmap" in caught.value.hint) == (hint == "uidmap")
