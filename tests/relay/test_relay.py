@@ -19,6 +19,7 @@ from wgcell.relay.framing import LONGEST_FRAME, prefixed
 from wgcell.relay.relay import Arrived, Command, Cut, Relay, Report, Send
 from wgcell.relay.session import SessionTable
 from wgcell.relay.verdict import Reason
+from wgcell.wire import wireguard
 
 GOOD = prefixed(frame(initiation(1)))
 ROGUE = prefixed(frame(initiation(2), ip={"dst": "192.168.1.1"}))
