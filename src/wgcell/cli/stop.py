@@ -36,7 +36,8 @@ def stop(
 ) -> None:
     """End running cells in order; the outcome is cancelled (or rogue, if frozen).
 
-    The workload gets SIGTERM, its grace period (run --grace), then SIGKILL; its outputs are brought back.
+    The workload gets SIGTERM, its grace period (run --grace), then SIGKILL; its outputs are
+    brought back.
     """
     cells = [named(name, state_dir) for name in names]
     for cell in cells:
