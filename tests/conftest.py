@@ -70,7 +70,7 @@ def nothing_is_left_open() -> Iterator[None]:
 def machineless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Supervisors that a test starts have cells without machines; the folder that these are in.
 
-    `tests/machineless.py` says what such a cell can do. What runs at the test's end is killed.
+    `tests/support/machineless.py` says what such a cell can do. At the end all are killed.
     """
     from wgcell.cell.folder import all_cells
     from wgcell.client import process
@@ -81,7 +81,7 @@ def machineless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         monkeypatch.setenv(name, str(folder))
     here = Path(__file__).parent
     monkeypatch.setenv("PYTHONPATH", str(here.parent))
-    monkeypatch.setattr(process, "PROGRAM", (sys.executable, str(here / "machineless.py")))
+    monkeypatch.setattr(process, "PROGRAM", (sys.executable, str(here / "support/machineless.py")))
     cells = tmp_path / "wgcell_state_dir"
     yield cells
     for cell in all_cells(cells):

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from wgcell.api import Plan
 from wgcell.cell import emulation, endpoint
-from wgcell.cell.inputs import Survey
 from wgcell.cell.job import Job
 from wgcell.cell.renewal import MOST_ASKED
 from wgcell.cell.start import Remark
+from wgcell.cell.survey import Survey
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.gateway.model import remarks
 from wgcell.gateway.model.rules import parse_rule

@@ -152,11 +152,11 @@ def _build(report: Report) -> api.Build:
         from wgcell.image import build as builder
 
         report.say(Remark("few", False, why))
-        mirrors = os.environ.get(builder.MIRROR, "").split("\n")
-        named = [mirror.strip() for mirror in mirrors if mirror.strip()]
-        return builder.build(
-            name, lambda words: report.say(Remark("few", False, words)), scripts(), named
-        )
+
+        def progress(words: str) -> None:
+            report.say(Remark("few", False, words))
+
+        return builder.build(name, progress, scripts(), builder.mirrors())
 
     return make
 

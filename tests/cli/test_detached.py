@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.waiting import until
+from tests.support.waiting import until
 
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.cli import main

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.waiting import alive, lull, until
+from tests.support.waiting import alive, lull, until
 
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.cell.job import JobOptions
@@ -116,7 +116,7 @@ def start():
     global supervised
     supervised = process.Supervised.start(Start(JobOptions(command=("wait",))))
     supervised.follow(beginning)
-starting = threading.Thread(target=start)
+starting = threading.Thread(target=start, daemon=True)
 starting.start()
 starting.join()
 {then}
@@ -167,7 +167,7 @@ def test_a_thread_that_dies_takes_no_cell_along() -> None:
         supervised.append(one)
         folders.append(folder_of(beginning))
 
-    thread = threading.Thread(target=start)
+    thread = threading.Thread(target=start, daemon=True)
     thread.start()
     thread.join()
     lull(0.2)  # a signal of the thread's death would come at once

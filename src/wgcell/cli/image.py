@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import time
@@ -30,8 +29,7 @@ def build_with_progress(name: str, mirrors: Sequence[str] = ()) -> store.Image:
 
     Without ``mirrors``, those of the environment's WGCELL_MIRROR, one a line.
     """
-    mirrors = mirrors or os.environ.get(builder.MIRROR, "").split("\n")
-    named = [mirror.strip() for mirror in mirrors if mirror.strip()]
+    named = [mirror.strip() for mirror in mirrors if mirror.strip()] or builder.mirrors()
     started = time.monotonic()
     with console.status(f"building image {name}") as status:
 
