@@ -99,7 +99,7 @@ def test_a_plan_has_what_the_provider_says(tmp_path: Path, here: list[str]) -> N
 def test_emulation_is_the_providers_word(tmp_path: Path, here: list[str]) -> None:
     with pytest.raises(HostError, match="does not allow emulation") as caught:
         api.plan(job(tmp_path), provider=Provider(allow_emulation=False))
-    assert "virtualisation" in caught.value.mend and "config.toml" in caught.value.mend
+    assert "virtualisation" in caught.value.hint and "config.toml" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def plan(
     if found.accelerator is Accelerator.TCG and not rules.allow_emulation:
         raise HostError(
             f"this provider does not allow emulation, and KVM does not work here: {found.reason}",
-            mend=f"{emulation.remedy(found.reason)}; or set allow_emulation = true in "
+            hint=f"{emulation.remedy(found.reason)}; or set allow_emulation = true in "
             f"{config_path()}",
         )
     return Plan(

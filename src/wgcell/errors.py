@@ -3,14 +3,14 @@
 ::
 
     WgcellError              every error wgcell raises on purpose
-    ├── InputError           what the user gave is wrong: names the file, the line or key, the mend
+    ├── InputError           what the user gave is wrong: names the file, the line or key, the hint
     │   ├── JobError         a job file or the command line
     │   ├── VpnConfigError   a wg-quick file
     │   ├── EndpointError    an endpoint that may not be used, or does not resolve
     │   │   └── ConsentError    it did not answer a handshake with the job's key
     │   ├── PolicyError      an allow rule, a service or a gateway file
     │   └── InputFileError   an input that is missing, a device, or leads out of its folder
-    ├── HostError            this machine lacks something, or failed: names the mend
+    ├── HostError            this machine lacks something, or failed: names the hint
     │   ├── ImageError       an image that is missing, corrupt or could not be built
     │   ├── StateError       the state folder is full, read-only or not a cell's
     │   └── LaunchError      QEMU, the relay or the gateway did not start: argv, exit code, output
@@ -47,18 +47,18 @@ __all__ = [
 class WgcellError(Exception):
     """Every error wgcell raises on purpose.
 
-    ``lines`` say what is wrong, most often one. ``mend`` is what the user can do about it, a
+    ``lines`` say what is wrong, most often one. ``hint`` is what the user can do about it, a
     sentence or a command; may be empty. Both quote strangers, and go to terminals, logs and
     records: whatever stands in a line, it stays one.
     """
 
-    def __init__(self, *lines: str, mend: str = "") -> None:
+    def __init__(self, *lines: str, hint: str = "") -> None:
         super().__init__(*lines)
         self.message = "\n".join(map(one_line, lines))
-        self.mend = one_line(mend)
+        self.hint = one_line(hint)
 
     def __str__(self) -> str:
-        return f"{self.message}\n  {self.mend}" if self.mend else self.message
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
 
 
 class InputError(WgcellError):
@@ -111,9 +111,9 @@ class LaunchError(HostError):
         argv: Sequence[str] = (),
         exit_code: int | None = None,
         output: str = "",
-        mend: str = "",
+        hint: str = "",
     ) -> None:
-        super().__init__(message, mend=mend)
+        super().__init__(message, hint=hint)
         self.argv = tuple(argv)
         self.exit_code = exit_code
         self.output = paragraph(output)
@@ -124,8 +124,8 @@ class LaunchError(HostError):
             lines[0] += f" (exit code {self.exit_code})"
         if self.output:
             lines += [f"  {line}" for line in self.output.strip().splitlines()[-5:]]
-        if self.mend:
-            lines.append(f"  {self.mend}")
+        if self.hint:
+            lines.append(f"  {self.hint}")
         return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ def home() -> Path:
     except RuntimeError:
         raise HostError(
             "this user has no home folder, and HOME is not set",
-            mend="set HOME; or name folders of your own with WGCELL_STATE_DIR, WGCELL_CACHE_DIR "
+            hint="set HOME; or name folders of your own with WGCELL_STATE_DIR, WGCELL_CACHE_DIR "
             "and XDG_CONFIG_HOME",
         ) from None
 
@@ -32,7 +32,7 @@ def expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise InputError(
-            f"{path}: there is no such user, or no home folder", mend="write the path out"
+            f"{path}: there is no such user, or no home folder", hint="write the path out"
         ) from None
 
 

@@ -73,11 +73,11 @@ def test_out_on_the_internet(address: str) -> None:
         ("64:ff9b::a9fe:a9fe", "link-local"),
     ],
 )
-def test_refused_with_its_reason_and_a_mend(address: str, reason: str) -> None:
+def test_refused_with_its_reason_and_a_hint(address: str, reason: str) -> None:
     with pytest.raises(EndpointError) as caught:
         vet(ipaddress.ip_address(address), 51820, (), HOST)
     assert reason in caught.value.message
-    assert "--allow-endpoint" in caught.value.mend
+    assert "--allow-endpoint" in caught.value.hint
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
@@ -115,7 +115,7 @@ def test_networks_of_what_ip_prints() -> None:
     ]
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_this_host_is_in_its_own_list() -> None:
     assert any(ipaddress.ip_address("127.0.0.1") in network for network in host_networks())
 

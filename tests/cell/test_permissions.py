@@ -384,4 +384,4 @@ def test_a_refusal_names_the_providers_file_where_it_really_is(
     ):
         with pytest.raises(InputError) as caught:
             asked(tmp_path, text, provider)
-        assert there in caught.value.mend
+        assert there in caught.value.hint

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.waiting import GENEROUS, until
+from tests.support.waiting import GENEROUS, until
 
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
@@ -98,7 +98,7 @@ def test_ps_says_that_a_frozen_machine_waits_and_how_to_look_in(
     for words in (f"logs --console {cell.id}", "gcore -o FILE 4242", f"wgcell stop {cell.id}"):
         assert words in err
     finding = doctor._frozen()
-    assert not finding.good and cell.id in finding.found and "gcore" in finding.mend
+    assert not finding.good and cell.id in finding.found and "gcore" in finding.fix
     assert doctor._frozen in doctor.LOOKS and doctor._configuration in doctor.LOOKS
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from tests.cell.building import closed, supervisor, with_streams  # noqa: F401
 from tests.cli.test_no_traceback import Zygote
 from tests.cli.test_terminal import told
-from tests.shown import is_text
+from tests.support.shown import is_text
+from tests.support.supervisors import closed, supervisor, with_streams  # noqa: F401
 
 import wgcell
 from wgcell import errors
@@ -293,8 +293,8 @@ def test_no_error_has_more_lines_than_it_was_given() -> None:
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, WgcellError):
             for text in (ALL, *HOSTILE):
-                assert len(str(kind(text, mend=text)).split("\n")) <= 2
-                assert_ours(str(kind(f"x{text}", mend=text)))
+                assert len(str(kind(text, hint=text)).split("\n")) <= 2
+                assert_ours(str(kind(f"x{text}", hint=text)))
     assert str(LaunchError("x", output=ALL)).count("\n") < 6
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.shown import is_text
+from tests.support.shown import is_text
 
 from wgcell.cell import emulation
 from wgcell.cli import terminal
@@ -83,8 +83,8 @@ def test_no_error_forges_a_line_or_moves_the_terminal(one: str, two: str, kind: 
     said = io.StringIO()
     before, sys.stderr = sys.stderr, said
     try:
-        complain(kind(f"found {one}", mend=two), one)
-        complain(LaunchError(one, output=two, exit_code=1, mend=one))
+        complain(kind(f"found {one}", hint=two), one)
+        complain(LaunchError(one, output=two, exit_code=1, hint=one))
     finally:
         sys.stderr = before
     first = "wgcell: "
@@ -93,8 +93,8 @@ def test_no_error_forges_a_line_or_moves_the_terminal(one: str, two: str, kind: 
 
 
 def test_an_errors_own_text_is_clean_wherever_it_goes() -> None:
-    error = LaunchError("\x1b[2J", output="\x9b6n\n", mend="\x07")
-    assert (error.message, error.output, error.mend) == ("\\x1b[2J", "\\x9b6n\n", "\\x07")
+    error = LaunchError("\x1b[2J", output="\x9b6n\n", hint="\x07")
+    assert (error.message, error.output, error.hint) == ("\\x1b[2J", "\\x9b6n\n", "\\x07")
 
 
 @given(anything)
@@ -159,7 +159,7 @@ def test_our_words_begin_on_a_line_of_their_own_and_in_plain_colours(
 )
 def test_emulation_is_told_in_words(reason: str, words: str) -> None:
     told = emulation.told(reason)
-    assert words in told and "security boundary" in told and "mend" in told
+    assert words in told and "security boundary" in told and "fix" in told
     assert re.fullmatch(r"[^\x00-\x1f]+", told)
 
 

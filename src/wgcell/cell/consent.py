@@ -274,7 +274,7 @@ async def obtain(
     host, port = sock.getpeername()[:2]
     raise ConsentError(
         f"no consent from {host}:{port} within {timeout:g} s: {seen}",
-        mend=f"check that a WireGuard server with public key {_shown(peer_public_key)} listens "
+        hint=f"check that a WireGuard server with public key {_shown(peer_public_key)} listens "
         "there, and that it knows this job's key as a peer",
     )
 
@@ -300,6 +300,6 @@ def _refusal(sock: socket.socket, peer_public_key: bytes) -> ConsentError:
     host, port = sock.getpeername()[:2]
     return ConsentError(
         f"no consent from {host}:{port}: its machine says, twice, that nothing listens there",
-        mend=f"start the WireGuard server with public key {_shown(peer_public_key)}, or correct "
+        hint=f"start the WireGuard server with public key {_shown(peer_public_key)}, or correct "
         "the Endpoint's port",
     )

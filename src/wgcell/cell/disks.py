@@ -82,7 +82,7 @@ def _make_scratch(path: Path, size: int) -> None:
         )
     except OSError as error:
         raise LaunchError(
-            f"mke2fs: {error.strerror}", argv=argv, mend="apt-get install e2fsprogs"
+            f"mke2fs: {error.strerror}", argv=argv, hint="apt-get install e2fsprogs"
         ) from error
     if done.returncode != 0:
         raise LaunchError(

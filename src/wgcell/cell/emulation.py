@@ -30,4 +30,4 @@ def remedy(reason: str) -> str:
 def told(reason: str) -> str:
     """One line: what it means, why, and what to do."""
     why = one_line(reason, 200)
-    return f"no KVM here ({why}): {MEANING}. To mend it: {remedy(reason)}"
+    return f"no KVM here ({why}): {MEANING}. The fix: {remedy(reason)}"

@@ -39,7 +39,7 @@ _OUTER = {4: 20, 6: 40}
 _UDP_HEADER = 8
 # Header, counter and tag of a transport message (WireGuard paper, section 5.4.6).
 _TRANSPORT_OVERHEAD = 32
-_MEND = 'if you trust it: --allow-endpoint {address}, or allow_endpoints = ["{address}"] in {file}'
+_HINT = 'if you trust it: --allow-endpoint {address}, or allow_endpoints = ["{address}"] in {file}'
 
 
 def resolve(host: str, port: int) -> tuple[Address, ...]:
@@ -55,7 +55,7 @@ def resolve(host: str, port: int) -> tuple[Address, ...]:
     except (OSError, UnicodeError) as error:
         raise EndpointError(
             f"the endpoint {host!r} does not resolve: {error}",
-            mend="check Endpoint in the VPN configuration, and this machine's DNS",
+            hint="check Endpoint in the VPN configuration, and this machine's DNS",
         ) from None
     unique = dict.fromkeys(addresses.address(str(entry[4][0])) for entry in found)
     if not unique:
@@ -99,23 +99,23 @@ def vet(
     """
     if port == 0:
         raise EndpointError(
-            f"the endpoint {address} has port 0", mend="give the port its server listens on"
+            f"the endpoint {address} has port 0", hint="give the port its server listens on"
         )
     if not 0 < port < 65536:
         raise EndpointError(f"the endpoint's port {port} is outside 1-65535")
     if any(address in network for network in allow):
         return
     alone = f"{address}/{address.max_prefixlen}"
-    mend = _MEND.format(address=alone, file=config_path())
+    hint = _HINT.format(address=alone, file=config_path())
     for form in plain_forms(address):
         shown = str(address) if form == address else f"{address} (which carries {form})"
         row = special(form)
         if row is not None and (row.carries is None or form != address):
-            raise EndpointError(f"the endpoint {shown} is {row.reason}", mend=mend)
+            raise EndpointError(f"the endpoint {shown} is {row.reason}", hint=hint)
         for network in host_networks:
             if form in network:
                 whose = "this host's own" if network.num_addresses == 1 else "in this host's LAN"
-                raise EndpointError(f"the endpoint {shown} is {whose} ({network})", mend=mend)
+                raise EndpointError(f"the endpoint {shown} is {whose} ({network})", hint=hint)
 
 
 def path_mtu(udp: socket.socket) -> int:
@@ -169,7 +169,7 @@ def host_networks() -> tuple[Network, ...]:
         return networks_of(json.loads(run.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise HostError(
-            f"can't list this machine's addresses: {error}", mend="apt install iproute2"
+            f"can't list this machine's addresses: {error}", hint="apt install iproute2"
         ) from None
 
 

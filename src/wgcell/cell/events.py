@@ -123,7 +123,7 @@ class EventLog:
     def _failed(self, error: OSError) -> StateError:
         return StateError(
             f"{self._path}: {error.strerror}",
-            mend="free some space, or choose another folder with --state-dir",
+            hint="free some space, or choose another folder with --state-dir",
         )
 
     def _write(self, event: str, fields: Mapping[str, Any], *, sync: bool) -> None:

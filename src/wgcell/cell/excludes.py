@@ -66,7 +66,7 @@ class Excludes:
         if self._left < 0:
             raise InputFileError(
                 f"{self._source}: its patterns take more than {_LONGEST_MATCHING:g} s to match",
-                mend="write them with fewer *",
+                hint="write them with fewer *",
             )
         return found
 

@@ -18,7 +18,7 @@ def read_whole(path: Path, what: str, most: int) -> bytes:
             raw = file.read(most + 1)
     except OSError as error:
         raise JobError(
-            f"{path}: {error.strerror or error}", mend=f"name another {what}, one that you may read"
+            f"{path}: {error.strerror or error}", hint=f"name another {what}, one that you may read"
         ) from None
     except ValueError:  # a NUL in its name
         raise JobError(f"{one_line(path)}: no file can be called that") from None

@@ -45,7 +45,7 @@ LOG_CAP = 16 * 1024 * 1024
 _LARGEST_RECORD = 16 << 20
 _LONGEST_EVENT = 1 << 20
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}-[0-9a-f]{6}", re.ASCII)
-_MEND = "make the folder writable, or choose another with --state-dir"
+_HINT = "make the folder writable, or choose another with --state-dir"
 _MOST_LISTED = 20
 
 
@@ -233,18 +233,18 @@ class Folder:
     def remove(self) -> None:
         """Delete the folder. Raises StateError while the cell lives."""
         if self.alive:
-            raise StateError(f"{self.id} is running", mend=f"wgcell stop {self.id}")
+            raise StateError(f"{self.id} is running", hint=f"wgcell stop {self.id}")
         try:
             shutil.rmtree(self.path)
         except OSError as error:
             raise StateError(
                 f"{error.filename or self.path}: {error.strerror}",
-                mend="delete it as the user whose cell it was",
+                hint="delete it as the user whose cell it was",
             ) from error
 
 
 def check_writable(cells: Path) -> None:
-    """Make sure that cells can be kept in ``cells``. Raises StateError naming the mend."""
+    """Make sure that cells can be kept in ``cells``. Raises StateError naming the hint."""
     try:
         cells.mkdir(parents=True, exist_ok=True, mode=0o700)
         # In a folder that is shared, a name that can be foreseen may be a link by now.
@@ -256,7 +256,7 @@ def check_writable(cells: Path) -> None:
             os.close(fd)
             probe.unlink()
     except OSError as error:
-        raise StateError(f"{error.filename or cells}: {error.strerror}", mend=_MEND) from error
+        raise StateError(f"{error.filename or cells}: {error.strerror}", hint=_HINT) from error
 
 
 def create(cells: Path, name: str) -> Folder:
@@ -270,7 +270,7 @@ def create(cells: Path, name: str) -> Folder:
                 continue
             return Folder(path)
     except OSError as error:
-        raise StateError(f"{error.filename or cells}: {error.strerror}", mend=_MEND) from error
+        raise StateError(f"{error.filename or cells}: {error.strerror}", hint=_HINT) from error
 
 
 def all_cells(*folders: Path) -> list[Folder]:
@@ -304,7 +304,7 @@ def find(cells: Path | Sequence[Path], wanted: str) -> Folder:
     if not rank:
         raise StateError(
             f"there is no cell {wanted!r} in {', '.join(map(str, folders))}",
-            mend="wgcell ps --all lists them",
+            hint="wgcell ps --all lists them",
         )
     now = time.time()
     lines = [
@@ -316,7 +316,7 @@ def find(cells: Path | Sequence[Path], wanted: str) -> Folder:
     raise StateError(
         f"{wanted!r} may be any of {len(rank)} cells; the newest first:",
         *lines,
-        mend="name one of them by its id",
+        hint="name one of them by its id",
     )
 
 
@@ -347,7 +347,7 @@ class CappedLog:
             self._left = 0
             raise StateError(
                 f"{self._file.name}: {error.strerror}",
-                mend="free some space, or choose another folder with --state-dir",
+                hint="free some space, or choose another folder with --state-dir",
             ) from error
 
     def _write(self, data: bytes) -> None:

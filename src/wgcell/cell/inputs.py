@@ -214,7 +214,7 @@ class _Budget:
             raise InputFileError(
                 f"inputs are over the limit at {shown(path)}: together they take more than the "
                 f"{self._most} bytes of the cell's disk",
-                mend="give it more with --disk, or leave some out with --exclude",
+                hint="give it more with --disk, or leave some out with --exclude",
             )
 
 
@@ -276,7 +276,7 @@ class _Walk:
                 if self._count > MOST_MEMBERS:
                     raise InputFileError(
                         f"inputs are over the limit at {shown(found.path)}: {MOST_MEMBERS} files",
-                        mend="leave some out with --exclude",
+                        hint="leave some out with --exclude",
                     )
                 self._own_name(found, one)
                 yield found
@@ -438,7 +438,7 @@ def _opened_above(one: Input) -> tuple[int, str]:
         if not Path(real).is_relative_to(start):
             raise InputFileError(
                 f"input {one.path} leads out of the job file's folder, to {shown(real)}",
-                mend="name a file elsewhere on the command line, with --input",
+                hint="name a file elsewhere on the command line, with --input",
             )
         parts = list(PurePosixPath(real).relative_to(start).parts)
     if not any(parts):

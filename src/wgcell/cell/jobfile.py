@@ -94,13 +94,13 @@ class _Reading:
         typed |= {NAME.key} if chosen.name is not None else set()
         self._typed = _OPTIONS.keys() if source == _COMMAND_LINE else typed
 
-    def fail(self, key: str, found: str, mend: str = "", *, typed: bool | None = None) -> NoReturn:
+    def fail(self, key: str, found: str, hint: str = "", *, typed: bool | None = None) -> NoReturn:
         """``typed``: whether an option said it; None if there is but one that can have said it."""
         where = f"{self.source}: {key}"
         if key in _OPTIONS and (key in self._typed if typed is None else typed):
             where = f"{_COMMAND_LINE}: {_OPTIONS[key]}"
         # The key may be a stranger's, and "found" quotes one.
-        raise JobError(f"{where}: {found}", mend=mend)
+        raise JobError(f"{where}: {found}", hint=hint)
 
     def file(self, raw: Mapping[str, object]) -> Written:
         """What a job file says, each value of its type. Raises JobError with all that is wrong."""
@@ -116,7 +116,7 @@ class _Reading:
         try:
             return row.read(written, getattr(host, row.name) if row.of_host else None)
         except Unfit as unfit:
-            self.fail(row.key, f"found {unfit}", unfit.mend)
+            self.fail(row.key, f"found {unfit}", unfit.hint)
 
     def name(self, text: str) -> str:
         if not _NAME.fullmatch(text):
@@ -157,16 +157,16 @@ class _Reading:
         What is opened later must look again: who wrote the file may change the folder meanwhile.
         """
         path = PurePosixPath(text)
-        mend = "name a file elsewhere on the command line, with --input or --vpn"
+        hint = "name a file elsewhere on the command line, with --input or --vpn"
         outside = path.is_absolute() or ".." in path.parts or text.startswith("~")
         if not text or outside or "\0" in text:
             self.fail(
-                key, f"found {text[:120]!r}; allowed: a path below the job file's own folder", mend
+                key, f"found {text[:120]!r}; allowed: a path below the job file's own folder", hint
             )
         found = folder.joinpath(*path.parts)
         # Not Path.resolve, which raises for a circle of links before Python 3.13.
         if not Path(os.path.realpath(found)).is_relative_to(os.path.realpath(folder)):
-            self.fail(key, f"found {text[:120]!r}, a link out of the job file's own folder", mend)
+            self.fail(key, f"found {text[:120]!r}, a link out of the job file's own folder", hint)
         return found
 
     def inputs(self, file: Written, folder: Path, chosen: JobOptions) -> tuple[Input, ...]:
@@ -309,7 +309,7 @@ def _tunnel(
         try:
             parse_rule(rule)
         except PolicyError as error:
-            reading.fail(ALLOW.key, error.message, error.mend, typed=rule in chosen.allow)
+            reading.fail(ALLOW.key, error.message, error.hint, typed=rule in chosen.allow)
     for inner, outer in services.items():
         from wgcell.gateway.model.parsing import (
             check_services,  # 5 ms that most cells need not wait for
@@ -318,7 +318,7 @@ def _tunnel(
         try:
             check_services((parse_service(inner, outer),), inside.TAKEN)
         except PolicyError as error:
-            reading.fail(SERVICES.key, error.message, error.mend, typed=inner in typed)
+            reading.fail(SERVICES.key, error.message, error.hint, typed=inner in typed)
     return None, GatewayAsked(
         allow,
         tuple(services.items()),

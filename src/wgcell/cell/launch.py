@@ -60,7 +60,7 @@ __all__ = ["AGENT", "Hears", "Launch", "SpawnRelay", "Step", "guest_config"]
 
 AGENT = "control"
 """The port over which the guest's agent speaks."""
-PORTS = (AGENT, *protocol.STREAMS, OUTPUTS)
+PORTS = (AGENT, *protocol.STREAMS, OUTPUTS, protocol.SESSIONS)
 
 SpawnRelay = Callable[..., Coroutine[Any, Any, RelayProcess]]
 
@@ -350,7 +350,7 @@ class Launch:
         if self._host.require_walls and not (sealed and self._jailed):
             raise HostError(
                 f"this provider requires every wall: {dict(self.walls().missing)}",
-                mend="wgcell doctor names what mends each",
+                hint="wgcell doctor names the fix of each",
             )
 
 

@@ -85,10 +85,10 @@ def check(folder: Path, names: Sequence[str], force: bool) -> None:
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise JobError(f"outputs: {place} is not a folder", mend="choose another: --output-dir DIR")
+        raise JobError(f"outputs: {place} is not a folder", hint="choose another: --output-dir DIR")
     if not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
         raise JobError(
-            f"outputs: {place} can't be written", mend="choose another folder: --output-dir DIR"
+            f"outputs: {place} can't be written", hint="choose another folder: --output-dir DIR"
         )
     for name in names:
         pattern = Pattern.parse(name)
@@ -109,12 +109,12 @@ def _check_one(folder: Path, parts: _Parts, force: bool) -> None:
             if not stat.S_ISDIR(mode):
                 raise JobError(
                     f"outputs: {path} is a link or a file: nothing is written through it",
-                    mend="move it away, or choose another folder: --output-dir DIR",
+                    hint="move it away, or choose another folder: --output-dir DIR",
                 )
         elif not force and not (stat.S_ISDIR(mode) and not any(path.iterdir())):
             raise JobError(
                 f"outputs: {path} is there already, and would be overwritten",
-                mend="--force overwrites it, --output-dir DIR puts the outputs elsewhere",
+                hint="--force overwrites it, --output-dir DIR puts the outputs elsewhere",
             )
 
 

@@ -34,7 +34,7 @@ def vet(job: Job, provider: Provider, own: Callable[[], Sequence[Network]]) -> N
     if walls_off and provider.require_walls:
         raise JobError(
             f"job {job.name}: policy.guest_walls: this provider requires every wall",
-            mend="leave guest_walls out; off exists to test the host's walls",
+            hint="leave guest_walls out; off exists to test the host's walls",
         )
     for row in SETTINGS:
         if row.key in job.of_file and row.why not in provider.permissions:
@@ -105,5 +105,5 @@ def _refused(job: Job, key: str, found: str, typed: str, listed: str) -> JobErro
     on_command_line = f"{typed} on the command line, or " if typed else ""
     return JobError(
         f"job {job.name}: {key}: {found}",
-        mend=f"if you trust it: {on_command_line}{listed} in {config_path()}",
+        hint=f"if you trust it: {on_command_line}{listed} in {config_path()}",
     )

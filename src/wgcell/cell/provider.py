@@ -212,17 +212,17 @@ def apply_ceilings(job: Job, provider: Provider) -> Job:
             raise JobError(
                 f"job {job.name}: {row.key}: found {row.kind.text(value)}; "
                 f"this provider allows at most {most}",
-                mend=f"ask for {most} or less (ceilings.{row.name} in {config_path()})",
+                hint=f"ask for {most} or less (ceilings.{row.name} in {config_path()})",
             )
         lowered[row] = ceiling
     if job.gateway is not None and job.gateway.learn and not provider.allow_learn:
         raise JobError(
             f"job {job.name}: --learn: this provider does not allow it",
-            mend="it opens everything that is public; name what is needed with --allow",
+            hint="it opens everything that is public; name what is needed with --allow",
         )
     if job.gateway is not None and not provider.allow_embedded_gateway:
         raise JobError(
             f"job {job.name}: gateway: this provider does not allow the embedded gateway",
-            mend="give the job a [vpn] config of its own",
+            hint="give the job a [vpn] config of its own",
         )
     return with_values(job, lowered)

@@ -74,7 +74,7 @@ async def first_consenting(
     if len(refusals) == 1:
         raise refusals[0]
     worst = next((one for one in refusals if isinstance(one, ConsentError)), refusals[0])
-    raise type(worst)("; ".join(one.message for one in refusals), mend=worst.mend)
+    raise type(worst)("; ".join(one.message for one in refusals), hint=worst.hint)
 
 
 def fitting(vpn: VpnConfig, address: Address, path: int) -> int:

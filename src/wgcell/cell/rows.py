@@ -45,9 +45,9 @@ class By(Enum):
 class Unfit(ValueError):
     """A value that a setting can't have: what was found, what is allowed, and the remedy."""
 
-    def __init__(self, words: str, mend: str = "") -> None:
+    def __init__(self, words: str, hint: str = "") -> None:
         super().__init__(words)
-        self.mend = mend
+        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True)

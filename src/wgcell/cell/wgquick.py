@@ -288,8 +288,8 @@ class _Reader:
         self.remarks: list[str] = []
         self._setconf(rest)
 
-    def fail(self, line: int, message: str, mend: str = "") -> NoReturn:
-        raise VpnConfigError(f"{self._source}:{line or self._last_line}: {message}", mend=mend)
+    def fail(self, line: int, message: str, hint: str = "") -> NoReturn:
+        raise VpnConfigError(f"{self._source}:{line or self._last_line}: {message}", hint=hint)
 
     def remark(self, line: int, message: str) -> None:
         self.remarks.append(f"{self._source}:{line}: {message}")
@@ -369,10 +369,10 @@ class _Reader:
     def get(self, name: str) -> Any:
         return self._found.get(name)
 
-    def required(self, section: str, name: str, mend: str = "") -> Any:
+    def required(self, section: str, name: str, hint: str = "") -> Any:
         """What a tunnel can't be without."""
         if not (found := self._found.get(name)):
-            self.fail(0, f"[{section}] has no {name}", mend)
+            self.fail(0, f"[{section}] has no {name}", hint)
         if found == bytes(32):
             self.fail(0, f"{name} is all zeros, which is no key")
         return found

@@ -420,7 +420,7 @@ def _signal_to_end(cell: Folder, *, now: bool) -> None:
         if cell.alive:
             raise StateError(
                 f"{cell.id}: its supervisor can't be told",
-                mend=f"look at {cell.path}/lock, and end that process yourself",
+                hint=f"look at {cell.path}/lock, and end that process yourself",
             )
         return
     try:
@@ -435,7 +435,7 @@ def _signal_to_end(cell: Folder, *, now: bool) -> None:
         pass
     except PermissionError:
         raise StateError(
-            f"{cell.id} is {cell.user}'s", mend="stop it as that user, or as root"
+            f"{cell.id} is {cell.user}'s", hint="stop it as that user, or as root"
         ) from None
     finally:
         os.close(pidfd)
@@ -446,7 +446,7 @@ def _wait_for_its_end(cell: Folder, deadline: float, wait: float) -> None:
         if time.monotonic() > deadline:
             raise StateError(
                 f"{cell.id} has not ended within {wait:g} s",
-                mend=f"it may still be in its grace period: wgcell stop --now {cell.id}",
+                hint=f"it may still be in its grace period: wgcell stop --now {cell.id}",
             )
         time.sleep(0.05)
 
@@ -507,7 +507,7 @@ def _agreed(cells: Sequence[Folder]) -> bool:
     if not sys.stdin.isatty():
         raise InputError(
             f"{_counted(cells)} would be deleted, and nobody can be asked",
-            mend="wgcell prune --force",
+            hint="wgcell prune --force",
         )
     console.print(f"{_counted(cells)}, with all records and outputs, will be deleted.")
     return typer.confirm("Delete them?", err=True)

@@ -1,4 +1,4 @@
-"""``wgcell doctor``: what is missing here, and the command that mends it."""
+"""``wgcell doctor``: what is missing here, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Finding:
     what: str
     good: bool
     found: str
-    mend: str = ""
+    fix: str = ""
     needed: bool = True
 
 
@@ -69,7 +69,7 @@ def _namespaces() -> Finding:
         good, found = done.returncode == 0, done.stderr.strip() or "work"
     except OSError as error:
         good, found = False, str(error)
-    return Finding("user namespaces", good, found, _namespaces_mend(), needed=False)
+    return Finding("user namespaces", good, found, _namespaces_fix(), needed=False)
 
 
 def _image() -> Finding:
@@ -92,9 +92,9 @@ def _kvm() -> Finding:
     return Finding("KVM", False, found, emulation.remedy(reason), needed=False)
 
 
-def _namespaces_mend() -> str:
+def _namespaces_fix() -> str:
     """What opens user namespaces here: each system closes them in a way of its own."""
-    for setting, closed, mend in (
+    for setting, closed, fix in (
         (
             "kernel/apparmor_restrict_unprivileged_userns",
             "1",
@@ -105,7 +105,7 @@ def _namespaces_mend() -> str:
     ):
         with contextlib.suppress(OSError):
             if Path("/proc/sys", setting).read_text().strip() == closed:
-                return f"sysctl {setting.replace('/', '.')}{mend}"
+                return f"sysctl {setting.replace('/', '.')}{fix}"
     return "user namespaces must be allowed to this user"
 
 
@@ -118,12 +118,12 @@ def _seal() -> Finding:
         return Finding("wall: seal", True, "whole")
     extra = set(missing) == {"landlock"}
     found = "; ".join(f"{stage}: {why}" for stage, why in missing.items())
-    mend = "an older kernel has no Landlock: an extra, never the wall"
+    fix = "an older kernel has no Landlock: an extra, never the wall"
     if "namespaces" in missing:
-        mend = _namespaces_mend()
+        fix = _namespaces_fix()
     if "seccomp" in missing:
-        mend = "apt-get install libseccomp2"
-    return Finding("wall: seal", extra, found, mend, needed=False)
+        fix = "apt-get install libseccomp2"
+    return Finding("wall: seal", extra, found, fix, needed=False)
 
 
 async def _sealed() -> Mapping[str, str]:
@@ -143,18 +143,18 @@ def _jail() -> Finding:
     jail = find_jail(unprivileged_id("doctor"), None)
     if jail.bwrap is not None:
         return Finding("wall: jail", True, "works")
-    mend = "apt-get install bubblewrap libseccomp2"
+    fix = "apt-get install bubblewrap libseccomp2"
     if "not installed" not in jail.missing:
-        mend = _namespaces_mend()
-    return Finding("wall: jail", False, jail.missing, mend, needed=False)
+        fix = _namespaces_fix()
+    return Finding("wall: jail", False, jail.missing, fix, needed=False)
 
 
 def _cgroup() -> Finding:
     place = cgroup.find()
     if not isinstance(place, str):
         return Finding("limits: cgroup", True, ", ".join(place.controllers))
-    mend = "an extra: systemd-run --user --scope -p Delegate=yes wgcell run …"
-    return Finding("limits: cgroup", False, place, mend, needed=False)
+    fix = "an extra: systemd-run --user --scope -p Delegate=yes wgcell run …"
+    return Finding("limits: cgroup", False, place, fix, needed=False)
 
 
 def _gateway() -> Finding:
@@ -162,15 +162,15 @@ def _gateway() -> Finding:
     what = "gateway: namespace"
     said = why_no_namespace_engine()
     if said:
-        found, _, mend = said.partition("\n")
-        mend = _namespaces_mend() if "namespace:" in found else mend.strip()
+        found, _, fix = said.partition("\n")
+        fix = _namespaces_fix() if "namespace:" in found else fix.strip()
         instead = "until then the embedded engine, whose refusals are late or silent"
-        return Finding(what, False, found, f"{mend or 'mend that'}; {instead}", needed=False)
+        return Finding(what, False, found, f"{fix or 'fix that'}; {instead}", needed=False)
     return Finding(what, True, "works")
 
 
 def why_no_namespace_engine() -> str:
-    """Why the namespace engine can't be here, with the mend behind it; empty if it can."""
+    """Why the namespace engine can't be here, with the fix in a second line; empty if it can."""
     try:
         asyncio.run(_started_and_ended())
     except TimeoutError:
@@ -193,8 +193,8 @@ def _configuration() -> Finding:
         place = config_path()
         load_provider(place)
     except WgcellError as error:
-        mend = error.mend or "correct the file, or take it away: every cell is refused until then"
-        return Finding(what, False, error.message, mend)
+        fix = error.hint or "correct the file, or take it away: every cell is refused until then"
+        return Finding(what, False, error.message, fix)
     return Finding(what, True, str(place) if place.exists() else f"the defaults: no {place}")
 
 
@@ -203,10 +203,10 @@ def _frozen() -> Finding:
     try:
         waiting = [cell for cell in all_cells(*state_folders()) if cell.status() == "frozen"]
     except WgcellError as error:
-        return Finding(what, False, error.message, error.mend)
+        return Finding(what, False, error.message, error.hint)
     found = ", ".join(cell.id for cell in waiting) or "none"
-    mend = "\n".join(map(frozen_hint, waiting))
-    return Finding(what, not waiting, found, mend, needed=False)
+    fix = "\n".join(map(frozen_hint, waiting))
+    return Finding(what, not waiting, found, fix, needed=False)
 
 
 LOOKS: tuple[Callable[[], Finding], ...] = (
@@ -241,10 +241,10 @@ def _looked(look: Callable[[], Finding]) -> Finding:
 
 def doctor(
     install: Annotated[
-        bool, typer.Option("--print-mends", help="Only the commands that mend, one a line.")
+        bool, typer.Option("--print-fixes", help="Only the fixing commands, one a line.")
     ] = False,
 ) -> None:
-    """Say what is missing on this machine, and the command that mends it, on standard output.
+    """Say what is missing on this machine, and the command that fixes it, on standard output.
 
     Exits 0 when a cell can run here, 1 when something needed is missing.
     """
@@ -252,13 +252,13 @@ def doctor(
     if install:
         for finding in findings:
             if not finding.good and finding.needed:
-                out(one_line(finding.mend))
+                out(one_line(finding.fix))
     else:
         for finding in findings:
             mark = "ok" if finding.good else "missing" if finding.needed else "note"
             out(f"{mark:<7} {finding.what:<20} {one_line(finding.found)}")
-            if not finding.good and finding.mend:
-                for line in finding.mend.splitlines():
+            if not finding.good and finding.fix:
+                for line in finding.fix.splitlines():
                     out(f"{'':<28} {one_line(line)}")
     if any(not finding.good and finding.needed for finding in findings):
         raise typer.Exit(1)

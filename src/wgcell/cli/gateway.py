@@ -266,7 +266,7 @@ def watch(
         if path.suffix or path.name != source:  # as no cell is called
             raise StateError(
                 f"{path}: there is no such log",
-                mend="wgcell gateway run --log FILE writes one; a cell is named as in wgcell ps -a",
+                hint="wgcell gateway run --log FILE writes one; a cell is named as in wgcell ps -a",
             )
         cell = find(state_folder(state_dir), source)
         path, lives = cell.path / "events.jsonl", lambda: cell.alive
@@ -328,7 +328,7 @@ def peer_add(
         made = f"made {clean(file)}, for the {chosen.value} engine"
         console.print(f"{made}: nothing is allowed yet")
     if conf.exists():
-        raise PolicyError(f"{conf} exists already", mend="take it away first, or name another peer")
+        raise PolicyError(f"{conf} exists already", hint="take it away first, or name another peer")
     peer, text = add_peer(file, name, endpoint=endpoint_host, preshared=preshared)
     write_secret(conf, text, fresh=True)
     console.print(f"peer {peer.name}, {peer.address}: wgcell run --vpn {clean(conf)} …")

@@ -142,12 +142,12 @@ def _explain(error: Exception, words: Sequence[str]) -> None:
     if isinstance(error, OSError):
         if error.filename is not None:
             lost = "what was to be printed is lost, in part or whole"
-            mend = lost if error.filename == stdio.STDOUT else ""
-            complain(HostError(f"{_named(error.filename)}: {error.strerror}", mend=mend))
+            hint = lost if error.filename == stdio.STDOUT else ""
+            complain(HostError(f"{_named(error.filename)}: {error.strerror}", hint=hint))
             return
         if isinstance(error, FileNotFoundError) and not _has_working_folder():
-            mend = "cd to a folder that is there"
-            complain(HostError("the working folder is not there any more", mend=mend))
+            hint = "cd to a folder that is there"
+            complain(HostError("the working folder is not there any more", hint=hint))
             return
     from wgcell.cli import faults
 

@@ -232,12 +232,12 @@ def _check_writable(path: Path) -> None:
         with path.open("a", encoding="utf-8"):
             pass
     except OSError as error:
-        raise StateError(f"{path}: {error.strerror}", mend="choose another file") from error
+        raise StateError(f"{path}: {error.strerror}", hint="choose another file") from error
 
 
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StateError(f"{path}: {error.strerror}", mend="choose another file") from error
+        raise StateError(f"{path}: {error.strerror}", hint="choose another file") from error
     console.print(f"written: {clean(path)}")

@@ -73,13 +73,13 @@ def _job(
     looks_like_one = file.suffix == ".toml" or bool(options.command)
     dashes = f"a command stands behind two dashes: wgcell run -- {file}"
     if not file.exists() and not looks_like_one:
-        raise JobError(f"{file}: there is no such job file", mend=dashes)
+        raise JobError(f"{file}: there is no such job file", hint=dashes)
     try:
         return read()
     except JobError as error:
         if looks_like_one:
             raise
-        raise JobError(error.message, mend=error.mend or dashes) from None
+        raise JobError(error.message, hint=error.hint or dashes) from None
 
 
 def _build(name: str, why: str) -> store.Image:
@@ -172,7 +172,7 @@ def _opened(path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StateError(
-            f"--json-file: {path}: {error.strerror}", mend="choose another file"
+            f"--json-file: {path}: {error.strerror}", hint="choose another file"
         ) from error
 
 

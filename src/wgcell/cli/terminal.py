@@ -175,7 +175,7 @@ def writer(stream: Any) -> Callable[[bytes], None]:
             raise
         except OSError as error:
             raise HostError(
-                f"{name}: {error.strerror}", mend="what was to be printed is lost, in part or whole"
+                f"{name}: {error.strerror}", hint="what was to be printed is lost, in part or whole"
             ) from error
 
     return named
@@ -282,7 +282,7 @@ class Narrator:
                 if event.get("reason"):
                     self.line(
                         "[yellow]refused connections fail slowly or hang:[/] "
-                        f"{clean(event['reason'])}; wgcell doctor names the mend",
+                        f"{clean(event['reason'])}; wgcell doctor names the fix",
                         Words.ALL,
                     )
             case "flow" | "flow_end" | "flows_omitted":

@@ -84,7 +84,7 @@ def write_secret(path: Path, text: str, *, fresh: bool = False) -> None:
     Raises `PolicyError`.
     """
     if fresh and path.exists():
-        raise PolicyError(f"{path} exists already", mend="take it away first, or name another")
+        raise PolicyError(f"{path} exists already", hint="take it away first, or name another")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -127,12 +127,12 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
     check_name(name)
     if any(peer.name == name for peer in config.peers):
         raise PolicyError(
-            f"{path}: there is a peer {name} already", mend=f"wgcell gateway peer rm {name}"
+            f"{path}: there is a peer {name} already", hint=f"wgcell gateway peer rm {name}"
         )
     if preshared and not config.one_port:
         raise PolicyError(
             f"{path}: the embedded engine can't use a preshared key",
-            mend='engine = "namespace" and engine = "kernel" can',
+            hint='engine = "namespace" and engine = "kernel" can',
         )
     if endpoint:
         try:
@@ -143,7 +143,7 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
     if not config.endpoint and config.listen[0] in ("0.0.0.0", "::"):  # noqa: S104
         raise PolicyError(
             f"{path}: nothing says where peers come to",
-            mend='give --endpoint HOST or HOST:PORT, or endpoint = "vpn.example.com" in the file',
+            hint='give --endpoint HOST or HOST:PORT, or endpoint = "vpn.example.com" in the file',
         )
     private = generate_private_key()
     peer = Peer(
@@ -191,7 +191,7 @@ def remove_peer(path: Path, name: str) -> None:
     peers = before.get("peers", {})
     if not isinstance(peers, dict) or name not in peers:
         known = ", ".join(peers) if isinstance(peers, dict) and peers else "none"
-        raise PolicyError(f"{path}: there is no peer {name!r}", mend=f"there are: {known}")
+        raise PolicyError(f"{path}: there is no peer {name!r}", hint=f"there are: {known}")
     kept: list[str] = []
     inside = False
     for line in text.splitlines(keepends=True):

@@ -79,17 +79,17 @@ def _open(name: str) -> Image:
     except FileNotFoundError:
         raise ImageError(
             f"there is no image {name!r} in {folder.parent}",
-            mend=f"wgcell image ls lists those here; {_REBUILD} {name} makes one of Debian 12",
+            hint=f"wgcell image ls lists those here; {_REBUILD} {name} makes one of Debian 12",
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImageError(
-            f"{folder}/manifest.json can't be read: {error}", mend=f"{_REBUILD} {name}"
+            f"{folder}/manifest.json can't be read: {error}", hint=f"{_REBUILD} {name}"
         ) from None
     return Image(name, folder, manifest)
 
 
 def load(name: str) -> Image:
-    """The image, each file compared with its digest. Raises ImageError naming the mend."""
+    """The image, each file compared with its digest. Raises ImageError naming the hint."""
     image = _open(name)
     with ThreadPoolExecutor(len(FILES)) as threads:  # hashing lets the other threads run
         found = threads.map(lambda file: digest(image.folder / file), FILES)
@@ -98,13 +98,13 @@ def load(name: str) -> Image:
                 same = next(found) == image.manifest["sha256"][file]
             except OSError as error:
                 raise ImageError(
-                    f"{image.folder / file}: {error.strerror}", mend=f"{_REBUILD} {name}"
+                    f"{image.folder / file}: {error.strerror}", hint=f"{_REBUILD} {name}"
                 ) from None
             if not same:
                 changed = "its digest differs from the manifest's: it was changed"
                 raise ImageError(
                     f"{image.folder / file}: {changed}",
-                    mend=f"wgcell image rm {name}; {_REBUILD} {name}",
+                    hint=f"wgcell image rm {name}; {_REBUILD} {name}",
                 )
     return image
 

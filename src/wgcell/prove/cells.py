@@ -89,7 +89,7 @@ class Machines:
 
 
 def find(*, every: bool) -> Machines:
-    """The stock image and what can run it. Raises HostError naming the mend."""
+    """The stock image and what can run it. Raises HostError naming the hint."""
     return Machines(api.platform(store.load(api.STOCK_IMAGE)), every)
 
 

@@ -59,7 +59,7 @@ def load(path: Path) -> tuple[Framed, ...]:
         found = [Framed(number, frame) for number, frame in enumerate(parse(data), start=1)]
     except ValueError as error:
         raise InputFileError(
-            f"{path}: {error}", mend="give a pcap or pcapng file of whole Ethernet frames"
+            f"{path}: {error}", hint="give a pcap or pcapng file of whole Ethernet frames"
         ) from error
     if not found:
         raise InputFileError(f"{path}: holds no frames")

@@ -95,7 +95,7 @@ def _keep_capabilities() -> None:
 def _ip(lines: list[str], keep: int) -> None:
     program = programs.find("ip")
     if program is None:
-        raise HostError("ip is not installed", mend="apt-get install iproute2")
+        raise HostError("ip is not installed", hint="apt-get install iproute2")
     done = subprocess.run(
         [program, "-batch", "-"],
         input="\n".join(lines),

@@ -64,7 +64,7 @@ def plan(asked: Asked) -> list[quick.Played]:
         if name not in known:
             raise InputError(
                 f"there is no case {name!r}",
-                mend="wgcell prove --list names every case",
+                hint="wgcell prove --list names every case",
             )
     chosen = [case for case in CASES if not asked.only or case.name in asked.only]
     if asked.mode is Mode.LONG:

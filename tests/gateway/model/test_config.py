@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.gateway.conftest import SERVER, config_of
+from tests.support.gateways import SERVER, config_of
 
 from wgcell.errors import PolicyError
 from wgcell.gateway.configfile import add_peer, load, load_config, new_gateway, remove_peer
@@ -113,7 +113,7 @@ def test_no_two_have_one_address() -> None:
     taken = {**config("fd99::1", "fd99::2", "fd99::3"), "services": {"[fd99::2]:80": "127.0.0.1:1"}}
     with pytest.raises(PolicyError, match="one's own") as caught:
         parse_config(taken)
-    assert "[fd99::6]:80" in caught.value.mend
+    assert "[fd99::6]:80" in caught.value.hint
 
 
 def test_no_error_repeats_a_private_key() -> None:

@@ -58,7 +58,7 @@ def test_bad_rules_are_named(text: str) -> None:
 def test_a_url_is_refused_with_the_rule_that_is_meant(text: str, right: str) -> None:
     with pytest.raises(PolicyError) as caught:
         parse_rule(text)
-    assert repr(text) in caught.value.message and right in caught.value.mend
+    assert repr(text) in caught.value.message and right in caught.value.hint
     assert parse_rule(right).covers(int(right.rpartition(":")[2]), "tcp")
 
 
@@ -111,7 +111,7 @@ def test_where_servers_listen_is_no_target_and_what_to_write_is_said(
 ) -> None:
     with pytest.raises(PolicyError) as caught:
         parse_service("10.99.0.5:80", target)
-    assert caught.value.mend.endswith(f" write {instead}")
+    assert caught.value.hint.endswith(f" write {instead}")
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,4 @@ def test_where_servers_listen_is_no_target_and_what_to_write_is_said(
 def test_a_rule_without_a_number_is_told_which(rule: str, hint: str) -> None:
     with pytest.raises(PolicyError) as caught:
         parse_rule(rule)
-    assert caught.value.mend == hint
+    assert caught.value.hint == hint

@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import config_of
-from tests.waiting import forever, soon
+from tests.support.gateways import config_of
+from tests.support.waiting import forever, soon
 
 from wgcell.gateway import words
 from wgcell.gateway.model.parsing import parse_config
@@ -33,7 +33,7 @@ def begin(one: Admission) -> tuple[Action, str]:
     return decision.action, decision.reason
 
 
-def test_what_a_limit_refuses_no_rule_would_mend() -> None:
+def test_what_a_limit_refuses_no_rule_would_allow() -> None:
     one, told = made(learn=True, limits={"flows": 1, "flows_per_second": 1})
     assert begin(one)[0] is Action.ALLOW and told[-1].mend == "203.0.113.7:80"
     assert begin(one)[0] is Action.REFUSE and told[-1].mend == ""

@@ -113,7 +113,7 @@ def _answers(folder: Folder, lines: _Lines) -> Iterator[words.Answer]:
         except LineError as error:
             raise StateError(
                 f"{folder.id}: its answer makes no sense: {error}",
-                mend="use the wgcell that has started it",
+                hint="use the wgcell that has started it",
             ) from None
         if isinstance(word, words.Over):
             return

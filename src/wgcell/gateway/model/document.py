@@ -34,13 +34,13 @@ from dataclasses import fields
 from wgcell.gateway.model.source import Source, Table
 from wgcell.gateway.words import Configure, Limits, Peer
 
-__all__ = ["KEYS", "MENDS", "PEER_KEYS", "written"]
+__all__ = ["HINTS", "KEYS", "PEER_KEYS", "written"]
 
 KEYS = tuple(field.name for field in fields(Configure))
 PEER_KEYS = tuple(field.name for field in fields(Peer))
 _LIMITS = tuple(field.name for field in fields(Limits))
 
-MENDS = {
+HINTS = {
     "private_key": "wgcell gateway keys makes a pair of keys",
     "public_key": "wgcell gateway peer add NAME makes a peer with its keys",
 }
@@ -52,7 +52,7 @@ def written(raw: object, source: Source) -> Configure:
     """What stands in ``raw``. Raises `PolicyError` for the first thing that is wrong in form."""
     table = Table(source, "", raw, KEYS)
     return Configure(
-        private_key=table.required("private_key", mend=MENDS["private_key"]),
+        private_key=table.required("private_key", hint=HINTS["private_key"]),
         engine=table.text("engine", _DEFAULTS.engine),
         listen=table.text("listen", _DEFAULTS.listen),
         endpoint=table.text("endpoint", _DEFAULTS.endpoint),
@@ -72,7 +72,7 @@ def written(raw: object, source: Source) -> Configure:
 def _peer(source: Source, name: str, raw: object) -> Peer:
     table = Table(source, f"peers.{name}", raw, PEER_KEYS)
     return Peer(
-        public_key=table.required("public_key", mend=MENDS["public_key"]),
+        public_key=table.required("public_key", hint=HINTS["public_key"]),
         address=table.required("address", "it is the peer's own in the tunnel"),
         preshared_key=table.text("preshared_key", None),
         address6=table.text("address6", None),

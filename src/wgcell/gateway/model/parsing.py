@@ -15,7 +15,7 @@ from typing import NoReturn
 from wgcell.errors import PolicyError
 from wgcell.gateway import words
 from wgcell.gateway.model.config import GatewayConfig, Peer, both, is_peer_name
-from wgcell.gateway.model.document import MENDS, written
+from wgcell.gateway.model.document import HINTS, written
 from wgcell.gateway.model.keys import decode_key
 from wgcell.gateway.model.policy import Limits, Policy
 from wgcell.gateway.model.rules import Rule, Service, is_name, parse_line, parse_service
@@ -34,14 +34,14 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         self._source = source
 
-    def fail(self, key: str, found: str, *, at: object = None, mend: str = "") -> NoReturn:
-        self._source.fail(key, found, at=at, mend=mend)
+    def fail(self, key: str, found: str, *, at: object = None, hint: str = "") -> NoReturn:
+        self._source.fail(key, found, at=at, hint=hint)
 
     def key(self, key: str, text: str) -> str:
         try:
             decode_key(text)
         except PolicyError as error:
-            self.fail(key, error.message, mend=MENDS.get(key.rpartition(".")[2], ""))
+            self.fail(key, error.message, hint=HINTS.get(key.rpartition(".")[2], ""))
         return text
 
     def address(self, key: str, text: str) -> Address:
@@ -79,7 +79,7 @@ class _Reader:
             try:
                 found.append(parse_line(text))
             except PolicyError as error:
-                self.fail(f"{key}[{number}]", error.message, at=text, mend=error.mend)
+                self.fail(f"{key}[{number}]", error.message, at=text, hint=error.hint)
         return tuple(found)
 
     def services(self, texts: Mapping[str, str]) -> tuple[Service, ...]:
@@ -88,7 +88,7 @@ class _Reader:
             try:
                 found.append(parse_service(inside, outside))
             except PolicyError as error:
-                self.fail("services", error.message, at=inside, mend=error.mend)
+                self.fail("services", error.message, at=inside, hint=error.hint)
         return tuple(found)
 
     def networks(self, key: str, texts: Iterable[str]) -> tuple[Network, ...]:
@@ -180,7 +180,7 @@ def _check_services(
             check_services((service,), taken)
         except PolicyError as error:
             at = addresses.written(str(service.address), service.port)
-            reader.fail("services", error.message, at=at, mend=error.mend)
+            reader.fail("services", error.message, at=at, hint=error.hint)
 
 
 def check_services(services: Iterable[Service], taken: Mapping[Address, str]) -> None:
@@ -198,7 +198,7 @@ def check_services(services: Iterable[Service], taken: Mapping[Address, str]) ->
             )
             raise PolicyError(
                 f"{service.address} is {taken[service.address]} address in the tunnel",
-                mend="take one that nobody has: "
+                hint="take one that nobody has: "
                 f"{addresses.written(str(free), service.port)} = "
                 f"{addresses.written(service.target_host, service.target_port)}",
             )
@@ -267,7 +267,7 @@ def _peers(
                 reader.fail(
                     f"{key}.port",
                     f"{peer.port} is also that of peers.{other.name}",
-                    mend="the embedded engine has one port a peer",
+                    hint="the embedded engine has one port a peer",
                 )
         found.append(peer)
     return tuple(found)

@@ -118,8 +118,8 @@ def _ports(text: str, rule: str) -> tuple[int, int]:
     match = _PORTS.fullmatch(text)
     if match is None:
         number = 443 if text.lower() == "https" else _URL_PORTS.get(text.lower())
-        mend = f"{text} is port {number}" if number else ""
-        raise PolicyError(f"rule {rule!r}: {text!r} is not a port; allowed: {_SHAPE}", mend=mend)
+        hint = f"{text} is port {number}" if number else ""
+        raise PolicyError(f"rule {rule!r}: {text!r} is not a port; allowed: {_SHAPE}", hint=hint)
     first = int(match[1])
     last = int(match[2]) if match[2] else first
     if not 1 <= first <= last <= 65535:
@@ -166,7 +166,7 @@ def _no_url(text: str) -> None:
     scheme, place = found[1].lower(), found[2].rpartition("@")[2]
     if not re.search(r":[0-9]+\Z", place):
         place = f"{place}:{_URL_PORTS.get(scheme, 443)}"
-    raise PolicyError(f"rule {text!r} is a URL", mend=f"a rule is HOST:PORT: {place}")
+    raise PolicyError(f"rule {text!r} is a URL", hint=f"a rule is HOST:PORT: {place}")
 
 
 def parse_rule(text: str, action: Action = Action.ALLOW) -> Rule:
@@ -181,8 +181,8 @@ def parse_rule(text: str, action: Action = Action.ALLOW) -> Rule:
     host, colon, port_text = body.rpartition(":")
     if not colon or not host:
         named = is_name(body.lower()) or addresses.is_address(body)
-        mend = f"for HTTPS write {body}:443" if named else ""
-        raise PolicyError(f"rule {text!r} has no port; allowed: {_SHAPE}", mend=mend)
+        hint = f"for HTTPS write {body}:443" if named else ""
+        raise PolicyError(f"rule {text!r} has no port; allowed: {_SHAPE}", hint=hint)
     first, last = _ports(port_text, text)
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:
@@ -222,7 +222,7 @@ def _endpoint(text: str, whole: str) -> tuple[str, int]:
     try:
         host, port = addresses.host_and_port(text)
     except ValueError as error:
-        raise PolicyError(f"service {whole}: {error}, with one port", mend=_SERVICE) from None
+        raise PolicyError(f"service {whole}: {error}, with one port", hint=_SERVICE) from None
     if not port:
         raise PolicyError(f"service {whole}: port 0 is nobody's")
     return host, port
@@ -239,13 +239,13 @@ def parse_service(inside: str, outside: str) -> Service:
     try:
         address = addresses.address(address_text)
     except ValueError as error:
-        raise PolicyError(f"service {whole}: {error}", mend=_SERVICE) from None
+        raise PolicyError(f"service {whole}: {error}", hint=_SERVICE) from None
     if not addresses.is_address(target_host) and not is_name(target_host.lower()):
-        raise PolicyError(f"service {whole}: {target_host!r} is not a host", mend=_SERVICE)
+        raise PolicyError(f"service {whole}: {target_host!r} is not a host", hint=_SERVICE)
     if addresses.is_address(target_host) and addresses.address(target_host).is_unspecified:
         loopback = "[::1]" if ":" in target_host else "127.0.0.1"
         raise PolicyError(
             f"service {whole}: at {target_host} servers listen, but none can be reached there",
-            mend=f"for one on this machine write {loopback}:{target_port}",
+            hint=f"for one on this machine write {loopback}:{target_port}",
         )
     return Service(address, port, target_host, target_port)

@@ -27,9 +27,9 @@ class Source:
         self._name = name
         self._lines = text.splitlines()
 
-    def fail(self, key: str, found: str, *, at: object = None, mend: str = "") -> NoReturn:
+    def fail(self, key: str, found: str, *, at: object = None, hint: str = "") -> NoReturn:
         """Raises `PolicyError` about ``key``; ``at`` is a value that its line holds."""
-        raise PolicyError(f"{self._name}:{self._line(key, at)} {key}: {found}", mend=mend)
+        raise PolicyError(f"{self._name}:{self._line(key, at)} {key}: {found}", hint=hint)
 
     def unknown(self, key: str, known: Iterable[str]) -> NoReturn:
         """Raises `PolicyError`: ``key`` is none of those that are ``known`` in its table."""
@@ -87,11 +87,11 @@ class Table:
             )
         return value
 
-    def required(self, name: str, why: str = "", mend: str = "") -> str:
+    def required(self, name: str, why: str = "", hint: str = "") -> str:
         """A text that must be there; ``why`` says what it is."""
         if name not in self._raw:
             found = f"{name} is missing{why and f'; {why}'}"
-            self._source.fail(self._key or name, found, mend=mend)
+            self._source.fail(self._key or name, found, hint=hint)
         return self._value(name, str, "")
 
     def text(self, name: str, default: _Default) -> str | _Default:

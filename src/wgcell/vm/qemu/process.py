@@ -42,12 +42,12 @@ KVM_DEVICE = Path("/dev/kvm")
 
 
 def find_qemu() -> str:
-    """QEMU's path. Raises LaunchError that names the mend."""
+    """QEMU's path. Raises LaunchError that names the hint."""
     path = programs.find("qemu-system-x86_64")
     if path is None:
         raise LaunchError(
             "qemu-system-x86_64 is not installed",
-            mend="apt-get install qemu-system-x86 (wgcell doctor lists what is missing)",
+            hint="apt-get install qemu-system-x86 (wgcell doctor lists what is missing)",
         )
     return str(Path(path).resolve())
 

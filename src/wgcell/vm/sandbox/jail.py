@@ -6,7 +6,7 @@ so no path of the cell's need exist inside. A seccomp filter kills on what opens
 reaches into another process; QEMU's own ``-sandbox`` denies the rest, spawning included. Started
 by root, it is an unprivileged user before bubblewrap begins.
 
-What can't be built is said, with its mend; whether a cell may run so is the provider's word.
+What can't be built is said, with its hint; whether a cell may run so is the provider's word.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _why_not(jail: Jail) -> str:
         return f"the jail can't be started: {error}"
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no word why"])[-1]
-        return f"{said} (wgcell doctor names the mend)"
+        return f"{said} (wgcell doctor names the fix)"
     return ""
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import CLIENT, SERVER, Gateway, config_of
 from tests.gateway.engines.embedded.test_server import LOOPBACK, connect
-from tests.waiting import forever, paced
+from tests.support.gateways import CLIENT, SERVER, Gateway, config_of
+from tests.support.waiting import forever, paced
 
 from wgcell.cell import consent
 from wgcell.gateway import __main__ as process
@@ -99,7 +99,7 @@ def test_where_it_can_not_be_it_says_why(prefix: tuple[str, ...], words: str) ->
     with started("namespace", prefix) as asked:
         assert asked.first["event"] == "fault"
         assert asked.first["detail"].startswith(words)
-        assert "\n  " in asked.first["detail"]  # what mends it
+        assert "\n  " in asked.first["detail"]  # the fix
         assert asked.close() == 125
     with started("auto", prefix) as other, connect(LOOPBACK, other.first["port"]) as sock:
         assert (other.first["event"], other.first["engine"]) == ("ready", "embedded")

@@ -51,7 +51,7 @@ class EmbeddedEngine:
             if peer.preshared_key:
                 raise PolicyError(
                     f"peers.{peer.name}: preshared_key: the embedded engine can't use one",
-                    mend='"namespace" and "kernel" can; or take it out of both files',
+                    hint='"namespace" and "kernel" can; or take it out of both files',
                 )
         wanted = {peer.name: peer for peer in config.peers}
         same = config.listen, config.private_key, config.addresses, config.resolver

@@ -48,7 +48,7 @@ class Device:
         return None if self._daemon is None else self._daemon.pid
 
     def make(self) -> None:
-        """Make the interface. Raises HostError with a mend."""
+        """Make the interface. Raises HostError with a hint."""
         try:
             run_tool("ip", "link", "add", self.name, "type", "wireguard")
         except HostError:
@@ -60,15 +60,15 @@ class Device:
         if program is None:
             raise HostError(
                 "this kernel has no WireGuard, and wireguard-go is missing",
-                mend="apt-get install wireguard-go",
+                hint="apt-get install wireguard-go",
             )
         try:
             os.close(os.open(_TUN, os.O_RDWR))
         except OSError as error:
             gone = error.errno == errno.ENOENT
-            mend = "modprobe tun" if gone else f"chmod 0666 {_TUN}, which is what udev does with it"
+            hint = "modprobe tun" if gone else f"chmod 0666 {_TUN}, which is what udev does with it"
             raise HostError(
-                f"this kernel has no WireGuard, and {_TUN}: {error.strerror}", mend=mend
+                f"this kernel has no WireGuard, and {_TUN}: {error.strerror}", hint=hint
             ) from None
         control = Path(f"/run/wireguard/{self.name}.sock")
         # A wireguard-go that was killed has left its socket behind.

@@ -66,12 +66,12 @@ class NftablesEngine:
         self._observer = FlowObserver(host, self._peers)
 
     async def start(self) -> None:
-        """Be up, and report ``ready``. Raises HostError with a mend, and OSError; then nothing of
+        """Be up, and report ``ready``. Raises HostError with a hint, and OSError; then nothing of
         the engine stays."""
         try:
             for tool, package in _TOOLS.items():
                 if programs.find(tool) is None:
-                    raise HostError(f"{tool} is missing", mend=f"apt-get install {package}")
+                    raise HostError(f"{tool} is missing", hint=f"apt-get install {package}")
             self._host.claim(self._config)
             self._host.run(self._set_up)
             await self._serve(self._config)

@@ -73,7 +73,7 @@ class MachineHost:
     def claim(self, config: GatewayConfig) -> None:
         """Lock the interface. The lock ends with the process, however the process ends."""
         if os.geteuid() != 0:
-            raise HostError("the kernel engine needs root", mend="the others do not")
+            raise HostError("the kernel engine needs root", hint="the others do not")
         self._lock = os.open(f"/run/wgcell-{self.interface}.lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,7 +82,7 @@ class MachineHost:
             self._lock = -1
             raise HostError(
                 f"another gateway runs on {self.interface} already",
-                mend="stop it, or choose another name with --interface",
+                hint="stop it, or choose another name with --interface",
             ) from None
 
     def prepare(self, config: GatewayConfig, device: Device) -> None:

@@ -24,7 +24,7 @@ __all__ = ["PrivateNetns"]
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
-_USERNS_MEND = "allow unprivileged user namespaces, or take the embedded engine"
+_USERNS_HINT = "allow unprivileged user namespaces, or take the embedded engine"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class PrivateNetns:
             ):
                 Path("/proc/self", name).write_text(text)
         except OSError as error:
-            raise HostError(f"no user namespace: {error}", mend=_USERNS_MEND) from error
+            raise HostError(f"no user namespace: {error}", hint=_USERNS_HINT) from error
         self._thread = ThreadPoolExecutor(max_workers=1)
         self.run(self._enter)
         # A new thread is in the namespace of the thread that starts it.
@@ -66,7 +66,7 @@ class PrivateNetns:
     def _check(self, what: str, failed: int) -> None:
         if failed:
             why = os.strerror(ctypes.get_errno())
-            raise HostError(f"this process can't have {what}: {why}", mend=_USERNS_MEND)
+            raise HostError(f"this process can't have {what}: {why}", hint=_USERNS_HINT)
 
     def run(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """The result of ``work``, done in the namespace. Raises what ``work`` raises."""
