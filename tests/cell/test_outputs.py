@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cell.test_archive import unpack
+from tests.support.tars import unpack
 
 from wgcell.cell import changes, outputs
 from wgcell.cell.archive import Unpacked

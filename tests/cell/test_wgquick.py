@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.shown import is_text
+from tests.support.vpnfiles import PRIVATE, PUBLIC, SHARED
 
 from wgcell.cell import endpoint, wgquick
 from wgcell.cell.wgquick import load_vpn_config, parse_vpn_config
@@ -20,9 +21,6 @@ from wgcell.cell.wgquick.sections import QUICK, WG
 from wgcell.cli.terminal import complain
 from wgcell.errors import EndpointError, VpnConfigError, WgcellError
 
-PRIVATE = base64.b64encode(bytes(range(32))).decode()
-PUBLIC = base64.b64encode(bytes(range(32, 64))).decode()
-SHARED = base64.b64encode(bytes(range(64, 96))).decode()
 KNOWN = [
     *QUICK.values(),
     *(name for keys in WG.values() for name, _ in keys.values()),
