@@ -28,8 +28,9 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from tests.support.guests import command
-from tests.support.supervisors import CONFIG, closed, supervisor, with_streams
+from tests.support.guests import BARE
+from tests.support.programs import command
+from tests.support.supervisors import closed, supervisor, with_streams
 from tests.support.waiting import soon
 
 from wgcell.cell import children, followers
@@ -40,8 +41,7 @@ from wgcell.cell.listening import RATES
 from wgcell.cell.states import Cause, Outcome, State
 from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
-from wgcell.gateway import control as gateway
-from wgcell.gateway.model.flow import FAILED
+from wgcell.gateway import words as gateway
 from wgcell.guest import frames, protocol
 from wgcell.guest.channel import Channel
 from wgcell.relay import control as relay
@@ -87,7 +87,9 @@ RELAY: dict[type, Callable[[int], Any]] = {
 FLOW = (1.0, 1, BIG, "tcp", BIG, 443, BIG)
 GATEWAY: dict[type, Callable[[int], Any]] = {
     gateway.Ready: lambda n: gateway.Ready("192.0.2.1", 1, {}, "embedded", BIG),
-    gateway.Flow: lambda n: gateway.Flow(*FLOW, ("allow", "refuse", FAILED)[n % 3], BIG, BIG, BIG),
+    gateway.Flow: lambda n: gateway.Flow(
+        *FLOW, ("allow", "refuse", gateway.FAILED)[n % 3], BIG, BIG, BIG
+    ),
     gateway.FlowEnd: lambda n: gateway.FlowEnd(*FLOW, "allow", BIG, BIG, n, n, 1.0),
     gateway.FlowsOmitted: lambda n: gateway.FlowsOmitted(1.0, BIG, n, n, n),
     gateway.ServerBroken: lambda n: gateway.ServerBroken(1.0, BIG, 1.0),
@@ -145,7 +147,7 @@ def _some(who: str, word: type) -> list[bytes]:
         return [frames.encode(SESSION[word](n)) for n in range(6)]
     if who == "relay":
         return [relay.SAID.line(RELAY[word](n)) for n in range(6)]
-    return [gateway.SAID.line(GATEWAY[word](n)) for n in range(6)]
+    return [gateway.EVENTS.line(GATEWAY[word](n)) for n in range(6)]
 
 
 class Standing:
@@ -171,7 +173,7 @@ class Standing:
         monkeypatch.setattr(os, "fdatasync", syncing)
         self._count(protocol, "parse")
         self._count(relay.SAID, "word")
-        self._count(gateway.SAID, "word")
+        self._count(gateway.EVENTS, "word")
         self._count(frames, "_frame")
         handle = one.core.handle
 
@@ -204,7 +206,7 @@ class Standing:
         if who == "session":
             await self._follow_sessions(ours)
             return
-        limit = relay.LONGEST_LINE if who == "relay" else gateway.LONGEST_LINE
+        limit = relay.LONGEST_LINE if who == "relay" else gateway.EVENTS.longest
         reader, writer = await asyncio.open_connection(sock=ours, limit=limit)
         try:
             if who == "relay":
@@ -255,7 +257,7 @@ def prepared(tmp_path: Path, state: State, told: list[Any], **changed: Any) -> S
     wrong = protocol.Report(dict.fromkeys(protocol.REPORTS, "\\" * 24_000))
     if state not in (State.PREPARING, State.CONSENT):
         one.core.state = State.BOOTING
-        one.core.handle(seen.Booting(CONFIG, 1), 0.0)
+        one.core.handle(seen.Booting(BARE, 1), 0.0)
         one.core.handle(seen.FromGuest(wrong), 0.0)
         if state is not State.BOOTING:
             one.core.handle(seen.FromGuest(protocol.Hello(1)), 0.0)
@@ -457,6 +459,6 @@ def test_every_word_has_a_row() -> None:
     assert set(GUEST) == set(get_args(protocol.Message))
     assert set(RELAY) == set(relay.SAID.words.values()) == set(get_args(relay.Said))
     assert set(SESSION) == set(get_args(frames.Frame))
-    assert set(GATEWAY) == set(gateway.SAID.words.values()) == set(get_args(gateway.Said))
+    assert set(GATEWAY) == set(gateway.EVENTS.words.values()) == set(get_args(gateway.Event))
     for word, made in GUEST.items():
         assert type(protocol.parse(made(1))) is word

@@ -19,23 +19,24 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from tests.cli.test_no_traceback import Zygote
-from tests.cli.test_terminal import told
-from tests.support.shown import is_text
+from tests.support.shown import is_text, told
 from tests.support.supervisors import closed, supervisor, with_streams  # noqa: F401
+from tests.support.vpnfiles import PRIVATE
+from tests.support.zygotes import Zygote
 
 import wgcell
 from wgcell import errors
+from wgcell.announcement import opens
 from wgcell.cell.core import events as seen
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import create
 from wgcell.cell.job import HostLimits, JobOptions
 from wgcell.cell.jobfile import job_keys, load_job
 from wgcell.cell.states import State
-from wgcell.cli.run import _opens
+from wgcell.cli.terminal import clean
 from wgcell.display import INVISIBLE, one_line, paragraph
 from wgcell.errors import GuestError, LaunchError, WgcellError
-from wgcell.gateway.model import parsing, remarks
+from wgcell.gateway.model import document, remarks
 from wgcell.gateway.model.rules import parse_rule
 from wgcell.guest import protocol
 
@@ -48,7 +49,6 @@ HOSTILE = [
 ALL = "x" + "".join(HOSTILE)
 TEXTS = (ALL, HOSTILE[0], f"\n{FORGED}")
 """All at once, and those that may matter as the first character."""
-KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 HOST = HostLimits(cpus=64, memory=2**40, disk=2**40)
 
 
@@ -147,8 +147,8 @@ WG_QUICK = {
     "Peer": ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"),
 }
 PLAIN = {
-    "Interface": {"PrivateKey": KEY, "Address": "10.9.0.2/32"},
-    "Peer": {"PublicKey": KEY, "AllowedIPs": "0.0.0.0/0", "Endpoint": "203.0.113.9:51820"},
+    "Interface": {"PrivateKey": PRIVATE, "Address": "10.9.0.2/32"},
+    "Peer": {"PublicKey": PRIVATE, "AllowedIPs": "0.0.0.0/0", "Endpoint": "203.0.113.9:51820"},
 }
 
 
@@ -202,7 +202,10 @@ def test_no_piece_of_a_key_is_said_however_it_is_written(zygote: Zygote, name: s
         assert not pieces(said, secret), (text, said)
 
 
-GATEWAY = {"private_key": KEY, "peers": {"alice": {"public_key": KEY, "address": "10.99.0.2"}}}
+GATEWAY = {
+    "private_key": PRIVATE,
+    "peers": {"alice": {"public_key": PRIVATE, "address": "10.99.0.2"}},
+}
 
 
 def as_toml(value: Any) -> str:
@@ -213,7 +216,7 @@ def as_toml(value: Any) -> str:
     return toml(value) if isinstance(value, str) else json.dumps(value)
 
 
-@pytest.mark.parametrize("key", [*parsing.KEYS, *parsing.PEER_KEYS, "unknown"])
+@pytest.mark.parametrize("key", [*document.KEYS, *document.PEER_KEYS, "unknown"])
 def test_a_gateway_file(zygote: Zygote, key: str) -> None:
     for text in (*TEXTS, f"allow {ALL}:80", f"fe80::1%{ALL}"):
         for value in (text, [text], {text: text}, {text: {text: text}}):
@@ -242,7 +245,7 @@ def test_what_a_run_says_before_it_begins(tmp_path: Path) -> None:
         with contextlib.suppress(WgcellError):
             job = load_job(tmp_path / "job.toml", HOST, JobOptions(outputs=("x",)))
             taken += 1
-            assert_ours(_opens(job, None, ()))
+            assert_ours(clean(opens(job, None, ())))
             rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
             assert_ours("\n".join(map(one_line, remarks.of_rules(rules))))
     assert taken > 5

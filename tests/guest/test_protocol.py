@@ -14,18 +14,12 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.guests import CONFIG
 
 from wgcell.errors import GuestError
 from wgcell.guest import protocol, scripts, verify
 from wgcell.guest.frames import Terminal
 from wgcell.guest.walls import Wall
-
-CONFIG = protocol.GuestConfig(
-    time=1, hostname="cell", walls=frozenset(Wall), private_key=b"k" * 32,
-    peer_public_key=b"p" * 32, preshared_key=None, addresses=("10.99.0.2/32",),
-    allowed_ips=("0.0.0.0/0",), mtu=1420, keepalive=25, dns=(), probe="10.99.0.1",
-    inputs=False, command=("true",), environment=(), outputs=(),
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -173,10 +167,12 @@ def test_the_guest_reads_the_hosts_orders_and_no_others() -> None:
     sent = [
         *(protocol.RELEASE, protocol.TERMINATE, protocol.KILL),
         *(protocol.closed("stderr"), protocol.tunnel_mtu(1380), protocol.clock(1.5)),
+        protocol.RECONNECT,
     ]
     assert list(map(protocol.parse_order, sent)) == [
         *(protocol.Release(), protocol.Terminate(), protocol.Kill()),
         *(protocol.Closed("stderr"), protocol.TunnelMtu(1380), protocol.Clock(1.5)),
+        protocol.Reconnect(),
     ]
     for line in (b"", b"stop", b"closed stdin", b"mtu -1", b"time 1", b"time 1.5", b"release now"):
         with pytest.raises(GuestError):

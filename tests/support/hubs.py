@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.support.guests import FakeGuest
+from tests.support.programs import FakeGuest
 
 from wgcell.cell.control.listener import Listener
 from wgcell.cell.core import events as seen

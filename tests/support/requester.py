@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.vpnfiles import vpn_file
+
 from wgcell.gateway.model.keys import generate_private_key, public_key
 
 WGCELL = (sys.executable, "-P", "-m", "wgcell")
@@ -28,6 +30,13 @@ def requester(
 
     ``service`` is Python that serves on port 8000 of loopback there: 10.99.0.5:80 to the cell.
     """
+    config, vpn = written(folder, endpoint, listen)
+    with serving(namespace, config, service):
+        yield vpn
+
+
+def written(folder: Path, endpoint: str, listen: str = "0.0.0.0") -> tuple[Path, Path]:
+    """A gateway's configuration, and the wg-quick file of its only peer."""
     ours, theirs = generate_private_key(), generate_private_key()
     config, vpn = folder / "gateway.toml", folder / "vpn.conf"
     config.write_text(
@@ -37,9 +46,20 @@ def requester(
     )
     config.chmod(0o600)
     vpn.write_text(
-        f"[Interface]\nPrivateKey = {ours}\nAddress = 10.99.0.2/32\nMTU = 1420\n[Peer]\n"
-        f"PublicKey = {public_key(theirs)}\nAllowedIPs = 0.0.0.0/0\nEndpoint = {endpoint}:51820\n"
+        vpn_file(
+            private=ours,
+            public=public_key(theirs),
+            address="10.99.0.2/32",
+            endpoint=f"{endpoint}:51820",
+            interface="MTU = 1420",
+        )
     )
+    return config, vpn
+
+
+@contextmanager
+def serving(namespace: str, config: Path, service: str) -> Iterator[None]:
+    """A gateway and a service in ``namespace``, once the gateway is ready."""
     server = subprocess.Popen([*INSIDE, namespace, sys.executable, "-c", service])
     gateway = subprocess.Popen(
         [*INSIDE, namespace, *WGCELL, "gateway", "run", str(config)],
@@ -48,7 +68,7 @@ def requester(
     )
     try:
         assert gateway.stdout is not None and json.loads(gateway.stdout.readline())
-        yield vpn
+        yield
     finally:
         for process in (gateway, server):
             process.terminate()

@@ -19,7 +19,8 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.supervisors import CONFIG, job
+from tests.support.guests import BARE
+from tests.support.supervisors import job
 
 import wgcell.cell.core
 from wgcell.cell.archive import Unpacked
@@ -30,7 +31,7 @@ from wgcell.cell.core import events as seen
 from wgcell.cell.core.home import LAST_BYTES, MOST_IN_FLIGHT, STALL, START
 from wgcell.cell.job import OnRogue
 from wgcell.cell.states import Cause, Outcome, State
-from wgcell.gateway import control as gateway
+from wgcell.gateway import words as gateway
 from wgcell.guest import protocol, verify
 from wgcell.guest.walls import Wall
 from wgcell.relay import control as relay
@@ -117,7 +118,7 @@ class Script:
         raise AssertionError(f"no ordinary way to {state}")
 
     def _boot(self) -> None:
-        self.feed(seen.Booting(CONFIG, 7), seen.Tick(self.clock))
+        self.feed(seen.Booting(BARE, 7), seen.Tick(self.clock))
         self.guest(protocol.Hello(1))
 
     def _verify(self) -> None:
@@ -660,10 +661,10 @@ def test_a_narrower_path_is_told_and_a_wider_one_only_on_another_way() -> None:
     assert one.sent()[-2:] == [protocol.tunnel_mtu(1320), protocol.tunnel_mtu(1420)]
 
 
-def test_an_endpoint_that_moves_has_the_clock_sent() -> None:
-    """The guest's next initiation must be later than the supervisor's."""
+def test_an_endpoint_that_moves_has_the_clock_sent_and_a_handshake_asked_for() -> None:
+    """The guest's next initiation must be later than the supervisor's, and must come."""
     one = Script().until(State.RUNNING)
-    assert one.feed(seen.AddressMet()) == [do.SetGuestClock()]
+    assert one.feed(seen.AddressMet()) == [do.SetGuestClock(), do.SendGuest(protocol.RECONNECT)]
     one.relay(ROGUE)
     assert one.feed(seen.AddressMet()) == []
 
@@ -734,7 +735,7 @@ _events = st.one_of(
     st.builds(seen.Caused, st.sampled_from(list(Cause)), st.just("x")),
     st.just(seen.CancelAsked("x")),
     st.just(seen.AbortAsked("x")),
-    st.just(seen.Booting(CONFIG, 1)),
+    st.just(seen.Booting(BARE, 1)),
     st.builds(seen.FromGuest, _guest),
     st.builds(seen.FromRelay, _relay),
     st.builds(seen.FromGateway, _gateway),

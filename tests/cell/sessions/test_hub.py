@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.guest.test_channel import ANY_FRAME, fields
-from tests.support.guests import command
+from tests.support.programs import command
 
 from wgcell.cell.core.events import SessionExited, SessionOpened
 from wgcell.cell.sessions.hub import Client, Hub

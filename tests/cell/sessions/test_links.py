@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.guests import command
 from tests.support.hubs import Cell, joined
+from tests.support.programs import command
 from tests.support.waiting import GENEROUS, soon
 
 from wgcell.cell.control import words

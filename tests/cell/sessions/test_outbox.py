@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.guests import command
+from tests.support.programs import command
 
 from wgcell.cell.sessions.outbox import Outbox
 from wgcell.guest.channel import WINDOW, Channel
