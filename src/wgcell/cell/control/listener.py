@@ -22,6 +22,7 @@ from typing import BinaryIO, Protocol
 from wgcell.cell.control import words
 from wgcell.cell.control.place import NAME, address, caller_uid
 from wgcell.cell.folder import Folder
+from wgcell.errors import StateError
 from wgcell.wire.lines import LineError
 
 __all__ = ["MOST_CALLERS", "PATIENCE", "Listener"]
@@ -44,8 +45,18 @@ class Controlled(Protocol):
     def state(self) -> str:
         """In a word."""
 
+    @property
+    def end(self) -> words.Ended:
+        """How it has ended."""
+
     def stop(self, *, now: bool) -> None:
         """Begin to end it."""
+
+    async def pause(self, uid: int) -> None:
+        """Let its machine stand still, for that user. Raises StateError with why it can't."""
+
+    async def unpause(self, uid: int) -> None:
+        """Let its machine go on, for that user. Raises StateError with why it can't."""
 
 
 class _Unanswerable(Exception):
@@ -58,6 +69,7 @@ class _Caller:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    uid: int
 
     async def heard(self) -> words.Question:
         """The next word. Raises _Unanswerable, also if none comes in time."""
@@ -132,11 +144,11 @@ class Listener:
         self._folder.discard(NAME)
 
     def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        allowed = caller_uid(writer.get_extra_info("socket")) in (os.geteuid(), 0)
-        if not allowed or len(self._answering) >= MOST_CALLERS:
+        uid = caller_uid(writer.get_extra_info("socket"))
+        if uid not in (os.geteuid(), 0) or len(self._answering) >= MOST_CALLERS:
             writer.transport.abort()
             return
-        task = asyncio.create_task(self._serve(_Caller(reader, writer)))
+        task = asyncio.create_task(self._serve(_Caller(reader, writer, uid)))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
@@ -162,14 +174,16 @@ class Listener:
                     f"this cell speaks version {words.VERSION}, and you {version or 'none'}: use "
                     "the wgcell that has started it"
                 )
-            async with contextlib.aclosing(self._words(await caller.heard())) as answer:
+            async with contextlib.aclosing(self._words(await caller.heard(), caller.uid)) as answer:
                 async for word in answer:
                     await caller.say(word)
             await caller.say(words.Over())
-        except (_Unanswerable, LineError) as error:
+        except (_Unanswerable, LineError, StateError) as error:
             await caller.say(words.Refused(str(error)))
 
-    async def _words(self, question: words.Question) -> AsyncGenerator[words.Answer, None]:
+    async def _words(
+        self, question: words.Question, uid: int
+    ) -> AsyncGenerator[words.Answer, None]:
         match question:
             case words.State():
                 yield words.Status(self._cell.state, os.getpid())
@@ -184,6 +198,16 @@ class Listener:
             case words.Stop():
                 self._cell.stop(now=question.now)
                 yield words.Stopping()
+            case words.Pause():
+                await self._cell.pause(uid)
+                yield words.Status(self._cell.state, os.getpid())
+            case words.Unpause():
+                await self._cell.unpause(uid)
+                yield words.Status(self._cell.state, os.getpid())
+            case words.End():
+                while not self._over:
+                    await self._changed.wait()
+                yield self._cell.end
             case words.Hello():
                 raise _Unanswerable("hello was said before")
 

@@ -29,12 +29,14 @@ __all__ = [
     "MachineDead",
     "MachineEnded",
     "PathSeen",
+    "Paused",
     "RecordClosed",
     "RelayGone",
     "StepFailed",
     "StreamFacts",
     "Tick",
     "UnpackingEnded",
+    "Unpaused",
 ]
 
 
@@ -63,6 +65,20 @@ class AbortAsked:
     """A user, or the system, asks for an end at once."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The machine stands still now; that user asked for it."""
+
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaused:
+    """The machine goes on; that user asked for it."""
+
+    uid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +230,8 @@ Event = (
     | Caused
     | CancelAsked
     | AbortAsked
+    | Paused
+    | Unpaused
     | Booting
     | FromGuest
     | FromRelay
