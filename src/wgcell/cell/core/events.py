@@ -8,6 +8,7 @@ from wgcell.cell.archive import Unpacked
 from wgcell.cell.states import Cause
 from wgcell.gateway import words as gateway
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig
 from wgcell.relay import control as relay
 
 __all__ = [
@@ -85,7 +86,7 @@ class Unpaused:
 class Booting:
     """The relay stands and the machine is about to run. ``pid`` is the machine's."""
 
-    config: protocol.GuestConfig
+    config: GuestConfig
     pid: int
 
 
