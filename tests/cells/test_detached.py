@@ -23,11 +23,10 @@ def test_a_cell_that_is_left_running_is_paused_goes_on_and_brings_its_outputs(
     wgcell: str, tmp_path: Path
 ) -> None:
     def run(*words: str) -> str:
-        argv = [wgcell, *words]
         done = subprocess.run(
-            argv,
+            [wgcell, *words],
             cwd=tmp_path,
-            env={**os.environ, **state},
+            env={**os.environ, "WGCELL_STATE_DIR": str(tmp_path / "cells")},
             capture_output=True,
             text=True,
             check=False,
