@@ -102,14 +102,14 @@ def broken(source: Path, file: str, old: str, new: str) -> None:
 
 
 def test_a_control_that_does_not_get_out_makes_its_case_not_proven(copy: Path) -> None:
-    broken(copy, "opened.py", "            self._out(frame)", "            pass")
+    broken(copy, "testbed/passthrough.py", "            self._emit(frame)", "            pass")
     code, report = prove("--quick", "--case", "vlan", source=copy)
     assert code == 1
     assert [result["status"] for result in report["results"]] == ["not proven"]
 
 
 def test_without_namespaces_the_oracle_is_at_the_socket_and_the_report_says_so(copy: Path) -> None:
-    broken(copy, "ground.py", "    why = _refused()", '    why = "forbidden here"')
+    broken(copy, "testbed/prepare.py", "    why = why_refused()", '    why = "forbidden here"')
     cases = ("vlan", "lan-ping", "counter-again", "junk-in-step", "in-junk", "in-ra", "runt")
     code, report = prove("--quick", *(w for c in cases for w in ("--case", c)), source=copy)
     found = {result["case"]: result["status"] for result in report["results"]}
@@ -120,7 +120,7 @@ def test_without_namespaces_the_oracle_is_at_the_socket_and_the_report_says_so(c
 
 
 def test_there_a_removed_check_is_found_as_well(copy: Path) -> None:
-    broken(copy, "ground.py", "    why = _refused()", '    why = "forbidden here"')
+    broken(copy, "testbed/prepare.py", "    why = why_refused()", '    why = "forbidden here"')
     without(copy, Reason.SOURCE_MAC)
     code, report = prove("--quick", "--case", "source-mac-foreign", source=copy)
     assert (code, report["results"][0]["status"]) == (1, "leaked")

@@ -24,7 +24,9 @@ from wgcell.cli.terminal import SafeConsole, clean, console, out
 from wgcell.errors import InputError, StateError
 from wgcell.home import expanded
 from wgcell.image import store
-from wgcell.prove import cells, frames, ground, report, run
+from wgcell.prove import cells, frames, report, run
+from wgcell.prove.testbed.base import Testbed
+from wgcell.prove.testbed.prepare import prepare
 from wgcell.prove.verdict import Result, Status
 
 __all__ = ["prove"]
@@ -115,11 +117,11 @@ def prove(
     # What the endpoint's library logs of junk that reaches it is the battery's own doing.
     logging.getLogger().addHandler(logging.NullHandler())
     # Before any thread is started: a process of many can't enter a user namespace.
-    where = ground.prepare(relays)
+    testbed = prepare(relays)
     # asyncio's own handler cancels one task, and once; this one ends the loop.
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        done = _conduct(asked, where, quiet=as_json)
+        done = _conduct(asked, testbed, quiet=as_json)
     except KeyboardInterrupt:
         os._exit(EXIT_CODES[Outcome.CANCELLED])
     if as_json:
@@ -155,7 +157,7 @@ def _machines(*, every: bool) -> cells.Machines:
     return cells.find(every=every)
 
 
-def _conduct(asked: run.Asked, where: ground.Ground, *, quiet: bool) -> report.Run:
+def _conduct(asked: run.Asked, testbed: Testbed, *, quiet: bool) -> report.Run:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeElapsedColumn(), console=console, disable=quiet, transient=True
@@ -168,7 +170,7 @@ def _conduct(asked: run.Asked, where: ground.Ground, *, quiet: bool) -> report.R
             bar.update(task, description=f"{what[:44]:<44}", completed=done, total=total)
             lines.told(what, done, total)
 
-        return asyncio.run(run.conduct(asked, where, told))
+        return asyncio.run(run.conduct(asked, testbed, told))
 
 
 class _Lines:

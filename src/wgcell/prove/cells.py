@@ -1,15 +1,16 @@
-"""The battery from within real VMs: whole cells, brought up by the supervisor, on the `ground`.
+"""The battery from within real VMs: whole cells, started by the supervisor, on the `testbed`.
 
 The kinds of boot, and what each shows:
 
-- *control*: every wall of the guest's down and an `OpenedRelay` in the relay's place. Each probe
-  must be seen by the captures; a probe that is not proves nothing in any other boot.
+- *control*: every wall of the guest's down and a `PassThroughRelay` in the relay's place. Each
+  probe must be seen by the captures; a probe that is not proves nothing in any other boot.
 - *relay alone*: every wall of the guest's down, the real relay. One boot a case that must kill;
   one for all cases together that the cell survives.
-- *the guest's walls*, all of them and then each alone: an `OpenedRelay` behind them. The workload
-  is root, and plays everything at once that this wall must stop; nothing of it may be captured.
+- *the guest's walls*, all of them and then each alone: a `PassThroughRelay` behind them. The
+  workload is root, and plays everything at once that this wall must stop; nothing of it may be
+  captured.
 - *first instruction*: the guest's init replaced by one that turns ARP on and asks for DHCP; the
-  opened relay lets the captures see it, the real one must not.
+  pass-through lets the captures see it, the real one must not.
 - *tampering* (`hostile`): the guest's walls or their watcher taken down from within, or forged.
 - *exhaustion* (`exhaustion`): all that can be taken, while another cell's relay must go on.
 """
@@ -38,11 +39,11 @@ from wgcell.image import store
 from wgcell.prove.battery import CASES, MTU, Case, Play
 from wgcell.prove.bypass import BYPASSES, Bypass
 from wgcell.prove.exhaustion import EXHAUSTIONS, Exhaustion
-from wgcell.prove.ground import HOST, PORT, Ground
 from wgcell.prove.hostile import HONEST, SABOTAGES, Sabotage, forged_report, laid_over
-from wgcell.prove.opened import OpenedRelay
-from wgcell.prove.oracle import Packet, is_port_unreachable, shown, tunnel_payload
 from wgcell.prove.quick import Stand
+from wgcell.prove.testbed.base import HOST, PORT, Testbed
+from wgcell.prove.testbed.capture import Packet, is_port_unreachable, shown, tunnel_payload
+from wgcell.prove.testbed.passthrough import PassThroughRelay
 from wgcell.prove.toll import DISK, MEMORY, Meter, Toll
 from wgcell.prove.verdict import Observation, Phase, Result, Verdict, judge
 from wgcell.relay import link
@@ -98,11 +99,11 @@ AnyCase = Case | Bypass | Sabotage | Exhaustion
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """One VM. ``opened``: an `OpenedRelay` behind it; ``walls``: the guest's that are up."""
+    """One VM, ``walls`` of the guest up. ``pass_through``: behind it is a `PassThroughRelay`."""
 
     name: str
     cases: tuple[AnyCase, ...]
-    opened: bool = False
+    pass_through: bool = False
     walls: frozenset[Wall] = frozenset()
 
     @property
@@ -148,12 +149,12 @@ def plan(machines: Machines, only: Sequence[str] = ()) -> list[Boot]:
     outward = tuple(case for case in every if case.verdict is not Verdict.PASS)
     boots = []
     if outward:
-        boots.append(Boot("control: every wall down", outward, opened=True))
-        boots.append(Boot("the guest's walls", outward, opened=True, walls=_EVERY_WALL))
+        boots.append(Boot("control: every wall down", outward, pass_through=True))
+        boots.append(Boot("the guest's walls", outward, pass_through=True, walls=_EVERY_WALL))
         for wall in Wall:
             mine = tuple(case for case in outward if _stopped_by(case, wall))
             name = f"the guest's {wall.value} alone"
-            boots += [Boot(name, mine, opened=True, walls=frozenset({wall}))] if mine else []
+            boots += [Boot(name, mine, pass_through=True, walls=frozenset({wall}))] if mine else []
     if lives:
         boots.append(Boot("what the cell survives", tuple(lives)))
     boots += [Boot(case.name, (case,)) for case in kills]
@@ -166,7 +167,7 @@ def plan(machines: Machines, only: Sequence[str] = ()) -> list[Boot]:
         boots.append(Boot("control: no sabotage", (HONEST,), walls=_EVERY_WALL))
     for case in sabotages:
         if case.mark:
-            boots.append(Boot(f"control: {case.name}", (case,), opened=True))
+            boots.append(Boot(f"control: {case.name}", (case,), pass_through=True))
         boots.append(Boot(case.name, (case,), walls=_EVERY_WALL))
     return [*boots, *(Boot(case.name, (case,)) for case in chosen(EXHAUSTIONS))]
 
@@ -204,18 +205,18 @@ class _Seen:
         """Whether a packet on its way out holds ``mark``."""
         return any(packet.out and mark in packet.data for packet in self.packets)
 
-    def strays(self, *, opened: bool = False) -> list[str]:
+    def strays(self, *, pass_through: bool = False) -> list[str]:
         """Packets on their way out that are not WireGuard to the endpoint.
 
-        ``opened``: nor the guest's own WireGuard frames, which an `OpenedRelay` puts on the wire
-        as they are.
+        ``pass_through``: nor the guest's own WireGuard frames, which a `PassThroughRelay` puts on
+        the wire as they are.
         """
         return shown(
             packet
             for packet in self.packets
             if packet.out
             and not _is_wireguard(packet.tunnel)
-            and not (opened and _is_wireguard(tunnel_payload(packet.data, _GATEWAY, PORT)))
+            and not (pass_through and _is_wireguard(tunnel_payload(packet.data, _GATEWAY, PORT)))
             and not is_port_unreachable(packet.data, _HOST)
         )
 
@@ -253,18 +254,18 @@ def _altered(image: store.Image, folder: Path, laid: bytes) -> store.Image:
     return store.Image("hostile", made, image.manifest)
 
 
-async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
+async def _boot(testbed: Testbed, machines: Machines, boot: Boot) -> _Seen:
     """One cell's whole life."""
     seen = _Seen()
     began = time.monotonic()
-    ground.collect()
-    ground.lost()
+    testbed.collect()
+    testbed.lost()
     with tempfile.TemporaryDirectory(prefix="wgcell-prove-") as temporary:
         folder = Path(temporary)
-        key = ground.next_key()
+        key = testbed.endpoint.next_key()
         orders = {
             "guest_key": consent.public_key(key).hex(),
-            "endpoint_key": ground.endpoint_public_key().hex(),
+            "endpoint_key": testbed.endpoint.public_key().hex(),
             "host": HOST,
             "cases": [case.name for case in boot.cases if not isinstance(case, Sabotage)],
             "sniff": not boot.walls and boot.sabotage is None,
@@ -288,10 +289,10 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
             guest_walls=boot.walls,
             verify_timeout=_VERIFY_WITHIN if boot.sabotage is not None else None,
         )
-        host, port = ground.endpoint
+        host, port = testbed.endpoint.address
         vpn = VpnConfig(
             private_key=key,
-            peer_public_key=ground.endpoint_public_key(),
+            peer_public_key=testbed.endpoint.public_key(),
             endpoint_host=host,
             endpoint_port=port,
             addresses=_TUNNEL,
@@ -300,36 +301,38 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
         )
         on = machines.platform
         if boot.sabotage is not None:
-            forged = forged_report(ground.endpoint_public_key(), "0.0.0.0/0", vpn.keepalive)
+            forged = forged_report(testbed.endpoint.public_key(), "0.0.0.0/0", vpn.keepalive)
             on = replace(on, image=_altered(on.image, folder, laid_over(boot.sabotage, forged)))
         words = bytearray()
         over = asyncio.Event()
-        looks = [_look(ground, seen, over)]
+        looks = [_look(testbed, seen, over)]
         with api.Cell(api.Plan(job, on, vpn, (ip_address(host),)), folder) as cell:
             if boot.exhaustion is not None:
                 looks.append(_measure(Meter(cell.folder.path, seen.toll), over))
-                looks.append(_neighbour(ground, seen, over))
-            if boot.sabotage is not None and boot.opened:
+                looks.append(_neighbour(testbed, seen, over))
+            if boot.sabotage is not None and boot.pass_through:
                 looks.append(_end_when_seen(cell, boot.sabotage, seen, over))
             looking = [asyncio.create_task(look) for look in looks]
             seen.result = await cell.run(
                 stdout=words.extend,
                 stderr=lambda data: seen.words.append(data.decode("utf-8", "replace")),
-                spawn_relay=_opened(ground) if boot.opened else None,
+                spawn_relay=_pass_through(testbed) if boot.pass_through else None,
             )
         await asyncio.sleep(0.1)
         over.set()
         await asyncio.gather(*looking)
-        seen.lost = ground.lost()
+        seen.lost = testbed.lost()
     for line in bytes(words).splitlines():
         _hear(line, seen)
     seen.seconds = time.monotonic() - began
     return seen
 
 
-def _opened(ground: Ground) -> Callable[..., Coroutine[Any, Any, Any]]:
-    async def spawn(nic: socket.socket, udp: socket.socket, cell: str, fuse: Any) -> OpenedRelay:
-        return OpenedRelay(nic, udp.dup(), ground.wire)
+def _pass_through(testbed: Testbed) -> Callable[..., Coroutine[Any, Any, Any]]:
+    async def spawn(
+        nic: socket.socket, udp: socket.socket, cell: str, fuse: Any
+    ) -> PassThroughRelay:
+        return PassThroughRelay(nic, udp.dup(), testbed.wire)
 
     return spawn
 
@@ -344,11 +347,11 @@ def _stay(boot: Boot) -> float:
 # What goes on beside a cell, until it is over; none is cancelled half way through a wait.
 
 
-async def _look(ground: Ground, seen: _Seen, over: asyncio.Event) -> None:
+async def _look(testbed: Testbed, seen: _Seen, over: asyncio.Event) -> None:
     """Empty the captures while the cell lives, so that they never overflow."""
     while not over.is_set():
         await asyncio.sleep(0.05)
-        seen.packets += ground.collect()
+        seen.packets += testbed.collect()
 
 
 async def _measure(meter: Meter, over: asyncio.Event) -> None:
@@ -367,9 +370,9 @@ async def _end_when_seen(
     cell.cancel("the control was seen")
 
 
-async def _neighbour(ground: Ground, seen: _Seen, over: asyncio.Event) -> None:
+async def _neighbour(testbed: Testbed, seen: _Seen, over: asyncio.Event) -> None:
     """Another cell's relay, which sends a message now and then: how long each takes."""
-    stand = await Stand.sealed(_Shared(ground, seen))
+    stand = await Stand.sealed(_Shared(testbed, seen))
     try:
         scene = await stand.prepare(Phase.RUNNING)
         while not over.is_set():
@@ -385,21 +388,21 @@ async def _neighbour(ground: Ground, seen: _Seen, over: asyncio.Event) -> None:
 
 @dataclass(slots=True)
 class _Shared:
-    """The ground, for a second one who looks: whoever empties the captures, both see all."""
+    """The testbed, for a second one who looks: whoever empties the captures, both see all."""
 
-    ground: Ground
+    testbed: Testbed
     seen: _Seen
     position: int = 0
 
     def collect(self) -> list[Packet]:
         """All frames since the last time."""
-        self.seen.packets += self.ground.collect()
+        self.seen.packets += self.testbed.collect()
         found = self.seen.packets[self.position :]
         self.position += len(found)
         return found
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.ground, name)
+        return getattr(self.testbed, name)
 
 
 def _hear(line: bytes, seen: _Seen) -> None:
@@ -419,12 +422,12 @@ def _hear(line: bytes, seen: _Seen) -> None:
 
 
 async def play_all(
-    ground: Ground, machines: Machines, boots: Sequence[Boot]
+    testbed: Testbed, machines: Machines, boots: Sequence[Boot]
 ) -> AsyncIterator[tuple[str, list[Result]]]:
     """Every boot in turn, each with its results; the control's are used by those that follow."""
     controls: dict[str, bool] = {}
     for boot in boots:
-        seen = await _boot(ground, machines, boot)
+        seen = await _boot(testbed, machines, boot)
         if boot.name.startswith("control"):
             controls.update(_controls(boot, seen))
             yield boot.name, []
@@ -459,7 +462,7 @@ def _one(boot: Boot, case: Case | Bypass, seen: _Seen, controls: dict[str, bool]
     due = Verdict.DROP if boot.walls and case.verdict is Verdict.KILL else case.verdict
     marks = seen.marks.get(case.name, [])
     # Of a boot with many cases a stray packet is the first one's, lest it be counted for each.
-    leaks = seen.strays(opened=boot.opened) if case is boot.cases[0] else []
+    leaks = seen.strays(pass_through=boot.pass_through) if case is boot.cases[0] else []
     # A duplicate of what passed once differs in nothing but its number, which quick counts.
     if due is not Verdict.PASS and case.name != "counter-again":
         leaks += [f"seen outside: {mark.hex()}" for mark in marks if seen.carried(mark)]

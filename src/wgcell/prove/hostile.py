@@ -66,8 +66,8 @@ class Sabotage:
 
     ``beside`` is shell run beside the stock init, ``instead`` a whole init in its place; ``patch``
     takes a line out of the stock one. ``mark``: what its frames carry, if it sends any: then its
-    control is that they are seen through an opened relay. ``patience``: seconds until the end must
-    have come.
+    control is that they are seen through a pass-through relay. ``patience``: seconds until the end
+    must have come.
     """
 
     name: str

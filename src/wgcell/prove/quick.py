@@ -2,7 +2,7 @@
 
 The relay is the real one, started as a cell's supervisor starts it, a fresh one a case; the
 handshake it watches is a real one with boringtun, so the indices a case abuses are live. First the
-wall, then the control: the same bytes into an `OpenedRelay`.
+wall, then the control: the same bytes into an `PassThroughRelay`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess, b64
 from wgcell.prove.battery import MTU, Case, Play, Probe, Scene, tunnel
-from wgcell.prove.ground import HOST, Ground
 from wgcell.prove.marks import mark_of
-from wgcell.prove.opened import OpenedRelay
-from wgcell.prove.oracle import Packet, carries, is_port_unreachable, link_payload, shown
+from wgcell.prove.testbed.base import HOST, Testbed
+from wgcell.prove.testbed.capture import Packet, carries, is_port_unreachable, link_payload, shown
+from wgcell.prove.testbed.passthrough import PassThroughRelay
 from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict, accepted, judge
 from wgcell.relay import control
 
@@ -88,9 +88,9 @@ class Nic:
 class Stand:
     """One relay and everything around it."""
 
-    ground: Ground
+    testbed: Testbed
     nic: Nic
-    relay: RelayProcess | OpenedRelay
+    relay: RelayProcess | PassThroughRelay
     port: int
     """The relay's own UDP port."""
     private_key: bytes = b""
@@ -101,30 +101,32 @@ class Stand:
     packets: list[Packet] = field(default_factory=list)
 
     @classmethod
-    async def sealed(cls, ground: Ground, *, silent: bool = False, lenient: bool = False) -> Stand:
+    async def sealed(
+        cls, testbed: Testbed, *, silent: bool = False, lenient: bool = False
+    ) -> Stand:
         """The relay as every cell has it; ``lenient``, one that rogue frames do not cut."""
-        key = ground.next_key()
+        key = testbed.endpoint.next_key()
         ours, theirs = socket.socketpair()
-        udp = ground.tunnel_socket(silent=silent)
+        udp = testbed.tunnel_socket(silent=silent)
         port = udp.getsockname()[1]
         configuration = {
             "guest_public_key": b64(consent.public_key(key)),
-            "endpoint_public_key": b64(ground.endpoint_public_key()),
+            "endpoint_public_key": b64(testbed.endpoint.public_key()),
             "mtu": MTU,
             "lenient": lenient,
         }
         relay = await RelayProcess.start(theirs, udp, configuration)
-        return cls(ground, Nic(ours), relay, port, key)._watch()
+        return cls(testbed, Nic(ours), relay, port, key)._watch()
 
     @classmethod
-    def opened(cls, ground: Ground, *, inbound: bool) -> Stand:
+    def unwalled(cls, testbed: Testbed, *, inbound: bool) -> Stand:
         """The control: no wall."""
         ours, theirs = socket.socketpair()
-        udp = ground.open_socket() if inbound else ground.tunnel_socket(silent=True)
+        udp = testbed.unconnected_socket() if inbound else testbed.tunnel_socket(silent=True)
         port = udp.getsockname()[1]
-        to = ground.endpoint if inbound else None
-        relay = OpenedRelay(theirs, udp, ground.wire, to).listen()
-        return cls(ground, Nic(ours), relay, port)._watch()
+        to = testbed.endpoint.address if inbound else None
+        relay = PassThroughRelay(theirs, udp, testbed.wire, to).listen()
+        return cls(testbed, Nic(ours), relay, port)._watch()
 
     def _watch(self) -> Stand:
         self.nic.sock.setblocking(False)
@@ -141,7 +143,7 @@ class Stand:
 
     def look(self) -> list[Packet]:
         """All packets since this stand's beginning."""
-        self.packets += self.ground.collect()
+        self.packets += self.testbed.collect()
         return self.packets
 
     def leaked(self) -> list[Packet]:
@@ -198,7 +200,7 @@ class Stand:
         """Bring the relay into ``phase``."""
         scene = Scene(
             consent.public_key(self.private_key),
-            self.ground.endpoint_public_key(),
+            self.testbed.endpoint.public_key(),
             _HOST,
             port=self.port,
         )
@@ -234,8 +236,8 @@ def _inbound(case: Case) -> bool:
 
 
 async def _send(stand: Stand, case: Case, probe: Probe) -> bool:
-    """Play the probe's frames; False if this ground can't."""
-    ground = stand.ground
+    """Play the probe's frames; False if this testbed can't."""
+    testbed = stand.testbed
     match case.play:
         case Play.FRAMES:
             await stand.nic.send(probe.frames)
@@ -244,12 +246,12 @@ async def _send(stand: Stand, case: Case, probe: Probe) -> bool:
                 await stand.nic.write(data)
         case Play.ENDPOINT:
             for data in probe.frames:
-                ground.from_endpoint(stand.port, data)
+                testbed.send_as_endpoint(stand.port, data)
         case Play.STRANGER:
             for data in probe.frames:
-                ground.from_stranger(stand.port, data)
+                testbed.send_as_stranger(stand.port, data)
         case Play.WIRE:
-            return all(ground.from_wire(frame) for frame in probe.frames)
+            return all(testbed.send_on_lan(frame) for frame in probe.frames)
     return True
 
 
@@ -265,8 +267,8 @@ def _reached_guest(stand: Stand, probe: Probe) -> list[str]:
 async def _wall(stand: Stand, case: Case, phase: Phase) -> tuple[Probe, Observation | None]:
     """The case against the real relay."""
     began = time.monotonic()
-    stand.ground.collect()
-    stand.ground.lost()
+    stand.testbed.collect()
+    stand.testbed.lost()
     scene = await stand.prepare(phase)
     if case.wait:
         await asyncio.sleep(case.wait)
@@ -311,19 +313,19 @@ async def _wall(stand: Stand, case: Case, phase: Phase) -> tuple[Probe, Observat
         cut=cut,
         alive=alive,
         arrived=arrived,
-        lost=stand.ground.lost(),
+        lost=stand.testbed.lost(),
         said=said,
         seconds=time.monotonic() - began,
         frames=len(probe.frames),
     )
 
 
-async def _control(ground: Ground, case: Case, probe: Probe) -> bool:
+async def _control(testbed: Testbed, case: Case, probe: Probe) -> bool:
     """The same bytes with the wall down: whether the oracle sees each of them."""
     inbound = _inbound(case)
-    stand = Stand.opened(ground, inbound=inbound)
+    stand = Stand.unwalled(testbed, inbound=inbound)
     try:
-        ground.collect()
+        testbed.collect()
         await _send(stand, case, probe)
         if inbound:
             return await _until(lambda: len(_reached_guest(stand, probe)) >= len(probe.frames))
@@ -334,14 +336,14 @@ async def _control(ground: Ground, case: Case, probe: Probe) -> bool:
     finally:
         await stand.close()
         await asyncio.sleep(SETTLE)
-        ground.collect()
+        testbed.collect()
 
 
-async def _stands(ground: Ground, played: Sequence[Played]) -> AsyncGenerator[Stand, None]:
+async def _stands(testbed: Testbed, played: Sequence[Played]) -> AsyncGenerator[Stand, None]:
     """A fresh relay for each; the next one starts while this one is played with."""
 
     def start(phase: Phase) -> asyncio.Task[Stand]:
-        return asyncio.create_task(Stand.sealed(ground, silent=phase is Phase.SILENT))
+        return asyncio.create_task(Stand.sealed(testbed, silent=phase is Phase.SILENT))
 
     coming = start(played[0][1]) if played else None
     for index in range(len(played)):
@@ -355,10 +357,10 @@ async def _stands(ground: Ground, played: Sequence[Played]) -> AsyncGenerator[St
             await stand.close()
 
 
-async def play_all(ground: Ground, played: Sequence[Played]) -> AsyncIterator[Result]:
+async def play_all(testbed: Testbed, played: Sequence[Played]) -> AsyncIterator[Result]:
     """Every case in its phase, one after the other; a result each, as it is known."""
     position = 0
-    async with contextlib.aclosing(_stands(ground, played)) as stands:
+    async with contextlib.aclosing(_stands(testbed, played)) as stands:
         async for stand in stands:
             case, phase = played[position]
             position += 1
@@ -384,16 +386,16 @@ async def _play(stand: Stand, case: Case, phase: Phase) -> Result:
     except RuntimeError as error:
         return result(Status.NOT_PROVEN, str(error))
     if seen is None:
-        return result(Status.NOT_PLAYED, "there is no LAN on this ground")
+        return result(Status.NOT_PLAYED, "this testbed has no LAN")
     asked = case.verdict is not Verdict.PASS
     if asked:
-        control = await _control(stand.ground, case, probe)
+        control = await _control(stand.testbed, case, probe)
         seen = replace(seen, control=control)
     status, why = judge(case.verdict, phase, seen, control_asked=asked)
     return result(status, why, seen)
 
 
-async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
+async def storm(testbed: Testbed, cases: Sequence[Case], count: int) -> Result:
     """``count`` rogue frames, all kinds in turn, through one lenient relay.
 
     In that phase a rogue frame is dropped and the link stays, so the frames come as fast as they
@@ -411,10 +413,10 @@ async def storm(ground: Ground, cases: Sequence[Case], count: int) -> Result:
         return random.choice(chosen).probe(scene).frames[:8]  # noqa: S311 - no secret
 
     does = f"throws {count} rogue frames of every kind at a relay that drops them and goes on"
-    return await _throw(ground, "storm", does, count, some, lambda scene, frame: None)
+    return await _throw(testbed, "storm", does, count, some, lambda scene, frame: None)
 
 
-async def fuzz(ground: Ground, count: int) -> Result:
+async def fuzz(testbed: Testbed, count: int) -> Result:
     """``count`` frames that were honest until something was done to them, as `storm` throws them.
 
     Such a frame may pass if `link_payload`, a parser that shares no line with the relay's, finds
@@ -425,7 +427,7 @@ async def fuzz(ground: Ground, count: int) -> Result:
         return [_spoilt(tunnel(scene.transport(random.randrange(32, 200))))]  # noqa: S311
 
     does = f"throws {count} honest frames at it, each with something changed at random"
-    return await _throw(ground, "fuzz", does, count, some, _touched_in_its_payload)
+    return await _throw(testbed, "fuzz", does, count, some, _touched_in_its_payload)
 
 
 def _touched_in_its_payload(scene: Scene, frame: bytes) -> bytes | None:
@@ -454,7 +456,7 @@ def _spoilt(frame: bytes) -> bytes:
 
 
 async def _throw(
-    ground: Ground,
+    testbed: Testbed,
     name: str,
     does: str,
     count: int,
@@ -465,10 +467,10 @@ async def _throw(
 
     ``may``: what of a frame may leave; it need not.
     """
-    stand = await Stand.sealed(ground, lenient=True)
+    stand = await Stand.sealed(testbed, lenient=True)
     began = time.monotonic()
-    ground.collect()
-    ground.lost()
+    testbed.collect()
+    testbed.lost()
     sent = 0
     batch: list[bytes] = []
     alive = True
@@ -495,8 +497,8 @@ async def _throw(
     seen = Observation(
         leaks=leaks,
         alive=alive,
-        lost=ground.lost(),
-        control=await _storm_control(ground, batch),
+        lost=testbed.lost(),
+        control=await _storm_control(testbed, batch),
         seconds=time.monotonic() - began,
         frames=sent,
     )
@@ -504,15 +506,15 @@ async def _throw(
     return Result(name, "storm", does, "relay", Phase.RUNNING, Verdict.DROP, status, why, seen)
 
 
-async def _storm_control(ground: Ground, batch: Sequence[bytes]) -> bool:
+async def _storm_control(testbed: Testbed, batch: Sequence[bytes]) -> bool:
     """The last thousand frames of a storm with the wall down: whether each is seen."""
-    stand = Stand.opened(ground, inbound=False)
+    stand = Stand.unwalled(testbed, inbound=False)
     try:
         await stand.nic.send(batch)
         seen: set[bytes] = set()
 
         def all_seen() -> bool:
-            data = b"".join(packet.data for packet in ground.collect())
+            data = b"".join(packet.data for packet in testbed.collect())
             seen.update(mark for mark in map(mark_of, batch) if mark in data)
             return all(mark in seen for mark in map(mark_of, batch))
 

@@ -20,9 +20,9 @@ from wgcell.cell.vouched import file_digest
 from wgcell.errors import InputError
 from wgcell.prove import cells, frames, quick
 from wgcell.prove.battery import CASES
-from wgcell.prove.ground import Ground
 from wgcell.prove.hostile import SABOTAGES
 from wgcell.prove.report import Run
+from wgcell.prove.testbed.base import Testbed
 from wgcell.prove.verdict import Result
 from wgcell.vm.spec import Accelerator
 
@@ -81,28 +81,28 @@ Told = Callable[[str, int, int], None]
 """What is being played, how many are done, how many there are."""
 
 
-async def conduct(asked: Asked, ground: Ground, told: Told) -> Run:
+async def conduct(asked: Asked, testbed: Testbed, told: Told) -> Run:
     """Play everything asked for; ``told`` hears of each step."""
     began, started = time.monotonic(), datetime.now(UTC)
-    await ground.start()
+    await testbed.start()
     results: list[Result] = []
     played = plan(asked)
     boots = cells.plan(asked.machines, asked.only) if asked.machines else []
     total = len(played) + len(boots)
     told("the relay's process", 0, total)
-    async for result in quick.play_all(ground, played):
+    async for result in quick.play_all(testbed, played):
         results.append(result)
         told(f"{result.group}: {result.case}", len(results), total)
     if asked.mode is Mode.LONG and asked.storm and not asked.only:
-        results.append(await quick.storm(ground, CASES, asked.storm))
-        results.append(await quick.fuzz(ground, asked.storm // 4))
+        results.append(await quick.storm(testbed, CASES, asked.storm))
+        results.append(await quick.fuzz(testbed, asked.storm // 4))
     if asked.machines is not None:
         done = len(played)
-        async for name, found in cells.play_all(ground, asked.machines, boots):
+        async for name, found in cells.play_all(testbed, asked.machines, boots):
             results += found
             done += 1
             told(name, done, total)
-    await ground.stop()
+    await testbed.endpoint.stop()
     facts = [
         ("wgcell", wgcell.__version__),
         ("commit", commit()),
@@ -110,16 +110,16 @@ async def conduct(asked: Asked, ground: Ground, told: Told) -> Run:
         ("host", f"{platform.node()}, Linux {platform.release()}, {platform.machine()}"),
         ("Python", platform.python_version()),
         ("mode", asked.mode.value),
-        ("oracle", ground.sees),
+        ("oracle", testbed.sees),
         *(_machines(asked.machines) if asked.machines else [("machines", "none were booted")]),
     ]
     return Run(
         asked.mode.value,
-        ground.sees,
+        testbed.sees,
         time.monotonic() - began,
         tuple(facts),
         tuple(results),
-        tuple(_not_shown(asked, ground, results)),
+        tuple(_not_shown(asked, testbed, results)),
         played_in_words(asked),
         asked.command,
     )
@@ -178,7 +178,7 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def _not_shown(asked: Asked, ground: Ground, results: Sequence[Result]) -> list[str]:
+def _not_shown(asked: Asked, testbed: Testbed, results: Sequence[Result]) -> list[str]:
     sentences = [
         "Junk behind the header of a live session passes, to the one endpoint, which discards it: "
         "a relay without a key can't tell it from traffic.",
@@ -186,7 +186,7 @@ def _not_shown(asked: Asked, ground: Ground, results: Sequence[Result]) -> list[
         "the processor's caches or the load of the machine.",
         "A bound of 3/N is for frames drawn like these. It is no bound on an attacker's wit.",
     ]
-    if not ground.whole:
+    if not testbed.complete:
         sentences.append(
             "No network namespaces could be made, so only the relay's own socket was watched: "
             "a packet that took another way would not have been seen."

@@ -1,9 +1,9 @@
-"""The control: what stands in the relay's place when the wall is to be down.
+"""A relay that checks nothing, for the controls: it has the interface of `RelayProcess`.
 
-It has the shape of `wgcell.cell.children.RelayProcess`, and checks nothing. What comes from the
-NIC goes onto the host's card as it is, as through a tap on a bridge; what is addressed to the
-link's gateway is also sent on as the relay would, so that a whole cell comes up behind it. A frame
-that no card takes (too short) goes out as a datagram's payload. Back come both.
+Each frame of the NIC goes unchanged onto the host's card, as through a tap on a bridge. The payload
+of a frame to the link's gateway is also sent to the endpoint, as the relay would send it, so that a
+whole cell can start behind it. A frame that the card refuses (too short) leaves as the payload of a
+datagram. Frames and datagrams both come back.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from wgcell.prove.oracle import PACKET_OUTGOING, tunnel_payload
+from wgcell.prove.testbed.capture import PACKET_OUTGOING, tunnel_payload
 from wgcell.relay import control, link
 
-__all__ = ["OpenedRelay"]
+__all__ = ["PassThroughRelay"]
 
 VERIFIED_AFTER = 2.0
-"""Seconds."""
+"""Seconds from the start until the tunnel is reported as verified."""
 _READ = 1 << 18
 _LONGEST = 70_000
 
 
-class OpenedRelay:
-    """A relay without a wall."""
+class PassThroughRelay:
+    """A relay that passes everything through."""
 
     sealed = False
-    missing: Mapping[str, str] = MappingProxyType({"relay": "opened on purpose, as a control"})
+    missing: Mapping[str, str] = MappingProxyType(
+        {"relay": "replaced by a pass-through on purpose, as a control"}
+    )
 
     def __init__(
         self,
@@ -40,36 +42,40 @@ class OpenedRelay:
         wire: socket.socket | None,
         to: tuple[str, int] | None = None,
     ) -> None:
-        """``to`` is where datagrams go if ``udp`` is not connected."""
+        """``to`` is the destination of datagrams if ``udp`` is not connected."""
         self._nic, self._udp, self._to = nic, udp, to
         self._wire = None if wire is None else socket.socket(fileno=os.dup(wire.fileno()))
-        self._kept = b""
+        self._unparsed = b""
         self._pending = bytearray()
         self._events: asyncio.Queue[control.Said | None] = asyncio.Queue()
         self._gateway = frozenset({link.GATEWAY_ADDRESS})
         self._closed = False
 
-    def listen(self) -> OpenedRelay:
-        """Begin."""
+    def listen(self) -> PassThroughRelay:
+        """Begin to read all sockets."""
         loop = asyncio.get_running_loop()
-        ways = ((self._nic, self._from_nic), (self._udp, self._from_udp), (self._wire, self._tap))
-        for sock, read in ways:
+        readers = (
+            (self._nic, self._read_nic),
+            (self._udp, self._read_udp),
+            (self._wire, self._read_wire),
+        )
+        for sock, read in readers:
             if sock is not None:
                 sock.setblocking(False)
                 loop.add_reader(sock, read)
         return self
 
     def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:
-        """Send there from now on; closed here then."""
+        """Replace the UDP socket by a duplicate of ``fresh``, and close ``fresh``."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._udp)
         self._udp.close()
         with fresh:
             self._udp = fresh.dup()
         self._udp.setblocking(False)
-        loop.add_reader(self._udp, self._from_udp)
+        loop.add_reader(self._udp, self._read_udp)
 
-    def _from_nic(self) -> None:
+    def _read_nic(self) -> None:
         try:
             data = self._nic.recv(_READ)
         except BlockingIOError:
@@ -77,21 +83,21 @@ class OpenedRelay:
         except OSError:
             data = b""
         if not data:
-            # QEMU is gone; as the relay does, this stays until it is told to quit.
+            # QEMU is gone. The relay, too, stays until it is asked to quit.
             asyncio.get_running_loop().remove_reader(self._nic)
             return
-        self._kept += data
-        while len(self._kept) >= 4:
-            length = int.from_bytes(self._kept[:4], "big")
+        self._unparsed += data
+        while len(self._unparsed) >= 4:
+            length = int.from_bytes(self._unparsed[:4], "big")
             if not 0 < length <= _LONGEST:
-                # A length that lies: whatever stands behind it, out with it.
-                length = len(self._kept) - 4
-            if len(self._kept) < 4 + length:
+                # A false length: send all bytes behind it.
+                length = len(self._unparsed) - 4
+            if len(self._unparsed) < 4 + length:
                 return
-            frame, self._kept = self._kept[4 : 4 + length], self._kept[4 + length :]
-            self._out(frame)
+            frame, self._unparsed = self._unparsed[4 : 4 + length], self._unparsed[4 + length :]
+            self._emit(frame)
 
-    def _out(self, frame: bytes) -> None:
+    def _emit(self, frame: bytes) -> None:
         payload = tunnel_payload(frame, self._gateway, link.PORT)
         try:
             if self._wire is None:
@@ -110,20 +116,20 @@ class OpenedRelay:
             else:
                 self._udp.sendto(payload, self._to)
 
-    def _from_udp(self) -> None:
+    def _read_udp(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                self._in(link.wrap(self._udp.recv(1 << 16)))
+                self._deliver(link.wrap(self._udp.recv(1 << 16)))
                 self._events.put_nowait(control.Alive())
 
-    def _tap(self) -> None:
+    def _read_wire(self) -> None:
         with contextlib.suppress(OSError):
             while self._wire is not None:
                 frame, (_, _, kind, *_) = self._wire.recvfrom(1 << 17)
                 if kind != PACKET_OUTGOING:
-                    self._in(frame)
+                    self._deliver(frame)
 
-    def _in(self, frame: bytes) -> None:
+    def _deliver(self, frame: bytes) -> None:
         self._pending += len(frame).to_bytes(4, "big") + frame
         self._flush()
 
@@ -136,22 +142,23 @@ class OpenedRelay:
         if self._pending and not self._closed:
             loop.add_writer(self._nic, self._flush)
 
-    # The shape of a RelayProcess.
+    # The interface of RelayProcess.
 
     async def configure(self, configuration: Mapping[str, Any]) -> None:
-        """As `RelayProcess.configure`; the configuration has nothing to say here.
+        """As `RelayProcess.configure`; the configuration changes nothing here.
 
-        The tunnel is called verified, unlooked at; what counts then is the guest's own word.
+        The tunnel is reported as verified without a check, after `VERIFIED_AFTER` seconds. So the
+        guest's own reports decide whether the cell runs.
         """
         self.listen()
         loop = asyncio.get_running_loop()
         loop.call_later(VERIFIED_AFTER, self._events.put_nowait, control.Verified())
 
     def send(self, command: str, **fields: Any) -> None:
-        """No command means anything here."""
+        """Ignore the command."""
 
     async def events(self) -> AsyncIterator[control.Said]:
-        """What a supervisor needs to hear, until the end."""
+        """The relay's messages to its supervisor, until the end."""
         while (event := await self._events.get()) is not None:
             yield event
 
@@ -161,7 +168,7 @@ class OpenedRelay:
         return 0
 
     def close(self) -> None:
-        """Close all sockets; more than once does no harm."""
+        """Close all sockets, once."""
         if self._closed:
             return
         self._closed = True

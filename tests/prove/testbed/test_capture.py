@@ -1,4 +1,4 @@
-"""The oracle's parser against scapy's, which it shares nothing with."""
+"""The captures' parsers against scapy's, which it shares nothing with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from wgcell.prove.battery import CASES, Play, Scene, tunnel
-from wgcell.prove.oracle import is_port_unreachable, link_payload, tunnel_payload
+from wgcell.prove.testbed.capture import is_port_unreachable, link_payload, tunnel_payload
 from wgcell.prove.verdict import Verdict
 from wgcell.relay import link
 

@@ -1,9 +1,11 @@
-"""What was really on the wire: captures that know nothing of the relay.
+"""The oracle: captures of every packet on the wire, which know nothing of the relay.
 
 An AF_PACKET socket that is bound to no interface sees every frame of every interface of the
-network namespace it was born in, loopback included, both ways. One stands in the host's namespace
-of the `ground`, one among the decoys. What they could not keep up with is counted, because a
-capture with holes proves nothing.
+network namespace in which it was made, loopback included, both ways. The testbed has one in the
+host's namespace and one among the decoys. The kernel counts the frames that a capture has missed,
+because a capture with holes proves nothing.
+
+The parsers here share no line with the relay's, so they share no mistake with it.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ _LINK_PORT = 51820
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One captured frame. ``out``: it was on its way from the host into the world.
+    """One captured frame. ``out``: it was leaving the host.
 
-    ``tunnel`` is its UDP payload if addresses and ports are the tunnel's, else None.
+    ``tunnel`` is its UDP payload if it was sent to the endpoint's address and port, else None.
     """
 
     place: str
@@ -57,10 +59,7 @@ class Packet:
 
 
 def tunnel_payload(frame: bytes, endpoints: frozenset[bytes], port: int) -> bytes | None:
-    """The UDP payload of a frame to one of ``endpoints`` (4 bytes each) and ``port``, else None.
-
-    A parser of its own, so that it shares no mistake with the relay's.
-    """
+    """The UDP payload of a frame to one of ``endpoints`` (4 bytes each) and ``port``, else None."""
     if len(frame) < 42 or frame[12:14] != b"\x08\x00" or frame[14] >> 4 != 4:
         return None
     start = 14 + (frame[14] & 15) * 4
@@ -75,10 +74,10 @@ def tunnel_payload(frame: bytes, endpoints: frozenset[bytes], port: int) -> byte
 
 
 def link_payload(frame: bytes) -> bytes | None:
-    """The payload of a frame that is the tunnel's in every field, on the guest's side; else None.
+    """The payload of a guest's frame that a relay may let pass; None for any other frame.
 
-    What a relay may let pass, by a parser of its own: RFC 791 without options or fragments, its
-    checksum right (RFC 1071), RFC 768 with the length that is left; the link's own addresses.
+    IPv4 (RFC 791) without options or fragments, with a right checksum (RFC 1071); UDP (RFC 768)
+    whose length is the rest of the packet; the link's own addresses and ports.
     """
     head = frame[:42]
     if len(head) < 42 or head[:12] != _LINK_MACS or head[12:15] != b"\x08\x00\x45":
@@ -98,10 +97,10 @@ def link_payload(frame: bytes) -> bytes | None:
 
 
 def is_port_unreachable(frame: bytes, host: bytes) -> bool:
-    """Whether the kernel of ``host`` tells someone that it has no socket for their datagram.
+    """Whether a frame is the answer of ``host``'s kernel to a datagram for a closed port.
 
-    That is the host's own answer to a packet that came to it from outside, and carries nothing
-    but that packet's beginning.
+    The host sends such an answer by itself to a packet from outside. It contains only the
+    beginning of that packet.
     """
     return (
         len(frame) >= 14 + 20 + 8 + 20
@@ -115,7 +114,7 @@ def is_port_unreachable(frame: bytes, host: bytes) -> bool:
 
 
 def shown(packets: Iterable[Packet]) -> list[str]:
-    """A line each; a packet that both captures saw is one packet."""
+    """A line for each packet; a packet in both captures has one line."""
     return list({packet.data: packet.shown() for packet in reversed(list(packets))}.values())[::-1]
 
 
@@ -125,10 +124,10 @@ def carries(packets: Iterable[Packet], mark: bytes) -> bool:
 
 
 class Capture:
-    """Every frame of the network namespace in which this is made."""
+    """Captures every frame of the network namespace in which it is made."""
 
     def __init__(self, place: str, outward: bool, endpoints: frozenset[bytes], port: int) -> None:
-        """``outward``: what this namespace's cards send is on its way out (else: receive)."""
+        """``outward``: frames that this namespace sends leave the host (else: that it receives)."""
         self._place, self._outward = place, outward
         self._endpoints, self._port = endpoints, port
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
@@ -139,20 +138,20 @@ class Capture:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
 
     def collect(self) -> list[Packet]:
-        """All frames since the last time."""
+        """All frames since the last call."""
         found: list[Packet] = []
         while True:
             try:
                 data, (interface, _, kind, *_) = self._socket.recvfrom(_LONGEST)
             except BlockingIOError:
                 return found
-            # On loopback both directions are shown; one of them is enough.
+            # Loopback shows both directions of a frame; one of them is enough.
             out = (kind == PACKET_OUTGOING) is self._outward
             payload = tunnel_payload(data, self._endpoints, self._port)
             found.append(Packet(f"{self._place} {interface}", out, data, payload))
 
     def lost(self) -> int:
-        """Frames since the last time that came too fast to be captured."""
+        """How many frames since the last call were missed."""
         raw = self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
         return int(struct.unpack("II", raw)[1])
 
