@@ -16,7 +16,7 @@ from scapy.utils import wrpcap
 from tests.support.proving import SOURCE, prove
 from tests.support.waiting import GENEROUS, lull, until
 
-from wgcell.prove.battery import CASES
+from wgcell.prove.battery.cases import CASES
 from wgcell.relay.verdict import Reason
 
 pytestmark = pytest.mark.namespaces

@@ -24,7 +24,8 @@ from wgcell.cli.terminal import SafeConsole, clean, console, out
 from wgcell.errors import InputError, StateError
 from wgcell.home import expanded
 from wgcell.image import store
-from wgcell.prove import cells, frames, report, run
+from wgcell.prove import cells, report, run
+from wgcell.prove.battery import pcap
 from wgcell.prove.testbed.base import Testbed
 from wgcell.prove.testbed.prepare import prepare
 from wgcell.prove.verdict import Result, Status
@@ -54,7 +55,7 @@ def prove(
     ] = False,
     frames_: Annotated[
         Path | None,
-        typer.Option("--frames", metavar="FILE.pcap", help="Play your own frames instead."),
+        typer.Option("--frames", metavar="FILE.pcap", help="Injection your own frames instead."),
     ] = None,
     case: Annotated[
         list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case.")
@@ -73,7 +74,7 @@ def prove(
         Path | None, typer.Option(metavar="FILE", help="Write the report as one HTML page.")
     ] = None,
 ) -> None:
-    """Play the leak battery: what a hostile guest tries, watched from outside.
+    """Injection the leak battery: what a hostile guest tries, watched from outside.
 
     wgcell prove --quick
 
@@ -103,7 +104,7 @@ def prove(
     asked = run.Asked(
         mode,
         only=tuple(case or ()),
-        own=frames.load(frames_) if frames_ is not None else (),
+        own=pcap.load(frames_) if frames_ is not None else (),
         times=times,
         storm=storm,
         machines=_machines(every=long) if with_machines else None,

@@ -36,15 +36,18 @@ from wgcell.cell.job import Job
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.guest.walls import Wall
 from wgcell.image import store
-from wgcell.prove.battery import CASES, MTU, Case, Play
-from wgcell.prove.bypass import BYPASSES, Bypass
-from wgcell.prove.exhaustion import EXHAUSTIONS, Exhaustion
-from wgcell.prove.hostile import HONEST, SABOTAGES, Sabotage, forged_report, laid_over
+from wgcell.prove.battery.bypass import BYPASSES, Bypass
+from wgcell.prove.battery.case import MTU, Case, Injection
+from wgcell.prove.battery.cases import CASES
+from wgcell.prove.battery.exhaustion import EXHAUSTIONS, Exhaustion
+from wgcell.prove.battery.overlay import forged_report, overlay
+from wgcell.prove.battery.sabotage import HONEST, SABOTAGES, Sabotage
+from wgcell.prove.battery.usage import DISK, MEMORY, ResourceUse
 from wgcell.prove.quick import Stand
 from wgcell.prove.testbed.base import HOST, PORT, Testbed
 from wgcell.prove.testbed.capture import Packet, is_port_unreachable, shown, tunnel_payload
+from wgcell.prove.testbed.meter import Meter
 from wgcell.prove.testbed.passthrough import PassThroughRelay
-from wgcell.prove.toll import DISK, MEMORY, Meter, Toll
 from wgcell.prove.verdict import Observation, Phase, Result, Verdict, judge
 from wgcell.relay import link
 
@@ -53,7 +56,7 @@ __all__ = ["Boot", "Machines", "find", "names", "plan", "play_all"]
 _HOST = socket.inet_aton(HOST)
 _GATEWAY = frozenset({link.GATEWAY_ADDRESS})
 _TUNNEL = (ip_interface("10.99.0.2/32"),)
-_CARRIED = ("guest", "prove", "relay", "wire")
+_CARRIED = ("guest", "prove", "prove/battery", "relay", "wire")
 KILLS = (
     *("lan-ping", "lan-right-but-address", "vlan", "source-mac-foreign", "arp-scan", "dhcp"),
     *("ipv6-rs", "fragment-first", "tcp-endpoint", "initiation-mac1", "counter-absurd"),
@@ -131,7 +134,7 @@ def plan(machines: Machines, only: Sequence[str] = ()) -> list[Boot]:
     frames = [
         case
         for case in CASES
-        if case.play is Play.FRAMES
+        if case.injection is Injection.FRAMES
         and Phase.RUNNING in case.phases
         and not case.wait
         and case.name not in _NO_CARD_SENDS
@@ -191,7 +194,7 @@ class _Seen:
     done: bool = False
     result: api.Result | None = None
     seconds: float = 0.0
-    toll: Toll = field(default_factory=Toll)
+    use: ResourceUse = field(default_factory=ResourceUse)
 
     def ended_as(self) -> str:
         """The cell's outcome."""
@@ -302,13 +305,13 @@ async def _boot(testbed: Testbed, machines: Machines, boot: Boot) -> _Seen:
         on = machines.platform
         if boot.sabotage is not None:
             forged = forged_report(testbed.endpoint.public_key(), "0.0.0.0/0", vpn.keepalive)
-            on = replace(on, image=_altered(on.image, folder, laid_over(boot.sabotage, forged)))
+            on = replace(on, image=_altered(on.image, folder, overlay(boot.sabotage, forged)))
         words = bytearray()
         over = asyncio.Event()
         looks = [_look(testbed, seen, over)]
         with api.Cell(api.Plan(job, on, vpn, (ip_address(host),)), folder) as cell:
             if boot.exhaustion is not None:
-                looks.append(_measure(Meter(cell.folder.path, seen.toll), over))
+                looks.append(_measure(Meter(cell.folder.path, seen.use), over))
                 looks.append(_neighbour(testbed, seen, over))
             if boot.sabotage is not None and boot.pass_through:
                 looks.append(_end_when_seen(cell, boot.sabotage, seen, over))
@@ -356,9 +359,9 @@ async def _look(testbed: Testbed, seen: _Seen, over: asyncio.Event) -> None:
 
 async def _measure(meter: Meter, over: asyncio.Event) -> None:
     while not over.is_set():
-        meter.look()
+        meter.measure()
         await asyncio.sleep(0.3)
-    meter.look_at_folder()
+    meter.measure_folder()
 
 
 async def _end_when_seen(
@@ -374,13 +377,13 @@ async def _neighbour(testbed: Testbed, seen: _Seen, over: asyncio.Event) -> None
     """Another cell's relay, which sends a message now and then: how long each takes."""
     stand = await Stand.sealed(_Shared(testbed, seen))
     try:
-        scene = await stand.prepare(Phase.RUNNING)
+        attacker = await stand.prepare(Phase.RUNNING)
         while not over.is_set():
             stand.packets.clear()
             began = time.monotonic()
-            if not await stand.pass_through(scene.transport()):
+            if not await stand.pass_through(attacker.transport()):
                 seen.words.append("a message of another cell's did not get through")
-            seen.toll.neighbour.append(time.monotonic() - began)
+            seen.use.neighbour.append(time.monotonic() - began)
             await asyncio.sleep(0.3)
     finally:
         await stand.close()
@@ -520,10 +523,10 @@ def _exhausted(case: Exhaustion, seen: _Seen) -> Result:
         cut=ended == "rogue" or (case.verdict is Verdict.STOP and ended != "completed"),
         alive=lived,
         arrived=case.verdict is Verdict.PASS and lived,
-        beyond=tuple(seen.toll.beyond()),
+        beyond=tuple(seen.use.beyond()),
         lost=seen.lost,
-        control=case.seen(seen.toll, left),
-        said=seen.toll.shown(),
+        control=case.seen(seen.use, left),
+        said=seen.use.shown(),
         seconds=seen.seconds,
     )
     status, why = judge(case.verdict, Phase.RUNNING, observation)

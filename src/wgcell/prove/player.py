@@ -18,10 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wgcell.prove.battery import CASES, Case, Scene
-from wgcell.prove.bypass import BYPASSES, Bypass
-from wgcell.prove.exhaustion import EXHAUSTIONS, Exhaustion
-from wgcell.prove.marks import mark_of
+from wgcell.prove.battery.bypass import BYPASSES, Bypass
+from wgcell.prove.battery.case import Attacker, Case
+from wgcell.prove.battery.cases import CASES
+from wgcell.prove.battery.exhaustion import EXHAUSTIONS, Exhaustion
+from wgcell.prove.battery.packets import mark_of
 
 CARD = "eth0"
 PATIENCE = 20.0
@@ -60,7 +61,7 @@ def raw_card() -> socket.socket | None:
     return card
 
 
-def sniff(card: socket.socket, scene: Scene) -> None:
+def sniff(card: socket.socket, attacker: Attacker) -> None:
     """Learn the live session's indices and counter from the card, as any root can."""
     card.settimeout(0.5)
     deadline = time.monotonic() + PATIENCE
@@ -83,20 +84,20 @@ def sniff(card: socket.socket, scene: Scene) -> None:
                 index = int.from_bytes(message[4:8], "little")
                 if kind == socket.PACKET_OUTGOING:
                     theirs = index
-                    scene.counter = int.from_bytes(message[8:16], "little") + 1000
+                    attacker.counter = int.from_bytes(message[8:16], "little") + 1000
                 else:
                     ours = index
     card.settimeout(None)
     if theirs is None or ours is None:
         say(card="no session was seen on it")
         return
-    scene.theirs, scene.ours = theirs, ours
+    attacker.theirs, attacker.ours = theirs, ours
     say(session=[ours, theirs])
 
 
-def play_frames(case: Case, scene: Scene, card: socket.socket | None, pause: float) -> None:
+def play_frames(case: Case, attacker: Attacker, card: socket.socket | None, pause: float) -> None:
     """A case's frames, through a raw socket."""
-    probe = case.probe(scene)
+    probe = case.probe(attacker)
     say(case=case.name, marks=[mark_of(frame).hex() for frame in probe.frames])
     time.sleep(pause)
     if card is None:
@@ -116,34 +117,34 @@ def play_bypass(bypass: Bypass, pause: float) -> None:
         bypass.act(shell, udp)
 
 
-def play_exhaustion(exhaustion: Exhaustion, scene: Scene, card: socket.socket | None) -> None:
+def play_exhaustion(exhaustion: Exhaustion, attacker: Attacker, card: socket.socket | None) -> None:
     """A case that takes all it can get."""
     say(case=exhaustion.name, marks=[])
     if card is not None:
-        exhaustion.act(card, scene)
+        exhaustion.act(card, attacker)
 
 
 def main() -> None:
-    """Play what was ordered, then stay a moment: a cell that lives on ends by itself."""
+    """Injection what was ordered, then stay a moment: a cell that lives on ends by itself."""
     orders = json.loads(Path(sys.argv[1]).read_text())
-    scene = Scene(
+    attacker = Attacker(
         bytes.fromhex(orders["guest_key"]),
         bytes.fromhex(orders["endpoint_key"]),
         socket.inet_aton(orders["host"]),
     )
     card = raw_card()
     if orders["sniff"] and card is not None:
-        sniff(card, scene)
+        sniff(card, attacker)
     frames = {case.name: case for case in CASES}
     bypasses = {bypass.name: bypass for bypass in BYPASSES}
     exhaustions = {exhaustion.name: exhaustion for exhaustion in EXHAUSTIONS}
     for name in orders["cases"]:
         if name in frames:
-            play_frames(frames[name], scene, card, orders["pause"])
+            play_frames(frames[name], attacker, card, orders["pause"])
         elif name in bypasses:
             play_bypass(bypasses[name], orders["pause"])
         else:
-            play_exhaustion(exhaustions[name], scene, card)
+            play_exhaustion(exhaustions[name], attacker, card)
     time.sleep(orders["stay"])
     say(done=True)
 

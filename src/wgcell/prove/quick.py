@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, replace
 
 from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess, b64
-from wgcell.prove.battery import MTU, Case, Play, Probe, Scene, tunnel
-from wgcell.prove.marks import mark_of
+from wgcell.prove.battery.case import MTU, Attacker, Case, Injection, Probe
+from wgcell.prove.battery.packets import mark_of
+from wgcell.prove.battery.probes import tunnel
 from wgcell.prove.testbed.base import HOST, Testbed
 from wgcell.prove.testbed.capture import Packet, carries, is_port_unreachable, link_payload, shown
 from wgcell.prove.testbed.passthrough import PassThroughRelay
@@ -171,12 +172,12 @@ class Stand:
         await self.nic.send([tunnel(payload)])
         return await _until(lambda: self.left(payload))
 
-    async def handshake(self, scene: Scene) -> None:
+    async def handshake(self, attacker: Attacker) -> None:
         """A real one, as the guest. Raises RuntimeError if it does not come about.
 
         A busy machine may lose an answer, so it is tried twice, which is what the relay allows.
         """
-        keys = consent.HandshakeKeys(self.private_key, scene.endpoint_key)
+        keys = consent.HandshakeKeys(self.private_key, attacker.endpoint_key)
         came = 0
         for _ in range(2):
             message, state = consent.build_initiation(keys, time.time_ns())
@@ -189,16 +190,16 @@ class Stand:
                 return next((one for one in new if consent.verify_response(state, one)), b"")
 
             if await _until(lambda: bool(answered())):
-                scene.ours = state.sender_index
-                scene.theirs = int.from_bytes(answered()[4:8], "little")
-                scene.counter = 0
+                attacker.ours = state.sender_index
+                attacker.theirs = int.from_bytes(answered()[4:8], "little")
+                attacker.counter = 0
                 return
             came += len(self.nic.frames) - known
         raise RuntimeError(f"the endpoint did not answer a handshake; {came} other frames came")
 
-    async def prepare(self, phase: Phase) -> Scene:
+    async def prepare(self, phase: Phase) -> Attacker:
         """Bring the relay into ``phase``."""
-        scene = Scene(
+        attacker = Attacker(
             consent.public_key(self.private_key),
             self.testbed.endpoint.public_key(),
             _HOST,
@@ -206,20 +207,20 @@ class Stand:
         )
         match phase:
             case Phase.BOOT | Phase.BEFORE:
-                return scene
+                return attacker
             case Phase.SILENT:
-                await self.pass_through(scene.initiation())
-                return scene
-        await self.handshake(scene)
-        await self.pass_through(scene.transport(32))
+                await self.pass_through(attacker.initiation())
+                return attacker
+        await self.handshake(attacker)
+        await self.pass_through(attacker.transport(32))
         if phase is Phase.REKEY:
-            previous = scene.ours, scene.theirs, scene.counter
-            await self.handshake(scene)
-            scene.ours, scene.theirs, scene.counter = previous
+            previous = attacker.ours, attacker.theirs, attacker.counter
+            await self.handshake(attacker)
+            attacker.ours, attacker.theirs, attacker.counter = previous
         if phase is Phase.KILLED and isinstance(self.relay, RelayProcess):
             self.relay.process.kill()
             await self.relay.process.wait()
-        return scene
+        return attacker
 
     async def close(self) -> None:
         """End the relay, and nothing is left of it."""
@@ -232,25 +233,25 @@ class Stand:
 
 
 def _inbound(case: Case) -> bool:
-    return case.play in (Play.ENDPOINT, Play.STRANGER, Play.WIRE)
+    return case.injection in (Injection.ENDPOINT, Injection.STRANGER, Injection.LAN)
 
 
 async def _send(stand: Stand, case: Case, probe: Probe) -> bool:
-    """Play the probe's frames; False if this testbed can't."""
+    """Injection the probe's frames; False if this testbed can't."""
     testbed = stand.testbed
-    match case.play:
-        case Play.FRAMES:
+    match case.injection:
+        case Injection.FRAMES:
             await stand.nic.send(probe.frames)
-        case Play.STREAM:
+        case Injection.STREAM:
             for data in probe.frames:
                 await stand.nic.write(data)
-        case Play.ENDPOINT:
+        case Injection.ENDPOINT:
             for data in probe.frames:
                 testbed.send_as_endpoint(stand.port, data)
-        case Play.STRANGER:
+        case Injection.STRANGER:
             for data in probe.frames:
                 testbed.send_as_stranger(stand.port, data)
-        case Play.WIRE:
+        case Injection.LAN:
             return all(testbed.send_on_lan(frame) for frame in probe.frames)
     return True
 
@@ -269,12 +270,12 @@ async def _wall(stand: Stand, case: Case, phase: Phase) -> tuple[Probe, Observat
     began = time.monotonic()
     stand.testbed.collect()
     stand.testbed.lost()
-    scene = await stand.prepare(phase)
+    attacker = await stand.prepare(phase)
     if case.wait:
         await asyncio.sleep(case.wait)
-    probe = case.probe(scene)
+    probe = case.probe(attacker)
     if case.wait:
-        scene.theirs = None  # dead by now: what is honest from here on is a new handshake
+        attacker.theirs = None  # dead by now: what is honest from here on is a new handshake
     for frame in probe.first:
         await stand.pass_through(frame[_HEADERS:])
     if case.verdict is Verdict.PASS and not _inbound(case):
@@ -287,7 +288,7 @@ async def _wall(stand: Stand, case: Case, phase: Phase) -> tuple[Probe, Observat
         case Verdict.PASS if _inbound(case):
             wanted_in = len(probe.frames)
             arrived = await _until(lambda: len(_reached_guest(stand, probe)) >= wanted_in)
-            alive = await stand.pass_through(scene.payload())
+            alive = await stand.pass_through(attacker.payload())
         case Verdict.PASS:
             wanted = [frame[_HEADERS:] for frame in probe.frames]
             arrived = await _until(lambda: all(map(stand.left, wanted)))
@@ -298,7 +299,7 @@ async def _wall(stand: Stand, case: Case, phase: Phase) -> tuple[Probe, Observat
         case Verdict.DROP if phase is Phase.SILENT:
             await asyncio.sleep(SETTLE * 10)
         case Verdict.DROP:
-            alive = await stand.pass_through(scene.payload())
+            alive = await stand.pass_through(attacker.payload())
     await asyncio.sleep(SETTLE)
     leaks = shown(stand.leaked())
     if _inbound(case) and case.verdict is not Verdict.PASS:
@@ -330,7 +331,7 @@ async def _control(testbed: Testbed, case: Case, probe: Probe) -> bool:
         if inbound:
             return await _until(lambda: len(_reached_guest(stand, probe)) >= len(probe.frames))
         # Of a stream, the bytes at its end: what stands before them is the lie itself.
-        tail = case.play is Play.STREAM
+        tail = case.injection is Injection.STREAM
         marks = {data[-60:] if tail else mark_of(data) for data in probe.frames}
         return await _until(lambda: all(carries(stand.look(), mark) for mark in marks))
     finally:
@@ -405,15 +406,15 @@ async def storm(testbed: Testbed, cases: Sequence[Case], count: int) -> Result:
         case
         for case in cases
         if case.verdict is Verdict.KILL
-        and case.play is Play.FRAMES
+        and case.injection is Injection.FRAMES
         and Phase.RUNNING in case.phases
     ]
 
-    def some(scene: Scene) -> Sequence[bytes]:
-        return random.choice(chosen).probe(scene).frames[:8]  # noqa: S311 - no secret
+    def some(attacker: Attacker) -> Sequence[bytes]:
+        return random.choice(chosen).probe(attacker).frames[:8]  # noqa: S311 - no secret
 
     does = f"throws {count} rogue frames of every kind at a relay that drops them and goes on"
-    return await _throw(testbed, "storm", does, count, some, lambda scene, frame: None)
+    return await _throw(testbed, "storm", does, count, some, lambda attacker, frame: None)
 
 
 async def fuzz(testbed: Testbed, count: int) -> Result:
@@ -423,19 +424,19 @@ async def fuzz(testbed: Testbed, count: int) -> Result:
     nothing wrong with it: then only its payload was touched.
     """
 
-    def some(scene: Scene) -> Sequence[bytes]:
-        return [_spoilt(tunnel(scene.transport(random.randrange(32, 200))))]  # noqa: S311
+    def some(attacker: Attacker) -> Sequence[bytes]:
+        return [_spoilt(tunnel(attacker.transport(random.randrange(32, 200))))]  # noqa: S311
 
     does = f"throws {count} honest frames at it, each with something changed at random"
     return await _throw(testbed, "fuzz", does, count, some, _touched_in_its_payload)
 
 
-def _touched_in_its_payload(scene: Scene, frame: bytes) -> bytes | None:
+def _touched_in_its_payload(attacker: Attacker, frame: bytes) -> bytes | None:
     """The payload, if the frame's headers and the message's are as they were."""
     payload = link_payload(frame)
     if payload is None or not 32 <= len(payload) <= MTU + 32:
         return None
-    session = b"\4\0\0\0" + scene.receiver.to_bytes(4, "little")
+    session = b"\4\0\0\0" + attacker.receiver.to_bytes(4, "little")
     return payload if payload[:8] == session else None
 
 
@@ -460,8 +461,8 @@ async def _throw(
     name: str,
     does: str,
     count: int,
-    some: Callable[[Scene], Sequence[bytes]],
-    may: Callable[[Scene, bytes], bytes | None],
+    some: Callable[[Attacker], Sequence[bytes]],
+    may: Callable[[Attacker, bytes], bytes | None],
 ) -> Result:
     """Frames by the thousand at one lenient relay, and an honest one behind each.
 
@@ -476,15 +477,15 @@ async def _throw(
     alive = True
     leaks: tuple[str, ...] = ()
     try:
-        scene = await stand.prepare(Phase.RUNNING)
+        attacker = await stand.prepare(Phase.RUNNING)
         while sent < count and alive and not stand.leaked():
             batch = []
             while len(batch) < 1000:
-                batch += some(scene)
-            stand.allowed.update(payload for f in batch if (payload := may(scene, f)))
+                batch += some(attacker)
+            stand.allowed.update(payload for f in batch if (payload := may(attacker, f)))
             await stand.nic.write(b"".join(len(f).to_bytes(4, "big") + f for f in batch))
             sent += len(batch)
-            alive = await stand.pass_through(scene.transport())
+            alive = await stand.pass_through(attacker.transport())
             # What is settled need not be looked at again.
             if not stand.leaked():
                 stand.packets.clear()

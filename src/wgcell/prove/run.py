@@ -18,9 +18,10 @@ import wgcell
 from wgcell import programs
 from wgcell.cell.vouched import file_digest
 from wgcell.errors import InputError
-from wgcell.prove import cells, frames, quick
-from wgcell.prove.battery import CASES
-from wgcell.prove.hostile import SABOTAGES
+from wgcell.prove import cells, quick
+from wgcell.prove.battery import pcap
+from wgcell.prove.battery.cases import CASES
+from wgcell.prove.battery.sabotage import SABOTAGES
 from wgcell.prove.report import Run
 from wgcell.prove.testbed.base import Testbed
 from wgcell.prove.verdict import Result
@@ -44,7 +45,7 @@ class Asked:
 
     mode: Mode
     only: tuple[str, ...] = ()
-    own: tuple[frames.Framed, ...] = ()
+    own: tuple[pcap.UserFrame, ...] = ()
     times: int = 1
     storm: int = 1_000_000
     machines: cells.Machines | None = None
@@ -82,7 +83,7 @@ Told = Callable[[str, int, int], None]
 
 
 async def conduct(asked: Asked, testbed: Testbed, told: Told) -> Run:
-    """Play everything asked for; ``told`` hears of each step."""
+    """Injection everything asked for; ``told`` hears of each step."""
     began, started = time.monotonic(), datetime.now(UTC)
     await testbed.start()
     results: list[Result] = []

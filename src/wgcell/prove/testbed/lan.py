@@ -6,7 +6,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from wgcell.prove import packets
+from wgcell.prove.battery import packets
 from wgcell.prove.testbed import namespaces
 from wgcell.prove.testbed.base import (
     ENDPOINT,

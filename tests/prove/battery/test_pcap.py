@@ -11,7 +11,7 @@ from scapy.layers.l2 import Ether
 from scapy.utils import PcapNgWriter, wrpcap
 
 from wgcell.errors import InputFileError
-from wgcell.prove import frames
+from wgcell.prove.battery import pcap
 from wgcell.relay.evidence import CapturedFrame, pcapng
 
 PACKETS = [Ether() / IP(dst="192.0.2.1") / UDP(dport=n) / bytes(n) for n in (1, 50, 1000)]
@@ -26,7 +26,7 @@ def test_pcap_pcapng_and_our_own_evidence_are_read(tmp_path: Path) -> None:
     evidence = pcapng([CapturedFrame(data, 1.0, "why") for data in wanted])
     (tmp_path / "c.pcapng").write_bytes(evidence)
     for name in ("a.pcap", "b.pcapng", "c.pcapng"):
-        assert [frame.data for frame in frames.load(tmp_path / name)] == wanted
+        assert [frame.data for frame in pcap.load(tmp_path / name)] == wanted
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_file_that_is_none_is_refused_with_its_reason(
 ) -> None:
     (tmp_path / "f").write_bytes(data)
     with pytest.raises(InputFileError, match=words):
-        frames.load(tmp_path / "f")
+        pcap.load(tmp_path / "f")
 
 
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     for size in (30, len(data) - 1):
         (tmp_path / "cut").write_bytes(data[:size])
         with pytest.raises(InputFileError, match="cut off"):
-            frames.load(tmp_path / "cut")
+            pcap.load(tmp_path / "cut")
 
 
 heads = st.sampled_from([b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x0a\x0d\x0d\x0a"])
@@ -61,4 +61,4 @@ heads = st.sampled_from([b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x0a\x0d\x0
 @given(heads, st.binary(max_size=200))
 def test_no_bytes_raise_anything_but_value_error(head: bytes, data: bytes) -> None:
     with contextlib.suppress(ValueError):
-        list(frames.parse(head + data))
+        list(pcap.parse(head + data))

@@ -1,8 +1,8 @@
-"""Ways out that use the guest's own network stack: routes, sockets, devices, WireGuard itself.
+"""Ways out by the guest's own network stack: routes, sockets, devices, WireGuard itself.
 
-The order matters where one guest plays all of them: what takes a route or the card away from
-those behind it comes late. They need a real guest, and are played by `player` in one whose every
-wall is down and which has every capability. Each leaves a mark that a capture can know again.
+They need a real guest with every wall down and every capability, in which the guest runner
+(`wgcell.prove.runners.guest`) tries them. One guest tries all of them, so the order matters: those
+that remove a route or the card come late. Each sends a mark by which a capture recognises it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["BYPASSES", "Bypass"]
 Shell = Callable[[str], None]
 Udp = Callable[..., None]
 _MODULES = "/usr/lib/modules/wgcell-prove"
-"""Where the image keeps what a hostile root would bring along."""
+"""The image's modules for `wgcell prove`: a hostile root could bring them along."""
 _GUEST_MAC = bytes.fromhex("027767000002")
 
 
 @dataclass(frozen=True, slots=True)
 class Bypass:
-    """One way. ``act`` is given a shell and a way to send datagrams.
+    """One way out. ``act`` gets a shell, and a function that sends datagrams.
 
-    ``alone``: which of the guest's walls must stop it with the others down.
+    ``alone``: the walls of the guest each of which must stop it with the others down.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Bypass:
 
     @property
     def verdict(self) -> Verdict:
-        """Each must kill."""
+        """Each must end the cell."""
         return Verdict.KILL
 
     @property
     def group(self) -> str:
-        """The group of all of these."""
+        """The report's group."""
         return "bypass"
 
 
@@ -102,7 +102,7 @@ def _modules(shell: Shell, *names: str) -> None:
 
 def _bridged(shell: Shell, udp: Udp) -> None:
     _modules(shell, "llc", "stp", "bridge")
-    # A card has one master: what was there before goes.
+    # A card has one master: the macvlan of another case is removed.
     shell("ip link del mv0 || true; ip link add br0 type bridge")
     shell("ip link set br0 address 02:77:67:00:00:55")
     shell("ip addr flush dev eth0; ip link set eth0 master br0")
@@ -121,7 +121,7 @@ def _macvlan(shell: Shell, udp: Udp) -> None:
 
 
 def _second_card(shell: Shell, udp: Udp) -> None:
-    # Asked for on every slot and bus there is; what then stands there sends, eth0 the last.
+    # Every slot and bus is asked for a card; then each card sends, eth0 last.
     shell(
         "echo 1 > /sys/bus/pci/rescan; for slot in /sys/bus/pci/slots/*/power; do "
         "[ -e $slot ] && echo 1 > $slot; done; true"
@@ -129,7 +129,7 @@ def _second_card(shell: Shell, udp: Udp) -> None:
     names = [card.name for card in Path("/sys/class/net").iterdir()]
     cards = [name for name in names if name not in ("lo", "eth0", "wg0")]
     for card in (*cards, "eth0"):
-        # One that takes no such frame, a WireGuard of ours say, is passed over.
+        # A device without Ethernet frames, such as the WireGuard of another case, is skipped.
         with contextlib.suppress(OSError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
             shell(f"ip link set {card} up")
             raw.bind((card, 0x88B5))
@@ -137,7 +137,7 @@ def _second_card(shell: Shell, udp: Udp) -> None:
 
 
 def _core_pattern(shell: Shell, udp: Udp) -> None:
-    """Whom the kernel starts when a process dies, it starts as root of the first namespaces."""
+    """The kernel starts a crash helper as root of the first namespaces."""
     helper = Path("/work/helper")
     helper.write_text(
         "#!/bin/sh\nexport PATH=/bin\nnft flush ruleset\n"
@@ -193,11 +193,11 @@ def _rebound(shell: Shell, udp: Udp) -> None:
 
 
 _ALL = frozenset(Wall)
-# The firewall sees what the guest's own stack sends as IP, and not a card in another namespace.
+# The firewall sees IP from the guest's own stack, and no card in another namespace.
 _NOT_FIREWALL = _ALL - {Wall.FIREWALL}
-# Any user may send to a neighbour on a card that is in sight.
+# Any user may send to a neighbour on a card of the same namespace.
 _NOT_PRIVILEGES = _ALL - {Wall.PRIVILEGES}
-# Who may set wg0 up may change its port; its socket is where the card is.
+# A process that may set wg0 up may change its port, and wg0's socket is in the card's namespace.
 _NOT_NAMESPACE = _ALL - {Wall.NAMESPACE}
 _ONLY_PRIVILEGES = frozenset({Wall.PRIVILEGES})
 

@@ -1,20 +1,20 @@
-"""A user's own frames, from a pcap or pcapng file: bring your own attack.
+"""A user's own frames, from a pcap or pcapng file.
 
-Such a file may come from anywhere, so every length in it is checked before it is used.
+The file may come from a stranger, so every length in it is checked before it is used.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wgcell.errors import InputFileError
-from wgcell.prove.battery import Case, Probe
+from wgcell.prove.battery.case import Case, Probe
 from wgcell.prove.verdict import Phase, Verdict
 
-__all__ = ["Framed", "load", "parse"]
+__all__ = ["UserFrame", "load", "parse"]
 
 MOST_FRAMES = 10_000
 LARGEST_FILE = 64 << 20
@@ -25,19 +25,20 @@ _PCAP = {
     b"\xa1\xb2\xc3\xd4": ">",
     b"\xa1\xb2\x3c\x4d": ">",
 }
+_LITTLE_ENDIAN = b"\x4d\x3c\x2b\x1a"
 _SECTION, _INTERFACE, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 3, 6
 
 
 @dataclass(frozen=True, slots=True)
-class Framed:
-    """One frame of the file, and its number there, from 1."""
+class UserFrame:
+    """One frame of the file, and its number in the file, from 1."""
 
     number: int
     data: bytes
     phases: tuple[Phase, ...] = (Phase.RUNNING,)
 
     def case(self) -> Case:
-        """The frame as a case: it must not leave."""
+        """A case that the frame must not leave."""
         return Case(
             f"frame-{self.number}",
             "your frames",
@@ -47,8 +48,8 @@ class Framed:
         )
 
 
-def load(path: Path) -> tuple[Framed, ...]:
-    """The frames of a capture file. Raises InputFileError that says what is wrong with it."""
+def load(path: Path) -> tuple[UserFrame, ...]:
+    """The frames of a capture file. Raises InputFileError, which names the fault."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise InputFileError(f"{path}: larger than {LARGEST_FILE >> 20} MiB")
@@ -56,7 +57,7 @@ def load(path: Path) -> tuple[Framed, ...]:
     except OSError as error:
         raise InputFileError(f"{path}: {error.strerror}") from error
     try:
-        found = [Framed(number, frame) for number, frame in enumerate(parse(data), start=1)]
+        found = [UserFrame(number, frame) for number, frame in enumerate(parse(data), start=1)]
     except ValueError as error:
         raise InputFileError(
             f"{path}: {error}", hint="give a pcap or pcapng file of whole Ethernet frames"
@@ -103,8 +104,8 @@ def _pcapng(data: bytes) -> Iterator[bytes]:
     while at < len(data):
         if len(data) - at < 12:
             raise ValueError("the last block is cut off")
-        if data[at : at + 4] == b"\x0a\x0d\x0d\x0a":
-            order = "<" if data[at + 8 : at + 12] == b"\x4d\x3c\x2b\x1a" else ">"
+        if data[at : at + 4] == _SECTION.to_bytes(4, "big"):
+            order = "<" if data[at + 8 : at + 12] == _LITTLE_ENDIAN else ">"
             networks = []
         kind, length = struct.unpack_from(f"{order}II", data, at)
         if length < 12 or length % 4 or length > len(data) - at:
@@ -114,13 +115,18 @@ def _pcapng(data: bytes) -> Iterator[bytes]:
         if kind == _INTERFACE and len(body) >= 8:
             networks.append(struct.unpack_from(f"{order}H", body)[0])
         elif kind == _ENHANCED:
-            if len(body) < 20:
-                raise ValueError("a packet block is cut off")
-            interface, _, _, captured, original = struct.unpack_from(f"{order}5I", body)
-            if interface >= len(networks) or networks[interface] != _ETHERNET:
-                raise ValueError("a packet of an interface that is not Ethernet")
-            if captured > len(body) - 20 or captured != original:
-                raise ValueError("a frame was not captured whole")
-            yield body[20 : 20 + captured]
+            yield _enhanced_packet(body, order, networks)
         elif kind == _SIMPLE:
             raise ValueError("simple packet blocks do not say how long a frame is")
+
+
+def _enhanced_packet(body: bytes, order: str, networks: Sequence[int]) -> bytes:
+    """The frame of an enhanced packet block; ``networks`` are the interfaces' link types."""
+    if len(body) < 20:
+        raise ValueError("a packet block is cut off")
+    interface, _, _, captured, original = struct.unpack_from(f"{order}5I", body)
+    if interface >= len(networks) or networks[interface] != _ETHERNET:
+        raise ValueError("a packet of an interface that is not Ethernet")
+    if captured > len(body) - 20 or captured != original:
+        raise ValueError("a frame was not captured whole")
+    return body[20 : 20 + captured]

@@ -1,28 +1,24 @@
 """Guests that are hostile from their first process on: what they do, and how the cell must end.
 
-Two kinds. A *saboteur* runs beside the stock init, as root of the first namespaces, and takes the
-guest's walls down, or their watcher, once the workload runs. An init *instead* of the stock one
-never builds any, and says otherwise. Each is a file laid over the image's own (`laid_over`), so
-the host's side of the cell is what every user has.
+There are two kinds. A *saboteur* runs beside the stock init, as root of the first namespaces. Once
+the workload runs, it takes down the guest's walls or the agent that watches them. Another kind has
+an init of its own *instead*, which sets up no wall and reports all of them. Each is an `overlay` of
+the image, so the host's side of the cell is the same as every user's.
 
-All but one send no frame of their own: what must end the cell is the supervisor, by what the agent
-reports, by its silence, or by a relay that has seen no tunnel. So the control is the same cell
-without a saboteur, which must complete: what ended the others was their sabotage.
+All but one send no frame. The supervisor must end the cell: by the agent's reports, by its silence,
+or because the relay has seen no tunnel. The control is the same cell without a saboteur, which must
+complete, so that the sabotage and nothing else has ended the others.
 """
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
-from importlib.resources import files
 
-from wgcell.guest import protocol
-from wgcell.guest.firewall import ruleset
 from wgcell.prove.verdict import Phase, Verdict
 
-__all__ = ["HONEST", "SABOTAGES", "Sabotage", "laid_over"]
+__all__ = ["HONEST", "SABOTAGES", "Sabotage"]
 
-# The workload's /dev is filled when it is released.
+# The agent fills the workload's /dev when it releases the workload.
 _RUNNING = "while [ ! -e /newroot/dev/null ]; do usleep 100000; done; sleep 1"
 # The agent is a child of the first process, which is a shell.
 _AGENTS = """for stat in /proc/[0-9]*/stat; do
@@ -49,7 +45,7 @@ exec 3<>"$control"
 """
 _LIES = 'VPN OK\\n{"event":"verified"}\\nrelease\\nROGUE-ATTEMPT: \\n'
 
-# What follows the kernel is none: one page, whose first instructions mask interrupts and halt.
+# One page instead of a kernel: its first instructions mask interrupts and halt.
 _KEXEC = """import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
 code = ctypes.create_string_buffer(b"\\xfa\\xf4\\xeb\\xfd", 4096)
@@ -62,12 +58,12 @@ libc.syscall(169, 0xFEE1DEAD, 672274793, 0x45584543, 0)
 
 @dataclass(frozen=True, slots=True)
 class Sabotage:
-    """One such guest. ``ends``: the outcomes the cell may end with.
+    """One such guest. ``ends``: the outcomes that the cell may end with.
 
-    ``beside`` is shell run beside the stock init, ``instead`` a whole init in its place; ``patch``
-    takes a line out of the stock one. ``mark``: what its frames carry, if it sends any: then its
-    control is that they are seen through a pass-through relay. ``patience``: seconds until the end
-    must have come.
+    ``beside`` is a shell script that runs beside the stock init, ``instead`` a whole init, and
+    ``patch`` the beginning of a line that is removed from the stock init. ``mark`` is in each of
+    its frames, if it sends any; its control is then that the captures see the mark through a
+    pass-through relay. ``patience`` is the time in seconds within which the cell must end.
     """
 
     name: str
@@ -88,12 +84,12 @@ class Sabotage:
 
     @property
     def group(self) -> str:
-        """The group of all of these."""
+        """The report's group."""
         return "tampering"
 
     @property
     def long(self) -> bool:
-        """Whether it takes so long that only ``--long`` plays it."""
+        """Whether it takes so long that ``--long`` alone runs it."""
         return self.patience > 60
 
 
@@ -123,45 +119,3 @@ SABOTAGES = (
     Sabotage("ok-on-port", "builds nothing, and says VPN OK on the control port", _NEVER, instead=f"{_PORTS}echo 'hello 1' >&3; while :; do printf '{_LIES}' >&3; usleep 200000; done", phase=Phase.BEFORE),
     Sabotage("report-forged", "builds nothing, and sends the report of a guest that did", _NEVER, instead=f"{_PORTS}echo 'hello 1' >&3; sleep 1; cat /forged >&3; echo ready >&3; n=1; while :; do echo \"heartbeat $n 0\" >&3; n=$((n + 1)); sleep 1; done", phase=Phase.BEFORE),
 )  # fmt: skip
-
-
-def forged_report(endpoint_key: bytes, allowed: str, keepalive: int) -> str:
-    """What a guest of the stock image's would report, as a line of the control port's."""
-    links = "first eth0\nfirst lo\nworkload lo\nworkload wg0"
-    key = base64.b64encode(endpoint_key).decode()
-    texts = {
-        "firewall": ruleset(),
-        "links": links,
-        "routes": "eth0 0040A8C0 FCFFFFFF\nwg0 00000000 00000000",
-        "wireguard": f"{key} 192.168.64.1:51820 {allowed} {keepalive}",
-    }
-    whole = "".join(f"= {name}\n{texts[name].rstrip()}\n" for name in protocol.REPORTS)
-    return f"report {base64.b64encode(whole.encode()).decode()}\n"
-
-
-def laid_over(sabotage: Sabotage, forged: str) -> bytes:
-    """What is laid over the image's initramfs for it: a cpio archive (newc)."""
-    stock = files("wgcell.guest").joinpath("init").read_text()
-    if sabotage.patch:
-        kept = [line for line in stock.splitlines() if not line.lstrip().startswith(sabotage.patch)]
-        stock = "\n".join(kept) + "\n"
-    first = sabotage.instead
-    if not first:
-        beside = f"{{\n{sabotage.beside}\n}} &\n" if sabotage.beside else ""
-        # A shell's background job has /dev/null for its input, or is none.
-        null = "busybox mknod /dev/null c 1 3"
-        first = f"export PATH=/bin\n{null}\n{beside}exec /bin/sh /stock"
-    laid = {"init": f"#!/bin/sh\n{first}\n", "stock": stock, "forged": forged}
-    laid |= dict(sabotage.files)
-    return newc({name: text.encode() for name, text in laid.items()})
-
-
-def newc(laid: dict[str, bytes]) -> bytes:
-    """Files as a cpio archive, which the kernel unpacks over the image's own."""
-    entries = [(name, data, 0o100755) for name, data in laid.items()]
-    archive = b""
-    for name, data, mode in (*entries, ("TRAILER!!!", b"", 0)):
-        numbers = (0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
-        head = b"070701" + b"".join(b"%08x" % number for number in numbers) + name.encode() + b"\0"
-        archive += head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
-    return archive

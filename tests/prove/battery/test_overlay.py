@@ -8,7 +8,8 @@ import pytest
 from tests.guest.test_protocol import CONFIG
 
 from wgcell.guest import protocol, verify
-from wgcell.prove.hostile import SABOTAGES, Sabotage, forged_report, laid_over
+from wgcell.prove.battery.overlay import forged_report, overlay
+from wgcell.prove.battery.sabotage import SABOTAGES, Sabotage
 
 
 def test_the_forged_report_is_what_an_honest_guest_would_send() -> None:
@@ -22,7 +23,7 @@ def test_the_forged_report_is_what_an_honest_guest_would_send() -> None:
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.name)
 def test_what_is_laid_over_is_whole_and_a_patch_takes_one_line(sabotage: Sabotage) -> None:
-    laid, plain = laid_over(sabotage, "x"), laid_over(replace(sabotage, patch=""), "x")
+    laid, plain = overlay(sabotage, "x"), overlay(replace(sabotage, patch=""), "x")
     assert laid.startswith(b"070701") and b"TRAILER!!!" in laid
     lines = plain.count(b"\n") - laid.count(b"\n")
     assert lines == (1 if sabotage.patch else 0)

@@ -1,7 +1,7 @@
 """Frames as an attacker builds them: every field has an honest value until a case changes it.
 
-What is left alone stays right, checksums included, so that a frame has exactly the one defect its
-case is about: a relay that misses that check lets the frame pass, and the capture sees it.
+All other fields stay right, checksums included. So a frame has only the defect of its case: a relay
+without that check lets the frame pass, and the captures show it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "initiation",
     "ipv4",
     "ipv6",
+    "mark_of",
     "response",
     "tcp_syn",
     "transport",
@@ -40,7 +41,7 @@ def ethernet(
     kind: int = 0x0800,
     tags: bytes = b"",
 ) -> bytes:
-    """A frame; ``tags`` stand between the addresses and the type, as VLAN tags do."""
+    """A frame, with VLAN ``tags`` between its addresses and its type."""
     return destination + source + tags + struct.pack(">H", kind) + payload
 
 
@@ -57,7 +58,7 @@ def ipv4(
     checksum: int | None = None,
     options: bytes = b"",
 ) -> bytes:
-    """A packet. ``fragment`` is the flags and the offset, 16 bits together."""
+    """A packet. ``fragment`` is the 16 bits of the flags and the fragment's offset."""
     size = ip_wire.HEADER_LENGTH + len(options)
     head = struct.pack(
         ">BBHHHBBH4s4s",
@@ -87,7 +88,7 @@ def udp(
     length: int | None = None,
     checksum: int | None = None,
 ) -> bytes:
-    """A datagram for `ipv4`; the addresses are the checksum's."""
+    """A datagram for `ipv4`; its checksum covers the addresses."""
     size = udp_wire.HEADER_LENGTH + len(payload) if length is None else length
     bare = struct.pack(">HHHH", source_port, destination_port, size, 0) + payload
     if checksum is None:
@@ -96,13 +97,13 @@ def udp(
 
 
 def icmp(kind: int, code: int, body: bytes) -> bytes:
-    """An ICMP message (RFC 792), checksum filled in."""
+    """An ICMP message (RFC 792) with its checksum."""
     bare = struct.pack(">BBH", kind, code, 0) + body
     return bare[:2] + struct.pack(">H", ip_wire.checksum(bare)) + body
 
 
 def tcp_syn(port: int, *, source_port: int = 40000, flags: int = 0x02) -> bytes:
-    """A TCP header without payload; its checksum is left 0, which no relay should get to."""
+    """A TCP header without payload. Its checksum is 0: a relay refuses the packet before that."""
     return struct.pack(">HHIIBBHHH", source_port, port, 1, 0, 0x50, flags, 64240, 0, 0)
 
 
@@ -134,22 +135,39 @@ def _handshake(head: bytes, size: int, key: bytes, body: bytes, mac2: bytes) -> 
 def initiation(
     sender: int, key: bytes, body: bytes, *, mac2: bytes = bytes(16), size: int = 148
 ) -> bytes:
-    """A message shaped like an initiation, with a right mac1 under ``key`` and a body of junk."""
+    """A message in the form of an initiation: a right mac1 under ``key``, and junk in it."""
     return _handshake(struct.pack("<II", 1, sender), size, key, body, mac2)
 
 
 def response(
     sender: int, receiver: int, key: bytes, body: bytes, *, mac2: bytes = bytes(16), size: int = 92
 ) -> bytes:
-    """A message shaped like a response, with a right mac1 under ``key``."""
+    """A message in the form of a response, with a right mac1 under ``key``."""
     return _handshake(struct.pack("<III", 2, sender, receiver), size, key, body, mac2)
 
 
 def cookie_reply(receiver: int, body: bytes, *, size: int = 64) -> bytes:
-    """A message shaped like a cookie reply."""
+    """A message in the form of a cookie reply."""
     return (struct.pack("<II", 3, receiver) + body)[:size].ljust(size, b"\0")
 
 
 def transport(receiver: int, counter: int, body: bytes, *, size: int = 64) -> bytes:
-    """A message shaped like transport; ``size`` is the whole message's, in bytes."""
+    """A message in the form of transport; ``size`` is its whole length, in bytes."""
     return (struct.pack("<IIQ", 4, receiver, counter) + body)[:size].ljust(size, b"\0")
+
+
+_HEADERS = 42
+"""Ethernet, IPv4 and UDP, in bytes."""
+_SHORTEST_MARK, _LONGEST_MARK = 16, 48
+
+
+def mark_of(frame: bytes) -> bytes:
+    """The part of a frame by which a capture recognises it: the end of its payload.
+
+    The headers can't serve: the kernel may take tags off before a capture sees the frame, and a
+    relay lets only the payload out. A frame with next to no payload has a longer mark.
+    """
+    payload = len(frame) - _HEADERS
+    if payload >= _SHORTEST_MARK:
+        return frame[-min(payload, _LONGEST_MARK) :]
+    return frame[22:] or frame
