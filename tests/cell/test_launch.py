@@ -311,5 +311,5 @@ def test_disks_that_fail_half_way_keep_no_descriptor(tmp_path: Path) -> None:
 def test_the_channels_are_those_that_the_guest_looks_for(tmp_path: Path) -> None:
     seen: list[MachineSpec] = []
     asyncio.run(Stage(tmp_path, backend=StandInBackend(seen.append)).launch())
-    assert set(seen[0].ports) == {AGENT, "stdout", "stderr", "files"}
+    assert set(seen[0].ports) == {AGENT, "stdout", "stderr", "files", "sessions"}
     assert len(seen[0].drives) == 3

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from wgcell.errors import GuestError
 from wgcell.guest import protocol, scripts, verify
+from wgcell.guest.frames import Terminal
 from wgcell.guest.walls import Wall
 
 CONFIG = protocol.GuestConfig(
@@ -120,6 +121,8 @@ HARD = ("python3", "a b", "$(id)", "", "x\\y", ":", "é", "-c", "'q'", "a\nb", "
         search=st.lists(st.sampled_from(["a.example", "b.example"])).map(tuple),
         mtu=st.integers(0, 65535),
         inputs=st.booleans(),
+        stdin=st.booleans(),
+        terminal=st.none() | st.builds(Terminal, st.integers(0, 65535), st.integers(0, 65535)),
         command=st.lists(st.sampled_from(HARD) | TEXT).map(tuple),
         environment=st.lists(st.tuples(st.sampled_from(["A", "é"]), TEXT)).map(tuple),
         outputs=st.lists(st.sampled_from(HARD)).map(tuple),
@@ -151,6 +154,13 @@ LINES = protocol.encode_config(CONFIG).splitlines()
         [line.replace(b"walls ", b"walls roof,") for line in LINES],
         [line.replace(b"1420", b"99999") for line in LINES],
         [line.replace(b"inputs no", b"inputs perhaps") for line in LINES],
+        [line.replace(b"stdin no", b"stdin perhaps") for line in LINES],
+        [line for line in LINES if not line.startswith(b"stdin")],
+        [b"terminal 24", *LINES],
+        [b"terminal 24 65536", *LINES],
+        [b"terminal 24 80 ", *LINES],
+        [b"terminal 24 80", b"terminal 24 80", *LINES],
+        [b"wg_preshared_key " + base64.b64encode(b"s" * 32)] * 2 + LINES,
         [line.replace(b"hostname cell", b"hostname \xff") for line in LINES],
     ],
 )
@@ -163,10 +173,12 @@ def test_the_guest_reads_the_hosts_orders_and_no_others() -> None:
     sent = [
         *(protocol.RELEASE, protocol.TERMINATE, protocol.KILL),
         *(protocol.closed("stderr"), protocol.tunnel_mtu(1380), protocol.clock(1.5)),
+        protocol.RECONNECT,
     ]
     assert list(map(protocol.parse_order, sent)) == [
         *(protocol.Release(), protocol.Terminate(), protocol.Kill()),
         *(protocol.Closed("stderr"), protocol.TunnelMtu(1380), protocol.Clock(1.5)),
+        protocol.Reconnect(),
     ]
     for line in (b"", b"stop", b"closed stdin", b"mtu -1", b"time 1", b"time 1.5", b"release now"):
         with pytest.raises(GuestError):
