@@ -12,9 +12,9 @@ import pytest
 from wgcell.api import Platform
 from wgcell.cli.prove import _Lines
 from wgcell.image.store import Image
-from wgcell.prove.cells import Machines
 from wgcell.prove.report import Run, as_html, as_json, as_junit
 from wgcell.prove.run import Asked, Mode, commit, played_in_words
+from wgcell.prove.runners.boots import Machines
 from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict
 from wgcell.vm.spec import Accelerator
 

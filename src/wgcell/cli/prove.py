@@ -24,8 +24,9 @@ from wgcell.cli.terminal import SafeConsole, clean, console, out
 from wgcell.errors import InputError, StateError
 from wgcell.home import expanded
 from wgcell.image import store
-from wgcell.prove import cells, report, run
+from wgcell.prove import report, run
 from wgcell.prove.battery import pcap
+from wgcell.prove.runners import boots
 from wgcell.prove.testbed.base import Testbed
 from wgcell.prove.testbed.prepare import prepare
 from wgcell.prove.verdict import Result, Status
@@ -88,7 +89,7 @@ def prove(
     was seen; else 1.
     """
     if list_:
-        for one in run.names():
+        for one in boots.all_cases():
             out(f"{one.name:<26} {one.verdict.value:<5} {one.group}: {one.does}")
         return
     if frames_ is not None and (quick or long or case):
@@ -150,12 +151,12 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _machines(*, every: bool) -> cells.Machines:
+def _machines(*, every: bool) -> boots.Machines:
     """What VMs are made of, the image built first if it is not there yet."""
     if not store.exists("debian"):
         console.print("[dim]wgcell:[/] the image debian is not built yet; this is done once")
         build_with_progress("debian")
-    return cells.find(every=every)
+    return boots.find(every=every)
 
 
 def _conduct(asked: run.Asked, testbed: Testbed, *, quiet: bool) -> report.Run:

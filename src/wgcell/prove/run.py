@@ -18,11 +18,14 @@ import wgcell
 from wgcell import programs
 from wgcell.cell.vouched import file_digest
 from wgcell.errors import InputError
-from wgcell.prove import cells, quick
 from wgcell.prove.battery import pcap
 from wgcell.prove.battery.cases import CASES
 from wgcell.prove.battery.sabotage import SABOTAGES
 from wgcell.prove.report import Run
+from wgcell.prove.runners import direct, vm
+from wgcell.prove.runners.boots import Machines, all_cases
+from wgcell.prove.runners.boots import plan as plan_boots
+from wgcell.prove.runners.storm import fuzz, storm
 from wgcell.prove.testbed.base import Testbed
 from wgcell.prove.verdict import Result
 from wgcell.vm.spec import Accelerator
@@ -48,19 +51,19 @@ class Asked:
     own: tuple[pcap.UserFrame, ...] = ()
     times: int = 1
     storm: int = 1_000_000
-    machines: cells.Machines | None = None
+    machines: Machines | None = None
     command: str = ""
     """What was typed, for the report."""
 
 
-def plan(asked: Asked) -> list[quick.Played]:
+def plan(asked: Asked) -> list[direct.Step]:
     """The cases that are played into a relay's process, each in its phases.
 
     Raises InputError if ``only`` names a case that does not exist.
     """
     if asked.mode is Mode.FRAMES:
         return [(frame.case(), phase) for frame in asked.own for phase in frame.phases]
-    known = {case.name for case in names()}
+    known = {case.name for case in all_cases()}
     for name in asked.only:
         if name not in known:
             raise InputError(
@@ -88,18 +91,18 @@ async def conduct(asked: Asked, testbed: Testbed, told: Told) -> Run:
     await testbed.start()
     results: list[Result] = []
     played = plan(asked)
-    boots = cells.plan(asked.machines, asked.only) if asked.machines else []
+    boots = plan_boots(asked.machines, asked.only) if asked.machines else []
     total = len(played) + len(boots)
     told("the relay's process", 0, total)
-    async for result in quick.play_all(testbed, played):
+    async for result in direct.run_all(testbed, played):
         results.append(result)
         told(f"{result.group}: {result.case}", len(results), total)
     if asked.mode is Mode.LONG and asked.storm and not asked.only:
-        results.append(await quick.storm(testbed, CASES, asked.storm))
-        results.append(await quick.fuzz(testbed, asked.storm // 4))
+        results.append(await storm(testbed, CASES, asked.storm))
+        results.append(await fuzz(testbed, asked.storm // 4))
     if asked.machines is not None:
         done = len(played)
-        async for name, found in cells.play_all(testbed, asked.machines, boots):
+        async for name, found in vm.run_all(testbed, asked.machines, boots):
             results += found
             done += 1
             told(name, done, total)
@@ -126,7 +129,7 @@ async def conduct(asked: Asked, testbed: Testbed, told: Told) -> Run:
     )
 
 
-def _machines(machines: cells.Machines) -> list[tuple[str, str]]:
+def _machines(machines: Machines) -> list[tuple[str, str]]:
     facts = dict(machines.facts())
     manifest = file_digest(machines.platform.image.folder / "manifest.json")["sha256"]
     return list({**facts, "image": f"{facts['image']}, manifest's SHA-256 {manifest}"}.items())
@@ -206,8 +209,3 @@ def _not_shown(asked: Asked, testbed: Testbed, results: Sequence[Result]) -> lis
         late = ", ".join(slow)
         sentences.append(f"Played by --long only, because they wait for minutes: {late}.")
     return sentences
-
-
-def names() -> list[cells.AnyCase]:
-    """Every case there is."""
-    return [*CASES, *cells.names()]

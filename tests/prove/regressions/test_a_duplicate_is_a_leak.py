@@ -10,7 +10,7 @@ import asyncio
 import socket
 from typing import Any
 
-from wgcell.prove.quick import Nic, Stand
+from wgcell.prove.runners.harness import Harness, Nic
 from wgcell.prove.testbed.capture import Packet
 
 
@@ -34,9 +34,9 @@ async def leaked(packets: list[Packet]) -> list[Packet]:
     relay: Any = None
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        stand = Stand(testbed, Nic(ours), relay, 0)
-        stand.allowed[b"once"] += 1
-        return stand.leaked()
+        harness = Harness(testbed, Nic(ours), relay, 0)
+        harness.allowed[b"once"] += 1
+        return harness.leaks()
 
 
 def test_the_same_payload_seen_in_both_captures_is_one_message() -> None:

@@ -156,8 +156,6 @@ def transport(receiver: int, counter: int, body: bytes, *, size: int = 64) -> by
     return (struct.pack("<IIQ", 4, receiver, counter) + body)[:size].ljust(size, b"\0")
 
 
-_HEADERS = 42
-"""Ethernet, IPv4 and UDP, in bytes."""
 _SHORTEST_MARK, _LONGEST_MARK = 16, 48
 
 
@@ -167,7 +165,7 @@ def mark_of(frame: bytes) -> bytes:
     The headers can't serve: the kernel may take tags off before a capture sees the frame, and a
     relay lets only the payload out. A frame with next to no payload has a longer mark.
     """
-    payload = len(frame) - _HEADERS
+    payload = len(frame) - link.HEADERS
     if payload >= _SHORTEST_MARK:
         return frame[-min(payload, _LONGEST_MARK) :]
     return frame[22:] or frame
