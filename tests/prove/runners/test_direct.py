@@ -142,7 +142,7 @@ def test_a_users_own_frames_each_get_a_verdict_and_a_reason(tmp_path: Path) -> N
     ("options", "words"),
     [
         (("--quick", "--case", "nonsense"), "there is no case 'nonsense'"),
-        (("--quick", "--frames", "a.pcap"), "plays your frames alone"),
+        (("--quick", "--frames", "a.pcap"), "sends your frames alone"),
         (("--frames", "/etc/hostname"), "not a pcap"),
         (("--quick", "--html", "/nowhere/r.html"), "/nowhere/r.html: No such file or directory"),
     ],
@@ -165,13 +165,13 @@ _STUCK = """
 import asyncio, sys
 from wgcell.cli import main, prove
 from wgcell.prove import run
-async def conduct(*_):
+async def stuck(*_):
     print("up", flush=True)
     try:
         await asyncio.sleep(60)
     finally:
         await asyncio.sleep(60)
-run.conduct = conduct
+run.run = stuck
 sys.argv = ["wgcell", "prove", "--quick"]
 main.main()
 """

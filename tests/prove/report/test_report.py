@@ -1,22 +1,15 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
-
-from wgcell.api import Platform
-from wgcell.cli.prove import _Lines
-from wgcell.image.store import Image
-from wgcell.prove.report import Run, as_html, as_json, as_junit
-from wgcell.prove.run import Asked, Mode, commit, played_in_words
-from wgcell.prove.runners.boots import Machines
+from wgcell.prove.report.content import Report
+from wgcell.prove.report.formats import as_json, as_junit
+from wgcell.prove.report.page import as_html
+from wgcell.prove.request import Mode, Request, description
 from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict
-from wgcell.vm.spec import Accelerator
 
 EVIL = "<script>alert('x')</script>&\""
 
@@ -37,19 +30,19 @@ UNSEEN_CONTROL = replace(UNSEEN, observation=Observation(control=False))
 FACTS = (("host", EVIL), ("wgcell", "9.9"), ("commit", "abc"))
 
 
-def run(*results: Result) -> Run:
-    return Run("quick", "two namespaces", 1.5, FACTS, results, ("all else " + EVIL,))
+def report(*results: Result) -> Report:
+    return Report("quick", "two namespaces", 1.5, FACTS, results, ("all else " + EVIL,))
 
 
 def test_n_counts_frames_and_the_bound_is_three_over_n() -> None:
-    made = run(HELD, UNSEEN)
+    made = report(HELD, UNSEEN)
     assert (made.rogue, made.leaked, made.bound) == (3, 0, 1.0)
     assert "leaked 0 of 3 rogue frames" in made.headline
 
 
 def test_json_says_what_is_proven() -> None:
-    assert json.loads(as_json(run(HELD)))["passed"] is True
-    said = json.loads(as_json(run(HELD, LEAK, UNSEEN)))
+    assert json.loads(as_json(report(HELD)))["passed"] is True
+    said = json.loads(as_json(report(HELD, LEAK, UNSEEN)))
     assert said["passed"] is False
     assert said["counts"] == {
         "held": 1,
@@ -62,7 +55,7 @@ def test_json_says_what_is_proven() -> None:
 
 
 def test_junit_has_a_failure_a_leak_and_an_error_a_gap() -> None:
-    suite = ElementTree.fromstring(as_junit(run(HELD, LEAK, UNSEEN)))[0]
+    suite = ElementTree.fromstring(as_junit(report(HELD, LEAK, UNSEEN)))[0]
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
     names = [case.get("name") for case in suite if case.find("failure") is not None]
     assert names == ["bad [running]"]
@@ -86,19 +79,21 @@ class Page(HTMLParser):
 
 def test_the_page_loads_nothing_and_runs_nothing_of_what_it_shows() -> None:
     page = Page()
-    page.feed(as_html(run(HELD, LEAK)))
+    page.feed(as_html(report(HELD, LEAK)))
     assert "script" not in page.tags and "link" not in page.tags and page.loads == []
     assert page.text.count(EVIL) >= 4
     assert "It leaks" in page.text
     good = Page()
-    good.feed(as_html(run(HELD)))
+    good.feed(as_html(report(HELD)))
     assert good.text.index("wgcell runs code") < good.text.index("Every case")
     assert "Nothing leaked" in good.text and "leaked 0 of 3 rogue frames" in good.text
 
 
 def test_the_head_says_what_was_run_and_how_to_repeat_it() -> None:
-    asked = Asked(Mode.QUICK, command="wgcell prove --quick")
-    made = replace(run(HELD, UNSEEN_CONTROL), played=played_in_words(asked), command=asked.command)
+    request = Request(Mode.QUICK, command="wgcell prove --quick")
+    made = replace(
+        report(HELD, UNSEEN_CONTROL), description=description(request), command=request.command
+    )
     page = Page()
     page.feed(as_html(made))
     head = page.text[: page.text.index("Every case")]
@@ -111,24 +106,3 @@ def test_the_head_says_what_was_run_and_how_to_repeat_it() -> None:
     ):
         assert words in head
     assert json.loads(as_json(made))["controls"] == {"seen": 1, "played": 2}
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "words"), [(Accelerator.TCG, "emulated by QEMU"), (Accelerator.KVM, "on KVM")]
-)
-def test_emulation_is_said(tmp_path: Path, accelerator: Accelerator, words: str) -> None:
-    machines = Machines(Platform(Image("debian", tmp_path, {}), accelerator, ""))
-    assert words in played_in_words(Asked(Mode.DEFAULT, machines=machines))
-
-
-def test_the_commit_is_this_checkouts() -> None:
-    assert re.fullmatch(r"[0-9a-f]{40}(, with changes)?|not known: not a checkout", commit())
-
-
-def test_progress_is_told_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = _Lines(silent=False)
-    for done in range(100):
-        lines.told("x\n\x1b", done, 99)
-    assert capsys.readouterr().err.splitlines() == [
-        f"wgcell: {done} of 99 played: x; \\x1b" for done in (0, 99)
-    ]
