@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from wgcell.cell import consent
-from wgcell.cell.children import RelayProcess, b64
+from wgcell.cell.children import RelayProcess
 from wgcell.prove.battery.case import MTU, Attacker
 from wgcell.prove.battery.probes import tunnel
 from wgcell.prove.testbed.base import HOST, Testbed
@@ -107,12 +107,12 @@ class Harness:
         ours, theirs = socket.socketpair()
         udp = testbed.tunnel_socket(silent=silent)
         port = udp.getsockname()[1]
-        configuration = {
-            "guest_public_key": b64(consent.public_key(key)),
-            "endpoint_public_key": b64(testbed.endpoint.public_key()),
-            "mtu": MTU,
-            "lenient": lenient,
-        }
+        configuration = control.Configure(
+            guest_public_key=consent.public_key(key),
+            endpoint_public_key=testbed.endpoint.public_key(),
+            mtu=MTU,
+            lenient=lenient,
+        )
         relay = await RelayProcess.start(theirs, udp, configuration)
         return cls(testbed, Nic(ours), relay, port, key)._started()
 

@@ -14,7 +14,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from wgcell.prove.testbed.capture import PACKET_OUTGOING, tunnel_payload
 from wgcell.relay import control, link
@@ -144,7 +143,7 @@ class PassThroughRelay:
 
     # The interface of RelayProcess.
 
-    async def configure(self, configuration: Mapping[str, Any]) -> None:
+    async def configure(self, configuration: control.Configure) -> None:
         """As `RelayProcess.configure`; the configuration changes nothing here.
 
         The tunnel is reported as verified without a check, after `VERIFIED_AFTER` seconds. So the
@@ -154,7 +153,7 @@ class PassThroughRelay:
         loop = asyncio.get_running_loop()
         loop.call_later(VERIFIED_AFTER, self._events.put_nowait, control.Verified())
 
-    def send(self, command: str, **fields: Any) -> None:
+    def send(self, word: control.Told) -> None:
         """Ignore the command."""
 
     async def events(self) -> AsyncIterator[control.Said]:
