@@ -16,22 +16,22 @@ from contextlib import ExitStack
 import pytest
 from tests.support.waiting import GENEROUS, pace, until
 
-from wgcell.cli.voice import MOST_WAITING, Voice
+from wgcell.cli.background import MOST_WAITING, BackgroundWriter
 
 # A run's words, as its loop says them, to a standard error that takes none.
 SPEAKS = """
 import os, sys
-from wgcell.cli import terminal
-terminal.speak_aside()
-narrator = terminal.Narrator(terminal.Words.ALL)
-narrator({'event': 'state', 'state': 'preparing', 'folder': '/x'})
+from wgcell.cli import progress, terminal
+terminal.write_in_background()
+printer = progress.EventPrinter(progress.Verbosity.VERBOSE)
+printer({'event': 'state', 'state': 'preparing', 'folder': '/x'})
 for number in range(1_000):
-    narrator({'event': 'changed', 'what': 'x' * 1500})
-narrator({'event': 'ended', 'outcome': 'error', 'exit_code': 125, 'reason': 'x'})
+    printer({'event': 'changed', 'what': 'x' * 1500})
+printer({'event': 'ended', 'outcome': 'error', 'exit_code': 125, 'reason': 'x'})
 terminal.warn('the last word')
 terminal.restore()
 os.write(1, b'said')
-terminal.all_said()
+terminal.finish_writing()
 os._exit(0)
 """
 
@@ -107,10 +107,10 @@ def test_a_slow_reader_hears_every_word_in_order() -> None:
         pace(0.001)
         heard.append(text)
 
-    voice = Voice(slow)
+    writer = BackgroundWriter(slow)
     for number in range(500):
-        voice.say(f"{number}")
-    assert voice.finish()
+        writer.write(f"{number}")
+    assert writer.finish()
     assert heard == [str(number) for number in range(500)]
 
 
@@ -121,16 +121,16 @@ def test_what_waits_is_bounded_and_nobody_is_waited_for_twice() -> None:
         begun.set()
         held.wait(GENEROUS)
 
-    voice = Voice(stuck)
+    writer = BackgroundWriter(stuck)
     for _ in range(100):
-        voice.say("x" * (MOST_WAITING // 10))
+        writer.write("x" * (MOST_WAITING // 10))
     begun.wait(GENEROUS)
-    assert voice._waiting <= MOST_WAITING
-    assert not voice.finish(0.01)
-    voice.say("lost")
-    assert not voice.finish(1000)
+    assert writer._waiting <= MOST_WAITING
+    assert not writer.finish(0.01)
+    writer.write("lost")
+    assert not writer.finish(1000)
     held.set()
-    until(lambda: voice._waiting == 0)
+    until(lambda: writer._waiting == 0)
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("closed")])
@@ -138,10 +138,10 @@ def test_words_that_can_not_be_said_are_no_error(error: Exception) -> None:
     def fails(text: str) -> None:
         raise error
 
-    voice = Voice(fails)
-    voice.say("x")
-    voice.say("y")
-    assert voice.finish()
+    writer = BackgroundWriter(fails)
+    writer.write("x")
+    writer.write("y")
+    assert writer.finish()
 
 
 def test_what_it_says_is_whole(tmp_path: os.PathLike[str]) -> None:
