@@ -16,6 +16,7 @@ from collections.abc import Callable
 from wgcell.cell import followers
 from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.conclusion import Conclusion
+from wgcell.cell.control import words as control
 from wgcell.cell.control.listener import Listener
 from wgcell.cell.core import Core, Terms
 from wgcell.cell.core import actions as do
@@ -85,6 +86,7 @@ class Supervisor:
             end=self._end_soon,
             record_failed=self._record_failed,
             unpack=self._unpack,
+            resume=self._resume,
         )
         self._cancelled = asyncio.Event()
         self._over = asyncio.Event()
@@ -92,6 +94,7 @@ class Supervisor:
         self._ending: do.EndMachine | None = None
         self._record_error: StateError | None = None
         self._frozen = False
+        self._pausing = asyncio.Lock()
         self._waiting: deque[seen.Event] = deque()
         self._feeding = False
 
@@ -121,10 +124,50 @@ class Supervisor:
         connected = self.sessions.is_connected
         return refused(subject, self.state, connected=connected, reads=self.job.stdin)
 
+    async def pause(self, uid: int) -> None:
+        """Let the machine stand still, for that user. Raises StateError with why it can't."""
+        async with self._pausing:
+            machine, why = self.launch.machine, self.core.no_pause
+            if why or machine is None:
+                raise StateError(why or "it has no machine")
+            if not await machine.freeze():
+                raise StateError("its machine does not answer")
+            self.feed(seen.Paused(uid))
+
+    async def unpause(self, uid: int) -> None:
+        """Let the machine go on, for that user. Raises StateError with why it can't."""
+        async with self._pausing:
+            machine = self.launch.machine
+            if machine is None or not self.core.is_paused:
+                raise StateError("it is not paused")
+            try:
+                await machine.go()
+            except HostError as error:
+                raise StateError(error.message) from error
+            self.feed(seen.Unpaused(uid))
+
+    def _resume(self) -> None:
+        """Let the machine go on, for it must end, or bring its results."""
+
+        async def resumed() -> None:
+            async with self._pausing:
+                if self.launch.machine is not None:
+                    await self.launch.machine.go()
+
+        self.tasks.spawn(resumed(), "the machine's resumption")
+
     @property
     def state(self) -> str:
         """The cell's state, in a word."""
-        return "frozen" if self._frozen else self.core.state.value
+        if self._frozen:
+            return "frozen"
+        return "paused" if self.core.is_paused else self.core.state.value
+
+    @property
+    def end(self) -> control.Ended:
+        """How the cell has ended, as far as it is known."""
+        result = self.conclusion.result()
+        return control.Ended(result.outcome.value, result.exit_code, result.reason)
 
     async def run(self) -> CellResult:
         """Live the cell's life; its result, which is also in ``result.json``.

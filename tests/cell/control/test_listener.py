@@ -34,6 +34,9 @@ class Cell:
         self.state = "running"
         self.stopped: list[bool] = []
         self.served: list[tuple[bytes, int, bool]] = []
+        self.asked: list[tuple[str, int]] = []
+        self.refuses = ""
+        self.end = words.Ended("completed", 3, "")
         self.listener = Listener(self.folder, self)
         self.log = EventLog(self.folder.path / "events.jsonl", lambda event: self.listener.wake())
 
@@ -45,6 +48,14 @@ class Cell:
     ) -> None:
         self.served.append((first, uid, detached))
         transport.close()
+
+    async def pause(self, uid: int) -> None:
+        if self.refuses:
+            raise StateError(self.refuses)
+        self.asked.append(("paused", uid))
+
+    async def unpause(self, uid: int) -> None:
+        self.asked.append(("unpaused", uid))
 
 
 @asynccontextmanager
@@ -68,10 +79,12 @@ ANSWERED: dict[type, tuple[words.Question, type]] = {
     words.Events: (words.Events(0, False), words.Event),
     words.Outputs: (words.Outputs(0, 0, 0, "workload", False), words.Output),
     words.Stop: (words.Stop(False), words.Stopping),
+    words.Pause: (words.Pause(), words.Status),
+    words.Unpause: (words.Unpause(), words.Status),
 }
 
 
-ANSWERED_IN_WORDS = set(get_args(words.Question)) - {words.Hello, words.Sessions}
+ANSWERED_IN_WORDS = set(get_args(words.Question)) - {words.Hello, words.End, words.Sessions}
 
 
 @pytest.mark.parametrize("kind", sorted(ANSWERED_IN_WORDS, key=str))
@@ -85,6 +98,8 @@ def test_each_question_has_its_answer(tmp_path: Path, kind: type) -> None:
             (said,) = await asked(cell, question)
             assert type(said) is answer
             assert cell.stopped == ([False] if kind is words.Stop else [])
+            wanted = {words.Pause: ["paused"], words.Unpause: ["unpaused"]}.get(kind, [])
+            assert cell.asked == [(word, os.getuid()) for word in wanted]
             assert kind is not words.State or said == words.Status("running", os.getpid())
 
     asyncio.run(body())
@@ -98,6 +113,35 @@ def test_a_client_with_sessions_is_handed_over(tmp_path: Path, detached: bool) -
             await soon(lambda: cell.served)
             assert cell.served == [(b"", os.getuid(), detached)]
             sock.close()
+
+    asyncio.run(body())
+
+
+def test_an_end_is_answered_when_it_has_come_and_not_before(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with listening(tmp_path) as cell:
+            heard: list[words.Answer] = []
+
+            def wait() -> None:
+                heard.extend(ask(cell.folder, words.End(), follow=True))
+
+            waiting = asyncio.create_task(asyncio.to_thread(wait))
+            await soon(lambda: cell.listener._answering)
+            cell.listener.wake()  # something else has happened
+            await lulled(0.1)
+            assert not heard
+        await waiting
+        assert heard == [cell.end]
+
+    asyncio.run(body())
+
+
+def test_what_a_cell_cannot_do_is_refused_with_its_reason(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with listening(tmp_path) as cell:
+            cell.refuses = "it is paused already"
+            with pytest.raises(StateError, match=r"x-[0-9a-f]{6}: it is paused already"):
+                await asked(cell, words.Pause())
 
     asyncio.run(body())
 

@@ -23,7 +23,13 @@ __all__ = ["PATIENCE", "Unreachable", "ask", "begin"]
 
 PATIENCE = 5.0
 """Seconds for what is answered at once."""
-_ONE: dict[type, type] = {words.State: words.Status, words.Stop: words.Stopping}
+_ONE: dict[type, type] = {
+    words.State: words.Status,
+    words.Stop: words.Stopping,
+    words.Pause: words.Status,
+    words.Unpause: words.Status,
+    words.End: words.Ended,
+}
 """The questions whose answer is one word."""
 _PIECE = 1 << 16
 

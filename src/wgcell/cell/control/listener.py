@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Protocol, cast
 from wgcell.cell.control import words
 from wgcell.cell.control.place import NAME, address, caller_uid
 from wgcell.cell.folder import Folder
+from wgcell.errors import StateError
 from wgcell.wire.lines import LineError
 
 __all__ = ["MOST", "PATIENCE", "Kind", "Listener"]
@@ -58,6 +59,10 @@ class Controlled(Protocol):
     def state(self) -> str:
         """In a word."""
 
+    @property
+    def end(self) -> words.Ended:
+        """How it has ended."""
+
     def stop(self, *, now: bool) -> None:
         """Begin to end it."""
 
@@ -65,6 +70,12 @@ class Controlled(Protocol):
         self, transport: asyncio.Transport, first: bytes, uid: int, *, detached: bool
     ) -> Coroutine[Any, Any, None]:
         """Speak frames with a client of that user until it is gone; see `Sessions.serve`."""
+
+    async def pause(self, uid: int) -> None:
+        """Let its machine stand still, for that user. Raises StateError with why it can't."""
+
+    async def unpause(self, uid: int) -> None:
+        """Let its machine go on, for that user. Raises StateError with why it can't."""
 
 
 class _Unanswerable(Exception):
@@ -228,16 +239,18 @@ class Listener:
 
     async def _reply(self, caller: _Caller, question: words.Question) -> None:
         try:
-            async with contextlib.aclosing(self._words(question)) as answer:
+            async with contextlib.aclosing(self._words(question, caller.uid)) as answer:
                 async for word in answer:
                     await caller.say(word)
             await caller.say(words.Over())
-        except (_Unanswerable, LineError) as error:
+        except (_Unanswerable, LineError, StateError) as error:
             await caller.say(words.Refused(str(error)))
         # It counts as a caller until it has taken the rest, or the cell has ended.
         await caller.finish()
 
-    async def _words(self, question: words.Question) -> AsyncGenerator[words.Answer, None]:
+    async def _words(
+        self, question: words.Question, uid: int
+    ) -> AsyncGenerator[words.Answer, None]:
         match question:
             case words.State():
                 yield words.Status(self._cell.state, os.getpid())
@@ -252,6 +265,16 @@ class Listener:
             case words.Stop():
                 self._cell.stop(now=question.now)
                 yield words.Stopping()
+            case words.Pause():
+                await self._cell.pause(uid)
+                yield words.Status(self._cell.state, os.getpid())
+            case words.Unpause():
+                await self._cell.unpause(uid)
+                yield words.Status(self._cell.state, os.getpid())
+            case words.End():
+                while not self._over:
+                    await self._changed.wait()
+                yield self._cell.end
 
     async def _events(self, question: words.Events) -> AsyncGenerator[words.Answer, None]:
         number = 0

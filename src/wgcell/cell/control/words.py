@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from wgcell.cell.states import Outcome
 from wgcell.wire.lines import Data, Flag, Number, OneOf, Text, Vocabulary
 
 __all__ = [
@@ -21,12 +22,15 @@ __all__ = [
     "VERSION",
     "Accepted",
     "Answer",
+    "End",
+    "Ended",
     "Event",
     "Events",
     "Hello",
     "Output",
     "Outputs",
     "Over",
+    "Pause",
     "Question",
     "Refused",
     "Sessions",
@@ -34,6 +38,7 @@ __all__ = [
     "Status",
     "Stop",
     "Stopping",
+    "Unpause",
 ]
 
 VERSION = 1
@@ -95,7 +100,22 @@ class Sessions:
     detached: Annotated[bool, Flag()]
 
 
-Question = Hello | State | Events | Outputs | Stop | Sessions
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let the machine's processors stand still; its memory stays, and its time stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpause:
+    """Let a paused machine go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How the cell has ended: answered then."""
+
+
+Question = Hello | State | Events | Outputs | Stop | Pause | Unpause | End | Sessions
 
 QUESTIONS: Vocabulary[Question] = Vocabulary(
     "ask",
@@ -107,6 +127,9 @@ QUESTIONS: Vocabulary[Question] = Vocabulary(
         "outputs": Outputs,
         "stop": Stop,
         "sessions": Sessions,
+        "pause": Pause,
+        "unpause": Unpause,
+        "end": End,
     },
 )
 
@@ -152,11 +175,20 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """The cell has ended, as ``result.json`` says, whatever becomes of that file."""
+
+    outcome: Annotated[str, OneOf(tuple(outcome.value for outcome in Outcome))]
+    exit_code: Annotated[int, Number(255)]
+    reason: Annotated[str, Text(4096)]
+
+
+@dataclass(frozen=True, slots=True)
 class Over:
     """The answer is whole."""
 
 
-Answer = Hello | Refused | Status | Event | Output | Stopping | Accepted | Over
+Answer = Hello | Refused | Status | Event | Output | Stopping | Accepted | Ended | Over
 
 ANSWERS: Vocabulary[Answer] = Vocabulary(
     "say",
@@ -169,6 +201,7 @@ ANSWERS: Vocabulary[Answer] = Vocabulary(
         "output": Output,
         "stopping": Stopping,
         "accepted": Accepted,
+        "ended": Ended,
         "over": Over,
     },
 )

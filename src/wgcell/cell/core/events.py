@@ -8,6 +8,7 @@ from wgcell.cell.archive import Unpacked
 from wgcell.cell.states import Cause
 from wgcell.gateway import words as gateway
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig
 from wgcell.relay import control as relay
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "MachineDead",
     "MachineEnded",
     "PathSeen",
+    "Paused",
     "RecordClosed",
     "RelayGone",
     "SessionExited",
@@ -37,6 +39,7 @@ __all__ = [
     "StreamFacts",
     "Tick",
     "UnpackingEnded",
+    "Unpaused",
 ]
 
 
@@ -68,10 +71,24 @@ class AbortAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """The machine stands still now; that user asked for it."""
+
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaused:
+    """The machine goes on; that user asked for it."""
+
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Booting:
     """The relay stands and the machine is about to run. ``pid`` is the machine's."""
 
-    config: protocol.GuestConfig
+    config: GuestConfig
     pid: int
 
 
@@ -241,6 +258,8 @@ Event = (
     | Caused
     | CancelAsked
     | AbortAsked
+    | Paused
+    | Unpaused
     | Booting
     | FromGuest
     | FromRelay
