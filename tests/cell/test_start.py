@@ -35,6 +35,7 @@ WHOLE = Start(
         services=(("10.99.0.5:80", "127.0.0.1:8000"),),
         settings={"memory": "2GiB", "timeout": 1.5, "cpus": 2, "on_rogue": "freeze"},
         idle=True,
+        keywords=True,
     ),
     Path("job.toml"),
     Path("/cells"),

@@ -16,7 +16,7 @@ from tests.support.waiting import until
 
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.cli import main
-from wgcell.client import process
+from wgcell.client import supervised as process
 
 pytestmark = pytest.mark.usefixtures("machineless")
 Typed = Callable[..., tuple[int, str, str]]
@@ -93,7 +93,7 @@ def test_whoever_is_interrupted_before_the_id_leaves_no_cell(
     number: signal.Signals,
 ) -> None:
     program = (
-        "import sys; from wgcell.client import process; from wgcell.cli import main; "
+        "import sys; from wgcell.client import supervised as process; from wgcell.cli import main; "
         f"process.PROGRAM = {process.PROGRAM!r}; "
         "main.main(['run', '--detach', '--', 'slow'])"
     )

@@ -184,6 +184,7 @@ class _Start:
     output_dir: _Path = None
     sync: _Path = None
     idle: Annotated[bool, Flag()] = False
+    keywords: Annotated[bool, Flag()] = False
     file: _Path = None
     cells: _Path = None
     allow_endpoints: Annotated[tuple[str, ...], _Natives()] = ()
@@ -222,6 +223,7 @@ _PARTS: Mapping[str, str] = MappingProxyType(
 )
 """Of the rows that are no settings, the fields of `JobOptions`."""
 _PATHS = ("output_dir", "sync")
+_FLAGS = ("idle", "keywords")
 _OWN = tuple(one.name for one in fields(Start) if one.name != "options")
 
 
@@ -235,7 +237,7 @@ def encoded(start: Start) -> bytes:
     for row in TABLE:
         if (part := _PARTS.get(row.key)) is not None:
             said[_field(row)] = getattr(options, part) or None
-    said |= {name: getattr(options, name) for name in (*_PATHS, "idle")}
+    said |= {name: getattr(options, name) for name in (*_PATHS, *_FLAGS)}
     said |= {name: getattr(start, name) for name in _OWN}
     try:
         return _STARTS.line(_Line(**said))
@@ -258,7 +260,8 @@ def decoded(line: bytes) -> Start:
     settings = {row.name: said[_field(row)] for row in SETTINGS if said[_field(row)] is not None}
     own = {name: said[name] for name in _OWN}
     own |= {name: None if own[name] is None else Path(own[name]) for name in ("file", "cells")}
-    return Start(JobOptions(**parts, settings=settings, idle=word.idle), **own)
+    flags = {name: said[name] for name in _FLAGS}
+    return Start(JobOptions(**parts, settings=settings, **flags), **own)
 
 
 # What the supervisor says.
