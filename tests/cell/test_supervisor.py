@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from tests.support.guests import BARE
-from tests.support.supervisors import closed as closed
 from tests.support.supervisors import Finished, supervisor, with_streams
+from tests.support.supervisors import closed as closed
 
 from wgcell.cell.core import events as seen
 from wgcell.cell.events import Event
