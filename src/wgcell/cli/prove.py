@@ -110,8 +110,8 @@ def prove(
         out(as_json(report))
     else:
         _show(report, everything or bool(request.only) or request.mode is Mode.FRAMES)
-    for make, file in files:
-        _write(file, make(report))
+    for form, file in files:
+        _write(file, form(report))
     # The threads of the endpoint's runtime may crash in the interpreter's own clean-up.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -245,15 +245,16 @@ def _cases(results: Sequence[Result]) -> Table:
     return table
 
 
-def _report_files(
-    junit: Path | None, html: Path | None
-) -> list[tuple[Callable[[Report], str], Path]]:
-    """How each report is made, and its file, which must be writable. Raises StateError."""
-    asked = ((as_junit, junit), (as_html, html))
-    files = [(make, expanded(file)) for make, file in asked if file is not None]
+_Format = Callable[[Report], str]
+
+
+def _report_files(junit: Path | None, html: Path | None) -> list[tuple[_Format, Path]]:
+    """Each report's format and its file, which must be writable. Raises StateError."""
+    asked: tuple[tuple[_Format, Path | None], ...] = ((as_junit, junit), (as_html, html))
+    files = [(form, expanded(file)) for form, file in asked if file is not None]
     for _, file in files:
         _check_writable(file)
-    return [*files]
+    return files
 
 
 def _check_writable(path: Path) -> None:
