@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 from wgcell.acquiring import acquired
 from wgcell.cell import consent, endpoint, probe
-from wgcell.cell.children import GatewayProcess, RelayProcess, b64
+from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.disks import FILES, Disks
 from wgcell.cell.ending import in_thread
 from wgcell.cell.events import EventLog
@@ -45,8 +45,10 @@ from wgcell.cell.tasks import together
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.errors import HostError
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig
 from wgcell.net.routes import has_ipv6
 from wgcell.relay import link
+from wgcell.relay.control import Configure
 from wgcell.relay.seal import unprivileged_id
 from wgcell.vm import backends
 from wgcell.vm.kill_switch import KillSwitch
@@ -178,13 +180,13 @@ class Launch:
         if relay is None or self.machine is None:
             raise HostError("the cell ended while it was being prepared")
         await relay.configure(
-            {
-                "guest_public_key": b64(consent.public_key(vpn.private_key)),
-                "endpoint_public_key": b64(vpn.peer_public_key),
-                "mtu": vpn.mtu,
-                "rate": self._job.rate,
-                "quota": self._job.quota,
-            },
+            Configure(
+                guest_public_key=consent.public_key(vpn.private_key),
+                endpoint_public_key=vpn.peer_public_key,
+                mtu=vpn.mtu,
+                rate=self._job.rate,
+                quota=self._job.quota,
+            )
         )
         self._passed(Step.CONFIGURED)
         relay.replace_udp(own, met=False)
@@ -353,9 +355,9 @@ class Launch:
             )
 
 
-def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> protocol.GuestConfig:
+def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> GuestConfig:
     """What the guest is told, but for the time, which it is told when it asks."""
-    return protocol.GuestConfig(
+    return GuestConfig(
         time=0,
         hostname=job.name,
         walls=job.guest_walls,

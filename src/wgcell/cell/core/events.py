@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from wgcell.cell.archive import Unpacked
 from wgcell.cell.states import Cause
-from wgcell.gateway import control as gateway
+from wgcell.gateway import words as gateway
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig
 from wgcell.relay import control as relay
 
 __all__ = [
@@ -69,7 +70,7 @@ class AbortAsked:
 class Booting:
     """The relay stands and the machine is about to run. ``pid`` is the machine's."""
 
-    config: protocol.GuestConfig
+    config: GuestConfig
     pid: int
 
 
@@ -91,7 +92,7 @@ class FromRelay:
 class FromGateway:
     """The cell's own gateway has sent a message."""
 
-    message: gateway.Said
+    message: gateway.Event
 
 
 @dataclass(frozen=True, slots=True)

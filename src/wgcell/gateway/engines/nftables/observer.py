@@ -95,7 +95,7 @@ class FlowObserver:
         else:
             again, rule = admission.explain(flow, again)
             flow.rule, reason = again.rule, again.reason
-        admission.events.add({**flow_event(flow, "flow", verdict, reason), "mend": rule})
+        admission.events.add(flow_event(flow, verdict, reason, mend=rule))
 
     def _ended(self, end: netlink.FlowDestroyed) -> None:
         flow, events = self._open.pop(_key(end), (None, None))
