@@ -25,7 +25,6 @@ WHOLE = {
     "cli/test_no_traceback.py": "every verb",
     "cli/test_strangers.py": "every verb",
     "gateway/engines/test_both_families.py": "every engine",
-    "gateway/engines/test_engines.py": "every engine",
     "gateway/engines/test_hosts.py": "every engine",
     "gateway/engines/test_ipv6.py": "every engine",
     "gateway/engines/test_words.py": "every engine",
@@ -72,9 +71,9 @@ def modules(room: str) -> set[str]:
 
 
 def subject(file: str) -> str:
-    """The longest name of a module that a test file's own name begins with; or nothing."""
-    name = Path(file).stem.removeprefix("test_")
-    known = modules(str(Path(file).parent))
+    """The longest name of a module, or the room's, that a file's own name begins with; or none."""
+    name, room = Path(file).stem.removeprefix("test_"), Path(file).parent
+    known = modules(str(room)) | {room.name}
     return max((m for m in known if name == m or name.startswith(f"{m}_")), key=len, default="")
 
 

@@ -375,4 +375,6 @@ def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> GuestConfig:
         command=job.command,
         environment=job.env,
         outputs=job.outputs,
+        stdin=job.stdin,
+        terminal=job.terminal,
     )

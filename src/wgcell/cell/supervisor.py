@@ -16,6 +16,7 @@ from collections.abc import Callable
 from wgcell.cell import followers
 from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.conclusion import Conclusion
+from wgcell.cell.control import words as control
 from wgcell.cell.control.listener import Listener
 from wgcell.cell.core import Core, Terms
 from wgcell.cell.core import actions as do
@@ -29,11 +30,15 @@ from wgcell.cell.launch import AGENT, Launch, SpawnRelay, guest_config
 from wgcell.cell.outlets import Outlets, copy
 from wgcell.cell.result import CellResult
 from wgcell.cell.roaming import Roaming
+from wgcell.cell.sessions.links import Sessions
+from wgcell.cell.sessions.refusal import refused
 from wgcell.cell.states import Cause
 from wgcell.cell.streams import Sink
 from wgcell.cell.tasks import Tasks
 from wgcell.cell.vouched import job_digests
 from wgcell.errors import HostError, StateError
+from wgcell.guest import protocol
+from wgcell.guest.frames import Subject
 from wgcell.vm.machine import Backend, Machine
 from wgcell.vm.spec import CONSOLE
 
@@ -65,6 +70,7 @@ class Supervisor:
         self.log = EventLog(host.folder.path / "events.jsonl", self._record)
         self.control = Listener(host.folder, self)
         self._report = report
+        self.sessions = Sessions(self._refused, self.post)
         self.outlets = Outlets(job, host, {"stdout": stdout, "stderr": stderr}, self._heard)
         self.tasks = Tasks(lambda cause, reason: self.post(seen.Caused(cause, reason)))
         self.launch = Launch(job, host, self.log, spawn_relay=spawn_relay, backend=backend)
@@ -80,6 +86,7 @@ class Supervisor:
             end=self._end_soon,
             record_failed=self._record_failed,
             unpack=self._unpack,
+            resume=self._resume,
         )
         self._cancelled = asyncio.Event()
         self._over = asyncio.Event()
@@ -87,6 +94,7 @@ class Supervisor:
         self._ending: do.EndMachine | None = None
         self._record_error: StateError | None = None
         self._frozen = False
+        self._pausing = asyncio.Lock()
         self._waiting: deque[seen.Event] = deque()
         self._feeding = False
 
@@ -106,10 +114,60 @@ class Supervisor:
         """`abort` or `cancel`, asked for over the control socket."""
         (self.abort if now else self.cancel)("stopped")
 
+    async def serve(
+        self, transport: asyncio.Transport, first: bytes, uid: int, *, detached: bool
+    ) -> None:
+        """Speak frames with a client of the control socket until it is gone."""
+        await self.sessions.serve(transport, first, uid, detached=detached)
+
+    def _refused(self, subject: Subject) -> str:
+        connected = self.sessions.is_connected
+        return refused(subject, self.state, connected=connected, reads=self.job.stdin)
+
+    async def pause(self, uid: int) -> None:
+        """Let the machine stand still, for that user. Raises StateError with why it can't."""
+        async with self._pausing:
+            machine, why = self.launch.machine, self.core.no_pause
+            if why or machine is None:
+                raise StateError(why or "it has no machine")
+            if not await machine.freeze():
+                raise StateError("its machine does not answer")
+            self.feed(seen.Paused(uid))
+
+    async def unpause(self, uid: int) -> None:
+        """Let the machine go on, for that user. Raises StateError with why it can't."""
+        async with self._pausing:
+            machine = self.launch.machine
+            if machine is None or not self.core.is_paused:
+                raise StateError("it is not paused")
+            try:
+                await machine.go()
+            except HostError as error:
+                raise StateError(error.message) from error
+            self.feed(seen.Unpaused(uid))
+
+    def _resume(self) -> None:
+        """Let the machine go on, for it must end, or bring its results."""
+
+        async def resumed() -> None:
+            async with self._pausing:
+                if self.launch.machine is not None:
+                    await self.launch.machine.go()
+
+        self.tasks.spawn(resumed(), "the machine's resumption")
+
     @property
     def state(self) -> str:
         """The cell's state, in a word."""
-        return "frozen" if self._frozen else self.core.state.value
+        if self._frozen:
+            return "frozen"
+        return "paused" if self.core.is_paused else self.core.state.value
+
+    @property
+    def end(self) -> control.Ended:
+        """How the cell has ended, as far as it is known."""
+        result = self.conclusion.result()
+        return control.Ended(result.outcome.value, result.exit_code, result.reason)
 
     async def run(self) -> CellResult:
         """Live the cell's life; its result, which is also in ``result.json``.
@@ -135,7 +193,9 @@ class Supervisor:
             try:
                 await run_all(self.steps(), self.conclusion.failed)
             finally:
+                self.sessions.end(self.conclusion.result().exit_code)
                 await self.control.close()
+                self.sessions.close()
             if self.conclusion.unrecorded is not None:
                 raise self.conclusion.unrecorded
         return self.conclusion.result()
@@ -236,7 +296,8 @@ class Supervisor:
         config = self._effects.config = guest_config(self.job, vpn, mtu)
         self.feed(seen.Booting(config, machine.pid))
         self.tasks.drain(self.outlets.copy_console(machine.take(CONSOLE)))
-        self.outlets.carry(machine.take)
+        self.outlets.carry(machine.take, self.sessions.tap)
+        await self.sessions.connect(machine.take(protocol.SESSIONS))
         agent = followers.follow_guest(machine.take(AGENT), self.feed, self._effects.attach)
         self.tasks.spawn(agent, "the guest's reports")
         await launch.run()
