@@ -260,7 +260,7 @@ class Supervisor:
         self.post(self.outlets.look())
 
     def _wake(self, at: float) -> None:
-        asyncio.get_running_loop().call_at(at, self.post, seen.Alarm())
+        self.tasks.call_at(at, lambda: self.post(seen.Alarm()))
 
     def _end_soon(self, ending: do.EndMachine) -> None:
         self._ending = ending

@@ -146,7 +146,7 @@ ENDINGS: dict[str, tuple[State, Any, Outcome, str]] = {
         State.RUNNING,
         seen.FromRelay(relay.Ready(True, {})),
         Outcome.ERROR,
-        "the relay said out of its turn that it is ready",
+        "the relay said a second time that it is ready",
     ),
     "the relay dies": (State.RUNNING, seen.RelayGone(), Outcome.ERROR, "the relay died"),
     "the gateway dies": (State.RUNNING, seen.GatewayGone(), Outcome.ERROR, "the gateway died"),
@@ -154,7 +154,7 @@ ENDINGS: dict[str, tuple[State, Any, Outcome, str]] = {
         State.RUNNING,
         seen.FromGateway(gateway.Ready("192.0.2.1", 1, {}, "embedded", "")),
         Outcome.ERROR,
-        "the gateway said out of its turn that it is ready",
+        "the gateway said a second time that it is ready",
     ),
     "the machine dies": (
         State.RUNNING,
@@ -167,6 +167,18 @@ ENDINGS: dict[str, tuple[State, Any, Outcome, str]] = {
         seen.FromGuest(protocol.Fault("no disk")),
         Outcome.GUEST_FAULT,
         "the guest could not start: no disk",
+    ),
+    "the agent fails behind the release": (
+        State.RUNNING,
+        seen.FromGuest(protocol.Fault("no room for a process")),
+        Outcome.GUEST_FAULT,
+        "the guest's agent failed: no room for a process",
+    ),
+    "the agent fails behind the exit": (
+        State.STOPPING,
+        seen.FromGuest(protocol.Fault("no outputs")),
+        Outcome.GUEST_FAULT,
+        "the guest's agent failed: no outputs",
     ),
     "the guest greets twice": (
         State.RUNNING,
