@@ -356,6 +356,15 @@ class Cell:
         if self._supervisor is not None:
             self._supervisor.cancel(reason)
 
+    def fail(self, reason: str) -> None:
+        """End the running cell in order, with the outcome ``error``; again does no harm.
+
+        For a caller that could not keep a part of the cell's events or output. From the loop that
+        runs it.
+        """
+        if self._supervisor is not None:
+            self._supervisor.fail(reason)
+
     def abort(self, reason: str) -> None:
         """End the running cell at once: no grace period, no results."""
         if self._supervisor is not None:
