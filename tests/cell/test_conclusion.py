@@ -464,7 +464,7 @@ def test_nothing_lands_of_a_cell_whose_record_or_supervisor_failed(tmp_path: Pat
         async def failing(cell: Finished = cell, how: str = how, live: Any = live) -> None:
             await live()
             if how == "no record":
-                cell._record_failed(StateError("No space left on device"))
+                cell.dispatcher.record_failed(StateError("No space left on device"))
 
         cell.live = failing  # type: ignore[method-assign]
 
