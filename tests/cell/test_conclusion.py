@@ -274,7 +274,10 @@ def unreadable(cell: Finished, patch: pytest.MonkeyPatch) -> None:
 
 
 def lands(cell: Finished, land: Callable[[Any], Landed]) -> None:
-    object.__setattr__(cell.host, "land", land)
+    async def landed(came: Any) -> Landed:
+        return land(came)
+
+    object.__setattr__(cell.host, "land", landed)
 
 
 def landing_fails(cell: Finished, patch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,10 @@ class Supervisor:
         self._cancelled.set()
         self.post(seen.AbortAsked(reason))
 
+    def fail(self, reason: str) -> None:
+        """End the cell in order, as an error: the program that follows it lost a part of it."""
+        self.post(seen.Caused(Cause.OUTPUT_FAILED, reason))
+
     def stop(self, *, now: bool) -> None:
         """`abort` or `cancel`, asked for over the control socket."""
         (self.abort if now else self.cancel)("stopped")
