@@ -232,7 +232,8 @@ class Standing:
         first = opener.send(frames.Open(1, command("x"))) + opener.send(frames.End(1, 0))
         _, writer = await asyncio.open_connection(sock=here)
         transport: Any = writer.transport
-        one.tasks.spawn(one.serve(transport, first, 0, detached=False), "a client")
+        serving = one.sessions.serve(transport, first, 0, detached=False)
+        one.tasks.spawn(serving, "a client")
         try:
             await soon(lambda: not one.sessions.is_connected)
         finally:

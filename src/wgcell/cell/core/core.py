@@ -139,7 +139,7 @@ class Core(Pausing):
             case relay.Fault(detail):
                 self._cause(Cause.HOST_FAULTED, f"the relay: {detail}")
             case relay.Begun() | relay.Ready():
-                reason = "the relay said out of its turn that it is ready"
+                reason = "the relay said a second time that it is ready"
                 self._cause(Cause.HOST_FAULTED, reason)
 
     def _rogue(self, rogue: relay.Rogue) -> None:
@@ -159,7 +159,7 @@ class Core(Pausing):
         message = event.message
         self._gateway_fault = message.detail if isinstance(message, gateway.Fault) else ""
         if isinstance(message, gateway.Ready):
-            reason = "the gateway said out of its turn that it is ready"
+            reason = "the gateway said a second time that it is ready"
             self._cause(Cause.HOST_FAULTED, reason)
             return
         entry = gateway.EVENTS.entry(message)
@@ -216,7 +216,8 @@ class Core(Pausing):
             self._cause(Cause.TAMPERED, f"the guest's {message.what} changed")
 
     def _guest_fault(self, message: protocol.Fault) -> None:
-        self._fault(f"the guest could not start: {message.text}")
+        how = "the guest's agent failed" if self.was_released else "the guest could not start"
+        self._fault(f"{how}: {message.text}")
 
     def _oom(self, message: protocol.OutOfMemory) -> None:
         if self._out_of_memory is None:
