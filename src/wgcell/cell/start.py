@@ -42,6 +42,7 @@ from wgcell.cell.settings import (
 )
 from wgcell.cell.states import Outcome
 from wgcell.errors import JobError, LaunchError, WgcellError
+from wgcell.guest.frames import Terminal
 from wgcell.wire.lines import Data, Flag, LineError, Number, OneOf, Text, Vocabulary
 
 __all__ = [
@@ -175,6 +176,7 @@ class Start:
 
 
 _Path = Annotated[str | None, _Native()]
+_Side = Annotated[int | None, Number(65535)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +187,9 @@ class _Start:
     sync: _Path = None
     idle: Annotated[bool, Flag()] = False
     keywords: Annotated[bool, Flag()] = False
+    stdin: Annotated[bool, Flag()] = False
+    rows: _Side = None
+    columns: _Side = None
     file: _Path = None
     cells: _Path = None
     allow_endpoints: Annotated[tuple[str, ...], _Natives()] = ()
@@ -223,7 +228,7 @@ _PARTS: Mapping[str, str] = MappingProxyType(
 )
 """Of the rows that are no settings, the fields of `JobOptions`."""
 _PATHS = ("output_dir", "sync")
-_FLAGS = ("idle", "keywords")
+_FLAGS = ("idle", "keywords", "stdin")
 _OWN = tuple(one.name for one in fields(Start) if one.name != "options")
 
 
@@ -239,6 +244,8 @@ def encoded(start: Start) -> bytes:
             said[_field(row)] = getattr(options, part) or None
     said |= {name: getattr(options, name) for name in (*_PATHS, *_FLAGS)}
     said |= {name: getattr(start, name) for name in _OWN}
+    if (terminal := options.terminal) is not None:
+        said |= {"rows": terminal.rows, "columns": terminal.columns}
     try:
         return _STARTS.line(_Line(**said))
     except LineError as error:
@@ -261,6 +268,8 @@ def decoded(line: bytes) -> Start:
     own = {name: said[name] for name in _OWN}
     own |= {name: None if own[name] is None else Path(own[name]) for name in ("file", "cells")}
     flags = {name: said[name] for name in _FLAGS}
+    if word.rows is not None and word.columns is not None:
+        parts["terminal"] = Terminal(word.rows, word.columns)
     return Start(JobOptions(**parts, settings=settings, **flags), **own)
 
 
