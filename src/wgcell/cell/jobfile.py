@@ -38,7 +38,9 @@ from wgcell.cell.settings import (
     VPN,
 )
 from wgcell.errors import JobError, PolicyError
-from wgcell.gateway.model.rules import parse_rule, parse_service
+from wgcell.gateway.model.rules import parse_rule
+from wgcell.gateway.model.services import parse_service, placed
+from wgcell.net import addresses
 
 __all__ = ["job_from_options", "job_keys", "load_job", "model"]
 
@@ -48,6 +50,7 @@ MOST_RULES = 1024
 """Of a job: each is looked at for each flow."""
 MOST_SERVICES = 256
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
+_GATEWAY = addresses.address(inside.GATEWAY)
 _TUNNELS = ("vpn", "gateway")
 """Tables that a job file may leave out, which is not the same as empty: a cell has one tunnel."""
 
@@ -311,14 +314,14 @@ def _tunnel(
         except PolicyError as error:
             reading.fail(ALLOW.key, error.message, error.hint, typed=rule in chosen.allow)
     for inner, outer in services.items():
-        from wgcell.gateway.model.parsing import (
-            check_services,  # 5 ms that most cells need not wait for
-        )
-
         try:
-            check_services((parse_service(inner, outer),), inside.TAKEN)
+            placed((parse_service(inner, outer),), inside.TAKEN, _GATEWAY)
         except PolicyError as error:
             reading.fail(SERVICES.key, error.message, error.hint, typed=inner in typed)
+    try:
+        placed(tuple(parse_service(*pair) for pair in services.items()), inside.TAKEN, _GATEWAY)
+    except PolicyError as error:
+        reading.fail(SERVICES.key, error.message, error.hint)
     return None, GatewayAsked(
         allow,
         tuple(services.items()),

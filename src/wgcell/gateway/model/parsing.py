@@ -40,7 +40,8 @@ from wgcell.errors import PolicyError
 from wgcell.gateway.model.config import GatewayConfig, Peer, both, is_peer_name
 from wgcell.gateway.model.keys import decode_key
 from wgcell.gateway.model.policy import Limits, Policy
-from wgcell.gateway.model.rules import Rule, Service, is_name, parse_line, parse_service
+from wgcell.gateway.model.rules import Rule, is_name, parse_line
+from wgcell.gateway.model.services import Service, ServiceAsked, parse_service, placed
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 
@@ -48,7 +49,6 @@ __all__ = [
     "KEYS",
     "MOST_PEERS",
     "PEER_KEYS",
-    "check_services",
     "parse_config",
     "split_endpoint",
 ]
@@ -190,7 +190,7 @@ class _Reader:
                 self.fail(where, error.message, at=text, hint=error.hint)
         return tuple(found)
 
-    def services(self, raw: Mapping[str, object]) -> tuple[Service, ...]:
+    def services(self, raw: Mapping[str, object]) -> tuple[ServiceAsked, ...]:
         found = []
         for inside, outside in raw.items():
             try:
@@ -198,6 +198,21 @@ class _Reader:
             except PolicyError as error:
                 self.fail("services", error.message, at=inside, hint=error.hint)
         return tuple(found)
+
+    def placed(
+        self, asked: Iterable[ServiceAsked], taken: Mapping[Address, str], own: Address
+    ) -> tuple[Service, ...]:
+        every = tuple(asked)
+        for one in every:
+            try:
+                placed((one,), taken, own)
+            except PolicyError as error:
+                at = addresses.written(one.name or str(one.address), one.port)
+                self.fail("services", error.message, at=at, hint=error.hint)
+        try:
+            return placed(every, taken, own)
+        except PolicyError as error:
+            self.fail("services", error.message, hint=error.hint)
 
     def networks(self, key: str, raw: Iterable[object]) -> tuple[Network, ...]:
         found = []
@@ -245,7 +260,6 @@ def parse_config(
     protected = reader.networks("protected", table.get("protected", []))
     common = Policy(
         rules=reader.rules("rules", table.get("rules", [])),
-        services=reader.services(table.get("services", {})),
         protected=protected,
         limits=reader.limits("limits", table.get("limits", {}), Limits()),
         learn=table.get("learn", False),
@@ -256,18 +270,13 @@ def parse_config(
     peers = _peers(reader, table.get("peers", {}), common, listen[1], own)
     taken = dict.fromkeys(own, "the gateway's own")
     taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
-    for service in common.services:
-        try:
-            check_services((service,), taken)
-        except PolicyError as error:
-            at = addresses.written(str(service.address), service.port)
-            reader.fail("services", error.message, at=at, hint=error.hint)
+    services = reader.placed(reader.services(table.get("services", {})), taken, address)
     try:
         split_endpoint(table.get("endpoint", ""))
     except PolicyError as error:
         reader.fail("endpoint", error.message)
     # The tunnel's own addresses lie on this side of its end, too: no name may lead there.
-    inside = [*own, *(s.address for s in common.services)]
+    inside = [*own, *(s.address for s in services)]
     inside += [one for peer in peers for one in peer.addresses]
     protected = (*protected, *map(addresses.only, dict.fromkeys(inside)))
     return GatewayConfig(
@@ -277,37 +286,17 @@ def parse_config(
         private_key=private_key,
         address=address,
         address6=address6,
-        services=common.services,
+        services=services,
         protected=protected,
         peers=tuple(
-            replace(peer, policy=replace(peer.policy, protected=protected)) for peer in peers
+            replace(peer, policy=replace(peer.policy, protected=protected, services=services))
+            for peer in peers
         ),
         resolver=tuple(
             reader.place(key, item, 53)
             for key, item in reader.each("resolver", table.get("resolver", []))
         ),
     )
-
-
-def check_services(services: Iterable[Service], taken: Mapping[Address, str]) -> None:
-    """Refuse a service at an address of the tunnel that is ``taken``. Raises `PolicyError`.
-
-    ``taken`` says whose each address is, as "the gateway's own".
-    """
-    for service in services:
-        if service.address in taken:
-            beside = next(one for one in taken if one.version == service.address.version)
-            free = next(
-                address
-                for number in range(5, 5 + len(taken) + 1)
-                if (address := beside + number) not in taken
-            )
-            raise PolicyError(
-                f"{service.address} is {taken[service.address]} address in the tunnel",
-                hint="take one that nobody has: "
-                f"{addresses.written(str(free), service.port)} = "
-                f"{addresses.written(service.target_host, service.target_port)}",
-            )
 
 
 def split_endpoint(text: str) -> tuple[str, int | None]:

@@ -14,22 +14,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 from wgcell import programs
 from wgcell.errors import HostError
 from wgcell.gateway.engines.nftables import transactions
 from wgcell.gateway.engines.nftables.commands import run_tool
 from wgcell.gateway.engines.nftables.connections import TcpFlows
+from wgcell.gateway.engines.nftables.cutting import cut_forwarded
 from wgcell.gateway.engines.nftables.datagrams import UdpFlows
 from wgcell.gateway.engines.nftables.device import Device
 from wgcell.gateway.engines.nftables.host import HostContext
 from wgcell.gateway.engines.nftables.listeners import Listeners
+from wgcell.gateway.engines.nftables.netlink import KernelFlow
 from wgcell.gateway.engines.nftables.observer import FlowObserver
 from wgcell.gateway.engines.nftables.sets import NameSets, Peers, ServedPeer
 from wgcell.gateway.engines.nftables.table import table_name
 from wgcell.gateway.model.config import GatewayConfig, Peer
+from wgcell.gateway.model.policy import Policy
 from wgcell.gateway.peer.events import Report
+from wgcell.net.addresses import Address
 
 __all__ = ["NftablesEngine"]
 
@@ -58,6 +63,8 @@ class NftablesEngine:
         self._give_up = give_up
         self._device = Device(host.interface, preexec)
         self._peers: Peers = {}
+        self._half_changed = False
+        """A change of the interface has failed half way: the next one sets all of it."""
         self._name_sets = NameSets(self._nft, host.interface, report)
         self._tcp = TcpFlows(host, self._peers)
         self._udp = UdpFlows(host, self._peers) if host.proxies_udp else None
@@ -93,21 +100,39 @@ class NftablesEngine:
         self._device.make()
         self._configure(self._config)
 
-    async def apply(self, config: GatewayConfig) -> None:
-        """Change to ``config``. Raises HostError; then the former configuration holds.
+    async def apply(self, config: GatewayConfig) -> int:
+        """Change to ``config``. Returns how many open flows that has ended.
 
-        A peer that is gone is cut off. Changed rules hold for new flows, and for open flows that
-        this process proxies. Raises OSError if a port is taken.
+        Raises HostError; then the former configuration holds, unless what failed was to cut flows.
+        Raises OSError if a port is taken. A peer that is gone is cut off. Changed rules hold for
+        new flows and for open ones.
         """
-        with self._host.changing(self._config, config):
+        before = self._config
+        with self._host.changing(before, config):
             async with self._name_sets.paused:
                 try:
                     self._host.run(self._apply_rules, config)
-                    self._host.run(self._configure, config)
+                    if self._half_changed or _without_rules(config) != _without_rules(before):
+                        self._half_changed = True
+                        self._host.run(self._configure, config)
+                        self._half_changed = False
                 except HostError:
                     self._take_back()
                     raise
-                await self._serve(config)
+                ended = await self._serve(config)
+        if self._host.proxies_udp:
+            return ended
+        return ended + await self._cut_forwarded({*_local(before), *_local(config)})
+
+    async def _cut_forwarded(self, local: Collection[Address]) -> int:
+        """Cut what the kernel forwards and the rules do not allow. Returns how many flows."""
+
+        def allowed(flow: KernelFlow) -> bool:
+            return flow.address in local or self._observer.allows(flow)
+
+        cut = await cut_forwarded(self._host, frozenset(self._peers), allowed)
+        self._observer.cut(cut)
+        return len(cut)
 
     def _take_back(self) -> None:
         """Return to the former rules after half of a change, or end.
@@ -156,24 +181,26 @@ class NftablesEngine:
     async def _nft(self, text: str) -> None:
         await self._host.run_aside(run_tool, "nft", "-f", "-", text=text)
 
-    async def _serve(self, config: GatewayConfig) -> None:
-        """Serve the peers of ``config`` and no others."""
+    async def _serve(self, config: GatewayConfig) -> int:
+        """Serve the peers of ``config`` and no others. Returns how many flows that has ended."""
         served: Peers = {}
+        ended = 0
         for peer in config.peers:
             known = self._known(peer, config)
             if known is None:
                 known = ServedPeer(peer, config, self._report, self._name_sets)
             else:
-                known.admission.change(peer)
+                ended += known.admission.change(peer)
             served |= dict.fromkeys(peer.addresses, known)
         for address, one in self._peers.items():
             if served.get(address) is not one:
-                one.close()
+                ended += len(one.close())
         # All parts of the engine hold this very table.
         self._peers.clear()
         self._peers.update(served)
         await self._listeners.listen(config)
         self._config = config
+        return ended
 
     def _known(self, peer: Peer, config: GatewayConfig) -> ServedPeer | None:
         """The served peer, if only the policy of ``peer`` differs from it."""
@@ -202,3 +229,15 @@ class NftablesEngine:
         self._host.close(self._device)
         for served in dict.fromkeys(self._peers.values()):
             served.close()
+
+
+def _without_rules(config: GatewayConfig) -> GatewayConfig:
+    """What WireGuard, the interface and the host must know of ``config``."""
+    peers = tuple(replace(peer, policy=Policy()) for peer in config.peers)
+    return replace(config, peers=peers)
+
+
+def _local(config: GatewayConfig) -> Iterator[Address]:
+    """The addresses in the tunnel that this machine itself has, or no flow may lead to."""
+    yield from config.inside
+    yield from (service.address for service in config.services)
