@@ -22,7 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.gateway.conftest import ENGINES, RESOLVER, SERVER, Gateway, Server, Topology, Tunnel
+from tests.support.gateways import ENGINES, SERVER, Gateway, Tunnel
+from tests.support.networks import RESOLVER, Server, Topology
 
 from wgcell.gateway.model.keys import generate_private_key, public_key
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.gateway.conftest import config_of
+from tests.support.gateways import config_of
 
 from wgcell import programs
 
@@ -57,7 +57,7 @@ def _started(argv: list[str], environment: dict[str, str], text: str = "") -> st
 
 
 @pytest.mark.parametrize("environment", PATHS.values(), ids=PATHS)
-@pytest.mark.system
+@pytest.mark.process
 def test_everything_is_found_whatever_the_path(environment: dict[str, str]) -> None:
     code = "import json, sys; from wgcell.programs import find\n"
     code += "print(json.dumps([name for name in sys.argv[1:] if find(name) is None]))"
@@ -130,8 +130,8 @@ def _looks(path: Path) -> list[str]:
             if any(isinstance(h, ast.Constant) and "/" not in str(h.value) for h in heads):
                 found.append(f"{path.name}:{node.lineno} {ast.unparse(first)}")
     for node in ast.walk(ast.parse(path.read_text())):
-        # An argv that is made first and executed later; image/build.py's _run finds its own.
-        if isinstance(node, ast.List | ast.Tuple) and node.elts and path.name != "build.py":
+        # An argv that is executed later; for those of an image build, image/commands.py looks.
+        if isinstance(node, ast.List | ast.Tuple) and node.elts and path.parent.name != "image":
             head = node.elts[0]
             if isinstance(head, ast.Constant) and head.value in NEEDED and len(node.elts) > 1:
                 found.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")

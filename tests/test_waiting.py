@@ -1,4 +1,4 @@
-"""No test sleeps, and what measures time is alone: see `tests/waiting.py`."""
+"""No test sleeps, and what measures time is alone: see `tests/support/waiting.py`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 TESTS = Path(__file__).parent
 FILES = sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("*.py"))
 SLEEPS = {
-    "waiting.py": "the one module that waits",
-    "relay/record.py": "a program that is run by hand",
-    "vm/deaths.py": "a program of its own, which does without the repository on its path",
+    "support/waiting.py": "the one module that waits",
+    "support/record.py": "a program that is run by hand",
+    "support/deaths.py": "a program of its own, which does without the repository on its path",
 }
 MEASURES = {
     "cell/test_archive.py": "processor time, within a bound five times as long",
     "gateway/engines/nftables/test_connections.py": "a wait of 0.2 s that may take 5",
     "gateway/peer/test_admission.py": "an answer of so many seconds ago: nothing is measured",
-    "vm/test_guest.py": "inside the guest",
-    "vm/test_results.py": "within a minute and more",
-    "vm/deaths.py": "its test, test_deaths.py, is alone",
+    "cells/test_guest.py": "inside the guest",
+    "cells/test_results.py": "within a minute and more",
+    "support/deaths.py": "its test, test_deaths.py, is alone",
 }
 THREADS = {"threading.Thread", "Thread", "threading.Timer", "Timer", "ThreadPoolExecutor"}
 """A Timer can't be told to be a daemon where it is made, an executor never."""

@@ -138,12 +138,12 @@ def test_a_hostile_member_is_skipped_and_counted(
         (member("results/x", change=typed(tarfile.CHRTYPE)), "character device"),
         (member("results/x", change=typed(tarfile.BLKTYPE)), "block device"),
         (member("results/x", change=typed(tarfile.FIFOTYPE)), "named pipe"),
-        (member("results/x", change=typed(tarfile.SYMTYPE, "/etc")), "leads out"),
-        (member("results/x", change=typed(tarfile.SYMTYPE, "")), "leads out"),
-        (member("results/x", change=typed(tarfile.SYMTYPE, "../other")), "leads out"),
-        (member("results/x", change=typed(tarfile.SYMTYPE, "../../etc")), "leads out"),
-        (member("results/x", change=typed(tarfile.SYMTYPE, "up/../../etc")), "leads out"),
-        (member("results/x", change=typed(tarfile.SYMTYPE, "a\x1b[2J")), "leads out"),
+        (member("results/x", change=typed(tarfile.SYMTYPE, "/etc")), "points out"),
+        (member("results/x", change=typed(tarfile.SYMTYPE, "")), "points out"),
+        (member("results/x", change=typed(tarfile.SYMTYPE, "../other")), "points out"),
+        (member("results/x", change=typed(tarfile.SYMTYPE, "../../etc")), "points out"),
+        (member("results/x", change=typed(tarfile.SYMTYPE, "up/../../etc")), "points out"),
+        (member("results/x", change=typed(tarfile.SYMTYPE, "a\x1b[2J")), "points out"),
     ],
 )
 def test_a_member_without_content_is_left_out_and_counted(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.waiting import lulled, soon
+from tests.support.waiting import lulled, soon
 
 from wgcell import programs
 from wgcell.cell import children
@@ -38,7 +38,7 @@ async def started() -> tuple[bool, dict[str, str], int]:
     return relay.sealed, dict(relay.missing), code
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_with_every_wall() -> None:
     sealed, missing, code = asyncio.run(started())
     assert sealed and set(missing) <= {"landlock"} and code == 0
@@ -137,7 +137,7 @@ def _send(sock: socket.socket, word: bytes) -> None:
         sock.sendall(word)
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_a_relay_that_is_killed_as_it_starts_is_not_started_with_less() -> None:
     """Its keeper fails then, too, in words of its own."""
 

@@ -15,7 +15,7 @@ from hashlib import blake2s
 import mitmproxy_rs
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from tests.waiting import forever, lulled
+from tests.support.waiting import forever, lulled
 
 from wgcell.cell import consent
 from wgcell.cell.consent import HandshakeKeys, build_initiation, open_cookie, verify_response

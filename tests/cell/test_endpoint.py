@@ -115,7 +115,7 @@ def test_networks_of_what_ip_prints() -> None:
     ]
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_this_host_is_in_its_own_list() -> None:
     assert any(ipaddress.ip_address("127.0.0.1") in network for network in host_networks())
 

@@ -102,9 +102,9 @@ def test_below_and_above() -> None:
     assert pattern.covers(components("out/x/data/deep/er"))
     assert not pattern.covers(components("out/x"))
     assert not pattern.covers(components("out/x/other"))
-    assert pattern.leads_to(components("out/x"))
-    assert pattern.leads_to(())
-    assert not pattern.leads_to(components("in"))
+    assert pattern.passes_through(components("out/x"))
+    assert pattern.passes_through(())
+    assert not pattern.passes_through(components("in"))
     assert Pattern.parse(".").covers(()) and Pattern.parse(".").covers(("x",))
 
 

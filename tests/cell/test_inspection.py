@@ -57,27 +57,27 @@ ATTACKS: dict[str, tuple[tuple[str, ...], Unpacked, str]] = {
     "a link to the host": (
         ("os.symlink('/etc/passwd', 'results/evil', dir_fd=root)",),
         replace(HONEST, links=2),
-        "leads out",
+        "points out",
     ),
     "a link that climbs": (
         ("os.symlink('../../../.ssh', 'results/evil', dir_fd=root)",),
         replace(HONEST, links=2),
-        "leads out",
+        "points out",
     ),
     "a link that climbs behind a name": (
         ("os.symlink('l/../../..', 'results/evil', dir_fd=root)",),
         replace(HONEST, links=2),
-        "leads out",
+        "points out",
     ),
     "a link to what was not asked for": (
         ("os.symlink('../other', 'results/evil', dir_fd=root)",),
         replace(HONEST, links=2),
-        "leads out",
+        "points out",
     ),
     "a link to an odd name": (
         ("os.symlink('\\x1b[2J', 'results/evil', dir_fd=root)",),
         replace(HONEST, links=2),
-        "leads out",
+        "points out",
     ),
     "a file that was not asked for": (
         ("file('.bashrc', b'evil')",),
@@ -126,10 +126,10 @@ ATTACKS: dict[str, tuple[tuple[str, ...], Unpacked, str]] = {
         replace(HONEST, files=2),
         "of the mode 0",
     ),
-    "more files than it tells of": (("file('results/b')",), HONEST, "more than it told"),
-    "more folders": (("os.mkdir('results/d', 0o755, dir_fd=root)",), HONEST, "more than it told"),
-    "more links": (("os.symlink('a', 'results/m', dir_fd=root)",), HONEST, "more than it told"),
-    "more bytes": (("file('results/a', b'xx')",), HONEST, "more than it told"),
+    "more files than it states": (("file('results/b')",), HONEST, "more than it stated"),
+    "more folders": (("os.mkdir('results/d', 0o755, dir_fd=root)",), HONEST, "more than it stated"),
+    "more links": (("os.symlink('a', 'results/m', dir_fd=root)",), HONEST, "more than it stated"),
+    "more bytes": (("file('results/a', b'xx')",), HONEST, "more than it stated"),
     "a hole": (
         (
             "fd = os.open('results/a', os.O_WRONLY, dir_fd=root)",
@@ -137,10 +137,10 @@ ATTACKS: dict[str, tuple[tuple[str, ...], Unpacked, str]] = {
             "os.write(fd, b'x')",
         ),
         HONEST,
-        "more than it told",
+        "more than it stated",
     ),
-    "fewer files": ((), replace(HONEST, files=2), "less than it told"),
-    "fewer bytes": ((), replace(HONEST, bytes=2), "less than it told"),
+    "fewer files": ((), replace(HONEST, files=2), "less than it stated"),
+    "fewer bytes": ((), replace(HONEST, bytes=2), "less than it stated"),
 }
 
 
@@ -237,7 +237,7 @@ def test_it_never_looks_at_more_than_was_told(left: Path, monkeypatch: pytest.Mo
         return wrong(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(inspection, "_wrong", counted)
-    with pytest.raises(GuestError, match="more than it told"):
+    with pytest.raises(GuestError, match="more than it stated"):
         inspect(left, ASKED, HONEST)
     assert len(looked) < 6
 

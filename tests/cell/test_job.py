@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.shown import is_text
+from tests.support.shown import is_text
 
 from wgcell.cell.environment import environment
 from wgcell.cell.inputs import Input

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cell.building import host, job
-from tests.waiting import GENEROUS
+from tests.support.supervisors import host, job
+from tests.support.waiting import GENEROUS
 
 from wgcell.cell import consent
 from wgcell.cell.children import RelayProcess
@@ -38,7 +38,7 @@ from wgcell.vm.sandbox.cgroup import Cgroup
 from wgcell.vm.sandbox.jail import Jail
 from wgcell.vm.spec import CONSOLE, Accelerator, MachineSpec
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(GENEROUS)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(GENEROUS)]
 
 
 class StandIn:
@@ -311,5 +311,5 @@ def test_disks_that_fail_half_way_keep_no_descriptor(tmp_path: Path) -> None:
 def test_the_channels_are_those_that_the_guest_looks_for(tmp_path: Path) -> None:
     seen: list[MachineSpec] = []
     asyncio.run(Stage(tmp_path, backend=StandInBackend(seen.append)).launch())
-    assert set(seen[0].ports) == {AGENT, "stdout", "stderr", "files"}
+    assert set(seen[0].ports) == {AGENT, "stdout", "stderr", "files", "sessions"}
     assert len(seen[0].drives) == 3

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.waiting import forever, soon
+from tests.support.waiting import forever, soon
 
 from wgcell.cell import consent, renewal
 from wgcell.cell.core.events import AddressMet

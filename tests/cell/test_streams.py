@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests import waiting
-from tests.waiting import GENEROUS, soon
+from tests.support import waiting
+from tests.support.waiting import GENEROUS, soon
 
 from wgcell.cell.core.home import Account
 from wgcell.cell.folder import CappedLog

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.cell.building import CONFIG, supervisor, with_streams
-from tests.cell.building import closed as closed
+from tests.support.supervisors import CONFIG, supervisor, with_streams
+from tests.support.supervisors import closed as closed
 
 from wgcell.cell.core import events as seen
 from wgcell.cell.events import Event

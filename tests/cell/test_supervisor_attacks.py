@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cell.building import CONFIG, closed, supervisor, with_streams
+from tests.support.supervisors import CONFIG, closed, supervisor, with_streams
 
 from wgcell.cell.core import events as seen
 from wgcell.cell.states import Outcome, State

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.shown import is_text
+from tests.support.shown import is_text
 
 from wgcell.cell import endpoint, wgquick
 from wgcell.cell.wgquick import load_vpn_config, parse_vpn_config

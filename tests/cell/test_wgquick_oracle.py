@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.cell.oracle import HOSTS, Meaning, RealTools
+from tests.support.wgquick_tools import HOSTS, Meaning, RealTools
 
 from wgcell.cell import probe
 from wgcell.cell.wgquick import DEFAULT_KEEPALIVE, DEFAULT_MTU, VpnConfig, parse_vpn_config

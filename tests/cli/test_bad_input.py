@@ -63,7 +63,7 @@ def run(
         ('command = ["true"]\n[policy]\non_rogue = "freeze"\n', ["--on-rogue freeze"]),
     ],
 )
-@pytest.mark.system
+@pytest.mark.process
 def test_a_job_file(tmp_path: Path, text: str, words: list[str]) -> None:
     (tmp_path / "job.toml").write_text(text)
     (tmp_path / "out").symlink_to("/etc/passwd")
@@ -88,7 +88,7 @@ def test_a_job_file(tmp_path: Path, text: str, words: list[str]) -> None:
         (VPN.replace(KEY, "short", 1), ["v.conf:2", "PrivateKey"]),
     ],
 )
-@pytest.mark.system
+@pytest.mark.process
 def test_a_wg_quick_file(tmp_path: Path, text: str, words: list[str]) -> None:
     (tmp_path / "v.conf").write_text(text)
     code, said = run(tmp_path, "run", "--vpn", "v.conf", "--", "true")
@@ -182,7 +182,7 @@ def test_qemu_is_not_installed(tmp_path: Path) -> None:
     ("size", "words"),
     [("size=64k", ["No space left", "--state-dir"]), ("ro", ["Read-only", "--state-dir"])],
 )
-@pytest.mark.system
+@pytest.mark.process
 def test_a_state_folder_that_is_full_or_read_only(
     tmp_path: Path, size: str, words: list[str]
 ) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.waiting import GENEROUS, until
+from tests.support.waiting import GENEROUS, until
 
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create

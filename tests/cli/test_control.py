@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.waiting import GENEROUS, until
+from tests.support.waiting import GENEROUS, until
 
 from wgcell.cell.control.listener import Listener
 from wgcell.cell.control.place import NAME

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.shown import is_text
+from tests.support.shown import is_text
 
 from wgcell.cli.escapes import _LONGEST, TerminalFilter
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.waiting import GENEROUS, lull, until
+from tests.support.waiting import GENEROUS, lull, until
 
 from wgcell.cell import consent
 from wgcell.cell.endpoint import connect

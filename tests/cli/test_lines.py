@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.waiting import GENEROUS
+from tests.support.waiting import GENEROUS
 
 from wgcell.cell.events import EventLog, broken_link
 from wgcell.cli.lines import JsonLines

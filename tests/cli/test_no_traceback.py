@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import typer
-from tests.waiting import GENEROUS
+from tests.support.waiting import GENEROUS
 
 from wgcell.cell.folder import create
 from wgcell.cli.main import _app
@@ -89,13 +89,16 @@ def test_each_verb_has_a_row() -> None:
     assert set(verbs(typer.main.get_command(_app("")))) == set(ROWS)
 
 
+ZYGOTE = str(Path(__file__).parents[1] / "support/zygote.py")
+
+
 class Zygote:
     """Runs command lines, and holds each to what holds for all."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("zygote.py"))],
+            [sys.executable, "-P", ZYGOTE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

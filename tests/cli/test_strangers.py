@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from tests.cell.building import closed, supervisor, with_streams  # noqa: F401
 from tests.cli.test_no_traceback import Zygote
 from tests.cli.test_terminal import told
-from tests.shown import is_text
+from tests.support.shown import is_text
+from tests.support.supervisors import closed, supervisor, with_streams  # noqa: F401
 
 import wgcell
 from wgcell import errors

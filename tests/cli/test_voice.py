@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 
 import pytest
-from tests.waiting import GENEROUS, pace, until
+from tests.support.waiting import GENEROUS, pace, until
 
 from wgcell.cli.voice import MOST_WAITING, Voice
 

@@ -1,7 +1,7 @@
 """The agent's parts that need no machine: texts, streams, and a root that means harm.
 
 What these can't show: the kernel of the guest, and what needs its root's privileges
-(`test_workload.py`, `tests/vm`).
+(`agent/test_workload.py`, `tests/cells`).
 """
 
 from __future__ import annotations

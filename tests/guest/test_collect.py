@@ -1,6 +1,6 @@
 """The script that makes the outputs' tar, in a root that means harm, by the image's own busybox.
 
-What this can't show: the binding over /run, and the guest's kernel (`tests/vm/test_results.py`).
+What this can't show: the binding over /run, and the guest's kernel (`tests/cells/test_results.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wgcell.guest import scripts
 from wgcell.image import store
 
 pytestmark = [
-    pytest.mark.system,
+    pytest.mark.process,
     pytest.mark.skipif(os.geteuid() != 0, reason="chroot"),
 ]
 

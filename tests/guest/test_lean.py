@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from ast import literal_eval
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.guest.test_protocol import CONFIG
 
 from wgcell.guest import AGENT, protocol, scripts
+from wgcell.guest.frames import Terminal
 from wgcell.guest.walls import Wall
 
 
@@ -49,7 +51,8 @@ print([protocol.encode_config(config).decode(), sorted(wall.name for wall in con
 
 
 def test_the_stand_ins_read_and_write_what_the_host_does(agent: Path) -> None:
-    sent = protocol.encode_config(CONFIG).decode()
+    config = replace(CONFIG, stdin=True, terminal=Terminal(24, 80))
+    sent = protocol.encode_config(config).decode()
     again, walls = literal_eval(run(agent, CONFIGS, sent))
     assert again == sent
     assert walls == sorted(wall.name for wall in Wall)

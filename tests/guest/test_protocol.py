@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from wgcell.errors import GuestError
 from wgcell.guest import protocol, scripts, verify
+from wgcell.guest.frames import Terminal
 from wgcell.guest.walls import Wall
 
 CONFIG = protocol.GuestConfig(
@@ -120,6 +121,8 @@ HARD = ("python3", "a b", "$(id)", "", "x\\y", ":", "é", "-c", "'q'", "a\nb", "
         search=st.lists(st.sampled_from(["a.example", "b.example"])).map(tuple),
         mtu=st.integers(0, 65535),
         inputs=st.booleans(),
+        stdin=st.booleans(),
+        terminal=st.none() | st.builds(Terminal, st.integers(0, 65535), st.integers(0, 65535)),
         command=st.lists(st.sampled_from(HARD) | TEXT).map(tuple),
         environment=st.lists(st.tuples(st.sampled_from(["A", "é"]), TEXT)).map(tuple),
         outputs=st.lists(st.sampled_from(HARD)).map(tuple),
@@ -151,6 +154,13 @@ LINES = protocol.encode_config(CONFIG).splitlines()
         [line.replace(b"walls ", b"walls roof,") for line in LINES],
         [line.replace(b"1420", b"99999") for line in LINES],
         [line.replace(b"inputs no", b"inputs perhaps") for line in LINES],
+        [line.replace(b"stdin no", b"stdin perhaps") for line in LINES],
+        [line for line in LINES if not line.startswith(b"stdin")],
+        [b"terminal 24", *LINES],
+        [b"terminal 24 65536", *LINES],
+        [b"terminal 24 80 ", *LINES],
+        [b"terminal 24 80", b"terminal 24 80", *LINES],
+        [b"wg_preshared_key " + base64.b64encode(b"s" * 32)] * 2 + LINES,
         [line.replace(b"hostname cell", b"hostname \xff") for line in LINES],
     ],
 )
@@ -246,7 +256,7 @@ def test_an_honest_guests_networks_match_in_any_order_and_spelling_and_no_others
     assert said([odd, *seen[1:]]) or odd.strip("0")  # nothing raises
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_scripts_pass_shellcheck() -> None:
     folder = Path(protocol.__file__).parent
     shellcheck = shutil.which("shellcheck")

@@ -1,4 +1,4 @@
-"""What the stock image is made of. tests/vm/test_guest.py looks at it from inside."""
+"""What the stock image is made of. tests/cells/test_guest.py looks at it from inside."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ import tarfile
 import tempfile
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from wgcell.errors import ImageError
-from wgcell.image import build
+from wgcell.image import build, debian, initramfs
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("module", "name"),
     [
-        *("PACKAGES", "TOOLS", "LIBRARY", "EXTENSIONS", "EARLY", "LATE"),
-        *("COMPILE_PYTHON", "COMPILE", "TAKE_KERNEL"),
+        *((debian, name) for name in ("SUITE", "KERNEL_PACKAGE", "PACKAGES")),
+        *((debian, name) for name in ("COMPILE_PYTHON", "TAKE_KERNEL")),
+        *((initramfs, name) for name in ("TOOLS", "LIBRARY", "EXTENSIONS", "EARLY", "LATE")),
+        (initramfs, "COMPILE"),
     ],
 )
-def test_whatever_shapes_the_base_is_in_its_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = build._base_key()
-    value = getattr(build, name)
-    monkeypatch.setattr(build, name, f"{value} " if isinstance(value, str) else value[1:])
-    assert build._base_key() != before
+def test_every_table_of_the_base_is_in_its_key(
+    module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = build.base_key()
+    value = getattr(module, name)
+    monkeypatch.setattr(module, name, f"{value} " if isinstance(value, str) else value[1:])
+    assert build.base_key() != before
 
 
 def test_a_changed_setting_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = build._base_key()
-    monkeypatch.setattr(build, "SETTINGS", {"etc/pip.conf": ""})
-    assert build._base_key() != before
+    before = build.base_key()
+    monkeypatch.setattr(debian, "SETTINGS", {"etc/pip.conf": ""})
+    assert build.base_key() != before
 
 
 def test_the_agents_modules_are_compiled_and_never_go_stale(tmp_path: Path) -> None:
@@ -42,7 +47,7 @@ def test_the_agents_modules_are_compiled_and_never_go_stale(tmp_path: Path) -> N
     (tmp_path / "one/two").mkdir(parents=True)
     (tmp_path / "one/__init__.py").write_text("'words'\nassert False\n")
     (tmp_path / "one/two/__init__.py").write_text("A = 'é'\n")
-    argv = [sys.executable, "-I", "-S", "-B", "-c", build.COMPILE, str(tmp_path)]
+    argv = [sys.executable, "-I", "-S", "-B", "-c", initramfs.COMPILE, str(tmp_path)]
     subprocess.run(argv, check=True)
     assert list(tmp_path.rglob("*.py")) == []
     for compiled in tmp_path.rglob("*.pyc"):
@@ -55,19 +60,19 @@ def test_the_agents_modules_are_compiled_and_never_go_stale(tmp_path: Path) -> N
 
 
 def test_what_people_expect_is_in_the_image() -> None:
-    assert {"ca-certificates", "curl", "git", "python3-pip", "python3-venv"} <= set(build.PACKAGES)
+    assert {"ca-certificates", "curl", "git", "python3-pip", "python3-venv"} <= set(debian.PACKAGES)
 
 
 @pytest.mark.parametrize("mirror", ["--customize-hook=echo", "/etc/apt/sources.list", "-", "x"])
 def test_what_is_no_mirror_is_refused(mirror: str) -> None:
     """mmdebstrap would read a path as a file, and a word with a dash as an option."""
     with pytest.raises(ImageError):
-        build.bootstrap([mirror])
+        debian.bootstrap([mirror])
 
 
 def test_a_mirror_is_a_url_or_a_line() -> None:
     lines = ["http://mirror.example.com/debian", "deb http://mirror.example.com/debian a main"]
-    assert build.bootstrap(lines)[0] == "mmdebstrap"
+    assert debian.bootstrap(lines)[0] == "mmdebstrap"
 
 
 def test_an_ordinary_users_root_keeps_its_modes() -> None:
@@ -84,7 +89,7 @@ def test_an_ordinary_users_root_keeps_its_modes() -> None:
         for place, mode in ((folder, 0o755), (folder / "root.tar", 0o644), (folder / "to", 0o777)):
             place.mkdir(exist_ok=True) if place.suffix == "" else None
             place.chmod(mode)
-        argv = [*build.UNPACK, "-f", str(folder / "root.tar"), "-C", str(folder / "to")]
+        argv = [*debian.UNPACK, "-f", str(folder / "root.tar"), "-C", str(folder / "to")]
         who = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
         subprocess.run(argv, check=True, umask=0o077, **who)  # type: ignore[call-overload]
         found = {path.name: path.stat().st_mode & 0o7777 for path in (folder / "to").iterdir()}

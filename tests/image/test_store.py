@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 import pytest
@@ -46,28 +45,13 @@ def test_an_interrupted_build_leaves_nothing(image: Path, monkeypatch: pytest.Mo
     def broken(*_: object) -> dict[str, object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "_base", broken)
+    monkeypatch.setattr(build, "_make_base", broken)
     with pytest.raises(KeyboardInterrupt):
         build.build("debian", lambda _: None, {"init": b""})
     assert [path.name for path in image.parent.iterdir()] == [".lock"]
 
 
-def test_the_modules_that_are_needed_come_along_and_no_others() -> None:
-    listed = "k/a.ko: k/b-x.ko k/c.ko\nk/b-x.ko: k/c.ko\nk/c.ko:\nk/other.ko:\n"
-    needs = build.modules_needed(listed, ["a", "built_in"])
-    assert needs == {"k/a.ko": ("k/b-x.ko", "k/c.ko"), "k/b-x.ko": ("k/c.ko",), "k/c.ko": ()}
-    assert build.dependencies_text(needs) == "a.ko: b-x.ko c.ko\nb-x.ko: c.ko\nc.ko:\n"
-
-
-def test_a_modules_signature_is_taken_off_and_nothing_else() -> None:
-    module, signature = b"\x7fELF" + bytes(100), b"s" * 300
-    about = bytes(8) + len(signature).to_bytes(4, "big")
-    signed = module + signature + about + b"~Module signature appended~\n"
-    assert build.without_signature(signed) == module
-    assert build.without_signature(module) == module
-
-
-@pytest.mark.system
+@pytest.mark.process
 def test_a_changed_base_is_never_packed_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
@@ -77,7 +61,7 @@ def test_a_changed_base_is_never_packed_again(image: Path, monkeypatch: pytest.M
             (folder / name).write_text(name)
         return {"kernel_version": "6.1", "packages": {}}
 
-    monkeypatch.setattr(build, "_base", base)
+    monkeypatch.setattr(build, "_make_base", base)
     for script in (b"1", b"1", b"2"):
         build.build("debian", lambda _: None, {"init": script})
     assert made == ["base"]
@@ -99,28 +83,3 @@ def test_a_cache_of_another_users_is_an_error_with_a_hint(
     with pytest.raises(ImageError) as caught:
         build.build("debian", lambda _: None, {"init": b""})
     assert "WGCELL_CACHE_DIR" in caught.value.hint
-
-
-def vmlinux(*segments: tuple[int, bytes, int]) -> bytes:
-    """An ELF64 with nothing but what is read: segments at their offsets, each with its p_memsz."""
-    head = bytearray(64 + 56 * len(segments))
-    head[:4] = b"\x7fELF"
-    struct.pack_into("<QQ", head, 32, 64, 9999)
-    struct.pack_into("<HHHHH", head, 54, 56, len(segments), 64, 7, 6)
-    file = head
-    for n, (offset, data, memory) in enumerate(segments):
-        struct.pack_into("<IIQQQQQ", head, 64 + 56 * n, 1, 7, offset, 0, 0, len(data), memory)
-    for offset, data, _ in segments:
-        file = file.ljust(offset, b"\0") + data
-    return bytes(file + b"section headers")
-
-
-def test_a_kernels_trailing_zeros_are_left_to_its_memory_size() -> None:
-    whole = vmlinux((4096, b"text" + bytes(4), 8), (8192, b"init" + bytes(9000), 9004))
-    made = build.without_trailing_zeros(whole)
-    assert made == vmlinux((4096, b"text" + bytes(4), 8), (8192, b"init", 9004))[:8196].replace(
-        struct.pack("<Q", 9999), bytes(8)
-    ).replace(struct.pack("<HHH", 64, 7, 6), bytes(6))
-    assert build.without_trailing_zeros(made) == made
-    with pytest.raises(ImageError, match="nothing to load"):
-        build.without_trailing_zeros(vmlinux())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.shown import is_text
+from tests.support.shown import is_text
 
 from wgcell.cell.endpoint import parse_networks
 from wgcell.cell.wgquick import parse_vpn_config

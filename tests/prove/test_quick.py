@@ -13,8 +13,8 @@ import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import ARP, Ether
 from scapy.utils import wrpcap
-from tests.prove.started import SOURCE, prove
-from tests.waiting import GENEROUS, lull, until
+from tests.support.proving import SOURCE, prove
+from tests.support.waiting import GENEROUS, lull, until
 
 from wgcell.prove.battery import CASES
 from wgcell.relay.verdict import Reason

@@ -112,7 +112,7 @@ assert ours.lost == 0 and ours._segment == 1200  # what fits still goes as segme
 """
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_a_path_too_narrow_for_segments_gets_datagrams() -> None:
     """A namespace's loopback of 1280 bytes: segments of 1452 are refused, then sent one by one."""
     script = f"ip link set lo mtu 1280 up && exec {sys.executable} -c '{NARROW}'"

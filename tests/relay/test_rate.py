@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.relay.test_relay import GOOD, GUEST, Process, frame, transport
-from tests.waiting import pace
+from tests.support.waiting import pace
 
 from wgcell.relay import link
 from wgcell.relay.framing import PREFIX, prefixed
@@ -138,7 +138,7 @@ def test_without_a_rate_nothing_is_held() -> None:
     running.close()
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_a_quota_that_is_spent_cuts_the_link_and_says_so() -> None:
     quota = 1_000_000
     running, got = Joined(quota=quota), 0

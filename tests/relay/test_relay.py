@@ -16,7 +16,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from scapy.utils import PcapNgReader
-from tests.waiting import GENEROUS, lull
+from tests.support.waiting import GENEROUS, lull
 
 from wgcell.processes import namespace_holder
 from wgcell.relay import link
@@ -208,7 +208,7 @@ class Process:
         assert self.process.wait(GENEROUS) is not None
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_a_frame_through_the_real_process_and_back() -> None:
     running = Process()
     running.nic.sendall(GOOD)
@@ -227,7 +227,7 @@ def test_a_frame_through_the_real_process_and_back() -> None:
     running.close()
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_the_first_rogue_frame_is_reported_with_its_bytes_and_nothing_is_forwarded() -> None:
     running = Process()
     running.nic.sendall(ROGUE + GOOD)
@@ -241,7 +241,7 @@ def test_the_first_rogue_frame_is_reported_with_its_bytes_and_nothing_is_forward
     running.close()
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_the_relay_ends_when_the_supervisor_is_gone() -> None:
     running = Process()
     running.lines.close()
@@ -251,7 +251,7 @@ def test_the_relay_ends_when_the_supervisor_is_gone() -> None:
     running.endpoint.close()
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_strangers_can_not_reach_the_guest_nor_kill_the_cell() -> None:
     running = Process()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
@@ -263,7 +263,7 @@ def test_strangers_can_not_reach_the_guest_nor_kill_the_cell() -> None:
     running.close()
 
 
-@pytest.mark.system
+@pytest.mark.process
 def test_a_nic_that_does_not_read_holds_the_endpoint_back_and_gets_whole_frames() -> None:
     running = Process()
     running.nic.sendall(GOOD)

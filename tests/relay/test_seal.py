@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.waiting import GENEROUS
+from tests.support.waiting import GENEROUS
 
 from wgcell.processes import namespace_holder
 from wgcell.relay.seal import RULES, unprivileged_id
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.process
 
 PROLOGUE = """
 import ctypes, json, mmap, os, signal, socket, sys

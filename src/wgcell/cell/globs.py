@@ -78,7 +78,7 @@ class Pattern:
         """Whether ``parts`` is what the pattern names, or lies below it."""
         return len(parts) >= len(self.parts) and self._fits(parts)
 
-    def leads_to(self, parts: Sequence[str]) -> bool:
+    def passes_through(self, parts: Sequence[str]) -> bool:
         """Whether ``parts`` is a folder above something that the pattern may name."""
         return len(parts) < len(self.parts) and self._fits(parts)
 

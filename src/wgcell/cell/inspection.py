@@ -1,9 +1,10 @@
-"""What the unpacking left in its folder, looked at from outside before anybody uses it.
+"""The folder that the unpacking has written, inspected from outside before anybody uses it.
 
-The unpacking (`wgcell.cell.unpacker`) may have been taken over by the tar that it parsed. It can
-write below one folder only, but there what it likes: a link that leads out, a name that no tar may
-have. So when it is dead, the host walks through its folder and holds all that is there to the rules
-that the tar was held to (`archive.Rules`), and to what the unpacking said that it wrote.
+The tar may have taken over the unpacking (`wgcell.cell.unpacker`) that parsed it. The unpacking can
+write below one folder only, but there it can write anything: a link that points out, a name that no
+tar may have. So when its process is dead, the host walks through the folder, and compares each
+entry with the rules for the tar (`wgcell.cell.members.MemberRules`), and the sums with the sums
+that the unpacking stated.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wgcell.cell.archive import Refused, Rules, Unpacked, vetted
+from wgcell.cell.archive import Unpacked
 from wgcell.cell.counts import shown
 from wgcell.cell.globs import Pattern
+from wgcell.cell.members import MemberRefused, MemberRules, vetted
 from wgcell.errors import GuestError, StateError
 
 __all__ = ["inspect"]
@@ -27,7 +29,7 @@ _RIGHTS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
 @dataclass(slots=True)
 class _Counted:
-    """What was found so far, in `Unpacked`'s terms."""
+    """The sums so far, with the names of `Unpacked`."""
 
     files: int = 0
     folders: int = 0
@@ -35,14 +37,14 @@ class _Counted:
     bytes: int = 0
 
 
-def inspect(folder: Path, asked: Sequence[str], told: Unpacked) -> None:
-    """Raises GuestError if below ``folder`` is what no honest unpacking leaves, StateError if it
-    can't be read.
+def inspect(folder: Path, asked: Sequence[str], stated: Unpacked) -> None:
+    """Compare ``folder`` with the rules for ``asked``, the outputs, and with the ``stated`` sums.
 
-    ``asked`` are the outputs that were asked for, ``told`` is what the unpacking said. No link is
-    followed, no file is opened, and no more is looked at than was told.
+    No link is followed, no file is opened, and the walk ends at the first entry beyond the stated
+    number. Raises GuestError for a folder that no honest unpacking has written, StateError for one
+    that can't be read.
     """
-    rules = Rules([Pattern.parse(one) for one in asked])
+    rules = MemberRules([Pattern.parse(one) for one in asked])
     found = _Counted()
     try:
         top = os.open(folder, _FOLDER)
@@ -53,26 +55,26 @@ def inspect(folder: Path, asked: Sequence[str], told: Unpacked) -> None:
                 if wrong := _wrong(rules, parts, status, target, inherited):
                     raise _not_honest(f"{shown('/'.join(parts))}: {wrong}")
                 _count(found, status)
-                if any(getattr(found, one) > getattr(told, one) for one in _Counted.__slots__):
-                    raise _not_honest("there is more than it told of")
+                if any(getattr(found, one) > getattr(stated, one) for one in _Counted.__slots__):
+                    raise _not_honest("there is more than it stated")
         finally:
             os.close(top)
     except PermissionError as error:
         raise _not_honest(f"{shown(str(error.filename))} can't be read") from None
     except OSError as error:
         raise StateError(f"{folder}: {error.strerror or error}") from None
-    if any(getattr(found, one) != getattr(told, one) for one in _Counted.__slots__):
-        raise _not_honest("there is less than it told of")
+    if any(getattr(found, one) != getattr(stated, one) for one in _Counted.__slots__):
+        raise _not_honest("there is less than it stated")
 
 
 def _not_honest(words: str) -> GuestError:
-    return GuestError(f"the unpacking left what no unpacking leaves: {words}")
+    return GuestError(f"the unpacking wrote what no unpacking writes: {words}")
 
 
 def _entries(top: int) -> Iterator[tuple[tuple[str, ...], os.stat_result, str]]:
     """Everything below: its path, its status, and a link's target. A folder before its contents.
 
-    Who takes a folder and dislikes it never makes us enter it.
+    A folder is entered when the next entry is asked for: not at all if the caller refuses it.
     """
     with os.scandir(top) as listed:
         names = iter([entry.name for entry in listed])
@@ -105,13 +107,13 @@ def _entries(top: int) -> Iterator[tuple[tuple[str, ...], os.stat_result, str]]:
 
 
 def _wrong(
-    rules: Rules, parts: tuple[str, ...], status: os.stat_result, target: str, inherited: int
+    rules: MemberRules, parts: tuple[str, ...], status: os.stat_result, target: str, inherited: int
 ) -> str:
-    """Why this would never have been written; empty if it could have been. Pure."""
+    """Why no honest unpacking has written this entry; empty if one could have. Pure."""
     mode = status.st_mode
     try:
         rules.admit(vetted("/".join(parts)), is_folder=stat.S_ISDIR(mode))
-    except Refused as refused:
+    except MemberRefused as refused:
         return refused.reason
     if stat.S_ISLNK(mode):
         return rules.link_refused(parts, target) or ""

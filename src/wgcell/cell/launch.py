@@ -59,7 +59,7 @@ __all__ = ["AGENT", "Hears", "Launch", "SpawnRelay", "Step", "guest_config"]
 
 AGENT = "control"
 """The port over which the guest's agent speaks."""
-PORTS = (AGENT, *protocol.STREAMS, OUTPUTS)
+PORTS = (AGENT, *protocol.STREAMS, OUTPUTS, protocol.SESSIONS)
 
 SpawnRelay = Callable[..., Coroutine[Any, Any, RelayProcess]]
 

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.cell.archive import MOST_MEMBERS, Reason, Unpacked
+from wgcell.cell.archive import MOST_MEMBERS, Unpacked
 from wgcell.cell.confinement import STAGES, Filters
 from wgcell.cell.counts import EXAMPLES, LONGEST_EXAMPLE, Counted
 from wgcell.cell.ending import in_thread
 from wgcell.cell.globs import Pattern
 from wgcell.cell.inspection import inspect
+from wgcell.cell.members import Reason
 from wgcell.cell.unpacker import Task
 from wgcell.errors import GuestError, HostError, LaunchError, StateError
 from wgcell.processes import die_with_parent

@@ -23,7 +23,7 @@ __all__ = ["AGENT", "scripts"]
 AGENT = "lib/agent"
 """Where Python finds the agent's modules, in the initramfs."""
 _SHELL = {"init": "init", "collect": "bin/collect"}
-_MODULES = ("firewall.py", "protocol.py", "walls.py")
+_MODULES = ("channel.py", "firewall.py", "frames.py", "protocol.py", "walls.py")
 _STAND_INS = {
     "dataclasses.py": "dataclasses.py",
     "enum.py": "enum.py",

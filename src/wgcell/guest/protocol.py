@@ -22,6 +22,7 @@ __all__ = [
     "KILL",
     "RELEASE",
     "REPORTS",
+    "SESSIONS",
     "STREAMS",
     "TERMINATE",
     "VERSION",
@@ -61,7 +62,13 @@ LONGEST_FAULT = 4096
 REPORTS = ("firewall", "links", "routes", "wireguard")
 CHANGES = ("firewall", "network", "standing")
 STREAMS = ("stdout", "stderr")
+SESSIONS = "sessions"
+"""The port that carries sessions (`wgcell.guest.channel`)."""
 _HEXADECIMAL = frozenset("0123456789abcdef")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from wgcell.guest.frames import Terminal
+
 _KEY = 32
 """Bytes of a WireGuard key."""
 
@@ -85,10 +92,15 @@ class GuestConfig:
     """An address in the tunnel to send an echo to, so that the endpoint has something to answer."""
     inputs: bool
     command: tuple[str, ...]
+    """Empty: the guest only waits, for sessions and for an order to end."""
     environment: tuple[tuple[str, str], ...] = field(repr=False)
     outputs: tuple[str, ...]
     search: tuple[str, ...] = ()
     """Domains of the resolver's."""
+    stdin: bool = False
+    """The command reads what session 0 brings, and from /dev/null otherwise."""
+    terminal: Terminal | None = None
+    """The command's streams are a terminal of this size, whose output is all on ``stdout``."""
 
 
 # From the guest to the host.
@@ -263,10 +275,13 @@ def encode_config(config: GuestConfig) -> bytes:
         f"wg_mtu {config.mtu}",
         f"wg_keepalive {config.keepalive}",
         f"probe {config.probe}",
-        f"inputs {'yes' if config.inputs else 'no'}",
+        f"inputs {_YES[config.inputs]}",
+        f"stdin {_YES[config.stdin]}",
     ]
     if config.preshared_key is not None:
         lines.append(f"wg_preshared_key {_b64(config.preshared_key)}")
+    if config.terminal is not None:
+        lines.append(f"terminal {config.terminal.rows} {config.terminal.columns}")
     lines += [f"wg_address {address}" for address in config.addresses]
     lines += [f"dns {server}" for server in config.dns]
     lines += [f"search {domain}" for domain in config.search]
@@ -276,16 +291,18 @@ def encode_config(config: GuestConfig) -> bytes:
     return "".join(f"{line}\n" for line in [*lines, "end"]).encode("ascii")
 
 
+_YES = {True: "yes", False: "no"}
 _ONCE = (
     *("time", "hostname", "walls", "wg_private_key", "wg_peer_public_key", "wg_allowed_ips"),
-    *("wg_mtu", "wg_keepalive", "probe", "inputs"),
+    *("wg_mtu", "wg_keepalive", "probe", "inputs", "stdin"),
 )
-_ANY = ("wg_preshared_key", "wg_address", "dns", "search", "arg", "env", "output")
+_AT_MOST_ONCE = ("wg_preshared_key", "terminal")
+_ANY = ("wg_address", "dns", "search", "arg", "env", "output")
 
 
 def parse_config(lines: Sequence[bytes]) -> GuestConfig:
     """The configuration from its lines, of which ``end`` is the last. Raises GuestError."""
-    said: dict[str, list[str]] = {word: [] for word in _ONCE + _ANY}
+    said: dict[str, list[str]] = {word: [] for word in _ONCE + _AT_MOST_ONCE + _ANY}
     if not lines or lines[-1].strip() != b"end":
         raise GuestError("the configuration broke off")
     for line in lines[:-1]:
@@ -293,8 +310,8 @@ def parse_config(lines: Sequence[bytes]) -> GuestConfig:
         if word not in said:
             raise GuestError(f"unknown word {word[:40]} in the configuration")
         said[word].append(value)
-    for word in _ONCE:
-        if len(said[word]) != 1:
+    for word in _ONCE + _AT_MOST_ONCE:
+        if len(said[word]) > 1 or (word in _ONCE and not said[word]):
             raise GuestError(f"the configuration has {len(said[word])} lines {word}")
     once = {word: said[word][0] for word in _ONCE}
     preshared = [_key(value) for value in said["wg_preshared_key"]]
@@ -316,6 +333,8 @@ def parse_config(lines: Sequence[bytes]) -> GuestConfig:
         environment=tuple(map(_variable, said["env"])),
         outputs=tuple(map(_word, said["output"])),
         search=tuple(said["search"]),
+        stdin=_subject(once["stdin"], ("yes", "no")) == "yes",
+        terminal=_terminal(said["terminal"][0]) if said["terminal"] else None,
     )
 
 
@@ -451,6 +470,14 @@ def _number(text: str, most: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > most:
         raise GuestError(f"the guest sent {text[:40]!r} where a number up to {most} belongs")
     return int(text)
+
+
+def _terminal(text: str) -> Terminal:
+    """Rows and columns. The frames are loaded by a guest only where a terminal is asked for."""
+    from wgcell.guest.frames import Terminal
+
+    rows, _, columns = text.partition(" ")
+    return Terminal(_number(rows, 65535), _number(columns, 65535))
 
 
 def _subject(word: str, allowed: tuple[str, ...]) -> str:

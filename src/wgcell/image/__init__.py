@@ -1,2 +1,3 @@
-"""The guest's image: ``build`` makes it from Debian packages, ``store`` keeps it and finds it
-whole."""
+"""The guest's image. ``build`` makes it from Debian's packages, with ``debian`` (root and kernel
+package), ``kernel``, ``modules``, ``initramfs`` and ``commands``. ``store`` finds it and checks it.
+"""

@@ -1,277 +1,123 @@
-"""Builds the guest's image from Debian packages, as root or as an ordinary user.
+"""Builds the guest's image from Debian's packages, as root or as an ordinary user.
 
-Two stages, each skipped when its inputs have not changed. The *base*, half a minute: a root file
-system by mmdebstrap, made an erofs; the kernel of Debian's cloud package; the tools and modules
-that the initramfs needs, Python among them, as one cpio archive. The *scripts*, at once: our init,
-agent and firewall as a second cpio archive behind the first (the kernel unpacks one after the
-other). Python's sources are compiled there by the image's own interpreter, run on this machine:
-what compiles must be what will run.
+Each of two stages is skipped if its inputs are unchanged. The *base* takes half a minute: the root
+file system, an erofs; the kernel; the initramfs's tools and modules (`debian`, `kernel`,
+`initramfs`). The *scripts* take a second: init, the agent and the firewall, as a second archive
+behind the first. The manifest has the version of each package.
 
-Root and kernel come from one suite by mmdebstrap alone: which Debian or Ubuntu builds, and what its
-own apt knows, does not matter. The manifest says the version of each package that was taken.
-
-Everything is made in a folder beside the image and renamed into place, so an interrupted build
-leaves the old image or none, never half of one.
+The build works in a folder beside the image, and renames that folder into place at the end. An
+interrupted build leaves the old image or none.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
 import os
-import re
-import shutil
-import signal
-import struct
-import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 
-from wgcell import programs
 from wgcell.errors import ImageError
+from wgcell.image import debian, initramfs
+from wgcell.image.kernel import uncompressed_kernel, without_trailing_zeros
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
 
-__all__ = [
-    "PACKAGES",
-    "build",
-    "dependencies_text",
-    "is_current",
-    "modules_needed",
-    "uncompressed_kernel",
-    "without_signature",
-    "without_trailing_zeros",
-]
+__all__ = ["base_key", "build", "is_current"]
 
 Progress = Callable[[str], None]
 
-SUITE = "bookworm"
-KERNEL_PACKAGE = "linux-image-cloud-amd64"
-PACKAGES = (
-    "busybox-static",
-    "ca-certificates",
-    "curl",
-    "git",
-    "iproute2",
-    "iputils-ping",
-    "nftables",
-    "python3",
-    "python3-pip",
-    "python3-venv",
-    "util-linux",
-    "wireguard-tools",
-)
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-MIRROR = "WGCELL_MIRROR"
-"""The environment's variable for what ``wgcell image build --mirror`` says."""
-TOOLS = ("usr/sbin/nft", "usr/bin/wg", "usr/bin/ip", "usr/bin/python3")
-# What the agent needs of Python's library beyond the interpreter: the codec of its own strings, the
-# file by which it finds the library, system calls. Everything else is built in.
-LIBRARY = (
-    "__future__",
-    "encodings/__init__",
-    "encodings/aliases",
-    "encodings/utf_8",
-    "os",
-)
-EXTENSIONS = ("_ctypes",)
-# Run by the image's Python: each .py file of the folders that it is given becomes a .pyc in its
-# place, whose source nobody looks for. Nothing is imported but what is built in.
-COMPILE = """
-import sys, posix, _imp
-import _frozen_importlib_external as external
-def compiled(folder, inside):
-    for entry in sorted(posix.listdir(folder)):
-        path, name = f"{folder}/{entry}", f"{inside}/{entry}"
-        if external._path_isdir(path):
-            compiled(path, name)
-        elif entry.endswith(".py"):
-            loader = external.FileLoader("", path)
-            source = loader.get_data(path)
-            code = compile(source, name, "exec", dont_inherit=True, optimize=2)
-            hashed = _imp.source_hash(external._RAW_MAGIC_NUMBER, source)
-            external.SourceFileLoader("", path).set_data(
-                path + "c", external._code_to_hash_pyc(code, hashed, False))
-            posix.unlink(path)
-for folder in sys.argv[1:]:
-    compiled(folder, "")
-"""
-# Run by mmdebstrap when the root is finished, with the apt that filled it: the kernel is taken, not
-# installed, for a root needs neither it nor what would make it boot.
-_KERNEL = "wgcell-kernel"
-TAKE_KERNEL = (
-    f'set -e; export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"; mkdir "$1/{_KERNEL}"; cd "$1/{_KERNEL}"; '
-    f"name=$(apt-cache depends --important {KERNEL_PACKAGE} | sed -n 's/^ *Depends: //p'); "
-    'apt-get download -q "${name%% *}"'
-)
-# Run by mmdebstrap in the finished root, whose own Python must be the one that compiles.
-# `mkfs.erofs -T0` gives every source another date than dpkg's .pyc files recorded, and each import
-# would compile anew: a hash that nobody checks does not go stale.
-COMPILE_PYTHON = (
-    'chroot "$1" sh -c "exec python3 -m compileall -q -f -j 0'
-    ' --invalidation-mode unchecked-hash /usr/lib/python3*"'
-)
-# What differs from Debian's own settings, by path. The machine is thrown away with what pip
-# installs into it, so Debian's protection of its own packages (PEP 668) protects nothing here.
-SETTINGS: Mapping[str, str] = MappingProxyType(
-    {
-        "etc/pip.conf": "[global]\nbreak-system-packages = true\nroot-user-action = ignore\n"
-        "disable-pip-version-check = true\n"
-    }
-)
-# Before there is a network card: what the firewall needs, and the ports to the host.
-EARLY = ("nf_tables", "nft_log", "nf_log_syslog", "nft_limit", "virtio_pci", "virtio_console")
-# In the root file system, for `wgcell prove` alone: what a hostile root would bring along.
-PROVING = ("llc", "stp", "bridge", "macvlan")
-_PROVING = "usr/lib/modules/wgcell-prove"
-LATE = ("virtio_blk", "erofs", "overlay", "wireguard", "virtio_net")
-_FOLDERS = (
-    *("bin", "etc", "lib/x86_64-linux-gnu", "lib64", "modules"),
-    *("dev", "lower", "newroot", "proc", "run", "sys", "tmp", "upper", "var"),
-)
-_LINKS = {"var/run": "/run"}
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
-_LOADER = "ld-linux-x86-64.so.2"
-# Owners are root's in the end, whoever builds. Without -p, tar applies an ordinary user's umask,
-# and drops setuid, setgid and sticky bits.
-UNPACK = ("tar", "-x", "-p", "--no-same-owner")
 BASE_CPIO = "base.cpio"
+"""The initramfs's first archive, which the next build of the scripts uses again."""
 _FORMAT = 9
-
-# A bzImage's setup header, by offset.
-_SETUP_SECTORS = 0x1F1
-_HEADER_MAGIC = slice(0x202, 0x206)
-_PAYLOAD = 0x248
-# ELF64, by offset: of the file's header, then of a program header.
-_E_PHOFF, _E_SHOFF, _E_PHENTSIZE, _E_SHENTSIZE = 32, 40, 54, 58
-_P_OFFSET, _P_FILESZ = 8, 32
-_PT_LOAD = 1
-# A module's signature: its bytes, 12 bytes about it that end with its length, and this.
-_SIGNED = b"~Module signature appended~\n"
-_SIGNATURE_INFO = 12
-_PACKED = {
-    # First bytes: the program, its package, bytes of the kernel's own behind the stream.
-    b"\x02\x21\x4c\x18": ("lz4", "lz4", 4),
-    b"\xfd7zXZ\x00": ("xz", "xz-utils", 4),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd", 4),
-    b"\x1f\x8b\x08": ("gzip", "gzip", 0),
-}
+"""Increased when a change of the code, and not of a table, makes another base."""
 
 
 def build(
     name: str, progress: Progress, scripts: Mapping[str, bytes], mirrors: Sequence[str] = ()
 ) -> Image:
-    """Build the image ``name``, or return it if nothing has changed.
+    """Build the image ``name``, or return the present one if nothing has changed.
 
-    ``scripts`` are our own files, by their path in the initramfs. ``mirrors`` are where the
-    packages come from, as mmdebstrap(1) takes them: URLs, or lines of a sources.list; none means
-    Debian's own. Raises ImageError with the output of what failed.
+    ``scripts`` are wgcell's own files, by their path in the initramfs. ``mirrors`` are the sources
+    of the packages, as mmdebstrap(1) takes them: URLs, or lines of a sources.list; none means
+    Debian's own. Raises ImageError with the output of the program that failed.
     """
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImageError(f"{folder}: {error.strerror}") from error
-    base_key, scripts_key = _base_key(), _scripts_key(scripts)
-    with _alone(folder):
-        old = _whole(name)
-        if old is not None and _base_is_whole(old, base_key):
-            if old.manifest.get("scripts") == scripts_key:
-                progress("nothing has changed")
-                return old
-            base: Path | None = old.folder
-        else:
-            base = None
+    keys = {"base": base_key(), "scripts": _scripts_key(scripts)}
+    with _locked(folder):
+        old = _reusable(name, keys["base"])
+        if old is not None and old.manifest.get("scripts") == keys["scripts"]:
+            progress("nothing has changed")
+            return old
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as temporary:
-            made = Path(temporary) / name
+            work = Path(temporary)
+            made = work / name
             made.mkdir()
-            if base is None:
-                about = _base(made, Path(temporary), progress, mirrors)
+            if old is None:
+                about = _make_base(made, work, progress, mirrors)
             else:
                 progress("reusing the root file system, the kernel and the tools")
-                for file in ("kernel", "rootfs", BASE_CPIO):
-                    os.link(base / file, made / file)
-                about = (
-                    {key: old.manifest[key] for key in ("kernel_version", "packages")}
-                    if old
-                    else {}
-                )
+                about = _reuse_base(old, made)
             progress("the initramfs: our own scripts")
-            own = Path(temporary) / "own"
-            for path, data in scripts.items():
-                target = own / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(data)
-                target.chmod(0o755)
-            _compile_own(made / BASE_CPIO, Path(temporary) / "tools", own)
-            _cpio(own, Path(temporary) / "own.cpio")
-            with (made / "initramfs").open("wb") as whole:
-                whole.write((made / BASE_CPIO).read_bytes())
-                whole.write((Path(temporary) / "own.cpio").read_bytes())
-            manifest = {
-                "format": _FORMAT,
-                **about,
-                "base": base_key,
-                "scripts": scripts_key,
-                "sha256": {file: digest(made / file) for file in (*FILES, BASE_CPIO)},
-            }
-            (made / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+            _make_initramfs(made, work, scripts)
+            _write_manifest(made, about, keys)
             target = folder / name
             if target.exists():
-                target.rename(Path(temporary) / "old")
+                target.rename(work / "old")
             made.rename(target)
     progress("the image is in place")
     return load(name)
 
 
 def is_current(image: Image, scripts: Mapping[str, bytes]) -> bool:
-    """Whether ``image`` is what `build` would make now: wgcell may have changed since."""
+    """Whether `build` would make ``image`` again now: wgcell may have changed since."""
     made = (image.manifest.get("base"), image.manifest.get("scripts"))
-    return made == (_base_key(), _scripts_key(scripts))
+    return made == (base_key(), _scripts_key(scripts))
 
 
-def _base_key() -> str:
-    settings = (word for setting in SETTINGS.items() for word in setting)
-    named = (*PACKAGES, *TOOLS, *LIBRARY, *EXTENSIONS, *EARLY, *LATE, *settings)
-    programs_run = (COMPILE_PYTHON, COMPILE, TAKE_KERNEL)
-    return _key(SUITE, KERNEL_PACKAGE, *named, *programs_run, str(_FORMAT))
+def base_key() -> str:
+    """A digest of the tables that shape the base."""
+    contents = (*debian.PACKAGES, *initramfs.TOOLS, *initramfs.LIBRARY, *initramfs.EXTENSIONS)
+    modules = (*initramfs.EARLY, *initramfs.LATE)
+    settings = (word for setting in debian.SETTINGS.items() for word in setting)
+    programs = (debian.COMPILE_PYTHON, initramfs.COMPILE, debian.TAKE_KERNEL)
+    words = (*contents, *modules, *settings, *programs)
+    return _key(debian.SUITE, debian.KERNEL_PACKAGE, *words, str(_FORMAT))
 
 
 def _scripts_key(scripts: Mapping[str, bytes]) -> str:
-    return _key(*(f"{path}\0{digest_of(data)}" for path, data in sorted(scripts.items())))
-
-
-def digest_of(data: bytes) -> str:
-    """SHA-256 of bytes, hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+    return _key(*(f"{path}\0{_sha256(data)}" for path, data in sorted(scripts.items())))
 
 
 def _key(*parts: str) -> str:
-    return digest_of("\n".join(parts).encode())
+    return _sha256("\n".join(parts).encode())
 
 
-def _whole(name: str) -> Image | None:
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _reusable(name: str, key: str) -> Image | None:
+    """The present image, if its base has the same inputs and no byte of it has changed."""
     try:
-        return load(name)
+        image = load(name)
     except ImageError:
         return None
-
-
-def _base_is_whole(image: Image, key: str) -> bool:
-    """Whether the image's base may be used again: same inputs, and not a byte changed since."""
     base = image.folder / BASE_CPIO
-    known = image.manifest["sha256"].get(BASE_CPIO)
-    return image.manifest.get("base") == key and base.exists() and digest(base) == known
+    recorded = image.manifest["sha256"].get(BASE_CPIO)
+    whole = image.manifest.get("base") == key and base.exists() and digest(base) == recorded
+    return image if whole else None
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two builds at once take turns; the second then finds nothing to do."""
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder's lock: a second build waits, and then finds nothing to do."""
     try:
         lock = (folder / ".lock").open("w")
     except OSError as error:
@@ -284,409 +130,47 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _found(argv: Sequence[str]) -> list[str]:
-    """``argv`` with the path of its program."""
-    path = argv[0] if "/" in argv[0] else programs.path_of(argv[0])
-    return [path, *argv[1:]]
-
-
-def _run(
-    argv: Sequence[str],
-    hint: str = "",
-    cwd: Path | None = None,
-    variables: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """Run a program to its end. Raises ImageError with the last lines of what it said.
-
-    It has a session of its own. If this process is asked to end meanwhile (an exception), so is
-    all of that session, and it has `_TIDYING` seconds to take away what it made.
-    """
-    process = None
-    try:
-        with _undivided():
-            process = subprocess.Popen(
-                _found(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                cwd=cwd,
-                env=programs.environment(*_KEPT, **variables),
-                start_new_session=True,
-            )
-        out, err = process.communicate()
-    except FileNotFoundError:
-        raise ImageError(
-            f"{argv[0]} is not installed", hint=hint or f"apt-get install {argv[0]}"
-        ) from None
-    except BaseException:
-        if process is not None:
-            _end(process)
-        raise
-    if process.returncode != 0:
-        lines = (err or out).strip().splitlines()
-        said = "\n  ".join(lines[-8:])
-        raise ImageError(
-            f"{argv[0]} failed (exit code {process.returncode}):\n  {said}",
-            hint=_network_hint(err + out) or hint,
-        )
-    return out
-
-
-@contextmanager
-def _undivided() -> Iterator[None]:
-    """A signal that would end this process meanwhile is heard at the end of the block.
-
-    A program that was started, and that nobody knows yet, would outlive us.
-    """
-    heard: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no handler runs here
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    ours = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in ours:
-        signal.signal(number, lambda number, frame: heard.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
-    for one in heard:
-        signal.raise_signal(one)
-
-
-_TIDYING = 15.0
-_KEPT = (
-    *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
-    *("APT_CONFIG", "HOME", "SOURCE_DATE_EPOCH", "TMPDIR"),
-)
-"""Variables that apt and mmdebstrap heed: the way to the mirror, and where to work."""
-_NO_NETWORK = {
-    # What apt, mmdebstrap and curl say: what it means, and what to do.
-    "resolv": "the mirror's name could not be resolved: check this machine's DNS and its network "
-    "(getent hosts NAME), then build again",
-    "Could not connect|Unable to connect|Connection refused|Network is unreachable|timed out": "the"
-    " mirror can't be reached: check this machine's network, or its proxy (http_proxy)",
-}
-
-
-def _network_hint(said: str) -> str:
-    """What to do about a failure of the network; empty if it was none."""
-    found = (words for part, words in _NO_NETWORK.items() if re.search(part, said, re.IGNORECASE))
-    return next(found, "")
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    for number, patience in ((signal.SIGTERM, _TIDYING), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=patience)
-            return
-
-
-def _filter(argv: Sequence[str], data: bytes, hint: str) -> bytes:
-    """``data`` through a program. Raises ImageError."""
-    try:
-        done = subprocess.run(
-            _found(argv), input=data, capture_output=True, check=False, env=programs.environment()
-        )
-    except FileNotFoundError:
-        raise ImageError(f"{argv[0]} is not installed", hint=hint) from None
-    if done.returncode != 0:
-        raise ImageError(f"{argv[0]} failed: {done.stderr.decode('utf-8', 'replace').strip()}")
-    return done.stdout
-
-
-def _base(
-    made: Path, temporary: Path, progress: Progress, mirrors: Sequence[str]
+def _make_base(
+    made: Path, work: Path, progress: Progress, mirrors: Sequence[str]
 ) -> dict[str, object]:
-    """Root file system, kernel and ``base.cpio``; what the manifest says of them."""
-    progress(f"the root file system: Debian {SUITE}, by mmdebstrap (about half a minute)")
-    root = temporary / "root"
-    root.mkdir()
-    packed = temporary / "root.tar"
-    # mmdebstrap's own namespaces must be able to enter the folder it works in.
-    for place in (temporary, packed.parent):
-        place.chmod(0o755)
-    _run(
-        [*bootstrap(mirrors), SUITE, str(packed), *mirrors],
-        hint="an ordinary user needs user namespaces and the package uidmap",
-    )
-    _run([*UNPACK, "-f", str(packed), "-C", str(root), "--exclude=./dev/*"])
-    for path, text in SETTINGS.items():
-        (root / path).write_text(text)
-    progress(f"the kernel: {KERNEL_PACKAGE}")
-    kernel, taken = temporary / "kernel", root / _KERNEL
-    deb = next(taken.glob("*.deb"), None)
-    if deb is None:
-        raise ImageError(f"the suite {SUITE} has no {KERNEL_PACKAGE}")
-    _run(["dpkg-deb", "-x", str(deb), str(kernel)])
-    shown = ["dpkg-deb", "-W", "--showformat=${Package}\n${Version}\n", str(deb)]
-    package, package_version = _run(shown).split()
-    shutil.rmtree(taken)
-    version = next((kernel / "lib/modules").iterdir()).name
-    bzimage = (kernel / f"boot/vmlinuz-{version}").read_bytes()
-    (made / "kernel").write_bytes(without_trailing_zeros(uncompressed_kernel(bzimage)))
-    # A newer Debian's depmod looks below /usr.
-    (kernel / "usr").mkdir(exist_ok=True)
-    if not (kernel / "usr/lib").exists():
-        (kernel / "usr/lib").symlink_to("../lib")
-    _run(["depmod", "-b", str(kernel), version], hint="apt-get install kmod")
-
-    modules = kernel / "lib/modules" / version
-    (root / _PROVING).mkdir(parents=True)
-    for path in modules_needed((modules / "modules.dep").read_text(), PROVING):
-        if _module_name(path) in PROVING:
-            shutil.copy(modules / path, root / _PROVING)
-
+    """Make root file system, kernel and base archive in ``made``; their part of the manifest."""
+    progress(f"the root file system: Debian {debian.SUITE}, by mmdebstrap (about half a minute)")
+    root = work / "root"
+    debian.unpack_root(root, work, mirrors)
+    progress(f"the kernel: {debian.KERNEL_PACKAGE}")
+    kernel = debian.take_kernel(root, work / "kernel")
+    vmlinux = uncompressed_kernel(kernel.image.read_bytes())
+    (made / "kernel").write_bytes(without_trailing_zeros(vmlinux))
+    debian.add_test_modules(root, kernel.modules)
     progress("the root file system: compressing")
-    _run(
-        ["mkfs.erofs", "-zlz4hc", "--all-root", "-T0", str(made / "rootfs"), str(root)],
-        hint="apt-get install erofs-utils",
-    )
+    debian.pack_root(root, made / "rootfs")
     progress("the initramfs: tools and modules")
-    _base_cpio(made / BASE_CPIO, temporary / "base", root, modules)
-    return {"kernel_version": version, "packages": _versions(root) | {package: package_version}}
+    initramfs.write_base(made / BASE_CPIO, work / "base", root, kernel.modules)
+    packages = debian.versions(root) | {kernel.package: kernel.package_version}
+    return {"kernel_version": kernel.release, "packages": packages}
 
 
-def bootstrap(mirrors: Sequence[str]) -> list[str]:
-    """The command that makes the root, without its suite, its target and its mirrors.
-
-    Raises ImageError for a mirror that would be read as an option or as a file.
-    """
-    for mirror in mirrors:
-        if "://" not in mirror or mirror.startswith("-"):
-            raise ImageError(
-                f"no mirror: {mirror[:80]!r}",
-                hint="a URL such as http://mirror.example.com/debian, or a line of a sources.list",
-            )
-    argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-    argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")]
-    argv += [f"--customize-hook={hook}" for hook in (COMPILE_PYTHON, TAKE_KERNEL)]
-    # Ubuntu's apt does not trust Debian's keys by itself; the package debian-archive-keyring has
-    # them.
-    return [*argv, f"--keyring={KEYRING}"] if Path(KEYRING).exists() else argv
+def _reuse_base(old: Image, made: Path) -> dict[str, object]:
+    """Link the base of ``old`` into ``made``; its part of the manifest."""
+    for file in ("kernel", "rootfs", BASE_CPIO):
+        os.link(old.folder / file, made / file)
+    return {key: old.manifest[key] for key in ("kernel_version", "packages")}
 
 
-def _versions(root: Path) -> dict[str, str]:
-    """Every installed package and its version, from dpkg's status file."""
-    versions: dict[str, str] = {}
-    for paragraph in (root / "var/lib/dpkg/status").read_text(encoding="utf-8").split("\n\n"):
-        fields = dict(
-            line.split(": ", 1)
-            for line in paragraph.splitlines()
-            if ": " in line and line[0] != " "
-        )
-        if "Package" in fields:
-            versions[fields["Package"]] = fields.get("Version", "?")
-    return versions
+def _make_initramfs(made: Path, work: Path, scripts: Mapping[str, bytes]) -> None:
+    """Join the base archive in ``made`` and an archive of ``scripts``."""
+    base, own = made / BASE_CPIO, work / "own.cpio"
+    initramfs.write_scripts(own, base, scripts, work / "own", work / "tools")
+    with (made / "initramfs").open("wb") as whole:
+        whole.write(base.read_bytes())
+        whole.write(own.read_bytes())
 
 
-def uncompressed_kernel(bzimage: bytes) -> bytes:
-    """The vmlinux inside a bzImage, which QEMU starts by PVH: no decompression under emulation.
-
-    Where it is stands in the setup header (Linux, Documentation/arch/x86/boot.rst: setup_sects,
-    payload_offset, payload_length); how it is packed shows in its first bytes. Raises ImageError.
-    """
-    if bzimage[_HEADER_MAGIC] != b"HdrS":
-        raise ImageError("the kernel is no bzImage")
-    setup_sectors = bzimage[_SETUP_SECTORS] or 4
-    offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD)
-    at = (setup_sectors + 1) * 512 + offset
-    payload = bzimage[at : at + length]
-    for magic, (program, package, trailer) in _PACKED.items():
-        if payload.startswith(magic):
-            packed = payload[: len(payload) - trailer]
-            done = _filter([program, "-dc"], packed, hint=f"apt-get install {package}")
-            if done.startswith(b"\x7fELF"):
-                return done
-    raise ImageError("the kernel is packed in a way that is not known here")
-
-
-def without_trailing_zeros(vmlinux: bytes) -> bytes:
-    """A vmlinux whose last segment ends, in the file, with its last byte that is not zero.
-
-    ``p_filesz`` below ``p_memsz`` means zeros (ELF, "Program Header"). Where a section with
-    contents follows it, a kernel's .bss stands in the file: eleven megabytes that QEMU would map,
-    copy and, when it is killed, unmap page by page, a quarter of its death's time. The section
-    headers, which lie behind, go too.
-    """
-    (heads,) = struct.unpack_from("<Q", vmlinux, _E_PHOFF)
-    size, count = struct.unpack_from("<HH", vmlinux, _E_PHENTSIZE)
-    loaded = [
-        at
-        for at in range(heads, heads + size * count, size)
-        if struct.unpack_from("<I", vmlinux, at)[0] == _PT_LOAD
-    ]
-    if not loaded:
-        raise ImageError("the kernel has nothing to load")
-    last = max(loaded, key=lambda at: struct.unpack_from("<Q", vmlinux, at + _P_OFFSET)[0])
-    (offset,) = struct.unpack_from("<Q", vmlinux, last + _P_OFFSET)
-    (length,) = struct.unpack_from("<Q", vmlinux, last + _P_FILESZ)
-    made = bytearray(vmlinux[: offset + length].rstrip(b"\0").ljust(offset, b"\0"))
-    struct.pack_into("<Q", made, last + _P_FILESZ, len(made) - offset)
-    struct.pack_into("<Q", made, _E_SHOFF, 0)
-    struct.pack_into("<HHH", made, _E_SHENTSIZE, 0, 0, 0)
-    return bytes(made)
-
-
-def _module_name(path: str) -> str:
-    return Path(path).name.partition(".ko")[0].replace("-", "_")
-
-
-def modules_needed(dependencies: str, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """What must be there to load the modules ``wanted``, from the text of ``modules.dep``.
-
-    Each module's path and the paths it needs, all of them, as depmod orders them. A name that is
-    not in the text is built into the kernel.
-    """
-    needs: dict[str, tuple[str, ...]] = {}
-    path_of: dict[str, str] = {}
-    for line in dependencies.splitlines():
-        path, _, rest = line.partition(":")
-        needs[path] = tuple(rest.split())
-        path_of[_module_name(path)] = path
-    found = [path_of[name] for name in wanted if name in path_of]
-    return {path: needs[path] for first in found for path in (first, *needs[first])}
-
-
-def without_signature(module: bytes) -> bytes:
-    """A kernel module without the signature behind it (Linux, include/linux/module_signature.h).
-
-    An emulated guest spends a third of a module's loading on checking it, for nothing: the whole
-    image is held to its manifest, and this kernel loads unsigned modules all the same.
-    """
-    if not module.endswith(_SIGNED):
-        return module
-    length = int.from_bytes(module[-len(_SIGNED) - 4 : -len(_SIGNED)], "big")
-    return module[: -len(_SIGNED) - _SIGNATURE_INFO - length]
-
-
-def dependencies_text(needs: Mapping[str, Sequence[str]]) -> str:
-    """A ``modules.dep`` for modules that all lie in one folder."""
-    lines = (
-        " ".join([f"{Path(path).name}:", *(Path(need).name for need in of)])
-        for path, of in needs.items()
-    )
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _base_cpio(target: Path, base: Path, root: Path, modules: Path) -> None:
-    for folder in _FOLDERS:
-        (base / folder).mkdir(parents=True)
-    for name, to in _LINKS.items():
-        (base / name).symlink_to(to)
-    busybox = next(
-        path for path in (root / "usr/bin/busybox", root / "bin/busybox") if path.exists()
-    )
-    shutil.copy(busybox, base / "bin/busybox")
-    for applet in _run([str(base / "bin/busybox"), "--list"]).split():
-        (base / "bin" / applet).unlink(missing_ok=True) if applet != "busybox" else None
-        if applet != "busybox":
-            (base / "bin" / applet).symlink_to("busybox")
-    for tool in TOOLS:
-        source = root / tool
-        if not source.exists():
-            source = root / tool.removeprefix("usr/")
-        place = base / "bin" / source.name
-        place.unlink(missing_ok=True)
-        shutil.copy(source.resolve() if not source.is_symlink() else _inside(root, source), place)
-        _bring_libraries(base, root, place)
-    shutil.copy(root / _LIBRARIES / _LOADER, base / "lib64" / _LOADER)
-    _python(base, root)
-    ours = base / "lib/modules" / modules.name
-    ours.mkdir(parents=True)
-    needs = modules_needed((modules / "modules.dep").read_text(), (*EARLY, *LATE))
-    for path in needs:
-        (ours / Path(path).name).write_bytes(without_signature((modules / path).read_bytes()))
-    (ours / "modules.dep").write_text(dependencies_text(needs))
-    # One line each: init reads them with the shell alone.
-    for stage, names in (("early", EARLY), ("late", LATE)):
-        modular = [name for name in names if any(_module_name(path) == name for path in needs)]
-        (base / "modules" / stage).write_text(" ".join(modular) + "\n")
-    _cpio(base, target)
-
-
-def _bring_libraries(base: Path, root: Path, binary: Path) -> None:
-    """Copy the shared libraries that ``binary`` needs."""
-    libraries = root / _LIBRARIES
-    loader = str(libraries / _LOADER)
-    listed = _run([loader, "--library-path", str(libraries), "--list", str(binary)])
-    for line in listed.splitlines():
-        found = line.partition("=>")[2].split(" (")[0].strip()
-        if found:
-            shutil.copy(found, base / "lib/x86_64-linux-gnu" / Path(found).name)
-
-
-def _python(base: Path, root: Path) -> None:
-    """The few files of Python's library that the agent needs, compiled."""
-    library = next((root / "usr/lib").glob("python3.*"))
-    place = base / "lib" / library.name
-    extensions = place / "lib-dynload"
-    extensions.mkdir(parents=True)
-    for name in EXTENSIONS:
-        (extension,) = (library / "lib-dynload").glob(f"{name}.*.so")
-        shutil.copy(extension, extensions)
-        _bring_libraries(base, root, extensions / extension.name)
-    for name in LIBRARY:
-        module = place / f"{name}.py"
-        module.parent.mkdir(exist_ok=True)
-        shutil.copy(library / f"{name}.py", module)
-    # It can't start without the library that it is to compile.
-    _compile(base, [place], library=root / "usr")
-
-
-def _compile(tools: Path, folders: Sequence[Path], library: Path | None = None) -> None:
-    """Compile what lies in ``folders`` by the Python of the unpacked initramfs ``tools``.
-
-    ``library``: where it finds its own library, other than in ``tools``.
-    """
-    argv = [str(tools / "lib64" / _LOADER), "--library-path", str(tools / "lib/x86_64-linux-gnu")]
-    argv += [str(tools / "bin/python3"), "-S", "-B", "-P", "-X", "utf8", "-c", COMPILE]
-    argv += [str(folder) for folder in folders]
-    _run(argv, variables={"PYTHONHOME": str(library or tools)})
-
-
-def _compile_own(base: Path, tools: Path, own: Path) -> None:
-    """Compile the agent by the Python that is in ``base``, an archive."""
-    if not (own / "lib").exists():
-        return
-    tools.mkdir()
-    _run(["cpio", "-i", "-d", "--quiet", "--no-absolute-filenames", "-F", str(base)], cwd=tools)
-    _compile(tools, [own / "lib"])
-
-
-def _inside(root: Path, link: Path) -> Path:
-    """What a symbolic link means inside ``root``."""
-    target = str(link.readlink())
-    return root / target.lstrip("/") if target.startswith("/") else link.parent / target
-
-
-def _cpio(folder: Path, target: Path) -> None:
-    """A newc archive of ``folder``, every owner 0."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-    with target.open("wb") as out:
-        done = subprocess.run(
-            [
-                programs.path_of("cpio"),
-                "-o",
-                "-H",
-                "newc",
-                "--owner=0:0",
-                "--quiet",
-                "--reproducible",
-            ],
-            input="".join(f"{name}\n" for name in names).encode(),
-            stdout=out,
-            stderr=subprocess.PIPE,
-            cwd=folder,
-            check=False,
-            env=programs.environment(),
-        )
-    if done.returncode != 0:
-        raise ImageError(f"cpio failed: {done.stderr.decode('utf-8', 'replace')}")
+def _write_manifest(made: Path, about: Mapping[str, object], keys: Mapping[str, str]) -> None:
+    manifest = {
+        "format": _FORMAT,
+        **about,
+        **keys,
+        "sha256": {file: digest(made / file) for file in (*FILES, BASE_CPIO)},
+    }
+    (made / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """A gateway with an address of IPv4 and one of IPv6 in the tunnel, as a cell's own has, in each
 engine: one peer with both, to a world of both.
 
-The topology is drawn in conftest.py. The gateway's way to IPv6 leads to 2001:db8::7 and no further.
+The topology is drawn in networks.py. The gateway's way to IPv6 leads to 2001:db8::7 and no further.
 """
 
 from __future__ import annotations
@@ -14,17 +14,9 @@ from collections.abc import Iterator
 import dns.message
 import dns.rcode
 import pytest
-from tests.gateway.conftest import (
-    ENGINES,
-    NO_DAD,
-    RESOLVER,
-    SERVER,
-    Gateway,
-    Topology,
-    Tunnel,
-    serving,
-)
-from tests.waiting import until
+from tests.support.gateways import ENGINES, SERVER, Gateway, Tunnel
+from tests.support.networks import NO_DAD, RESOLVER, Topology, serving
+from tests.support.waiting import until
 
 from wgcell.gateway.model.keys import generate_private_key, public_key
 

@@ -1,6 +1,6 @@
 """One suite against every engine: real WireGuard peers, a real DNS server, real packets.
 
-The topology is drawn in conftest.py. ``embedded`` is mitmproxy_rs (boringtun) without root,
+The topology is drawn in networks.py. ``embedded`` is mitmproxy_rs (boringtun) without root,
 ``kernel`` is WireGuard of the kernel's or wireguard-go, and nftables.
 """
 
@@ -19,16 +19,9 @@ from typing import Any
 
 import dns.rcode
 import pytest
-from tests.gateway.conftest import (
-    ENGINES,
-    RESOLVER,
-    SERVER,
-    Gateway,
-    Topology,
-    Tunnel,
-    serving,
-)
-from tests.waiting import GENEROUS, alive, lull, pace, until
+from tests.support.gateways import ENGINES, SERVER, Gateway, Tunnel
+from tests.support.networks import RESOLVER, Topology, serving
+from tests.support.waiting import GENEROUS, alive, lull, pace, until
 
 from wgcell.gateway.model.keys import generate_private_key, public_key
 

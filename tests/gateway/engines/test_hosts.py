@@ -1,6 +1,6 @@
 """Either engine between a real peer and real TLS and HTTP servers: which host is asked for.
 
-The topology is drawn in conftest.py.
+The topology is drawn in networks.py.
 """
 
 from __future__ import annotations
@@ -27,18 +27,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from tests.gateway.bytepeer import Peer
-from tests.gateway.conftest import (
-    ENGINES,
-    RESOLVER,
-    SERVER,
-    Gateway,
-    Server,
-    Topology,
-    Tunnel,
-    serving,
-)
-from tests.waiting import GENEROUS, forever, lull, pace, paced, until
+from tests.support.bytepeer import Peer
+from tests.support.gateways import ENGINES, SERVER, Gateway, Tunnel
+from tests.support.networks import RESOLVER, Server, Topology, serving
+from tests.support.waiting import GENEROUS, forever, lull, pace, paced, until
 
 from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.keys import generate_private_key, public_key

@@ -1,6 +1,6 @@
 """Both engines for a peer whose address in the tunnel is IPv6, to an IPv6 world.
 
-The topology is drawn in conftest.py; the outer tunnel is IPv4, as there.
+The topology is drawn in networks.py; the outer tunnel is IPv4, as there.
 """
 
 from __future__ import annotations
@@ -13,15 +13,8 @@ from collections.abc import Iterator
 
 import dns.rcode
 import pytest
-from tests.gateway.conftest import (
-    ENGINES,
-    RESOLVER,
-    SERVER,
-    Gateway,
-    Topology,
-    Tunnel,
-    serving,
-)
+from tests.support.gateways import ENGINES, SERVER, Gateway, Tunnel
+from tests.support.networks import RESOLVER, Topology, serving
 
 from wgcell.gateway.model.keys import generate_private_key, public_key
 

@@ -1,4 +1,4 @@
-"""What a rule's words open, by every engine; what is told of names. Drawn in conftest.py."""
+"""What a rule's words open, by every engine; what is told of names. Drawn in networks.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import dns.rcode
 import pytest
-from tests.gateway.conftest import ENGINES, RESOLVER, Gateway, Topology, Tunnel, serving
 from tests.gateway.engines.test_hosts import between
+from tests.support.gateways import ENGINES, Gateway, Tunnel
+from tests.support.networks import RESOLVER, Topology, serving
 
 pytestmark = pytest.mark.namespaces
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
-from tests.waiting import GENEROUS, lulled, soon
+from tests.support.waiting import GENEROUS, lulled, soon
 
 from wgcell.gateway.ingress.backpressure import Backpressure
 from wgcell.gateway.ingress.demultiplexer import Bounds, Demultiplexer

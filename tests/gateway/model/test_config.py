@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.gateway.conftest import SERVER, config_of
+from tests.support.gateways import SERVER, config_of
 
 from wgcell.errors import PolicyError
 from wgcell.gateway.configfile import add_peer, load_config, new_gateway, remove_peer

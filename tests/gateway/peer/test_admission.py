@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import config_of
-from tests.waiting import forever, soon
+from tests.support.gateways import config_of
+from tests.support.waiting import forever, soon
 
 from wgcell.gateway.model.parsing import parse_config
 from wgcell.gateway.model.policy import LEARNED

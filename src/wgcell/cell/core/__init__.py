@@ -8,7 +8,7 @@
 
 The supervisor turns whatever it hears into an event, and executes the actions in order. Nothing
 here opens a file, a socket or a clock, so a whole life of a cell is a script of a few lines in
-``tests/cell/test_core.py``.
+``tests/cell/core/test_core.py``.
 """
 
 from wgcell.cell.core.core import Core

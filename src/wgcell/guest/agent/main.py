@@ -83,7 +83,7 @@ class Init:
 
 def ports() -> Mapping[str, str]:
     """The devices of the ports to the host, by name, once all of them are there."""
-    wanted = {"control", *protocol.STREAMS, "files"}
+    wanted = {"control", *protocol.STREAMS, "files", protocol.SESSIONS}
     deadline = time.monotonic() + _MOST_WAITING
     while True:
         found = {}

@@ -25,9 +25,9 @@ from contextlib import contextmanager
 
 import dns.rcode
 import pytest
-from tests.gateway.bytepeer import FIN, RST, SYN, Peer
-from tests.gateway.conftest import CLIENT, SERVER, Gateway, config_of
-from tests.waiting import lull, pace
+from tests.support.bytepeer import FIN, RST, SYN, Peer
+from tests.support.gateways import CLIENT, SERVER, Gateway, config_of
+from tests.support.waiting import lull, pace
 
 from wgcell.cell import consent
 from wgcell.cell.endpoint import connect
@@ -177,7 +177,7 @@ def test_a_peer_that_breaks_its_server_gets_another_one_and_breaks_no_ones_else(
 
 
 @pytest.mark.parametrize("engine", ["embedded", "namespace"])
-@pytest.mark.system
+@pytest.mark.process
 def test_a_gateway_that_was_killed_answers_the_next_handshake(gateway: Start, engine: str) -> None:
     first = gateway(engine=engine)
     port = first.first["port"]

@@ -18,8 +18,9 @@ from typing import Any
 import dns.flags
 import dns.message
 import pytest
-from tests.gateway.conftest import RESOLVER, SERVER, Gateway, Topology, Tunnel
-from tests.waiting import GENEROUS, pace
+from tests.support.gateways import SERVER, Gateway, Tunnel
+from tests.support.networks import RESOLVER, Topology
+from tests.support.waiting import GENEROUS, pace
 
 from wgcell.gateway.engines.nftables.machine import MachineHost
 from wgcell.gateway.model.keys import generate_private_key, public_key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tests.waiting import forever
+from tests.support.waiting import forever
 
 from wgcell.gateway.engines.nftables.connections import finish
 

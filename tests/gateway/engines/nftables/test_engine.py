@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import config_of
+from tests.support.gateways import config_of
 
 from wgcell.errors import HostError
 from wgcell.gateway.engines.nftables import engine as module

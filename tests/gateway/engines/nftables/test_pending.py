@@ -1,7 +1,7 @@
 """``connect()`` succeeds only after the target's did: by every engine that can.
 
 The embedded engine can not: mitmproxy_rs accepts before it asks. It is the control, which shows
-that a connection that succeeds too early would be seen. The topology is drawn in conftest.py.
+that a connection that succeeds too early would be seen. The topology is drawn in networks.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tests.gateway.bytepeer import checksum
-from tests.gateway.conftest import RESOLVER, Gateway, Server, Topology, Tunnel, serving
 from tests.gateway.engines.test_hosts import between, changed
-from tests.waiting import lull, pace
+from tests.support.bytepeer import checksum
+from tests.support.gateways import Gateway, Tunnel
+from tests.support.networks import RESOLVER, Server, Topology, serving
+from tests.support.waiting import lull, pace
 
 pytestmark = pytest.mark.namespaces
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import CLIENT, SERVER, Gateway, config_of
 from tests.gateway.engines.embedded.test_server import LOOPBACK, connect
-from tests.waiting import forever, paced
+from tests.support.gateways import CLIENT, SERVER, Gateway, config_of
+from tests.support.waiting import forever, paced
 
 from wgcell.cell import consent
 from wgcell.gateway import __main__ as process

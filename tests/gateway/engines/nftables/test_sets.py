@@ -15,8 +15,9 @@ from pathlib import Path
 
 import dns.message
 import pytest
-from tests.gateway.conftest import SERVER, Gateway, Net, Topology, Tunnel, serving
-from tests.waiting import until
+from tests.support.gateways import SERVER, Gateway, Tunnel
+from tests.support.networks import Net, Topology, serving
+from tests.support.waiting import until
 
 from wgcell.gateway.engines.nftables import forwarding, tproxy, transactions
 from wgcell.gateway.model.keys import generate_private_key, public_key
