@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.gateway.conftest import config_of
+from tests.support.gateways import config_of
 
 from wgcell.errors import PolicyError
 from wgcell.gateway.model.changes import MOST_CHANGES, Change, Changes

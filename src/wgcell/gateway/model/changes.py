@@ -4,8 +4,9 @@ A *change* is a rule that an order puts before all others, the latest first. It 
 gateway ends, or until a moment of the gateway's clock. The rules that the gateway was started with
 never change: they stand behind the changes, and decide again when a change is over.
 
-The latest order about the same host, ports and protocol replaces the earlier ones. There is one
-exception: an ``allow`` that ends leaves an earlier ``deny`` in place, which then holds again.
+The latest order about the same host, ports and protocol replaces the earlier ones, with one
+exception: an ``allow`` leaves an earlier ``deny`` behind it, which holds again when the ``allow``
+is over.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def _replaces(later: Change, earlier: Change) -> bool:
     )
     if not same or rule.protocol not in ("", other.protocol):
         return False
-    return later.until is None or other.action is Action.ALLOW
+    return rule.action is Action.REFUSE or other.action is Action.ALLOW
 
 
 def _is_about(rule: Rule, service: Service) -> bool:
