@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.requester import INSIDE, WGCELL, ip, requester
+from tests.support.requester import INSIDE, WGCELL, ip, requester, serving, written
 from tests.support.waiting import lull, until
 
 NAME = "gateway.example.com"
@@ -125,3 +125,43 @@ def test_a_changed_address_of_the_host_or_the_endpoint_breaks_no_download(
     assert renewed[0]["endpoint"] == "10.77.0.253:51820"
     (folder,) = (tmp_path / "cells").iterdir()
     assert json.loads((folder / "result.json").read_text())["relay"]["refused"] == {}
+
+
+@pytest.mark.vm
+@pytest.mark.timeout(200)
+def test_a_guest_that_only_listens_shakes_hands_with_an_endpoint_that_has_moved(
+    namespaces: tuple[str, str], hosts: Path, tmp_path: Path
+) -> None:
+    """The endpoint is started anew at its new address, knows no session, and stays silent."""
+    host, server = namespaces
+    config, vpn = written(tmp_path, NAME)
+    cells = tmp_path / "cells"
+    with serving(server, config, "import time; time.sleep(300)"):
+        cell = subprocess.Popen(
+            [
+                *(*INSIDE, host, *WGCELL, "run", "--vpn", str(vpn)),
+                *("--allow-endpoint", "10.77.0.252/30", "--state-dir", str(cells)),
+                *("--", "sh", "-c", "echo up; sleep 200"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert cell.stdout is not None
+        up = cell.stdout.readline()
+    try:
+        assert up == "up\n", cell.communicate()[1]
+        for namespace, old, new in ((host, 1, 2), (server, 254, 253)):
+            ip("-n", namespace, "addr", "del", f"10.77.0.{old}/24", "dev", "v")
+            ip("-n", namespace, "addr", "add", f"10.77.0.{new}/24", "dev", "v")
+        hosts.write_text(f"10.77.0.253 {NAME}\n")
+        before = len(events_of(cells, "handshake"))
+        with serving(server, config, "import time; time.sleep(300)"):
+            until(lambda: events_of(cells, "socket_renewed"))
+            # Its session lives for two minutes more: without a reason, it would keep to it.
+            until(lambda: len(events_of(cells, "handshake")) > before, within=80)
+            assert events_of(cells, "socket_renewed")[0]["met"]
+            assert cell.poll() is None
+    finally:
+        cell.terminate()
+        cell.communicate()

@@ -303,6 +303,36 @@ def test_a_workload_that_leaves_no_room_for_a_process_is_watched_later(
     assert sorted(started) == [("ip", "-o"), ("ip", "-o"), ("nft", "monitor")]
 
 
+def test_an_endpoint_that_has_moved_gets_a_handshake_as_soon_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[tuple[str, float]] = []
+    waited, calls = 0.0, []
+    full = [BlockingIOError(11, "no more processes")] * 2
+
+    class Probe:
+        def send(self) -> None:
+            done.append(("probe", waited))
+
+    def connect(config: protocol.GuestConfig) -> None:
+        if full:
+            raise full.pop()
+        done.append((config.hostname, waited))
+
+    agent = main.Agent()
+    agent._probe, agent._config = Probe(), CONFIG  # type: ignore[assignment]
+    monkeypatch.setattr(main.network, "connect", connect)
+    monkeypatch.setattr(agent._loop, "after", lambda *words: calls.append(words))
+    agent.take(protocol.RELEASE.splitlines())
+    agent.runs(4321)
+    agent.take([protocol.RECONNECT.strip()])
+    while calls:
+        seconds, call = calls.pop()
+        waited += seconds
+        call()
+    assert done == [("cell", 1.0), *[("probe", 1.0 + second) for second in range(20)]]
+
+
 def test_lines_are_whole_however_they_arrive() -> None:
     reading, writing = os.pipe()
     lines = Lines(reading)

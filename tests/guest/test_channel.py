@@ -89,6 +89,11 @@ def test_frames_are_read_as_they_were_written_however_they_are_cut(
     assert decoder.is_between_frames
 
 
+@pytest.mark.parametrize("frame", [Credit(2**32 - 1, STDERR, 2**32 - 1), Signal(1, 64)])
+def test_the_largest_values_are_read_as_they_were_written(frame: Frame) -> None:
+    assert Decoder().frames(encode(frame)) == [frame]
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_raise_anything_but_guest_error(raw: bytes) -> None:
     decoder = Decoder()
@@ -150,6 +155,7 @@ def test_a_value_out_of_range_is_never_sent(wrong: Frame) -> None:
     [
         b"",
         b"\5",
+        b"\5\0",
         b"\1\4" + bytes(12),
         b"\1\0" + bytes(4) + bytes(8) + bytes(8),
         b"\1\0\0\1\0\0" + b"\0\0\0\1" + bytes(4) + bytes(12),
@@ -160,7 +166,7 @@ def test_a_value_out_of_range_is_never_sent(wrong: Frame) -> None:
         b"\2\0\0\0\1ab",
         b"\4\2",
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_a_subject_that_is_none_is_refused(payload: bytes) -> None:
     with pytest.raises(GuestError):

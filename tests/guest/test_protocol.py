@@ -173,10 +173,12 @@ def test_the_guest_reads_the_hosts_orders_and_no_others() -> None:
     sent = [
         *(protocol.RELEASE, protocol.TERMINATE, protocol.KILL),
         *(protocol.closed("stderr"), protocol.tunnel_mtu(1380), protocol.clock(1.5)),
+        protocol.RECONNECT,
     ]
     assert list(map(protocol.parse_order, sent)) == [
         *(protocol.Release(), protocol.Terminate(), protocol.Kill()),
         *(protocol.Closed("stderr"), protocol.TunnelMtu(1380), protocol.Clock(1.5)),
+        protocol.Reconnect(),
     ]
     for line in (b"", b"stop", b"closed stdin", b"mtu -1", b"time 1", b"time 1.5", b"release now"):
         with pytest.raises(GuestError):

@@ -28,6 +28,13 @@ def requester(
 
     ``service`` is Python that serves on port 8000 of loopback there: 10.99.0.5:80 to the cell.
     """
+    config, vpn = written(folder, endpoint, listen)
+    with serving(namespace, config, service):
+        yield vpn
+
+
+def written(folder: Path, endpoint: str, listen: str = "0.0.0.0") -> tuple[Path, Path]:
+    """A gateway's configuration, and the wg-quick file of its only peer."""
     ours, theirs = generate_private_key(), generate_private_key()
     config, vpn = folder / "gateway.toml", folder / "vpn.conf"
     config.write_text(
@@ -40,6 +47,12 @@ def requester(
         f"[Interface]\nPrivateKey = {ours}\nAddress = 10.99.0.2/32\nMTU = 1420\n[Peer]\n"
         f"PublicKey = {public_key(theirs)}\nAllowedIPs = 0.0.0.0/0\nEndpoint = {endpoint}:51820\n"
     )
+    return config, vpn
+
+
+@contextmanager
+def serving(namespace: str, config: Path, service: str) -> Iterator[None]:
+    """A gateway and a service in ``namespace``, once the gateway is ready."""
     server = subprocess.Popen([*INSIDE, namespace, sys.executable, "-c", service])
     gateway = subprocess.Popen(
         [*INSIDE, namespace, *WGCELL, "gateway", "run", str(config)],
@@ -48,7 +61,7 @@ def requester(
     )
     try:
         assert gateway.stdout is not None and json.loads(gateway.stdout.readline())
-        yield vpn
+        yield
     finally:
         for process in (gateway, server):
             process.terminate()

@@ -20,6 +20,7 @@ from wgcell.guest.walls import Wall
 
 __all__ = [
     "KILL",
+    "RECONNECT",
     "RELEASE",
     "REPORTS",
     "SESSIONS",
@@ -40,6 +41,7 @@ __all__ = [
     "OutOfMemory",
     "Outputs",
     "Ready",
+    "Reconnect",
     "Release",
     "Report",
     "Terminate",
@@ -222,11 +224,21 @@ class Clock:
     now: float
 
 
-Order = Release | Terminate | Kill | Closed | TunnelMtu | Clock
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """Make a handshake: the endpoint is at another address, where no session is known.
+
+    WireGuard by itself would wait for an answer for 15 s, and only if it had something to send
+    (whitepaper, 6.5).
+    """
+
+
+Order = Release | Terminate | Kill | Closed | TunnelMtu | Clock | Reconnect
 
 RELEASE = b"release\n"
 TERMINATE = b"term\n"
 KILL = b"kill\n"
+RECONNECT = b"reconnect\n"
 
 
 def closed(stream: str) -> bytes:
@@ -253,6 +265,8 @@ def parse_order(line: bytes) -> Order:
             return Terminate()
         case ["kill"]:
             return Kill()
+        case ["reconnect"]:
+            return Reconnect()
         case ["closed", stream]:
             return Closed(_subject(stream, STREAMS))
         case ["mtu", mtu]:

@@ -660,10 +660,10 @@ def test_a_narrower_path_is_told_and_a_wider_one_only_on_another_way() -> None:
     assert one.sent()[-2:] == [protocol.tunnel_mtu(1320), protocol.tunnel_mtu(1420)]
 
 
-def test_an_endpoint_that_moves_has_the_clock_sent() -> None:
-    """The guest's next initiation must be later than the supervisor's."""
+def test_an_endpoint_that_moves_has_the_clock_sent_and_a_handshake_asked_for() -> None:
+    """The guest's next initiation must be later than the supervisor's, and must come."""
     one = Script().until(State.RUNNING)
-    assert one.feed(seen.AddressMet()) == [do.SetGuestClock()]
+    assert one.feed(seen.AddressMet()) == [do.SetGuestClock(), do.SendGuest(protocol.RECONNECT)]
     one.relay(ROGUE)
     assert one.feed(seen.AddressMet()) == []
 

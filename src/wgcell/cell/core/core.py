@@ -360,6 +360,7 @@ class Core(Life):
         # A responder ignores an initiation older than the last of the same key, and the last was
         # the supervisor's, by this host's clock.
         self._do(do.SetGuestClock())
+        self._do(do.SendGuest(protocol.RECONNECT))
 
 
 _RULES: dict[type, Callable[[Core, Any], None]] = {

@@ -24,6 +24,9 @@ _BEAT = 5.0
 _FIRST_BEAT = 0.5
 """Seconds until the watch begins, which are the workload's own: a change made in them is found by
 the first look."""
+_PROBES = 20
+"""Echoes, one a second, to an endpoint that has moved: the first of them makes a handshake, and the
+others make up for a loss."""
 _MOST_BLIND = 12
 """Beats without a look: a minute, as long as the host waits for a beat."""
 _RUNS = -1
@@ -151,7 +154,7 @@ class Agent:
         # The endpoint has seen the host's clock, in the consent, and this one must not be behind.
         time.clock_settime(time.CLOCK_REALTIME, config.time)
         files.write("/proc/sys/kernel/hostname", config.hostname)
-        self._mtu = config.mtu
+        self._config, self._mtu = config, config.mtu
         self._init.wait_for("late")
         if Wall.FIREWALL not in config.walls:
             tools.run("nft", "flush", "ruleset")
@@ -174,10 +177,23 @@ class Agent:
             self._probe.send()
             self._loop.after(1.0, self._probe_again)
 
+    def _reconnect(self) -> None:
+        """Forget the tunnel's sessions, so that the next packet makes a handshake."""
+        try:
+            self._namespaces.inside(lambda: network.connect(self._config))
+        except OSError:  # no room for a process
+            self._loop.after(_FIRST_BEAT, self._reconnect)
+            return
+        self._probe_moved(_PROBES)
+
+    def _probe_moved(self, left: int) -> None:
+        self._probe.send()
+        if left > 1:
+            self._loop.after(1.0, lambda: self._probe_moved(left - 1))
+
     # The workload.
 
     def _start(self, config: GuestConfig) -> None:
-        self._probe.close()
         # The out-of-memory killer spares the agent and all that brings results home; the workload
         # takes this back.
         files.write("/proc/self/oom_score_adj", "-1000")
@@ -238,6 +254,8 @@ class Agent:
                     self._namespaces.inside(lambda mtu=mtu: network.set_mtu(mtu))  # type: ignore[misc]
                 case protocol.Clock(now):
                     kernel.bring_clock_to(now)
+                case protocol.Reconnect():
+                    self._reconnect()
 
     def _signal(self, number: int) -> None:
         if self._running and self._exit_code == _RUNS:

@@ -12,7 +12,7 @@ from wgcell.guest.agent import files, kernel, tools
 from wgcell.guest.firewall import ENDPOINT, PORT
 from wgcell.guest.walls import Wall
 
-__all__ = ["Namespaces", "Probe", "link_up", "tunnel_up", "wireguard_settings"]
+__all__ = ["Namespaces", "Probe", "connect", "link_up", "tunnel_up", "wireguard_settings"]
 
 NAME = "workload"
 """The namespace's, for ip."""
@@ -113,12 +113,19 @@ def link_up(config: GuestConfig, namespaces: Namespaces) -> None:
 
 def tunnel_up(config: GuestConfig) -> None:
     """wg0's keys, addresses and routes; where the workload is."""
-    tools.run("wg", "setconf", "wg0", "/proc/self/fd/0", given=wireguard_settings(config))
+    connect(config)
     tools.run("ip", "-batch", "-", given=tunnel_batch(config))
     # An echo needs no raw socket then, which the workload may not have.
     files.write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
     # Where a router drops what is too long and does not say so, TCP finds out (RFC 4821).
     files.write("/proc/sys/net/ipv4/tcp_mtu_probing", "1")
+
+
+def connect(config: GuestConfig) -> None:
+    """Give wg0 its key and its peer; where the workload is. A peer that it had goes with its
+    sessions, in one step: nothing is sent elsewhere meanwhile.
+    """
+    tools.run("wg", "setconf", "wg0", "/proc/self/fd/0", given=wireguard_settings(config))
 
 
 def set_mtu(mtu: int) -> None:
