@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,8 +23,20 @@ from wgcell.cell.job import Job, JobOptions
 from wgcell.cell.outputs import Landed
 from wgcell.cell.provider import Provider, load_provider
 from wgcell.cell.renewal import MOST_ASKED
-from wgcell.cell.rows import Written
-from wgcell.cell.settings import ALLOW, ENV, EXCLUDE, INPUTS, NAME, OUTPUTS, SERVICES, SETTINGS, VPN
+from wgcell.cell.rows import Row, Written
+from wgcell.cell.settings import (
+    ALLOW,
+    ENV,
+    EXCLUDE,
+    HOSTS,
+    INPUTS,
+    NAME,
+    OUTPUTS,
+    PUBLISH,
+    SERVICES,
+    SETTINGS,
+    VPN,
+)
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.lines import JsonLines
@@ -41,6 +53,7 @@ from wgcell.cli.terminal import (
     speak_aside,
     warn,
 )
+from wgcell.display import one_line
 from wgcell.errors import JobError, StateError
 from wgcell.gateway.model import remarks
 from wgcell.gateway.model.rules import parse_rule
@@ -53,13 +66,15 @@ from wgcell.vm.spec import Accelerator
 __all__ = ["run"]
 
 
-def _pairs(option: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _pairs(row: Row[Any], given: Sequence[str], between: str = "=") -> tuple[tuple[str, str], ...]:
     """``["A=B"]`` -> pairs. Raises JobError naming the option."""
-    form = "INSIDE=OUTSIDE" if option == "--service" else "NAME=VALUE"
     for text in given:
-        if "=" not in text:
-            raise JobError(f"command line: {option}: found {text!r}; allowed: {form}")
-    return tuple((left, right) for left, _, right in (text.partition("=") for text in given))
+        if between not in text:
+            form = row.option.metavar if row.option else ""
+            raise JobError(
+                f"command line: {row.flags[-1]}: found {one_line(text, 80)!r}; allowed: {form}"
+            )
+    return tuple((left, right) for left, _, right in (text.partition(between) for text in given))
 
 
 def _job(
@@ -156,6 +171,7 @@ def _opens(job: Job, vpn: VpnConfig | None, addresses: Sequence[Address]) -> str
     asked = job.gateway
     rules = [f"allow {rule}" for rule in asked.allow] if asked else []
     rules += [f"{inside} is {outside}" for inside, outside in asked.services] if asked else []
+    rules += [f"publish {one}" for one in asked.publish] if asked else []
     if asked and asked.learn:
         rules.append("everything public, to learn")
     return f"it may reach: {clean(', '.join(rules) or 'nothing (no --allow, no --service)')}"
@@ -266,7 +282,9 @@ def run(
         env=variables,
         vpn=None if vpn is None else expanded(Path(vpn)),
         allow=typed.words(ALLOW),
-        services=_pairs("--service", typed.words(SERVICES)),
+        services=_pairs(SERVICES, typed.words(SERVICES)),
+        publish=typed.words(PUBLISH),
+        hosts=_pairs(HOSTS, typed.words(HOSTS), ":"),
         settings={row.name: typed.values[row.key] for row in SETTINGS if row.key in typed.values},
     )
     provider = load_provider()

@@ -99,6 +99,8 @@ class GuestConfig:
     outputs: tuple[str, ...]
     search: tuple[str, ...] = ()
     """Domains of the resolver's."""
+    hosts: tuple[tuple[str, str], ...] = ()
+    """Names, each with an address, for the workload's /etc/hosts."""
     stdin: bool = False
     """The command reads what session 0 brings, and from /dev/null otherwise."""
     terminal: Terminal | None = None
@@ -299,6 +301,7 @@ def encode_config(config: GuestConfig) -> bytes:
     lines += [f"wg_address {address}" for address in config.addresses]
     lines += [f"dns {server}" for server in config.dns]
     lines += [f"search {domain}" for domain in config.search]
+    lines += [f"host {name} {address}" for name, address in config.hosts]
     lines += [f"arg {_b64(_bytes(word))}" for word in config.command]
     lines += [f"env {_b64(_bytes(f'{name}={value}'))}" for name, value in config.environment]
     lines += [f"output {_b64(_bytes(path))}" for path in config.outputs]
@@ -311,7 +314,7 @@ _ONCE = (
     *("wg_mtu", "wg_keepalive", "probe", "inputs", "stdin"),
 )
 _AT_MOST_ONCE = ("wg_preshared_key", "terminal")
-_ANY = ("wg_address", "dns", "search", "arg", "env", "output")
+_ANY = ("wg_address", "dns", "search", "host", "arg", "env", "output")
 
 
 def parse_config(lines: Sequence[bytes]) -> GuestConfig:
@@ -347,6 +350,7 @@ def parse_config(lines: Sequence[bytes]) -> GuestConfig:
         environment=tuple(map(_variable, said["env"])),
         outputs=tuple(map(_word, said["output"])),
         search=tuple(said["search"]),
+        hosts=tuple(map(_host, said["host"])),
         stdin=_subject(once["stdin"], ("yes", "no")) == "yes",
         terminal=_terminal(said["terminal"][0]) if said["terminal"] else None,
     )
@@ -448,6 +452,14 @@ def _variable(encoded: str) -> tuple[str, str]:
     if not name or not equals:
         raise GuestError("the configuration has a variable without a name")
     return name, value
+
+
+def _host(line: str) -> tuple[str, str]:
+    match line.split(" "):
+        case [name, address] if name and address:
+            return name, address
+        case _:
+            raise GuestError(f"the configuration has a host that is none: {line[:80]!r}")
 
 
 def _printed(text: str) -> bytes:

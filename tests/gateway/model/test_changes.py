@@ -27,7 +27,7 @@ class Script:
     base: list[str] = field(default_factory=lambda: list(BASE))
     services: dict[str, str] = field(default_factory=dict)
     learn: bool = False
-    changes: Changes = Changes()
+    changes: Changes = field(default_factory=Changes)
     now: float = 1000.0
     over: list[str] = field(default_factory=list)
 

@@ -20,7 +20,7 @@ from enum import Enum
 
 from wgcell.errors import PolicyError
 from wgcell.net import addresses
-from wgcell.net.addresses import Address, Network
+from wgcell.net.addresses import Network
 
 __all__ = [
     "Action",

@@ -147,5 +147,7 @@ class FlowObserver:
                 await served.admission.extend(flows)
 
 
-def _key(flow: netlink.FirstPacket | netlink.FlowDestroyed | netlink.KernelFlow) -> tuple[object, ...]:
+def _key(
+    flow: netlink.FirstPacket | netlink.FlowDestroyed | netlink.KernelFlow,
+) -> tuple[object, ...]:
     return flow.source, flow.source_port, flow.address, flow.port, flow.protocol

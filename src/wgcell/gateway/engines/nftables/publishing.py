@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from wgcell.errors import HostError
 from wgcell.gateway.engines.nftables.host import HostContext
