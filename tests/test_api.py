@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.vpnfiles import vpn_file
 
 import wgcell
 from wgcell import api
@@ -148,17 +149,10 @@ def test_what_is_missing_is_seen_before_anything_starts(
         api.plan(job(tmp_path), provider=Provider())
 
 
-KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
-VPN = (
-    f"[Interface]\nPrivateKey = {KEY}\nAddress = 10.9.0.2/32\n[Peer]\nPublicKey = {KEY}\n"
-    "AllowedIPs = 0.0.0.0/0\nEndpoint = 192.168.1.9:51820\n"
-)
-
-
 def test_an_endpoint_is_vetted_at_the_start_and_whenever_it_is_renewed(
     tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "x.conf").write_text(VPN)
+    (tmp_path / "x.conf").write_text(vpn_file())
     private = job(tmp_path, vpn=tmp_path / "x.conf")
     monkeypatch.setattr(api.endpoint, "host_networks", lambda: ())
     with pytest.raises(EndpointError, match=r"192\.168\.1\.9"):

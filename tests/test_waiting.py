@@ -14,7 +14,7 @@ FILES = sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("*.py"))
 SLEEPS = {
     "support/waiting.py": "the one module that waits",
     "support/record.py": "a program that is run by hand",
-    "support/deaths.py": "a program of its own, which does without the repository on its path",
+    "support/deaths.py": "a program of its own, whose moments are random",
 }
 MEASURES = {
     "cell/test_archive.py": "processor time, within a bound five times as long",

@@ -28,13 +28,12 @@ from typing import TYPE_CHECKING, Any
 from wgcell.cell import emulation, endpoint, outputs, permissions
 from wgcell.cell.events import Event
 from wgcell.cell.folder import Folder, create, state_folder
-from wgcell.cell.inputs import Survey
-from wgcell.cell.inputs import check as check_inputs
 from wgcell.cell.job import HostLimits, Job, JobOptions
 from wgcell.cell.jobfile import job_from_options, load_job
 from wgcell.cell.outputs import Landed
 from wgcell.cell.provider import GatewayEngine, Provider, apply_ceilings, load_provider
 from wgcell.cell.states import Outcome
+from wgcell.cell.survey import Survey, take_survey
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.errors import HostError, JobError
 from wgcell.guest import scripts
@@ -185,7 +184,7 @@ def platform(image: store.Image) -> Platform:
 def _survey(job: Job, force: bool) -> Survey:
     """The inputs, looked at; and whether the outputs could land. Raises InputError."""
     synced = job.landing is not None and job.landing.synced
-    survey = check_inputs(job.inputs, job.disk, job.excludes, remember=synced)
+    survey = take_survey(job.inputs, job.disk, job.excludes, remember=synced)
     if job.landing is not None:
         outputs.check(job.landing.folder, job.landing.outputs, force)
     return survey

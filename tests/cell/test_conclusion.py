@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.support.supervisors import host, job
+from tests.support.supervisors import Finished, job, lived
 from tests.support.waiting import forever
 
 from wgcell.cell import changes, conclusion, outputs
@@ -25,130 +25,19 @@ from wgcell.cell.archive import Unpacked
 from wgcell.cell.core import Core, Terms
 from wgcell.cell.core import events as seen
 from wgcell.cell.ending import EndStep, in_thread, run_all
-from wgcell.cell.events import EventLog, first_bad
+from wgcell.cell.events import EventLog
 from wgcell.cell.folder import CappedLog, Folder
 from wgcell.cell.outputs import Landed
-from wgcell.cell.states import EXIT_CODES, Cause, Outcome, State
-from wgcell.cell.streams import Stream
-from wgcell.cell.supervisor import Supervisor
+from wgcell.cell.states import EXIT_CODES, Cause, Outcome
 from wgcell.cell.vouched import verify
-from wgcell.errors import HostError, StateError
+from wgcell.errors import StateError
 from wgcell.guest import protocol
-from wgcell.relay.evidence import CapturedFrame
 from wgcell.vm.spec import Accelerator
 
 
-class Child:
-    """A relay, or a gateway, that goes when it is asked to."""
-
-    missing: dict[str, str] = {}
-    sealed = True
-
-    def __init__(self) -> None:
-        self.code, self.quits, self.closed = 0, 0, 0
-
-    async def quit(self) -> int:
-        self.quits += 1
-        return self.code
-
-    def send(self, command: str, **fields: Any) -> None: ...
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-class Dead:
-    """A machine that dies when it is killed."""
-
-    def __init__(self) -> None:
-        self.kills, self.closed, self.immortal = 0, 0, False
-
-    def kill(self) -> None:
-        self.kills += 1
-
-    async def dead(self) -> None:
-        if self.immortal:
-            raise HostError("QEMU did not die")
-
-    async def reap(self) -> int:
-        return 0
-
-    async def close(self) -> None:
-        self.closed += 1
-
-
-class Group:
-    def __init__(self) -> None:
-        self.removed = 0
-
-    def remove(self) -> None:
-        self.removed += 1
-
-
-class Cell(Supervisor):
-    """A cell whose workload has ended and whose results are home: `completed`, but for its end."""
-
-    def __init__(self, cells: Path) -> None:
-        self.told: list[Any] = []
-        sinks: list[bytes] = []
-        super().__init__(
-            job(outputs=("results",)),
-            host(cells),
-            report=self.told.append,
-            stdout=sinks.append,
-            stderr=sinks.append,
-        )
-        self.folder: Folder = self.host.folder
-        self.folder.write("job.json", {})
-        self.machine, self.relay, self.gateway, self.group = Dead(), Child(), Child(), Group()
-        self.changed: Callable[[tuple[EndStep, ...]], tuple[EndStep, ...]] = lambda steps: steps
-        self.script: list[seen.Event] = [
-            seen.FromGuest(protocol.Exited(0, 0, 0)),
-            seen.FromGuest(protocol.Outputs(0, 0, "a" * 64)),
-        ]
-        """What is heard once the cell runs."""
-        self.outlets.unpack = self.unpack  # type: ignore[method-assign]
-
-    async def live(self) -> None:
-        launch, outlets = self.launch, self.outlets
-        launch.own_machine(self.machine)  # type: ignore[arg-type]
-        launch.own_relay(self.relay)  # type: ignore[arg-type]
-        launch.own_gateway(self.gateway)  # type: ignore[arg-type]
-        launch.own_cgroup(self.group)  # type: ignore[arg-type]
-        for name in ("scratch.img", "inputs.tar"):
-            (self.folder.path / name).write_bytes(b"x")
-        outlets.console = CappedLog(self.folder.path / "console.log")
-        for name in protocol.STREAMS:
-            log = CappedLog(self.folder.path / f"{name}.log")
-            outlets.streams[name] = Stream(name, lambda data: None, log, lambda: None)
-            log.close()
-        arriving = SimpleNamespace(received=0, moved=0.0, close=int, state=lambda *_: None)
-        outlets.arriving = arriving  # type: ignore[assignment]
-        self.core.frames.append(CapturedFrame(b"frame", 1.0, "out of step"))
-        self.core.state, self.core.phases["running"] = State.RUNNING, 0.1
-        for event in self.script:
-            self.feed(event)
-
-    async def unpack(self, arriving: Any) -> Unpacked:
-        return Unpacked(0, 0, 0, 0, (), (), (), "")
-
-    def steps(self) -> tuple[EndStep, ...]:
-        return self.changed(super().steps())
-
-    @property
-    def written(self) -> dict[str, Any] | None:
-        return self.folder.read("result.json")
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        lines = (self.folder.path / "events.jsonl").read_bytes().splitlines()
-        assert first_bad(lines) is None
-        return [json.loads(line) for line in lines]
-
-
 @pytest.fixture
-def cell(tmp_path: Path) -> Iterator[Cell]:
-    one = Cell(tmp_path)
+def cell(tmp_path: Path) -> Iterator[Finished]:
+    one = Finished(tmp_path)
     yield one
     # What a test has kept from its own step.
     outlets = one.outlets
@@ -161,15 +50,7 @@ def cell(tmp_path: Path) -> Iterator[Cell]:
         os.close(one.log._fd)
 
 
-def lived(cell: Cell) -> tuple[dict[str, Any] | None, BaseException | None]:
-    """What `run` returned, and what it raised."""
-    try:
-        return asyncio.run(cell.run()).as_json(), None
-    except (Exception, asyncio.CancelledError) as error:
-        return None, error
-
-
-def test_an_end_without_a_failure_is_completed_and_does_every_step(cell: Cell) -> None:
+def test_an_end_without_a_failure_is_completed_and_does_every_step(cell: Finished) -> None:
     """The control: what the other tests see is their faults' doing."""
     result, raised = lived(cell)
     assert raised is None and result is not None
@@ -216,7 +97,7 @@ STEPS = 22
 """How many there are: pytest wants it before there is a cell. `test_the_list_is_whole` holds it."""
 
 
-def test_the_list_is_whole(cell: Cell) -> None:
+def test_the_list_is_whole(cell: Finished) -> None:
     steps = [step.name for step in cell.steps()]
     assert len(steps) == STEPS and len(set(steps)) == STEPS
     assert set(FAULTS) == set(steps), "a step without a fault of its own"
@@ -225,7 +106,7 @@ def test_the_list_is_whole(cell: Cell) -> None:
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("place", range(STEPS))
 def test_a_step_that_fails_is_no_success_and_skips_nothing(
-    cell: Cell, place: int, how: str
+    cell: Finished, place: int, how: str
 ) -> None:
     ran: list[str] = []
 
@@ -275,14 +156,14 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 FULL = OSError(28, "No space left on device")
-Fault = Callable[[Cell, pytest.MonkeyPatch], None]
+Fault = Callable[[Finished, pytest.MonkeyPatch], None]
 
 
-def machine(fault: Callable[[Cell], None]) -> Fault:
+def machine(fault: Callable[[Finished], None]) -> Fault:
     return lambda cell, patch: fault(cell)
 
 
-def start_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def start_hangs(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     live = cell.live
 
     async def deaf() -> None:
@@ -297,7 +178,7 @@ def start_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     cell.live = deaf  # type: ignore[method-assign]
 
 
-def drain_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def drain_hangs(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     live = cell.live
 
     async def and_a_drain() -> None:
@@ -307,7 +188,7 @@ def drain_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     cell.live = and_a_drain  # type: ignore[method-assign]
 
 
-def stream_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def stream_fails(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     cell.folder.path.joinpath("x").touch()
     live = cell.live
 
@@ -321,14 +202,14 @@ def stream_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     cell.live = and_owes  # type: ignore[method-assign]
 
 
-def unpacking_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def unpacking_fails(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     async def full(arriving: Any) -> Unpacked:
         raise StateError("outputs: No space left on device")
 
     cell.outlets.unpack = full  # type: ignore[method-assign]
 
 
-def task_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def task_hangs(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     live = cell.live
 
     async def deaf() -> None:
@@ -344,7 +225,7 @@ def task_hangs(cell: Cell, patch: pytest.MonkeyPatch) -> None:
 
 
 def append_fails(event: str) -> Fault:
-    def fault(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+    def fault(cell: Finished, patch: pytest.MonkeyPatch) -> None:
         append = cell.log.append
 
         def full(name: str, **fields: Any) -> None:
@@ -357,11 +238,11 @@ def append_fails(event: str) -> Fault:
     return fault
 
 
-def undeletable(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def undeletable(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Folder, "discard", lambda *_: None)
 
 
-def console_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def console_fails(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     close = CappedLog.close
 
     def full(log: CappedLog) -> None:
@@ -372,7 +253,7 @@ def console_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CappedLog, "close", full)
 
 
-def last_cause(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def last_cause(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     quits = cell.relay.quit
 
     async def and_a_fault() -> int:
@@ -382,7 +263,7 @@ def last_cause(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     cell.relay.quit = and_a_fault  # type: ignore[method-assign]
 
 
-def unreadable(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def unreadable(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     found = conclusion.record_digests
     broken = {"stdout.log": {"error": "Input/output error"}}
     patch.setattr(
@@ -392,19 +273,19 @@ def unreadable(cell: Cell, patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def lands(cell: Cell, land: Callable[[Any], Landed]) -> None:
+def lands(cell: Finished, land: Callable[[Any], Landed]) -> None:
     object.__setattr__(cell.host, "land", land)
 
 
-def landing_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def landing_fails(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     lands(cell, raising(StateError("can't write /home/me: No space left on device")))
 
 
-def no_result(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def no_result(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Folder, "write", raising(StateError("result.json: No space left on device")))
 
 
-def events_close_fails(cell: Cell, patch: pytest.MonkeyPatch) -> None:
+def events_close_fails(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     close = EventLog.close
 
     def full(log: EventLog) -> None:
@@ -442,7 +323,7 @@ FAULTS: dict[str, Fault] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_fails_on_the_host_at_the_end_is_no_success(
-    cell: Cell, name: str, monkeypatch: pytest.MonkeyPatch
+    cell: Finished, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FAULTS[name](cell, monkeypatch)
     cell.changed = lambda steps: tuple(
@@ -459,7 +340,7 @@ def test_what_fails_on_the_host_at_the_end_is_no_success(
     assert cell.machine.kills and cell.relay.quits == 1 and cell.gateway.quits == 1
 
 
-def test_a_failure_takes_no_other_outcome_s_place(cell: Cell) -> None:
+def test_a_failure_takes_no_other_outcome_s_place(cell: Finished) -> None:
     """Why the cell had to end is what counts; that its end failed is told beside it."""
     cell.script = [seen.Caused(Cause.ROGUE_FRAME, "a frame")]
     cell.relay.code = -9
@@ -473,7 +354,7 @@ def test_a_failure_takes_no_other_outcome_s_place(cell: Cell) -> None:
 # comes to is in the result, in the record and in the exit code alike.
 
 
-def landing(cell: Cell, here: Path, force: bool = False) -> Callable[[Any], Landed]:
+def landing(cell: Finished, here: Path, force: bool = False) -> Callable[[Any], Landed]:
     """The real one, of one file, to ``here``."""
     object.__setattr__(cell.job, "landing", SimpleNamespace(folder=here))
     made = cell.folder.path / "outputs/results"
@@ -517,7 +398,7 @@ WAYS: dict[str, tuple[Callable[[pytest.MonkeyPatch, Path], object], str, str]] =
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_landing_that_fails_is_in_the_result_and_in_the_exit_code(
-    cell: Cell, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    cell: Finished, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happens, outcome, words = WAYS[way]
     here = tmp_path / "here"
@@ -546,7 +427,7 @@ def test_a_landing_that_fails_is_in_the_result_and_in_the_exit_code(
     ],
 )
 def test_what_stays_behind_replaces_no_graver_outcome(
-    cell: Cell, before: Cause | None, own: int, interrupted: bool, after: str, code: int
+    cell: Finished, before: Cause | None, own: int, interrupted: bool, after: str, code: int
 ) -> None:
     cell.script[0] = seen.FromGuest(protocol.Exited(own, 0, 0))
     if before is not None:
@@ -558,7 +439,7 @@ def test_what_stays_behind_replaces_no_graver_outcome(
     assert (landed["whole"], landed["sentence"]) == (False, "some stay")
 
 
-def test_a_landing_may_take_its_time_and_is_told_what_came(cell: Cell) -> None:
+def test_a_landing_may_take_its_time_and_is_told_what_came(cell: Finished) -> None:
     """A person is asked: no bound of a step cuts that short."""
     given: list[Any] = []
     lands(cell, lambda came: given.append(came) or Landed("all is home", True, 1))  # type: ignore[func-returns-value]
@@ -572,19 +453,19 @@ def test_a_landing_may_take_its_time_and_is_told_what_came(cell: Cell) -> None:
 def test_nothing_lands_of_a_cell_whose_record_or_supervisor_failed(tmp_path: Path) -> None:
     for number, how in enumerate(("cancelled", "no record", "the control")):
         (tmp_path / str(number)).mkdir()
-        cell = Cell(tmp_path / str(number))
+        cell = Finished(tmp_path / str(number))
         given: list[Any] = []
         lands(cell, lambda came, given=given: given.append(came) or Landed("home", True))  # type: ignore[misc]
         live = cell.live
 
-        async def failing(cell: Cell = cell, how: str = how, live: Any = live) -> None:
+        async def failing(cell: Finished = cell, how: str = how, live: Any = live) -> None:
             await live()
             if how == "no record":
                 cell._record_failed(StateError("No space left on device"))
 
         cell.live = failing  # type: ignore[method-assign]
 
-        async def body(cell: Cell = cell, how: str = how) -> None:
+        async def body(cell: Finished = cell, how: str = how) -> None:
             running = asyncio.create_task(cell.run())
             if how == "cancelled":
                 await asyncio.sleep(0)
@@ -616,7 +497,7 @@ def test_a_rogue_frame_that_is_heard_of_behind_the_machines_death_is_rogue(
         assert core.outcome is not Outcome.ROGUE or before is Outcome.ROGUE
 
 
-def test_what_was_only_counted_is_told_before_the_end(cell: Cell) -> None:
+def test_what_was_only_counted_is_told_before_the_end(cell: Finished) -> None:
     cell.log._unlogged["handshake"] = 3
     lived(cell)
     assert [event["event"] for event in cell.events][-2:] == ["unlogged", "ended"]
@@ -624,7 +505,7 @@ def test_what_was_only_counted_is_told_before_the_end(cell: Cell) -> None:
 
 
 def test_a_result_that_can_not_be_corrected_does_not_stand(
-    cell: Cell, monkeypatch: pytest.MonkeyPatch
+    cell: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, count = Folder.write, [0]
 

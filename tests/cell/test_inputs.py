@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from wgcell.cell import excludes, inputs
-from wgcell.cell.inputs import Input, Survey
+from wgcell.cell import excludes, packing, walk
+from wgcell.cell.inputs import Input
+from wgcell.cell.survey import Survey, take_survey
 from wgcell.errors import InputFileError, StateError
 
 
@@ -23,14 +24,14 @@ def given(*paths: Path | str) -> list[Input]:
 
 def pack(paths: Sequence[Path | str], tar: Path, most: int = 1 << 30, *excludes: str) -> int:
     """As a job has it: a look before anything starts, and then the packing."""
-    survey = inputs.check(given(*paths), most, excludes)
-    size = inputs.pack(given(*paths), tar, most, excludes)
+    survey = take_survey(given(*paths), most, excludes)
+    size = packing.pack(given(*paths), tar, most, excludes)
     assert size <= survey.bytes <= most
     return size
 
 
 def look(*paths: Path | str, excludes: Sequence[str] = ()) -> Survey:
-    return inputs.check(given(*paths), excludes=excludes)
+    return take_survey(given(*paths), excludes=excludes)
 
 
 def names(path: Path) -> list[str]:
@@ -117,7 +118,7 @@ def test_links_that_lead_out_are_kept_and_counted(tmp_path: Path) -> None:
     for name, target in links.items():
         (data / name).symlink_to(target)
     survey = look(data)
-    assert [(one.count, one.reason) for one in survey.links_out] == [(4, inputs.LEADS_OUT)]
+    assert [(one.count, one.reason) for one in survey.links_out] == [(4, walk.POINTS_OUT)]
     pack([data], tmp_path / "out.tar")
     with tarfile.open(tmp_path / "out.tar", "r:") as tar:
         for name, target in links.items():
@@ -205,10 +206,11 @@ def test_an_ignore_file_that_is_a_link_is_not_read(tmp_path: Path) -> None:
 
 LOOK = """
 from pathlib import Path
-from wgcell.cell import inputs
+from wgcell.cell.inputs import Input
+from wgcell.cell.survey import take_survey
 from wgcell.errors import InputFileError
 try:
-    inputs.check([inputs.Input.of(name, Path.cwd()) for name in ("data", "absent")])
+    take_survey([Input.of(name, Path.cwd()) for name in ("data", "absent")])
 except InputFileError as error:
     print(error)
 """
@@ -237,9 +239,9 @@ def test_a_job_files_input_may_be_a_link_within_its_folder(tmp_path: Path) -> No
     (tmp_path / "job/real/deep").mkdir(parents=True)
     (tmp_path / "job/real/deep/x").write_text("x")
     (tmp_path / "job/data").symlink_to("real/deep")
-    inputs.pack(confined(tmp_path), tmp_path / "1.tar")
+    packing.pack(confined(tmp_path), tmp_path / "1.tar")
     assert names(tmp_path / "1.tar") == ["data", "data/x"]
-    inputs.pack(confined(tmp_path, "."), tmp_path / "2.tar")
+    packing.pack(confined(tmp_path, "."), tmp_path / "2.tar")
     assert names(tmp_path / "2.tar") == ["data", "real", "real/deep", "real/deep/x"]
 
 
@@ -252,7 +254,7 @@ def test_a_job_files_input_leads_nowhere_else(tmp_path: Path, link: str, asked: 
     (tmp_path / "home/.ssh/key").write_text("secret")
     (tmp_path / "job").mkdir()
     (tmp_path / "job/data").symlink_to(link)
-    for act in (inputs.check, lambda given: inputs.pack(given, tmp_path / "out.tar")):
+    for act in (take_survey, lambda given: packing.pack(given, tmp_path / "out.tar")):
         with pytest.raises(InputFileError, match="out of the job file's folder"):
             act(confined(tmp_path, asked))
     assert not (tmp_path / "out.tar").exists()
@@ -276,7 +278,7 @@ def test_who_swaps_a_folder_for_a_link_meanwhile_gains_nothing(
 
     monkeypatch.setattr(os.path, "realpath", resolved_then_swapped)
     with pytest.raises(InputFileError):
-        inputs.pack(confined(tmp_path, "way/data"), tmp_path / "out.tar")
+        packing.pack(confined(tmp_path, "way/data"), tmp_path / "out.tar")
     assert not (tmp_path / "out.tar").exists()
 
 
@@ -286,17 +288,17 @@ def test_a_folder_swapped_during_the_walk_is_not_followed(
     data = folder_of_inputs(tmp_path)
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key").write_text("secret")
-    budget = inputs._Budget.add
+    budget = packing.Budget.add
 
-    def swapped(self: inputs._Budget, path: str, size: int, *words: str) -> None:
+    def swapped(self: packing.Budget, path: str, size: int, *words: str) -> None:
         budget(self, path, size, *words)
         if path.endswith("/sub"):
             (data / "sub").rename(tmp_path / "away")
             (data / "sub").symlink_to(tmp_path / "secret")
 
-    monkeypatch.setattr(inputs._Budget, "add", swapped)
+    monkeypatch.setattr(packing.Budget, "add", swapped)
     with pytest.raises(InputFileError):
-        inputs.pack(given(data), tmp_path / "out.tar")
+        packing.pack(given(data), tmp_path / "out.tar")
     assert not (tmp_path / "out.tar").exists()
 
 
@@ -314,7 +316,7 @@ def test_a_file_that_grows_is_still_held_to_the_limit(
 
     monkeypatch.setattr(os, "open", grown)
     with pytest.raises(InputFileError, match="over the limit"):
-        inputs.pack(given(data), tmp_path / "out.tar", 500_000)
+        packing.pack(given(data), tmp_path / "out.tar", 500_000)
     assert not (tmp_path / "out.tar").exists()
 
 
@@ -322,7 +324,7 @@ def test_the_cells_own_folder_is_not_packed_into_itself(tmp_path: Path) -> None:
     (tmp_path / "work/cells/one").mkdir(parents=True)
     (tmp_path / "work/x").touch()
     tar = tmp_path / "work/cells/one/inputs.tar"
-    inputs.pack(given(f"{tmp_path}/work/."), tar)
+    packing.pack(given(f"{tmp_path}/work/."), tar)
     assert names(tar) == ["cells", "x"]
 
 
@@ -354,11 +356,11 @@ def test_no_control_character_of_a_name_reaches_the_terminal(tmp_path: Path) -> 
 
 def test_what_was_seen_is_remembered(tmp_path: Path) -> None:
     data = folder_of_inputs(tmp_path)
-    seen = inputs.check(given(f"{data}/."), remember=True).seen
+    seen = take_survey(given(f"{data}/."), remember=True).seen
     assert list(seen) == ["a.csv", "b.csv", "link", "sub", "sub/c"]
     before = dict(seen)
     (data / "a.csv").write_text("A" * 600)
-    seen = inputs.check(given(f"{data}/."), remember=True).seen
+    seen = take_survey(given(f"{data}/."), remember=True).seen
     assert [name for name in seen if seen[name] != before[name]] == ["a.csv"]
 
 

@@ -13,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.cell import test_archive
-from tests.cell.test_archive import HOSTILE, WHOLE, member, tar_of
-from tests.cell.test_unpacking import stand_in, tree, unpacked
+from tests.support.tars import HOSTILE, WHOLE, member, tar_of, unpack
+from tests.support.unpackings import stand_in, tree, unpacked
 
 from wgcell.cell import inspection
 from wgcell.cell.archive import Unpacked
@@ -254,5 +253,5 @@ def test_an_honest_unpacking_of_a_hostile_tar_passes(tmp_path: Path, number: int
 
 @pytest.mark.parametrize("cut", range(0, len(WHOLE), 256))
 def test_a_tar_cut_anywhere_leaves_what_passes(tmp_path: Path, cut: int) -> None:
-    came = test_archive.unpack(io.BytesIO(WHOLE[:cut]), tmp_path / "o", 1 << 30, allowed=ASKED)
+    came = unpack(io.BytesIO(WHOLE[:cut]), tmp_path / "o", 1 << 30, allowed=ASKED)
     inspect(tmp_path / "o", ASKED, came)

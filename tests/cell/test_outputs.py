@@ -11,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cell.test_archive import unpack
+from tests.support.tars import unpack
 
-from wgcell.cell import changes, inputs, outputs
+from wgcell.cell import changes, outputs
 from wgcell.cell.archive import Unpacked
 from wgcell.cell.changes import Action
 from wgcell.cell.counts import Counted
 from wgcell.cell.inputs import Input
+from wgcell.cell.packing import pack
+from wgcell.cell.survey import take_survey
 from wgcell.errors import JobError, StateError
 
 Tree = dict[str, str | None]
@@ -287,11 +289,11 @@ class Synced:
 
     def __init__(self, base: Path, tree: Tree, excludes: tuple[str, ...] = ()) -> None:
         self.here = make(base / "here", tree)
-        self.survey = inputs.check(
+        self.survey = take_survey(
             [Input(self.here, contents=True)], 1 << 30, excludes, remember=True
         )
         self.cell = make(base / "cell", {}) / "outputs"
-        inputs.pack([Input(self.here, contents=True)], base / "in.tar", 1 << 30, excludes)
+        pack([Input(self.here, contents=True)], base / "in.tar", 1 << 30, excludes)
         with (base / "in.tar").open("rb") as stream:
             unpack(stream, self.cell, 1 << 30, allowed=["."])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
+from tests.support.vpnfiles import vpn_file
 
 from wgcell.cell import permissions, schema
 from wgcell.cell.endpoint import vet as vet_endpoint
@@ -25,11 +26,6 @@ from wgcell.net.addresses import Network
 
 HOST = HostLimits(cpus=64, memory=2**40, disk=2**40)
 OWN = (addresses.network("45.0.0.7/32"), addresses.network("45.0.0.0/24"))
-KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
-VPN = (
-    f"[Interface]\nPrivateKey = {KEY}\nAddress = 10.9.0.2/32\n[Peer]\nPublicKey = {KEY}\n"
-    "AllowedIPs = 0.0.0.0/0\nEndpoint = 192.168.1.9:51820\n"
-)
 
 STRICT = """
 require_walls = true
@@ -164,8 +160,8 @@ def provider_of(folder: Path, text: str) -> Provider:
 
 def asked(folder: Path, text: str, provider: Provider, options: JobOptions | None = None) -> Job:
     """What `wgcell run job.toml` does with a file before anything has started."""
-    (folder / "lan.conf").write_text(VPN)
-    (folder / "public.conf").write_text(VPN.replace("192.168.1.9", "8.8.8.8"))
+    (folder / "lan.conf").write_text(vpn_file())
+    (folder / "public.conf").write_text(vpn_file().replace("192.168.1.9", "8.8.8.8"))
     path = folder / "job.toml"
     path.write_text(text if "command" in text else f"command = ['true']\n{text}")
     job = apply_ceilings(load_job(path, HOST, options), provider)

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.relay.test_relay import ENDPOINT, GUEST, frame, initiation, response, transport
+from tests.support.messages import ENDPOINT, GUEST, frame, initiation, response, transport
 from tests.support.waiting import GENEROUS, lulled, paced, soon
 
 from wgcell.cell import consent

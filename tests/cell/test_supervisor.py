@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.support.supervisors import CONFIG, supervisor, with_streams
+from tests.support.guests import BARE
 from tests.support.supervisors import closed as closed
+from tests.support.supervisors import supervisor, with_streams
 
 from wgcell.cell.core import events as seen
 from wgcell.cell.events import Event
@@ -46,7 +47,7 @@ def verifying(
     one.launch.machine = guest  # type: ignore[assignment]
     one.core.state = State.VERIFYING
     judged = one.core._verification
-    judged.config, judged.guest_ready, judged.reports = CONFIG, True, {"links": "x"}
+    judged.config, judged.guest_ready, judged.reports = BARE, True, {"links": "x"}
     return one, guest
 
 

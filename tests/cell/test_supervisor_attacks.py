@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.supervisors import CONFIG, closed, supervisor, with_streams
+from tests.support.guests import BARE
+from tests.support.supervisors import closed, supervisor, with_streams
 
 from wgcell.cell.core import events as seen
 from wgcell.cell.states import Outcome, State
@@ -25,7 +26,7 @@ def test_ready_again_and_again_writes_no_report_each_time(tmp_path: Path) -> Non
     async def body() -> None:
         one = with_streams(supervisor(tmp_path))
         one.core.state = State.VERIFYING
-        one.feed(seen.Booting(CONFIG, 1))
+        one.feed(seen.Booting(BARE, 1))
         one.feed(seen.FromRelay(relay.Verified()))
         one.feed(seen.FromGuest(protocol.Report(dict.fromkeys(protocol.REPORTS, "x" * 24000))))
         for _ in range(100):

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.cell import test_conclusion
+from tests.support.supervisors import Finished, lived
 from tests.support.waiting import forever
 
 from wgcell.cell.control import listener, words
@@ -16,20 +16,20 @@ from wgcell.cell.control.client import Unreachable, ask
 from wgcell.cell.control.place import NAME
 
 
-class Cell(test_conclusion.Cell):
+class Endless(Finished):
     """One whose start never ends by itself."""
 
     async def live(self) -> None:
         await forever()
 
 
-async def asked(cell: Cell, question: words.Question) -> list[words.Answer]:
+async def asked(cell: Endless, question: words.Question) -> list[words.Answer]:
     return await asyncio.to_thread(lambda: list(ask(cell.folder, question)))
 
 
 @pytest.mark.parametrize("now", [False, True])
 def test_a_cell_says_its_state_and_stops_when_it_is_asked_to(tmp_path: Path, now: bool) -> None:
-    cell = Cell(tmp_path)
+    cell = Endless(tmp_path)
     heard: list[bytes] = []
 
     def follow() -> None:
@@ -65,8 +65,8 @@ def test_a_file_system_without_sockets_costs_a_cell_its_socket_alone(
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(listener.Listener, "_listen", refuse)
-    cell = test_conclusion.Cell(tmp_path)
-    result, raised = test_conclusion.lived(cell)
+    cell = Finished(tmp_path)
+    result, raised = lived(cell)
     assert raised is None and result is not None and result["outcome"] == "completed"
     (event,) = [event for event in cell.events if event["event"] == "no_control"]
     assert event["reason"] == "Operation not permitted"

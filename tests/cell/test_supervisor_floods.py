@@ -28,7 +28,8 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from tests.support.supervisors import CONFIG, closed, supervisor, with_streams
+from tests.support.guests import BARE
+from tests.support.supervisors import closed, supervisor, with_streams
 
 from wgcell.cell import children, followers
 from wgcell.cell.children import GatewayProcess, RelayProcess
@@ -212,7 +213,7 @@ def prepared(tmp_path: Path, state: State, told: list[Any], **changed: Any) -> S
     wrong = protocol.Report(dict.fromkeys(protocol.REPORTS, "\\" * 24_000))
     if state not in (State.PREPARING, State.CONSENT):
         one.core.state = State.BOOTING
-        one.core.handle(seen.Booting(CONFIG, 1), 0.0)
+        one.core.handle(seen.Booting(BARE, 1), 0.0)
         one.core.handle(seen.FromGuest(wrong), 0.0)
         if state is not State.BOOTING:
             one.core.handle(seen.FromGuest(protocol.Hello(1)), 0.0)

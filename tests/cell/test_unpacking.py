@@ -24,8 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cell import test_archive
-from tests.cell.test_archive import EXTENSIONS, HOSTILE, MIB, WHOLE, member, tar_of, typed
+from tests.support.tars import (
+    EXTENSIONS,
+    HOSTILE,
+    MIB,
+    WHOLE,
+    endless,
+    member,
+    tar_of,
+    typed,
+    unpack,
+)
+from tests.support.unpackings import ASKED, WITHIN, missing, stand_in, tree, unpacked
 
 from wgcell.cell import archive, unpacking
 from wgcell.cell.archive import Unpacked
@@ -36,59 +46,12 @@ from wgcell.cell.unpacker import Task
 from wgcell.cell.unpacking import Unpacking, judged
 from wgcell.errors import GuestError, HostError, StateError
 
-WITHIN = 60.0
-ASKED = ("results", "a/b/c.txt")
-
-
-def unpacked(
-    destination: Path,
-    pieces: Iterable[bytes],
-    asked: Iterable[str] = ASKED,
-    disk: int = 1 << 30,
-    within: float = WITHIN,
-    known: frozenset[tuple[str, str]] = frozenset(),
-) -> Unpacked:
-    """What comes of a guest's tar, as a cell unpacks it."""
-
-    def feed(take: Callable[[memoryview], None]) -> None:
-        for piece in pieces:
-            take(memoryview(piece))
-
-    async def body() -> Unpacked:
-        one = await Unpacking.start(destination, tuple(asked), disk, known)
-        missing.clear()
-        try:
-            return await one.unpacked(feed, within)
-        finally:
-            missing.update(one.missing)
-
-    return asyncio.run(body())
-
-
-missing: dict[str, str] = {}
-"""Walls that this machine lacks, as the last `unpacked` had them."""
-
 
 def here(destination: Path, raw: bytes, **options: Any) -> Unpacked:
     """The same in this process, without a wall: the oracle."""
     members = unpacking.limit_of_members(1 << 30)
     stream = io.BytesIO(raw)
-    return test_archive.unpack(stream, destination, 1 << 30, members, ASKED, **options)
-
-
-def tree(folder: Path) -> dict[str, tuple[int, int, bytes | str]]:
-    """Everything below ``folder``: modes, times (but of folders without a member), contents."""
-    found: dict[str, tuple[int, int, bytes | str]] = {}
-    for path in folder.rglob("*"):
-        seen = path.lstat()
-        content: bytes | str = ""
-        if path.is_symlink():
-            content = os.readlink(path)
-        elif path.is_file():
-            content = path.read_bytes()
-        time = 0 if path.is_dir() and not path.is_symlink() else int(seen.st_mtime)
-        found[str(path.relative_to(folder))] = seen.st_mode, time, content
-    return found
+    return unpack(stream, destination, 1 << 30, members, ASKED, **options)
 
 
 LINKS = tar_of(
@@ -145,7 +108,7 @@ def test_no_extension_takes_the_hosts_processor(tmp_path: Path, extension: str) 
 
     def pieces() -> Iterator[bytes]:
         nonlocal given
-        for piece in itertools.islice(test_archive.endless(start, block), 25):
+        for piece in itertools.islice(endless(start, block), 25):
             given += len(piece)
             yield piece
 
@@ -155,20 +118,6 @@ def test_no_extension_takes_the_hosts_processor(tmp_path: Path, extension: str) 
     assert words in came.stopped
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent < 10 + 0.5 * given / MIB
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch, body: str, before: str = "") -> None:
-    """Something else in the unpacker's place, ``body`` behind the same walls."""
-    lines = [
-        "import os, sys, time, json, socket",
-        "from wgcell.cell import archive, confinement, unpacker",
-        before,
-        "def unpack(*_):",
-        *(f"    {line}" for line in body.splitlines()),
-        "archive.unpack = unpack",
-        "os._exit(unpacker.main())",
-    ]
-    monkeypatch.setattr(unpacking, "_ARGV", (sys.executable, "-P", "-c", "\n".join(lines)))
 
 
 def test_its_processor_time_is_bounded_by_what_it_was_given(

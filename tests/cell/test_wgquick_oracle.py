@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.support.vpnfiles import OTHER, PRIVATE, PUBLIC, SHARED
 from tests.support.wgquick_tools import HOSTS, Meaning, RealTools
 
 from wgcell.cell import probe
@@ -26,9 +27,6 @@ from wgcell.errors import VpnConfigError
 
 pytestmark = pytest.mark.namespaces
 
-PRIVATE, PUBLIC, SHARED, OTHER = (
-    base64.b64encode(bytes(range(start, start + 32))).decode() for start in (0, 32, 64, 96)
-)
 ZERO = base64.b64encode(bytes(32)).decode()
 PEER = f"[Peer]\nPublicKey = {PUBLIC}\nEndpoint = vpn.example.com:51820\n"
 HEAD = f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.0.0.2/32\n"

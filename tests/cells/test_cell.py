@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from scapy.layers.inet import IP
 from scapy.utils import PcapNgReader
-from tests.support.deaths import alive, family, pick
+from tests.support.deaths import family, pick
 from tests.support.gateways import Gateway
-from tests.support.waiting import GENEROUS, until
+from tests.support.vpnfiles import vpn_file
+from tests.support.waiting import GENEROUS, alive, until
 
 from wgcell.cell.events import broken_link
 from wgcell.gateway.model import wgquick
@@ -152,10 +153,6 @@ def test_data_comes_through_the_tunnel_and_results_come_home(
 
 def test_a_tunnel_may_be_ipv6_within(cell: Cell, service: str, tmp_path: Path) -> None:
     ours, theirs = generate_private_key(), generate_private_key()
-    (tmp_path / "vpn.conf").write_text(
-        f"[Interface]\nPrivateKey = {ours}\nAddress = fd99::2/128\nDNS = fd99::1\n"
-        f"[Peer]\nPublicKey = {public_key(theirs)}\nAllowedIPs = ::/0\nEndpoint = 127.0.0.1:%d\n"
-    )
     config = {
         "listen": "127.0.0.1:0",
         "private_key": theirs,
@@ -165,13 +162,16 @@ def test_a_tunnel_may_be_ipv6_within(cell: Cell, service: str, tmp_path: Path) -
     }
     gateway = Gateway(config)
     vpn = tmp_path / "vpn.conf"
-    vpn.write_text(vpn.read_text() % gateway.first["port"])
+    endpoint = f"127.0.0.1:{gateway.first['port']}"
+    keys = {"private": ours, "public": public_key(theirs)}
+    given = {"address": "fd99::2/128", "allowed": "::/0", "endpoint": endpoint}
+    vpn.write_text(vpn_file(**keys, **given, interface="DNS = fd99::1"))
     fetch = FETCH.format("data.csv").replace("10.99.0.5", "[fd99::5]")
     fetch += "\nimport socket\ntry: socket.getaddrinfo('attacker.example', 80)"
     fetch += "\nexcept OSError: print('refused')"
     try:
-        given = ["--vpn", str(vpn), "--allow-endpoint", "127.0.0.1/32"]
-        ended = cell(*given, command=["python3", "-c", fetch])
+        asked = ["--vpn", str(vpn), "--allow-endpoint", "127.0.0.1/32"]
+        ended = cell(*asked, command=["python3", "-c", fetch])
     finally:
         gateway.close()
     assert ended.code == 0, ended.stdout + ended.stderr

@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tests.support import deaths
 from tests.support.deaths import foreign
 
 DEATHS = int(os.environ.get("WGCELL_DEATHS", "20"))
 AT_ONCE = 2
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.vm
@@ -29,13 +29,7 @@ def test_whatever_dies_nothing_is_left_and_nothing_has_left() -> None:
         runs = []
         for seed in range(AT_ONCE):
             state = Path(temporary) / str(seed)
-            argv = [
-                "unshare",
-                "--net",
-                sys.executable,
-                "-P",
-                str(Path(deaths.__file__)),
-            ]
+            argv = ["unshare", "--net", sys.executable, "-m", "tests.support.deaths"]
             if os.geteuid() != 0:
                 argv[1:1] = ["--user", "--map-root-user"]
             runs.append(
@@ -44,6 +38,7 @@ def test_whatever_dies_nothing_is_left_and_nothing_has_left() -> None:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
+                    cwd=REPOSITORY,
                 )
             )
         told = [run.communicate() for run in runs]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cells.test_walls import started
+from tests.support.cells import started
 from tests.support.deaths import family, pick
 from tests.support.waiting import until
 

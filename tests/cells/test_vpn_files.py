@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.support.cells import Cell
 from tests.support.gateways import Gateway
+from tests.support.vpnfiles import vpn_file
 
 from wgcell.gateway.model.keys import generate_private_key, public_key
 
@@ -52,14 +53,13 @@ def test_an_honest_guest_takes_it(
     }
     gateway = Gateway(config)
     vpn = tmp_path / "vpn.conf"
-    vpn.write_text(
-        f"[Interface]\nPrivateKey = {ours}\nAddress = 10.99.0.2/32\n{head}\n"
-        f"[Peer]\nPublicKey = {public_key(theirs)}\nAllowedIPs = {allowed}\n"
-        f"Endpoint = 127.0.0.1:{gateway.first['port']}\n"
-    )
+    endpoint = f"127.0.0.1:{gateway.first['port']}"
+    keys = {"private": ours, "public": public_key(theirs)}
+    given = {"address": "10.99.0.2/32", "allowed": allowed, "endpoint": endpoint}
+    vpn.write_text(vpn_file(**keys, **given, interface=head))
     try:
-        given = ["--vpn", str(vpn), "--allow-endpoint", "127.0.0.1/32"]
-        ended = cell(*given, command=["python3", "-c", SAY])
+        asked = ["--vpn", str(vpn), "--allow-endpoint", "127.0.0.1/32"]
+        ended = cell(*asked, command=["python3", "-c", SAY])
     finally:
         gateway.close()
     assert ended.code == 0, ended.stdout + ended.stderr

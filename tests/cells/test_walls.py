@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.deaths import alive, family, pick
-from tests.support.waiting import GENEROUS, lull, until
+from tests.support.cells import started
+from tests.support.deaths import family, pick
+from tests.support.vpnfiles import PRIVATE, vpn_file
+from tests.support.waiting import GENEROUS, alive, lull, until
 
 from wgcell.image import store
 
@@ -136,33 +138,16 @@ def test_unverified_in_time(cell: Cell, tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_does_not_answer_boots_nothing(cell: Cell, tmp_path: Path) -> None:
-    key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
-    conf = f"[Interface]\nPrivateKey = {key}\nAddress = 10.9.0.2/32\n"
-    # The endpoint's is another, for the remedy names it: it is no secret.
-    peer = "HRwbGhkYFxYVFBMSERAPDg0MCwoJCAcGBQQDAgEAHx4="
-    conf += f"[Peer]\nPublicKey = {peer}\nAllowedIPs = 0.0.0.0/0\nEndpoint = 127.0.0.1:9\n"
-    (tmp_path / "v.conf").write_text(conf)
+    # The remedy names the endpoint's key: it is no secret.
+    (tmp_path / "v.conf").write_text(vpn_file(endpoint="127.0.0.1:9"))
     given = ["--vpn", str(tmp_path / "v.conf"), "--allow-endpoint", "127.0.0.1/32"]
     ended = cell(*given, command=["true"])
     assert ended.code == 121
-    assert "no consent" in ended.stderr and key not in ended.stderr + ended.stdout
+    assert "no consent" in ended.stderr and PRIVATE not in ended.stderr + ended.stdout
     assert not [event for event in ended.events if event["event"] == "booting"]
     # QEMU was there, its processor stopped: the BIOS alone would have written a line.
     console = ended.folder / "console.log"
     assert not console.exists() or console.read_bytes() == b""
-
-
-def started(state: Path, *options: str, command: list[str]) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-P", "-m", "wgcell", "run", "--name", "t", "--state-dir", str(state)]
-    process = subprocess.Popen(
-        [*argv, *options, "--", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "up\n", process.communicate()[1]
-    return process
 
 
 def gateway_of(process: subprocess.Popen[str]) -> int:

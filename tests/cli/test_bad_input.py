@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.support.vpnfiles import PRIVATE, vpn_file
 
 from wgcell.programs import path_of
 
-KEY = base64.b64encode(bytes(range(32))).decode()
-VPN = f"""[Interface]
-PrivateKey = {KEY}
-Address = 10.9.0.2/32
-[Peer]
-PublicKey = {KEY}
-AllowedIPs = 0.0.0.0/0
-"""
+VPN = vpn_file(endpoint="")
 
 
 def run(
@@ -85,7 +78,7 @@ def test_a_job_file(tmp_path: Path, text: str, words: list[str]) -> None:
         (VPN + "Endpoint = nowhere.invalid:51820\n", ["does not resolve"]),
         (VPN + "Endpoint = 203.0.113.5:1\n[Peer]\n", ["v.conf:8"]),
         (VPN.replace("[Peer]", "PostUp = reboot\n[Peer]"), ["v.conf:4", "PostUp"]),
-        (VPN.replace(KEY, "short", 1), ["v.conf:2", "PrivateKey"]),
+        (VPN.replace(PRIVATE, "short", 1), ["v.conf:2", "PrivateKey"]),
     ],
 )
 @pytest.mark.process
@@ -95,7 +88,7 @@ def test_a_wg_quick_file(tmp_path: Path, text: str, words: list[str]) -> None:
     assert code == 125, said
     for word in words:
         assert word in said
-    assert KEY not in said
+    assert PRIVATE not in said
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from tests.cli.test_no_traceback import Zygote
-from tests.cli.test_terminal import told
-from tests.support.shown import is_text
+from tests.support.shown import is_text, told
 from tests.support.supervisors import closed, supervisor, with_streams  # noqa: F401
+from tests.support.vpnfiles import PRIVATE
+from tests.support.zygotes import Zygote
 
 import wgcell
 from wgcell import errors
@@ -48,7 +48,6 @@ HOSTILE = [
 ALL = "x" + "".join(HOSTILE)
 TEXTS = (ALL, HOSTILE[0], f"\n{FORGED}")
 """All at once, and those that may matter as the first character."""
-KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 HOST = HostLimits(cpus=64, memory=2**40, disk=2**40)
 
 
@@ -147,8 +146,8 @@ WG_QUICK = {
     "Peer": ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"),
 }
 PLAIN = {
-    "Interface": {"PrivateKey": KEY, "Address": "10.9.0.2/32"},
-    "Peer": {"PublicKey": KEY, "AllowedIPs": "0.0.0.0/0", "Endpoint": "203.0.113.9:51820"},
+    "Interface": {"PrivateKey": PRIVATE, "Address": "10.9.0.2/32"},
+    "Peer": {"PublicKey": PRIVATE, "AllowedIPs": "0.0.0.0/0", "Endpoint": "203.0.113.9:51820"},
 }
 
 
@@ -202,7 +201,10 @@ def test_no_piece_of_a_key_is_said_however_it_is_written(zygote: Zygote, name: s
         assert not pieces(said, secret), (text, said)
 
 
-GATEWAY = {"private_key": KEY, "peers": {"alice": {"public_key": KEY, "address": "10.99.0.2"}}}
+GATEWAY = {
+    "private_key": PRIVATE,
+    "peers": {"alice": {"public_key": PRIVATE, "address": "10.99.0.2"}},
+}
 
 
 def as_toml(value: Any) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.shown import is_text
+from tests.support.shown import is_text, told
 
 from wgcell.cell import emulation
 from wgcell.cli import terminal
 from wgcell.cli.escapes import TerminalFilter
-from wgcell.cli.terminal import Narrator, Words, complain
+from wgcell.cli.terminal import Words, complain
 from wgcell.display import one_line
 from wgcell.errors import GuestError, JobError, LaunchError, WgcellError
 
@@ -36,18 +36,6 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-def told(events: list[dict[str, Any]], words: Words = Words.ALL) -> str:
-    said = io.StringIO()
-    before, sys.stderr = sys.stderr, said
-    try:
-        narrator = Narrator(words)
-        for event in events:
-            narrator(event)
-    finally:
-        sys.stderr = before
-    return said.getvalue()
 
 
 def assert_clean(said: str, *begins: str) -> None:

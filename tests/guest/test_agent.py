@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.guest.test_protocol import CONFIG
+from tests.support.guests import CONFIG
 
 from wgcell.errors import GuestError
 from wgcell.guest import protocol, verify

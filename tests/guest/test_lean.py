@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.guest.test_protocol import CONFIG
+from tests.support.guests import CONFIG
 
 from wgcell.guest import AGENT, protocol, scripts
 from wgcell.guest.frames import Terminal

@@ -14,18 +14,12 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.guests import CONFIG
 
 from wgcell.errors import GuestError
 from wgcell.guest import protocol, scripts, verify
 from wgcell.guest.frames import Terminal
 from wgcell.guest.walls import Wall
-
-CONFIG = protocol.GuestConfig(
-    time=1, hostname="cell", walls=frozenset(Wall), private_key=b"k" * 32,
-    peer_public_key=b"p" * 32, preshared_key=None, addresses=("10.99.0.2/32",),
-    allowed_ips=("0.0.0.0/0",), mtu=1420, keepalive=25, dns=(), probe="10.99.0.1",
-    inputs=False, command=("true",), environment=(), outputs=(),
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.shown import is_text
+from tests.support.vpnfiles import PRIVATE, vpn_file
 
 from wgcell.cell.endpoint import parse_networks
 from wgcell.cell.wgquick import parse_vpn_config
@@ -79,7 +80,6 @@ SCOPED = [
     *("fe80::1%eth0", "fe80::1%\x1b[2K", "::1%", "2001:db8::1%1", "fe80::1%; drop", "1.2.3.4%x"),
     "2001:db8::1%\n",
 ]
-KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
 def resolver_of(text: str) -> object:
@@ -96,16 +96,13 @@ def vpn(
     dns: str = "",
     host: str = "",
 ) -> str:
-    return (
-        f"[Interface]\nPrivateKey = {KEY}\nAddress = {address}\nDNS = {dns or '10.9.0.1'}\n"
-        f"[Peer]\nPublicKey = {KEY}\nAllowedIPs = {allowed}\n"
-        f"Endpoint = {host or '203.0.113.9'}:51820\n"
-    )
+    endpoint, names = f"{host or '203.0.113.9'}:51820", f"DNS = {dns or '10.9.0.1'}"
+    return vpn_file(address=address, allowed=allowed, endpoint=endpoint, interface=names)
 
 
 def gateway(**changed: object) -> object:
-    peer = {"public_key": KEY, "address": "10.99.0.2", **changed.pop("peer", {})}  # type: ignore[dict-item]
-    return {"private_key": KEY, "peers": {"alice": peer}, **changed}
+    peer = {"public_key": PRIVATE, "address": "10.99.0.2", **changed.pop("peer", {})}  # type: ignore[dict-item]
+    return {"private_key": PRIVATE, "peers": {"alice": peer}, **changed}
 
 
 READERS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.guest.test_protocol import CONFIG
+from tests.support.guests import CONFIG
 
 from wgcell.guest import protocol, verify
 from wgcell.prove.hostile import SABOTAGES, Sabotage, forged_report, laid_over

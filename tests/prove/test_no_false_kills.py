@@ -19,19 +19,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support.messages import ENDPOINT, GUEST, handshake
+
 from wgcell.relay.session import SessionTable
 from wgcell.relay.verdict import Reason
 from wgcell.wire import wireguard
 
 REKEYS = int(os.environ.get("WGCELL_REKEYS", "1000"))
-GUEST, ENDPOINT = bytes([1]) * 32, bytes([2]) * 32
 REKEY_AFTER_TIME, KEEPALIVE = 120.0, 10.0
 GIVE_UP = 90.0
-
-
-def handshake(head: bytes, size: int, key: bytes) -> bytes:
-    covered = head + bytes(size - 32 - len(head))
-    return covered + wireguard.mac1(key, covered) + bytes(16)
 
 
 @dataclass

@@ -7,30 +7,10 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
+from tests.support.messages import ADDRESSES, MAC, PAYLOAD, PORTS, frame
 
 from wgcell.relay.classify import classify
 from wgcell.relay.verdict import Reason, Refusal
-
-PAYLOAD = b"\x04\0\0\0" + bytes(60)
-MAC = {"src": "02:77:67:00:00:02", "dst": "02:77:67:00:00:01"}
-ADDRESSES = {"src": "192.168.64.2", "dst": "192.168.64.1"}
-PORTS = {"sport": 51820, "dport": 51820}
-
-
-def frame(
-    *,
-    eth: dict[str, object] | None = None,
-    ip: dict[str, object] | None = None,
-    udp: dict[str, object] | None = None,
-    payload: bytes = PAYLOAD,
-) -> bytes:
-    """An honest frame but for what is given."""
-    return bytes(
-        Ether(**{**MAC, **(eth or {})})
-        / IP(**{**ADDRESSES, "flags": "DF", **(ip or {})})
-        / UDP(**{**PORTS, **(udp or {})})
-        / Raw(payload)
-    )
 
 
 def other(layer: Packet) -> bytes:

@@ -9,13 +9,13 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.relay.test_relay import GOOD, GUEST, Process, frame, transport
+from tests.support.messages import frame, initiation, response, transport
+from tests.support.relays import Process
 from tests.support.waiting import pace
 
 from wgcell.relay import link
 from wgcell.relay.framing import PREFIX, prefixed
 from wgcell.relay.rate import BURST, RateLimiter
-from wgcell.wire import wireguard
 
 RATE = 1_000_000.0
 """Bytes a second."""
@@ -48,10 +48,9 @@ class Joined(Process):
     def __init__(self, **limits: float) -> None:
         self.limits = limits
         super().__init__()
-        self.nic.sendall(GOOD)
+        self.nic.sendall(prefixed(frame(initiation(1))))
         self.endpoint.recv(2000)
-        covered = b"\x02\0\0\0" + (5).to_bytes(4, "little") + (1).to_bytes(4, "little") + bytes(48)
-        self.endpoint.sendto(covered + wireguard.mac1(GUEST, covered) + bytes(16), self.guest_port)
+        self.endpoint.sendto(response(5, 1), self.guest_port)
         self.nic.recv(2000)
         self.nic.sendall(prefixed(frame(transport(5))))
         self.endpoint.recv(2000)

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import UDP
 from scapy.layers.l2 import Ether
-from scapy.packet import Raw
 from scapy.utils import PcapNgReader
+from tests.support.messages import frame
 
-from wgcell.relay import link
 from wgcell.relay.framing import prefixed
 from wgcell.relay.relay import Arrived, Relay, Report, Verified
 from wgcell.relay.session import Handshake, SessionTable, Side
@@ -59,13 +58,6 @@ def say(table: SessionTable, one: Recorded) -> Refusal | None:
     return way(one.message, one.time)
 
 
-def frame(payload: bytes) -> bytes:
-    """As Linux sends it: no DF, an identification, UDP's checksum filled."""
-    packet = Ether(src=link.GUEST_MAC_TEXT, dst=link.GATEWAY_MAC_TEXT)
-    packet /= IP(src="192.168.64.2", dst="192.168.64.1", id=len(payload))
-    return bytes(packet / UDP(sport=51820, dport=51820) / Raw(payload))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recording_goes_through_a_rekey_with_full_packets(name: str) -> None:
     messages = recording(name)
@@ -89,7 +81,8 @@ def test_the_whole_relay_refuses_nothing(name: str) -> None:
     commands = []
     for one in recording(name):
         if one.sender is Side.GUEST:
-            data = prefixed(frame(one.message))
+            # As Linux sends it: no DF, an identification.
+            data = prefixed(frame(one.message, ip={"flags": 0, "id": len(one.message)}))
             relay.room()[: len(data)] = data
             commands += relay.outbound(len(data), one.time)
         else:

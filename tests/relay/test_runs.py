@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.messages import ENDPOINT, GUEST, initiation, response
+from tests.support.messages import transport as short_transport
 
 from wgcell.relay import link, runs
 from wgcell.relay.framing import BUFFER, LONGEST_FRAME, PREFIX, Stream, prefixed
@@ -24,25 +26,13 @@ from wgcell.relay.runs import HEAD, LEAST, MOST, Runs
 from wgcell.relay.session import SessionTable
 from wgcell.wire import ethernet, ipv4, wireguard
 
-GUEST, ENDPOINT = bytes([1]) * 32, bytes([2]) * 32
 MTU = 1420
 COUNTER = HEAD - PREFIX - 8
 FULL = MTU + wireguard.SHORTEST_TRANSPORT
 
 
-def initiation(sender: int) -> bytes:
-    covered = struct.pack("<BxxxI", 1, sender) + bytes(108)
-    return covered + wireguard.mac1(ENDPOINT, covered) + bytes(16)
-
-
-def response(sender: int, receiver: int) -> bytes:
-    covered = struct.pack("<BxxxII", 2, sender, receiver) + bytes(48)
-    return covered + wireguard.mac1(GUEST, covered) + bytes(16)
-
-
 def transport(receiver: int, counter: int, size: int = FULL) -> bytes:
-    body = struct.pack("<Q", counter * 0x9E3779B97F4A7C15 % (1 << 64)) * (size // 8 + 1)
-    return struct.pack("<BxxxIQ", 4, receiver, counter) + body[: size - 16]
+    return short_transport(receiver, counter, size)
 
 
 @dataclass(frozen=True)

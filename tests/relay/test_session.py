@@ -9,36 +9,22 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.messages import (
+    ENDPOINT,
+    GUEST,
+    cookie_reply,
+    initiation,
+    response,
+    transport,
+)
 
 from wgcell.relay import session
 from wgcell.relay.session import Handshake, SessionTable, Side
 from wgcell.relay.verdict import Reason, Refusal
 from wgcell.wire import wireguard
 
-GUEST, ENDPOINT = bytes([1]) * 32, bytes([2]) * 32
 MTU = 1420
 FULLEST = MTU + wireguard.SHORTEST_TRANSPORT
-
-
-def handshake_message(head: bytes, size: int, key: bytes, mac2: bytes = bytes(16)) -> bytes:
-    covered = head + bytes(size - 32 - len(head))
-    return covered + wireguard.mac1(key, covered) + mac2
-
-
-def initiation(sender: int, to: bytes = ENDPOINT, mac2: bytes = bytes(16)) -> bytes:
-    return handshake_message(struct.pack("<BxxxI", 1, sender), 148, to, mac2)
-
-
-def response(sender: int, receiver: int, to: bytes = GUEST) -> bytes:
-    return handshake_message(struct.pack("<BxxxII", 2, sender, receiver), 92, to)
-
-
-def cookie_reply(receiver: int) -> bytes:
-    return struct.pack("<BxxxI", 3, receiver) + bytes(56)
-
-
-def transport(receiver: int, counter: int, size: int = 32) -> bytes:
-    return struct.pack("<BxxxIQ", 4, receiver, counter) + bytes(size - 16)
 
 
 def table() -> SessionTable:

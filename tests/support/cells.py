@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,3 +35,16 @@ class Ended:
 
 
 Cell = Callable[..., Ended]
+
+
+def started(state: Path, *options: str, command: list[str]) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-P", "-m", "wgcell", "run", "--name", "t", "--state-dir", str(state)]
+    process = subprocess.Popen(
+        [*argv, *options, "--", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n", process.communicate()[1]
+    return process

@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.support.waiting import alive
+
 from wgcell.cell.events import broken_link
 
 WGCELL = [sys.executable, "-P", "-m", "wgcell"]
@@ -66,13 +68,6 @@ def pick(victim: str, members: dict[int, str], supervisor: int) -> int:
     }.get(victim, ("\0", ""))
     named = [pid for pid, line in members.items() if word in line and first in line.split()[0]]
     return max(named, default=supervisor)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def foreign(capture: socket.socket, ports: set[int]) -> list[str]:

@@ -17,11 +17,12 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import dns.message
-from tests.support.networks import NO_DAD, Net
+import dns.rcode
+from tests.support.networks import NO_DAD, RESOLVER, Net, Topology
 from tests.support.waiting import GENEROUS, lull, until
 
 from wgcell.gateway.model.keys import generate_private_key, public_key
@@ -284,3 +285,44 @@ class Tunnel:
         raw = self.datagram(self.resolver, 53, query.to_wire(), timeout=20)
         assert raw is not None, "no answer"
         return dns.message.from_wire(raw)
+
+
+ALICE = generate_private_key()
+
+
+RULES = ["allow api.example.com:1-65535", "allow shared.example.com:443", "allow b.example.com:443"]
+
+
+@contextlib.contextmanager
+def between(
+    topology: Topology, port: int = 52000, engine: str = "embedded", **changes: Any
+) -> Iterator[tuple[Gateway, Tunnel]]:
+    peer = {"public_key": public_key(ALICE), "address": "10.99.0.2", "port": port}
+    config = {
+        "listen": f"192.0.2.1:{port}",
+        "private_key": SERVER,
+        "rules": RULES,
+        "resolver": [RESOLVER],
+        "protected": ["198.51.100.0/24"],
+        "peers": {"alice": peer},
+        **changes,
+    }
+    argv = [engine, f"wgc{port}"]
+    with contextlib.closing(Gateway(config, topology.gateway.enter, argv)) as gateway:
+        assert gateway.first["event"] == "ready", gateway.first
+        key = public_key(SERVER)
+        tunnel = Tunnel(topology.client, f"hosts{port}", ALICE, "10.99.0.2", key, port)
+        with contextlib.closing(tunnel):
+            yield gateway, tunnel
+
+
+@contextlib.contextmanager
+def changed(gateway: Gateway, **changes: Any) -> Iterator[None]:
+    """The same gateway under another policy, meanwhile."""
+    gateway.tell({**gateway.config, **changes})
+    gateway.event("applied")
+    try:
+        yield
+    finally:
+        gateway.tell(gateway.config)
+        gateway.event("applied")

@@ -1,4 +1,6 @@
-"""Record a real tunnel through a rekey, as its relay sees it: ``record.py boringtun|wireguard-go``.
+"""Record a real tunnel through a rekey, as its relay sees it.
+
+``python -m tests.support.record boringtun|wireguard-go``, in the repository's folder.
 
 ::
 
@@ -25,6 +27,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.vpnfiles import vpn_file
 
 from wgcell.gateway.model.keys import generate_private_key, public_key
 from wgcell.relay.evidence import CapturedFrame, pcapng
@@ -130,9 +134,14 @@ def record(name: str) -> int:
         folder = Path(temporary)
         vpn = folder / "guest.conf"
         vpn.write_text(
-            f"[Interface]\nPrivateKey = {guest}\nAddress = {GUEST_ADDRESS}/32\nMTU = {MTU}\n"
-            f"[Peer]\nPublicKey = {public_key(endpoint)}\nEndpoint = 127.0.0.1:{PORT}\n"
-            "AllowedIPs = 10.99.0.0/24\n"
+            vpn_file(
+                private=guest,
+                public=public_key(endpoint),
+                address=f"{GUEST_ADDRESS}/32",
+                allowed="10.99.0.0/24",
+                endpoint=f"127.0.0.1:{PORT}",
+                interface=f"MTU = {MTU}",
+            )
         )
         argv = [WGCELL, "run", "--vpn", str(vpn), "--allow-endpoint", "127.0.0.1/32"]
         argv += ["--state-dir", temporary, "--", "python3", "-c", WORKLOAD]
@@ -150,7 +159,8 @@ def main() -> int:
     name = sys.argv[1]
     if os.environ.get("WGCELL_RECORDING") != "1":
         os.environ["WGCELL_RECORDING"] = "1"
-        os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv])
+        argv = [sys.executable, "-m", "tests.support.record", name]
+        os.execvp("unshare", ["unshare", "--net", *argv])
     return record(name)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.vpnfiles import vpn_file
+
 from wgcell.gateway.model.keys import generate_private_key, public_key
 
 WGCELL = (sys.executable, "-P", "-m", "wgcell")
@@ -44,8 +46,13 @@ def written(folder: Path, endpoint: str, listen: str = "0.0.0.0") -> tuple[Path,
     )
     config.chmod(0o600)
     vpn.write_text(
-        f"[Interface]\nPrivateKey = {ours}\nAddress = 10.99.0.2/32\nMTU = 1420\n[Peer]\n"
-        f"PublicKey = {public_key(theirs)}\nAllowedIPs = 0.0.0.0/0\nEndpoint = {endpoint}:51820\n"
+        vpn_file(
+            private=ours,
+            public=public_key(theirs),
+            address="10.99.0.2/32",
+            endpoint=f"{endpoint}:51820",
+            interface="MTU = 1420",
+        )
     )
     return config, vpn
 

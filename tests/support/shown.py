@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import unicodedata
+from typing import Any
+
+from wgcell.cli.terminal import Narrator, Words
 
 _REORDERS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
@@ -17,3 +22,15 @@ def is_text(shown: str, but: str = "") -> bool:
         )
         for character in shown
     )
+
+
+def told(events: list[dict[str, Any]], words: Words = Words.ALL) -> str:
+    said = io.StringIO()
+    before, sys.stderr = sys.stderr, said
+    try:
+        narrator = Narrator(words)
+        for event in events:
+            narrator(event)
+    finally:
+        sys.stderr = before
+    return said.getvalue()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,19 +12,21 @@ from typing import Any
 
 import pytest
 
-from wgcell.cell.events import Event
-from wgcell.cell.folder import CappedLog, create
+from wgcell.cell.archive import Unpacked
+from wgcell.cell.core import events as seen
+from wgcell.cell.ending import EndStep
+from wgcell.cell.events import Event, first_bad
+from wgcell.cell.folder import CappedLog, Folder, create
 from wgcell.cell.host import HostContext
 from wgcell.cell.job import GatewayAsked, Job
+from wgcell.cell.states import State
 from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
+from wgcell.errors import HostError
 from wgcell.guest import protocol
 from wgcell.image.store import Image
+from wgcell.relay.evidence import CapturedFrame
 from wgcell.vm.spec import Accelerator
-
-CONFIG = protocol.GuestConfig(
-    0, "h", frozenset(), b"", b"\1" * 32, None, (), (), 1420, 0, (), "", False, (), (), ()
-)
 
 
 def job(**changed: Any) -> Job:
@@ -103,3 +107,119 @@ def with_streams(one: Supervisor) -> Supervisor:
         log = CappedLog(one.host.folder.path / f"{name}.log")
         one.outlets.streams[name] = Stream(name, lambda data: None, log, lambda: None)
     return one
+
+
+class Child:
+    """A relay, or a gateway, that goes when it is asked to."""
+
+    missing: dict[str, str] = {}
+    sealed = True
+
+    def __init__(self) -> None:
+        self.code, self.quits, self.closed = 0, 0, 0
+
+    async def quit(self) -> int:
+        self.quits += 1
+        return self.code
+
+    def send(self, command: str, **fields: Any) -> None: ...
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Dead:
+    """A machine that dies when it is killed."""
+
+    def __init__(self) -> None:
+        self.kills, self.closed, self.immortal = 0, 0, False
+
+    def kill(self) -> None:
+        self.kills += 1
+
+    async def dead(self) -> None:
+        if self.immortal:
+            raise HostError("QEMU did not die")
+
+    async def reap(self) -> int:
+        return 0
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+class Group:
+    def __init__(self) -> None:
+        self.removed = 0
+
+    def remove(self) -> None:
+        self.removed += 1
+
+
+class Finished(Supervisor):
+    """A cell whose workload has ended and whose results are home: `completed`, but for its end."""
+
+    def __init__(self, cells: Path) -> None:
+        self.told: list[Any] = []
+        sinks: list[bytes] = []
+        super().__init__(
+            job(outputs=("results",)),
+            host(cells),
+            report=self.told.append,
+            stdout=sinks.append,
+            stderr=sinks.append,
+        )
+        self.folder: Folder = self.host.folder
+        self.folder.write("job.json", {})
+        self.machine, self.relay, self.gateway, self.group = Dead(), Child(), Child(), Group()
+        self.changed: Callable[[tuple[EndStep, ...]], tuple[EndStep, ...]] = lambda steps: steps
+        self.script: list[seen.Event] = [
+            seen.FromGuest(protocol.Exited(0, 0, 0)),
+            seen.FromGuest(protocol.Outputs(0, 0, "a" * 64)),
+        ]
+        """What is heard once the cell runs."""
+        self.outlets.unpack = self.unpack  # type: ignore[method-assign]
+
+    async def live(self) -> None:
+        launch, outlets = self.launch, self.outlets
+        launch.own_machine(self.machine)  # type: ignore[arg-type]
+        launch.own_relay(self.relay)  # type: ignore[arg-type]
+        launch.own_gateway(self.gateway)  # type: ignore[arg-type]
+        launch.own_cgroup(self.group)  # type: ignore[arg-type]
+        for name in ("scratch.img", "inputs.tar"):
+            (self.folder.path / name).write_bytes(b"x")
+        outlets.console = CappedLog(self.folder.path / "console.log")
+        for name in protocol.STREAMS:
+            log = CappedLog(self.folder.path / f"{name}.log")
+            outlets.streams[name] = Stream(name, lambda data: None, log, lambda: None)
+            log.close()
+        arriving = SimpleNamespace(received=0, moved=0.0, close=int, state=lambda *_: None)
+        outlets.arriving = arriving  # type: ignore[assignment]
+        self.core.frames.append(CapturedFrame(b"frame", 1.0, "out of step"))
+        self.core.state, self.core.phases["running"] = State.RUNNING, 0.1
+        for event in self.script:
+            self.feed(event)
+
+    async def unpack(self, arriving: Any) -> Unpacked:
+        return Unpacked(0, 0, 0, 0, (), (), (), "")
+
+    def steps(self) -> tuple[EndStep, ...]:
+        return self.changed(super().steps())
+
+    @property
+    def written(self) -> dict[str, Any] | None:
+        return self.folder.read("result.json")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        lines = (self.folder.path / "events.jsonl").read_bytes().splitlines()
+        assert first_bad(lines) is None
+        return [json.loads(line) for line in lines]
+
+
+def lived(cell: Finished) -> tuple[dict[str, Any] | None, BaseException | None]:
+    """What `run` returned, and what it raised."""
+    try:
+        return asyncio.run(cell.run()).as_json(), None
+    except (Exception, asyncio.CancelledError) as error:
+        return None, error

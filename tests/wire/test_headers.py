@@ -3,22 +3,20 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
+from tests.support import messages
 
 from wgcell.relay import link
 from wgcell.wire import ethernet, ipv4, udp, wireguard
 
 KEY = bytes(range(32))
-
-
-def initiation(sender: int = 7, key: bytes = KEY, mac2: bytes = bytes(16)) -> bytes:
-    covered = struct.pack("<BxxxI", 1, sender) + bytes(108)
-    return covered + wireguard.mac1(key, covered) + mac2
+initiation = partial(messages.initiation, to=KEY)
 
 
 @given(payload=st.binary(max_size=1472))

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from wgcell.cell.counts import Counted, Counts
-from wgcell.cell.inputs import Seen
+from wgcell.cell.survey import Fingerprint
 
 __all__ = ["Action", "Applied", "Change", "Plan", "apply", "plan", "to_disk"]
 
@@ -59,7 +59,7 @@ class Change:
     parts: _Parts
     action: Action
     is_folder: bool
-    was: Seen | None
+    was: Fingerprint | None
 
     @property
     def name(self) -> str:
@@ -126,14 +126,14 @@ class _Tree:
             self._way.append((part, os.open(part, _FOLDER, dir_fd=above)))
         return self._way[-1][1]
 
-    def look(self, parts: _Parts) -> Seen | None:
+    def look(self, parts: _Parts) -> Fingerprint | None:
         """What is at that path; None for nothing. Raises NotADirectoryError as `enter`."""
         try:
             return _look(self.enter(parts[:-1]), parts[-1])
         except FileNotFoundError:
             return None
 
-    def every(self, parts: _Parts = ()) -> Iterator[tuple[_Parts, Seen]]:
+    def every(self, parts: _Parts = ()) -> Iterator[tuple[_Parts, Fingerprint]]:
         """Every path, a folder before what is in it, in the order of their names."""
         folder = self.enter(parts)
         with os.scandir(folder) as entries:
@@ -148,10 +148,10 @@ class _Tree:
                 yield from self.every(below)
 
 
-def _look(folder: int, name: str) -> Seen:
+def _look(folder: int, name: str) -> Fingerprint:
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     is_link = stat.S_ISLNK(status.st_mode)
-    return Seen.of(status, os.readlink(name, dir_fd=folder) if is_link else "")
+    return Fingerprint.of(status, os.readlink(name, dir_fd=folder) if is_link else "")
 
 
 def plan(
@@ -160,7 +160,7 @@ def plan(
     *,
     wanted: Callable[[_Parts], bool],
     force: bool,
-    seen: Mapping[str, Seen] | None = None,
+    seen: Mapping[str, Fingerprint] | None = None,
     deletions: bool = False,
 ) -> Plan:
     """What would have to change in ``target`` for it to hold what is in ``source``.
@@ -217,7 +217,7 @@ def plan(
     return Plan(tuple(changes), tuple(blocked))
 
 
-def _in_the_way(here: Seen | None, was: Seen | None, looked_before: bool) -> str:
+def _in_the_way(here: Fingerprint | None, was: Fingerprint | None, looked_before: bool) -> str:
     """Why a file may not come to where ``here`` is, and ``was`` was; empty if it may. Pure."""
     if not looked_before:
         return EXISTS if here is not None else ""
@@ -228,12 +228,12 @@ def _in_the_way(here: Seen | None, was: Seen | None, looked_before: bool) -> str
     return APPEARED if was is None else CHANGED
 
 
-def _could_not_come(was: Seen) -> bool:
+def _could_not_come(was: Fingerprint) -> bool:
     """A link of a kind that the outputs' tar leaves out: that it is not there says nothing."""
     return was.target.startswith("/") or ".." in was.target.split("/")
 
 
-def _same(ours: _Tree, theirs: _Tree, parts: _Parts, comes: Seen, here: Seen) -> bool:
+def _same(ours: _Tree, theirs: _Tree, parts: _Parts, comes: Fingerprint, here: Fingerprint) -> bool:
     """Whether both are the same file or link. Its time does not count."""
     # What is unpacked can always be read by its owner, and has no setuid, setgid or sticky bit.
     same_mode = stat.S_ISLNK(comes.mode) or (comes.mode ^ here.mode) & 0o377 == 0

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from wgcell import programs
-from wgcell.cell.inputs import pack
 from wgcell.cell.job import Job
+from wgcell.cell.packing import pack
 from wgcell.cell.vouched import file_digest
 from wgcell.errors import HostError, LaunchError
 from wgcell.vm.spec import Drive

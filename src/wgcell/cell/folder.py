@@ -206,12 +206,12 @@ class Folder:
         if not self.alive:
             return "died"
         state = "preparing"
-        for entry in self.told("state", "frozen"):
+        for entry in self.recorded("state", "frozen"):
             state = "frozen" if entry["event"] == "frozen" else str(entry.get("state"))
         return state
 
-    def told(self, *events: str) -> Iterator[dict[str, Any]]:
-        """The cell's events of these kinds, in order; lines that are none are passed over."""
+    def recorded(self, *events: str) -> Iterator[dict[str, Any]]:
+        """The cell's events of these kinds, in order; other lines are ignored."""
         wanted = [f'"event":"{event}"'.encode() for event in events]
         with contextlib.suppress(OSError), self.open("events.jsonl") as file:
             while line := file.readline(_LONGEST_EVENT):

@@ -19,7 +19,7 @@ from wgcell.cell.archive import Unpacked
 from wgcell.cell.changes import Action, Plan
 from wgcell.cell.counts import Counted, shown
 from wgcell.cell.globs import Pattern, components
-from wgcell.cell.inputs import Seen
+from wgcell.cell.survey import Fingerprint
 from wgcell.errors import JobError, StateError
 
 __all__ = ["Landed", "check", "keep", "land", "summary", "sync", "verdict"]
@@ -165,7 +165,7 @@ def sync(
     cell_outputs: Path,
     folder: Path,
     force: bool,
-    seen: Mapping[str, Seen],
+    seen: Mapping[str, Fingerprint],
     agree: Callable[[str], bool] | None,
     *,
     kept_here: Callable[[str], bool] = lambda name: False,

@@ -23,7 +23,10 @@ from wgcell.errors import HostError, WgcellError
 VERBS: Mapping[str, str] = MappingProxyType(
     {
         "run": "run",
-        **dict.fromkeys(("ps", "logs", "events", "inspect", "stop", "rm", "prune"), "cells"),
+        "ps": "ps",
+        **dict.fromkeys(("logs", "events", "inspect"), "records"),
+        "stop": "stop",
+        **dict.fromkeys(("rm", "prune"), "rm"),
         "doctor": "doctor",
         "prove": "prove",
         "image": "image",
@@ -114,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _exit_code_of(words: list[str], command: list[str] | None) -> int:
-    """What became of it. Every error ends here, as words on standard error and a number."""
+    """The exit code. Every error ends here, as words on standard error and a number."""
     try:
         app = _app(words[0] if words else "")
         gc.freeze()

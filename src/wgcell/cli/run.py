@@ -18,7 +18,6 @@ from wgcell.cell.counts import shown
 from wgcell.cell.environment import environment
 from wgcell.cell.events import Event
 from wgcell.cell.folder import check_writable, state_folder
-from wgcell.cell.inputs import Survey
 from wgcell.cell.job import Job, JobOptions
 from wgcell.cell.outputs import Landed
 from wgcell.cell.provider import Provider, load_provider
@@ -37,6 +36,7 @@ from wgcell.cell.settings import (
     SETTINGS,
     VPN,
 )
+from wgcell.cell.survey import Survey
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.lines import JsonLines

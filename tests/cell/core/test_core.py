@@ -19,7 +19,8 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.supervisors import CONFIG, job
+from tests.support.guests import BARE
+from tests.support.supervisors import job
 
 import wgcell.cell.core
 from wgcell.cell.archive import Unpacked
@@ -117,7 +118,7 @@ class Script:
         raise AssertionError(f"no ordinary way to {state}")
 
     def _boot(self) -> None:
-        self.feed(seen.Booting(CONFIG, 7), seen.Tick(self.clock))
+        self.feed(seen.Booting(BARE, 7), seen.Tick(self.clock))
         self.guest(protocol.Hello(1))
 
     def _verify(self) -> None:
@@ -734,7 +735,7 @@ _events = st.one_of(
     st.builds(seen.Caused, st.sampled_from(list(Cause)), st.just("x")),
     st.just(seen.CancelAsked("x")),
     st.just(seen.AbortAsked("x")),
-    st.just(seen.Booting(CONFIG, 1)),
+    st.just(seen.Booting(BARE, 1)),
     st.builds(seen.FromGuest, _guest),
     st.builds(seen.FromRelay, _relay),
     st.builds(seen.FromGateway, _gateway),

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tests.support.bytepeer import Peer
-from tests.support.gateways import ENGINES, SERVER, Gateway, Tunnel
+from tests.support.gateways import ALICE, ENGINES, Gateway, Tunnel, between, changed
 from tests.support.networks import RESOLVER, Server, Topology, serving
 from tests.support.waiting import GENEROUS, forever, lull, pace, paced, until
 
@@ -38,9 +38,6 @@ from wgcell.gateway.proxy.splice import FlowRefused
 from wgcell.gateway.proxy.tcp import Splice
 
 pytestmark = pytest.mark.namespaces
-
-ALICE = generate_private_key()
-RULES = ["allow api.example.com:1-65535", "allow shared.example.com:443", "allow b.example.com:443"]
 
 
 def certificate(folder: Path) -> ssl.SSLContext:
@@ -95,29 +92,6 @@ def world(topology: Topology, trust: Path) -> Iterator[None]:
         for port, talk in ((443, tls), (8443, tls), (80, http), (25, first)):
             ending.enter_context(serving(topology.world, [("203.0.113.7", port)], talk))
         yield
-
-
-@contextlib.contextmanager
-def between(
-    topology: Topology, port: int = 52000, engine: str = "embedded", **changes: Any
-) -> Iterator[tuple[Gateway, Tunnel]]:
-    peer = {"public_key": public_key(ALICE), "address": "10.99.0.2", "port": port}
-    config = {
-        "listen": f"192.0.2.1:{port}",
-        "private_key": SERVER,
-        "rules": RULES,
-        "resolver": [RESOLVER],
-        "protected": ["198.51.100.0/24"],
-        "peers": {"alice": peer},
-        **changes,
-    }
-    argv = [engine, f"wgc{port}"]
-    with contextlib.closing(Gateway(config, topology.gateway.enter, argv)) as gateway:
-        assert gateway.first["event"] == "ready", gateway.first
-        key = public_key(SERVER)
-        tunnel = Tunnel(topology.client, f"hosts{port}", ALICE, "10.99.0.2", key, port)
-        with contextlib.closing(tunnel):
-            yield gateway, tunnel
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -212,18 +186,6 @@ def test_a_name_that_was_asked_later_is_as_good(
     for name in ("shared.example.com", "api.example.com"):
         tunnel.ask(name)
         assert over_tls(tunnel, trust, name) == b"over tls"
-
-
-@contextlib.contextmanager
-def changed(gateway: Gateway, **changes: Any) -> Iterator[None]:
-    """The same gateway under another policy, meanwhile."""
-    gateway.tell({**gateway.config, **changes})
-    gateway.event("applied")
-    try:
-        yield
-    finally:
-        gateway.tell(gateway.config)
-        gateway.event("applied")
 
 
 def test_what_is_learned_is_what_would_have_sufficed(

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import dns.rcode
 import pytest
-from tests.gateway.engines.test_hosts import between
-from tests.support.gateways import ENGINES, Gateway, Tunnel
+from tests.support.gateways import ENGINES, Gateway, Tunnel, between
 from tests.support.networks import RESOLVER, Topology, serving
 
 pytestmark = pytest.mark.namespaces

@@ -9,25 +9,21 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 
 import pytest
+from tests.support import messages
 from tests.support.waiting import GENEROUS, lulled, soon
 
 from wgcell.gateway.ingress.backpressure import Backpressure
 from wgcell.gateway.ingress.demultiplexer import Bounds, Demultiplexer
-from wgcell.wire import wireguard
 
 UDP_SEGMENT = 103
 BOUNDS = Bounds()
 KEY = bytes(range(32))
+initiation = partial(messages.initiation, to=KEY)
 INDEX = 0x01020304
 """What WireGuard knows a session by, once it has answered a first message with it."""
-
-
-def initiation(mark: int = 0, key: bytes = KEY) -> bytes:
-    """A handshake's first message as far as one can tell without a private key."""
-    covered = b"\1\0\0\0" + struct.pack("<I", mark) + bytes(108)
-    return covered + wireguard.mac1(key, covered) + bytes(16)
 
 
 def transport(index: int = INDEX, length: int = 32) -> bytes:
@@ -126,7 +122,7 @@ def test_each_place_has_a_way_of_its_own_and_its_answers(inside: socket.socket) 
 @pytest.mark.parametrize(
     "data",
     [
-        initiation(key=bytes(32)),
+        initiation(to=bytes(32)),
         initiation()[:-1],
         b"\1\0\0\1" + initiation()[4:],
         transport(INDEX + 1),

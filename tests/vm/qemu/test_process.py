@@ -17,8 +17,8 @@ from collections.abc import Container
 from pathlib import Path
 
 import pytest
-from tests.support.deaths import alive, family
-from tests.support.waiting import until
+from tests.support.deaths import family
+from tests.support.waiting import alive, until
 
 from wgcell.vm.qemu.argv import QemuSpec
 from wgcell.vm.qemu.process import QemuMachine, _kept

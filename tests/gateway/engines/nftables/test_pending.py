@@ -16,9 +16,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tests.gateway.engines.test_hosts import between, changed
 from tests.support.bytepeer import checksum
-from tests.support.gateways import Gateway, Tunnel
+from tests.support.gateways import Gateway, Tunnel, between, changed
 from tests.support.networks import RESOLVER, Server, Topology, serving
 from tests.support.waiting import lull, pace
 
