@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from wgcell.errors import HostError
 from wgcell.gateway.engines.nftables import netlink
@@ -27,7 +27,7 @@ from wgcell.gateway.engines.nftables.netlink import KernelFlow
 from wgcell.net.addresses import Address
 from wgcell.wire import ipv4
 
-__all__ = ["cut_forwarded", "unexpected_segment"]
+__all__ = ["cut", "forwarded", "unexpected_segment"]
 
 _TCP = 6
 _ACK = 0x10
@@ -40,23 +40,23 @@ _SEQUENCE_NUMBERS = (0, 1 << 31)
 """One of these lies outside the window of any connection: a window has less than half of all."""
 
 
-async def cut_forwarded(
-    host: HostContext, sources: frozenset[Address], allowed: Callable[[KernelFlow], bool]
-) -> list[KernelFlow]:
-    """Cut each flow from ``sources`` that the kernel forwards and that is not ``allowed``.
-
-    Returns what was cut. Raises HostError if the kernel does not list its flows.
-    """
+async def forwarded(host: HostContext, sources: frozenset[Address]) -> list[KernelFlow]:
+    """The flows from ``sources`` that the kernel forwards now. Raises HostError."""
     try:
         found = await host.run_aside(netlink.tracked, sources)
-        # A flow that was redirected is this process's own, whose admission ends it.
-        refused = [one for one in found if one.answers_from == one.address and not allowed(one)]
-        if refused:
-            await host.run_aside(netlink.forget, refused)
-            await host.run_aside(_tickle, host.interface, refused)
+    except OSError as error:
+        raise HostError(f"open flows can't be listed: {error}") from error
+    # A flow that was redirected is this process's own, whose admission ends it.
+    return [one for one in found if one.answers_from == one.address]
+
+
+async def cut(host: HostContext, flows: list[KernelFlow]) -> None:
+    """Cut ``flows``, which the rules refuse. Raises HostError."""
+    try:
+        await host.run_aside(netlink.forget, flows)
+        await host.run_aside(_tickle, host.interface, flows)
     except OSError as error:
         raise HostError(f"open flows can't be cut: {error}") from error
-    return refused
 
 
 def _tickle(interface: str, flows: Iterable[KernelFlow]) -> None:

@@ -22,12 +22,11 @@ from wgcell.errors import HostError
 from wgcell.gateway.engines.nftables import transactions
 from wgcell.gateway.engines.nftables.commands import run_tool
 from wgcell.gateway.engines.nftables.connections import TcpFlows
-from wgcell.gateway.engines.nftables.cutting import cut_forwarded
+from wgcell.gateway.engines.nftables.cutting import cut, forwarded
 from wgcell.gateway.engines.nftables.datagrams import UdpFlows
 from wgcell.gateway.engines.nftables.device import Device
 from wgcell.gateway.engines.nftables.host import HostContext
 from wgcell.gateway.engines.nftables.listeners import Listeners
-from wgcell.gateway.engines.nftables.netlink import KernelFlow
 from wgcell.gateway.engines.nftables.observer import FlowObserver
 from wgcell.gateway.engines.nftables.sets import NameSets, Peers, ServedPeer
 from wgcell.gateway.engines.nftables.table import table_name
@@ -126,13 +125,16 @@ class NftablesEngine:
 
     async def _cut_forwarded(self, local: Collection[Address]) -> int:
         """Cut what the kernel forwards and the rules do not allow. Returns how many flows."""
-
-        def allowed(flow: KernelFlow) -> bool:
-            return flow.address in local or self._observer.allows(flow)
-
-        cut = await cut_forwarded(self._host, frozenset(self._peers), allowed)
-        self._observer.cut(cut)
-        return len(cut)
+        open_ones = await forwarded(self._host, frozenset(self._peers))
+        refused = [
+            flow
+            for flow in open_ones
+            if flow.address not in local and not self._observer.allows(flow)
+        ]
+        if refused:
+            self._observer.cut(refused)
+            await cut(self._host, refused)
+        return len(refused)
 
     def _take_back(self) -> None:
         """Return to the former rules after half of a change, or end.
