@@ -18,7 +18,7 @@ from tests.support.messages import (
     transport,
 )
 
-from wgcell.relay import session
+from wgcell.relay import session, tracking
 from wgcell.relay.session import Handshake, SessionTable, Side
 from wgcell.relay.verdict import Reason, Refusal
 from wgcell.wire import wireguard
@@ -256,7 +256,7 @@ def test_previous_current_and_next_are_live_in_a_rekey_and_no_more() -> None:
 
 def test_a_session_dies_of_age_whoever_sends() -> None:
     made = established()
-    last = session.SESSION_LIFETIME
+    last = tracking.SESSION_LIFETIME
     assert last >= wireguard.REJECT_AFTER_TIME
     assert made.outbound(transport(20, 1), last) is None
     assert made.inbound(transport(10, 1), last) is None
@@ -268,7 +268,7 @@ def test_a_session_is_as_old_as_the_response_it_began_with() -> None:
     made = established()
     made.outbound(initiation(11), 0)
     made.inbound(response(21, 11), 5)
-    late = 5 + session.SESSION_LIFETIME
+    late = 5 + tracking.SESSION_LIFETIME
     assert reason(made.outbound(transport(21, 0), late + 0.1)) is Reason.SESSION_DEAD
     assert made.outbound(transport(21, 0), late) is None
     made.inbound(initiation(31, to=GUEST), 0)
@@ -508,8 +508,8 @@ def test_out_of_step_past_its_rate_is_rogue() -> None:
 def test_the_counters_window() -> None:
     made = established()
     assert made.outbound(transport(20, 10_000), 1) is None
-    assert made.outbound(transport(20, 10_000 - session.WINDOW + 1), 1) is None
-    assert reason(made.outbound(transport(20, 10_000 - session.WINDOW), 1)) is Reason.COUNTER_OLD
+    assert made.outbound(transport(20, 10_000 - tracking.WINDOW + 1), 1) is None
+    assert reason(made.outbound(transport(20, 10_000 - tracking.WINDOW), 1)) is Reason.COUNTER_OLD
     assert made.outbound(transport(20, 9_999), 1) is None
     assert reason(made.outbound(transport(20, 9_999), 1)) is Reason.COUNTER_REPEATED
 
@@ -518,7 +518,7 @@ def test_the_counters_window() -> None:
 def test_a_counter_passes_once_within_the_window(counters: list[int]) -> None:
     made, seen = established(), {0}
     for counter in counters:
-        fits = counter not in seen and counter > max(seen) - session.WINDOW
+        fits = counter not in seen and counter > max(seen) - tracking.WINDOW
         assert (made.outbound(transport(20, counter), 1) is None) == fits
         if fits:
             seen.add(counter)
@@ -566,9 +566,9 @@ def test_what_is_not_next_is_asked_one_by_one(
 
 def test_what_the_endpoint_sends_passes_at_once_in_a_complete_live_session_alone() -> None:
     made = established()
-    assert made.receives(10, session.LINK_MTU, session.SESSION_LIFETIME)
+    assert made.receives(10, session.LINK_MTU, tracking.SESSION_LIFETIME)
     assert not made.receives(10, session.LINK_MTU + 1, 1)
-    assert not made.receives(10, 48, session.SESSION_LIFETIME + 0.1)
+    assert not made.receives(10, 48, tracking.SESSION_LIFETIME + 0.1)
     assert not made.receives(11, 48, 1)
     made.outbound(initiation(11), 1)
     made.inbound(response(21, 11), 1)

@@ -1,20 +1,27 @@
-"""Many transport messages at once: what the plain path judges of each, of all side by side.
+"""Many transport messages at once, checked side by side as the plain path checks each of them.
 
-A guest that sends much sends transport messages alike but for what differs from frame to frame by
-nature: the lengths, IPv4's identification and checksum, UDP's checksum, WireGuard's counter. So a
-frame that has passed the plain path becomes the *pattern*. The heads of the records that follow
-(62 bytes each, from the length before the frame to WireGuard's counter) are gathered side by side;
-what differs by nature is lifted out of them, column by column, and the rest must be the pattern,
-byte for byte: every field of the link, the type, the receiver's index. Then the columns: each
-length must follow from the record's own; UDP's checksum is free; the counters must rise by one;
-identification, checksum and length must have the pattern's sum modulo 65535, for then the header's
-checksum is right (RFC 1071). The session has the last word, once for all of them.
+Under load a guest's transport messages differ in a few fields only: the lengths, IPv4's
+identification and checksum, UDP's checksum, WireGuard's counter. The plain path walks through all
+its checks in Python for each of them. This module checks up to 64 with few operations on long
+strings and integers, which CPython executes in C. It takes these steps:
 
-In a run of one size the records lie at equal distances: heads and payloads are cut out by what was
-laid out once, and the lengths are part of the pattern.
+1. A frame that has passed the plain path becomes the *pattern*: its head, with the fields that may
+   differ set to zero.
+2. The heads of the records that follow (62 bytes each, from the length before the frame to
+   WireGuard's counter) are gathered into one string.
+3. The fields that may differ are copied out of it, column by column, and set to zero.
+4. The rest must be the pattern, byte for byte: every field of the link, the type, the receiver's
+   index.
+5. Then the columns. Each length must follow from the record's own; UDP's checksum is free; the
+   counters must rise by one; identification, checksum and length must have the pattern's sum modulo
+   65535, because the header's checksum is then right (RFC 1071).
+6. The session decides last, once for all of them.
 
-Nothing is decided here that the plain path would decide otherwise, and nothing is refused here at
-all: what does not fit ends the run, and the plain path looks at it.
+In a run of one size the records lie at equal distances. So one precompiled format cuts out heads
+and payloads, and the lengths are part of the pattern.
+
+No decision here differs from the plain path's, and nothing is refused here. A record that does not
+fit ends the run, and the plain path judges it.
 """
 
 from __future__ import annotations
@@ -33,14 +40,15 @@ __all__ = ["Runs"]
 MOST = 64
 """Records of one run: as many segments as one UDP send may have (Linux: UDP_MAX_SEGMENTS)."""
 LEAST = 4
-"""Fewer are cheaper one by one."""
+"""Records; fewer are cheaper one by one."""
 
 HEAD = PREFIX + link.HEADERS + wireguard.TRANSPORT_HEADER
 """Bytes of a record before the encrypted packet."""
 STEP = HEAD + 2
-"""From head to head where they are gathered. Two bytes stand between, and the columns are read from
-6 bytes into the first head on: so the counters are aligned as 64-bit words, all else as 16-bit."""
+"""Bytes from head to head in the gathered string; 64, so that a column has a constant stride."""
 SKIPPED = 6
+"""Bytes of the first head before the columns begin. Two bytes stand between heads. Together they
+align the counters as 64-bit words and the other fields as 16-bit words, which memoryview needs."""
 _BETWEEN = bytearray(STEP - HEAD)
 _BETWEEN_FRAMES = bytearray(STEP - HEAD + PREFIX)
 """Heads of records of many sizes are gathered without the length before the frame."""
@@ -58,6 +66,7 @@ _RECEIVER = PREFIX + link.HEADERS + wireguard.RECEIVER.start
 
 def _words(offset: int) -> slice:
     """The column of 16-bit words at ``offset`` of each head."""
+    # An extended slice of a memoryview walks one field through all heads without a loop in Python.
     return slice((offset - SKIPPED) // 2, None, STEP // 2)
 
 
@@ -69,21 +78,27 @@ _NO_WORDS = memoryview(bytes(2 * MOST)).cast("H")
 _NO_COUNTERS = memoryview(bytes(8 * MOST)).cast("Q")
 
 
+# Parsing a format takes longer than applying it, and a flow has few sizes and counts.
 @lru_cache(maxsize=64)
 def _gathering(stride: int, count: int) -> struct.Struct:
+    """Cuts the heads out of ``count`` records that are ``stride`` bytes apart."""
     return struct.Struct(f"{HEAD}s{stride - HEAD}x" * count)
 
 
 @lru_cache(maxsize=MOST)
 def _words_of(count: int) -> struct.Struct:
+    """Packs ``count`` lengths as a column has them."""
     return struct.Struct(f">{count}H")
 
 
 def _repeated(value: int, bits: int, count: int) -> int:
+    """``value`` in each of ``count`` lanes of ``bits`` bits."""
     return sum(value << bits * n for n in range(count))
 
 
-# By the number of records: lanes of 32 bits with the low 16 set, and one in each lane of 32 and 64.
+# A column is compared as one long integer with a lane for each record. These are its constants, by
+# the number of records: the low 16 bits of each 32-bit lane, 1 in each lane of 32 and of 64 bits,
+# and 0, 1, 2, … in lanes of 64 bits.
 _LOW_WORDS = [_repeated(0xFFFF, 32, count) for count in range(MOST + 1)]
 _ONE_EACH_32 = [_repeated(1, 32, count) for count in range(MOST + 1)]
 _ONE_EACH_64 = [_repeated(1, 64, count) for count in range(MOST + 1)]
@@ -92,15 +107,17 @@ _RISING = [sum(n << 64 * n for n in range(count)) for count in range(MOST + 1)]
 
 @dataclass(slots=True)
 class _Pattern:
-    """A head that has passed, what differs by nature blanked."""
+    """A head that has passed the plain path; the fields that may differ are zeros."""
 
     head: bytes
     receiver: int
     checksum: int
+    """The sum of the header's words that may differ, modulo 65535: the others are the pattern's."""
     of_length: dict[int, bytes] = field(default_factory=dict)
+    """`with_length`'s results; at most one for each length that a frame may have."""
 
     def with_length(self, length: int) -> bytes:
-        """The head, lengths filled in, of a frame of that length."""
+        """The head of a frame of that length, with its lengths filled in."""
         made = self.of_length.get(length)
         if made is None:
             raw = bytearray(self.head)
@@ -112,18 +129,22 @@ class _Pattern:
 
 
 class Runs:
-    """The pattern of one link, and how far it carried lately."""
+    """The pattern of one link, and the length of the latest runs."""
 
     def __init__(self, sessions: SessionTable) -> None:
         self._sessions = sessions
         self._pattern: _Pattern | None = None
+        # Gathering costs by the record, whether the run reaches it or not. So a run that broke off
+        # shortens the next attempt, and one that did not doubles it.
         self._hoped = self._hoped_mixed = MOST
 
     def learn(self, stream: Stream) -> None:
-        """The record that stands next has passed the plain path as a transport message."""
+        """Make the pattern of the next record, a transport message that passed the plain path."""
         raw = bytearray(stream.view[stream.at : stream.at + HEAD])
         (receiver,) = struct.unpack_from("<I", raw, _RECEIVER)
         words = (_IP_LENGTH, _IDENTIFICATION, _IP_CHECKSUM)
+        # Little-endian, as the columns are read: the one's complement sum does not depend on the
+        # order of bytes (RFC 1071, section 2 (B)).
         checksum = sum(int.from_bytes(raw[at : at + 2], "little") for at in words) % 0xFFFF
         blanks = {0: PREFIX, _UDP_LENGTH: 2, _UDP_CHECKSUM: 2, _COUNTER: 8}
         for at, size in (blanks | dict.fromkeys(words, 2)).items():
@@ -131,13 +152,15 @@ class Runs:
         self._pattern = _Pattern(bytes(raw + _BETWEEN), receiver, checksum)
 
     def take(self, stream: Stream, length: int, now: float) -> tuple[list[memoryview], bool]:
-        """The payloads of the records from here on that pass together, maybe none; whether all
-        are of one size.
+        """The payloads of the next records that pass together, maybe none; and whether all have one
+        size.
 
-        The session has noted them, and the stream stands behind them. ``length`` is the next
-        frame's.
+        ``length`` is the next frame's. Afterwards the session has noted the records, and the stream
+        is behind them.
         """
         pattern = self._pattern
+        # A lone record can't make a run, and one of another length can't be transport: the plain
+        # path has the reason.
         if pattern is None or stream.alone(length) or not SHORTEST <= length <= LONGEST:
             return [], False
         if stream.alike(length, LEAST):
@@ -148,11 +171,15 @@ class Runs:
         self, pattern: _Pattern, stream: Stream, length: int, now: float
     ) -> list[memoryview]:
         stride = PREFIX + length
+        # Whole records only; a record that is still arriving waits for the next read.
         count = min((stream.end - stream.at) // stride, self._hoped)
         heads = _BETWEEN.join(_gathering(stride, count).unpack_from(stream.view, stream.at))
+        # The columns blank the fields in ``heads``, so this precedes the comparison.
         columns = _Columns(heads, SKIPPED, count)
         found = _alike(heads, pattern.with_length(length), len(_BETWEEN), count)
         self._hoped = min(MOST, 2 * count) if found == count else max(LEAST, found)
+        # The session notes the counters as the last step: before it nothing has changed, and the
+        # plain path can take the same records.
         if found < LEAST or not self._passes(pattern, columns, found, length, now):
             return []
         payloads = stream.cut(stride, PREFIX + link.HEADERS, found)
@@ -165,6 +192,7 @@ class Runs:
         count = len(records)
         if count < LEAST:
             return []
+        # Without the length before the frame, which differs here: `records` has bounded it.
         heads = _BETWEEN_FRAMES.join([raw[at + PREFIX : at + HEAD] for at, _ in records])
         columns = _Columns(heads, SKIPPED - PREFIX, count)
         ip_lengths, udp_lengths = columns.lift(_IP_LENGTHS), columns.lift(_UDP_LENGTHS)
@@ -174,6 +202,8 @@ class Runs:
         if found < LEAST:
             return []
         del records[found:]
+        # Both headers' lengths must be the record's own; any other one is rogue, which is for the
+        # plain path to say.
         expected = _words_of(found).pack
         lengths = [length for _, length in records]
         if (
@@ -181,6 +211,7 @@ class Runs:
             or expected(*[length - link.UDP for length in lengths]) != udp_lengths[: 2 * found]
             or not self._passes(pattern, columns, found, max(lengths), now)
         ):
+            # The plain path takes one record, and the others come here again.
             self._hoped_mixed = LEAST
             return []
         before = PREFIX + link.HEADERS
@@ -190,6 +221,7 @@ class Runs:
     def _passes(
         self, pattern: _Pattern, columns: _Columns, count: int, longest: int, now: float
     ) -> bool:
+        # The cheap checks first. `sends` comes last, since it notes what it allows.
         first = int.from_bytes(columns.counters[:8], "little")
         return (
             _rise(columns.counters[: 8 * count], first, count)
@@ -199,11 +231,12 @@ class Runs:
 
 
 class _Columns:
-    """What differs by nature, lifted out of ``heads`` and blanked there."""
+    """The fields that may differ, copied out of ``heads`` and set to zero there."""
 
     __slots__ = ("count", "counters", "summed", "words")
 
     def __init__(self, heads: bytearray, skipped: int, count: int) -> None:
+        # Cut to whole 64-bit words; the last one is the last head's counter.
         rest = memoryview(heads)[skipped : count * STEP - 8 + skipped]
         self.count = count
         self.words, counters = rest.cast("H"), rest.cast("Q")
@@ -214,16 +247,18 @@ class _Columns:
             self.words[column] = _NO_WORDS[:count]
 
     def lift(self, column: slice) -> bytes:
-        """One more."""
+        """Copy out one more column, and set it to zero."""
         lifted = self.words[column].tobytes()
         self.words[column] = _NO_WORDS[: self.count]
         return lifted
 
 
 def _alike(heads: bytearray, head: bytes, between: int, count: int) -> int:
-    """How many of the first heads are this one, which ends with what stands ``between`` them."""
+    """The number of the first heads that are ``head``; it ends with the bytes ``between`` heads."""
     if heads == (head * count)[:-between]:
         return count
+    # The usual run is whole. Otherwise bisect: a comparison in C of half the heads costs less than
+    # a loop in Python over a few.
     least, most = 0, count - 1
     with memoryview(heads) as view:
         while least < most:
@@ -236,15 +271,18 @@ def _alike(heads: bytearray, head: bytes, between: int, count: int) -> int:
 
 
 def _rise(counters: bytes, first: int, count: int) -> bool:
-    """Whether each counter is the one before it and one."""
+    """Whether the counters are ``first``, ``first`` + 1, and so on."""
+    # The lanes don't carry into each other below 2**64, and a session stays far below: its counter
+    # may jump by 2**32 at most.
     return int.from_bytes(counters, "little") == _RISING[count] + first * _ONE_EACH_64[count]
 
 
 def _sum_to(wanted: int, columns: list[bytes], count: int) -> bool:
     """Whether each row of words adds up to ``wanted`` modulo 65535.
 
-    Even and odd rows apart, in lanes of 32 bits: a sum has room there. What is then added makes a
-    right sum a positive multiple of 65535, and folding its carry in makes that 65535 itself.
+    The words become lanes of 32 bits, even rows first, then odd ones, so that a sum of four words
+    carries into no other lane. 65535 - ``wanted`` makes a right sum a positive multiple of 65535,
+    and adding the high half to the low half makes that 65535 itself.
     """
     numbers = [int.from_bytes(column[: 2 * count], "little") for column in columns]
     for odd in (0, 1):

@@ -1,11 +1,11 @@
 """Keyless session tracking: WireGuard in step, seen from outside.
 
-The relay holds no private key, so it can neither read nor forge. What it can demand is that each
-message is WireGuard and follows from the messages before it. But whoever is on the path, and knows
-a public key, can forge a handshake message or a transport header as well as the endpoint can: a
-valid mac1 authenticates nobody. So **nothing inbound ever replaces anything**. It adds something
-the guest may choose, up to a bound; what the *guest* then sends is the choice, for its kernel holds
-the keys and has authenticated what it acts on.
+The relay holds no private key, so it can neither read nor forge. It can demand that each message is
+WireGuard and follows from the messages before it. But an attacker on the path who knows a public
+key can forge a handshake message or a transport header as well as the endpoint can: a valid mac1
+authenticates nobody. So **nothing inbound ever replaces anything**. It adds something that the
+guest may choose, up to a bound. The choice is the *guest's* next message, for its kernel holds the
+keys and has authenticated the message that it acts on.
 
 ::
 
@@ -13,7 +13,7 @@ the keys and has authenticated what it acts on.
     response, endpoint's               it: *candidates*. The guest's first transport under one of
                                        them makes it a session, and forgets its rivals.
     initiation, endpoint's   heard     its index, for the guest to answer.
-    response, guest's        offered   the two indices. Transport of the endpoint's confirms the
+    response, guest's        offered   the two indices. The endpoint's transport confirms the
                                        offer; the guest's first transport then makes it a session.
     transport, guest's       sessions  previous, current and next: the third oldest is forgotten.
 
@@ -21,19 +21,19 @@ A WireGuard responder sends no transport before it has received some under the n
 section 5.4.3; Linux, wireguard-go and boringtun all keep to it), so the relay lets none pass.
 A handshake is *complete* when transport has passed both ways under it.
 
-What stands in ``asked`` and ``offered`` is bounded by what the guest sends; inbound messages are
-let through only as fast as they can be remembered for as long as an honest guest may need to answer
-them. So a flood costs an honest guest handshakes at worst, never a live session nor its good name.
+The guest's own messages bound ``asked`` and ``offered``. Inbound messages pass only as fast as they
+can be remembered for as long as an honest guest may need to answer them. So a flood costs an honest
+guest handshakes at worst, never a live session, and never a verdict of rogue.
 
-Outbound (the guest's) a refusal may be rogue. Inbound nothing is ever rogue: anyone who can send
-a packet could kill a cell with it. It is dropped and counted.
+Outbound, which is from the guest, a refusal may be rogue. Inbound nothing is ever rogue, since
+anyone who can send a packet could kill a cell with it. It is dropped and counted.
 
-Only the guest's counters are followed: a window that an unauthenticated message moves is a lever
-to shut out the true ones behind it. The guest's kernel keeps the window of what it receives.
+Only the guest's counters are followed. A window that unauthenticated messages moved would let a
+forger shut out the true messages behind it. The guest's kernel has the window of inbound messages.
 
-When the way out leads to another address, the one who is there is a stranger, though he has
-consented: `SessionTable.meet` forgets every session, and until a handshake of the guest's own is
-complete with him, nothing but its initiations (and the transport that completes one) leaves.
+After a change of the endpoint's address the new endpoint is a stranger, though it has consented:
+`SessionTable.meet` forgets every session. Until a handshake that the guest began is complete with
+it, only the guest's initiations leave, and the transport that completes the handshake.
 
 Time is an argument, in seconds of CLOCK_BOOTTIME: a suspended host ages its sessions too.
 """
@@ -43,11 +43,11 @@ from __future__ import annotations
 import hmac
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import Any
 
 from wgcell.net.bucket import TokenBucket
+from wgcell.relay.tracking import SESSION_LIFETIME, Offer, Session, Side
 from wgcell.relay.verdict import Reason, Refusal
 from wgcell.wire import wireguard
 from wgcell.wire.wireguard import CookieReply, Initiation, MessageType, Response, Transport
@@ -55,51 +55,37 @@ from wgcell.wire.wireguard import CookieReply, Initiation, MessageType, Response
 __all__ = ["Handshake", "SessionTable", "Side"]
 
 COOKIE_LIFETIME = 120.0
-"""Seconds a cookie reply explains a mac2 (paper, section 5.4.7)."""
-
-SESSION_LIFETIME = wireguard.REJECT_AFTER_TIME + 10.0
-"""Seconds; the two ends' clocks start at different messages."""
+"""Seconds for which a cookie reply explains a mac2 (paper, section 5.4.7)."""
 
 INITIATION_BURST = 2.0
 INITIATION_RATE = 1 / (wireguard.REKEY_TIMEOUT * 0.9)
-"""The guest's initiations: so many at once, then so many a second, always. A WireGuard sends one
-per REKEY_TIMEOUT (paper, section 6.4); a tenth is left for the guest's jitter."""
+"""The guest's initiations: the number at once, then the number a second. A WireGuard sends one per
+REKEY_TIMEOUT (paper, section 6.4); a tenth is left for the guest's jitter."""
 ASKED_KEPT = 4
 """The guest's initiations; Linux remembers its latest only."""
 CANDIDATES_KEPT = 64
-"""Responses to one initiation; the first to come are kept, and no more let through."""
+"""Responses to one initiation; the first ones are kept, and no others let through."""
 OFFERED_KEPT = 8
 HEARD_KEPT = 256
 FLOOD_BURST = 64
 FLOOD_RATE = 16.0
-"""Initiations, and cookie replies, of the endpoint's a second: one is remembered for at least
+"""The endpoint's initiations, and its cookie replies, a second: one is remembered for at least
 (HEARD_KEPT - FLOOD_BURST) / FLOOD_RATE = 12 s. Linux is "under load" from 512 queued on."""
 SESSIONS_KEPT = 3
 """Previous, current and next."""
 LEFT_KEPT = 1024
-"""Indices of endpoints that were left; a meeting leaves 267 at most, and they come 30 s apart."""
+"""Indices of former endpoints: one change leaves 267 at most, and changes are 30 s apart."""
 
 LINK_MTU = 1500 - 28
 """Bytes of UDP payload that fit the link's one frame."""
 
-WINDOW = 8192
-"""Counters behind the highest that may still come (Linux: COUNTER_BITS_TOTAL)."""
-ABSURD_JUMP = 1 << 32
-"""No link of ours loses that many messages in one session's life."""
-
 OUT_OF_STEP_MOST = 200
 OUT_OF_STEP_SPAN = 10.0
-"""More than so many out-of-step messages of the guest's in so many seconds are rogue."""
+"""More out-of-step messages from the guest in that many seconds are rogue."""
 UNCOUNTED = frozenset({Reason.SESSION_DEAD, Reason.PEER_LEFT})
-"""But not these: behind a suspended host's clock a guest fills a dead session at full speed, and
-for up to 180 s one with an endpoint that has moved, which it can't know."""
-
-
-class Side(Enum):
-    """Who sends."""
-
-    GUEST = "guest"
-    ENDPOINT = "endpoint"
+"""Reasons that don't count for that rate. With a clock that a suspend has put back, an honest guest
+fills a dead session at full speed; and it fills one with an endpoint that has moved, which it can't
+know, for up to 180 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,84 +93,6 @@ class Handshake:
     """A handshake was completed: transport has passed both ways under it."""
 
     initiator: Side
-
-
-@dataclass(slots=True)
-class _Counters:
-    """The highest counter, and a bitmap of the window below it.
-
-    ``fresh`` are the topmost in unbroken order, not yet in the bitmap: the usual case is a sum.
-    """
-
-    highest: int = -1
-    seen: int = 0
-    fresh: int = 0
-
-    def refuse(self, counter: int) -> Refusal | None:
-        if counter == self.highest + 1:
-            return None
-        if counter > self.highest + ABSURD_JUMP:
-            return Refusal(Reason.COUNTER_ABSURD, f"{counter} after {self.highest}")
-        behind = self.highest - counter
-        if behind >= WINDOW:
-            return Refusal(Reason.COUNTER_OLD, f"{counter} after {self.highest}")
-        self._settle()
-        if behind >= 0 and self.seen >> behind & 1:
-            return Refusal(Reason.COUNTER_REPEATED, str(counter))
-        return None
-
-    def note(self, counter: int, count: int = 1) -> None:
-        """``count`` counters from ``counter`` on, none of them refused."""
-        ahead = counter - self.highest
-        if ahead == 1:
-            self.highest += count
-            self.fresh += count
-            return
-        self._settle()
-        if ahead > 0:
-            self._shift(ahead, 1)
-            self.highest = counter
-        else:
-            self.seen |= 1 << -ahead
-
-    def _settle(self) -> None:
-        if self.fresh:
-            self._shift(self.fresh, (1 << min(self.fresh, WINDOW)) - 1)
-            self.fresh = 0
-
-    def _shift(self, by: int, new: int) -> None:
-        kept = self.seen << by if by < WINDOW else 0
-        self.seen = (kept | new) & ((1 << WINDOW) - 1)
-
-
-@dataclass(slots=True)
-class _Session:
-    """A handshake the guest has sent transport under. ``guest`` and ``endpoint`` are indices."""
-
-    initiator: Side
-    guest: int
-    endpoint: int
-    born: float
-    complete: bool
-    counters: _Counters = field(default_factory=_Counters)
-
-    def dead(self, now: float) -> bool:
-        return now - self.born > SESSION_LIFETIME
-
-    def refuse(self, counter: int, now: float) -> Refusal | None:
-        """Transport of the guest's under this session."""
-        if self.dead(now):
-            return Refusal(Reason.SESSION_DEAD, f"{now - self.born:.0f} s old")
-        return self.counters.refuse(counter)
-
-
-@dataclass(slots=True)
-class _Offer:
-    """The guest's answer to an initiation of the endpoint's."""
-
-    endpoint: int
-    born: float
-    confirmed: bool = False
 
 
 class SessionTable:
@@ -195,23 +103,23 @@ class SessionTable:
         self._fullest = mtu + wireguard.SHORTEST_TRANSPORT
         self._asked: dict[int, dict[int, float]] = {}
         self._heard: dict[int, None] = {}
-        self._offered: dict[int, _Offer] = {}
-        self._sessions: list[_Session] = []
+        self._offered: dict[int, Offer] = {}
+        self._sessions: list[Session] = []
         self._left: dict[int, None] = {}
-        """Indices of endpoints that the guest had before the last meetings."""
+        """Indices of former endpoints."""
         self._stranger = False
-        """Whether a handshake of the guest's own with who is there now is still to be completed."""
+        """The guest has not yet completed a handshake of its own with the present endpoint."""
         self._initiations_out = TokenBucket(INITIATION_RATE, INITIATION_BURST)
         self._cookie: dict[Side, float] = {}
         self._put_off: set[int] = set()
-        """The guest's initiations that were answered by a cookie."""
+        """The guest's initiations that a cookie reply has answered."""
         self._initiations_in = TokenBucket(FLOOD_RATE, FLOOD_BURST)
         self._cookies_in = TokenBucket(FLOOD_RATE, FLOOD_BURST)
         self._stumbles: deque[float] = deque(maxlen=OUT_OF_STEP_MOST + 1)
         self._completed: list[Handshake] = []
 
     def handshakes(self) -> list[Handshake]:
-        """The handshakes completed since this was last asked."""
+        """The handshakes that were completed since the last call."""
         if not self._completed:
             return []
         done, self._completed = self._completed, []
@@ -219,15 +127,18 @@ class SessionTable:
 
     @property
     def unanswered(self) -> int:
-        """The guest's latest initiations that nobody has answered, be it by a cookie."""
+        """The number of the guest's latest initiations without an answer; a cookie reply is one."""
         return sum(
             not candidates and index not in self._put_off
             for index, candidates in self._asked.items()
         )
 
     def meet(self) -> None:
-        """Another endpoint from now on: the guest may send it initiations, and no more until one
-        of them has led to a handshake that is complete. How fast, goes on as before."""
+        """Forget the former endpoint: another one has its place.
+
+        The guest may send initiations, and nothing else until a handshake is complete. Their rate
+        is counted across the change.
+        """
         left = [session.endpoint for session in self._sessions]
         left += [offer.endpoint for offer in self._offered.values()]
         left += [index for candidates in self._asked.values() for index in candidates]
@@ -238,10 +149,10 @@ class SessionTable:
         self._stranger = True
 
     def sends(self, receiver: int, first: int, count: int, length: int, now: float) -> bool:
-        """Whether transport of the guest's passes: ``count`` messages of ``length`` bytes each,
-        counters from ``first`` on, the very next of a session. They are noted then.
+        """Whether ``count`` transport messages from the guest pass, and note them if they do.
 
-        False refuses nothing: ask `outbound`, one by one.
+        Each has ``length`` bytes; their counters go from ``first`` on, the very next of a session.
+        False refuses nothing: ask `outbound` about each message.
         """
         for session in reversed(self._sessions):
             if session.endpoint == receiver:
@@ -254,9 +165,9 @@ class SessionTable:
         return True
 
     def receives(self, receiver: int, longest: int, now: float) -> bool:
-        """Whether transport of the endpoint's passes, in any number, up to ``longest`` bytes each.
+        """Whether transport from the endpoint passes: messages of at most ``longest`` bytes.
 
-        False refuses nothing: ask `inbound`, one by one.
+        False refuses nothing: ask `inbound` about each message.
         """
         for session in reversed(self._sessions):
             if session.guest == receiver:
@@ -264,7 +175,7 @@ class SessionTable:
         return False
 
     def outbound(self, message: bytes | memoryview, now: float) -> Refusal | None:
-        """A message of the guest's: None if it may pass."""
+        """Why a message from the guest may not pass; None if it may."""
         length = len(message)
         if length >= wireguard.SHORTEST_TRANSPORT:
             kind, receiver, counter = wireguard.TRANSPORT_HEAD.unpack_from(message)
@@ -281,7 +192,7 @@ class SessionTable:
         return refusal
 
     def inbound(self, message: bytes | memoryview, now: float) -> Refusal | None:
-        """A datagram of the endpoint's: None if it may pass. Whoever asks only ever drops it."""
+        """Why a datagram from the endpoint may not pass; None if it may. Never rogue."""
         return self._check(Side.ENDPOINT, bytes(message), now)
 
     def _check(self, sender: Side, message: bytes, now: float) -> Refusal | None:
@@ -304,7 +215,7 @@ class SessionTable:
                 return Refusal(Reason.MAC2, "no cookie reply explains it")
             age = now - self._cookie[sender]
             if age > COOKIE_LIFETIME:
-                # A guest whose clock stood still with the host's may think it fresh.
+                # The guest may take it for fresh: a suspended host's guest has a clock that stood.
                 return Refusal(Reason.COOKIE_AGED, f"{age:.0f} s after the cookie reply")
         return None
 
@@ -339,7 +250,7 @@ class SessionTable:
             return Refusal(Reason.UNSOLICITED, "a response that answers no initiation")
         # A responder answers an initiation once: the next has a later timestamp.
         del self._heard[message.receiver]
-        _remember(self._offered, message.sender, _Offer(message.receiver, now), OFFERED_KEPT)
+        _remember(self._offered, message.sender, Offer(message.receiver, now), OFFERED_KEPT)
         return None
 
     def _guest_cookies(self, message: CookieReply, now: float) -> Refusal | None:
@@ -385,21 +296,21 @@ class SessionTable:
         session.counters.note(message.counter)
         return None
 
-    def _session(self, endpoint: int) -> _Session | None:
+    def _session(self, endpoint: int) -> Session | None:
         return next((s for s in reversed(self._sessions) if s.endpoint == endpoint), None)
 
-    def _choose(self, message: Transport, now: float) -> _Session | Refusal:
-        """The candidate or the confirmed offer that this transport has made a session."""
+    def _choose(self, message: Transport, now: float) -> Session | Refusal:
+        """The new session, of the candidate or the confirmed offer that this transport chooses."""
         for asked, candidates in reversed(self._asked.items()):
             if message.receiver in candidates:
                 born = candidates[message.receiver]
-                made = _Session(Side.GUEST, asked, message.receiver, born, complete=False)
+                made = Session(Side.GUEST, asked, message.receiver, born, complete=False)
                 return self._begin(made, self._asked, message.counter, now)
         for offered, offer in reversed(self._offered.items()):
             if offer.endpoint == message.receiver:
                 if not offer.confirmed:
                     return Refusal(Reason.UNCONFIRMED, f"0x{message.receiver:08x}")
-                made = _Session(Side.ENDPOINT, offered, offer.endpoint, offer.born, complete=True)
+                made = Session(Side.ENDPOINT, offered, offer.endpoint, offer.born, complete=True)
                 return self._begin(made, self._offered, message.counter, now)
         if message.receiver in self._left:
             return Refusal(Reason.PEER_LEFT, f"0x{message.receiver:08x}")
@@ -408,12 +319,12 @@ class SessionTable:
         return Refusal(Reason.UNKNOWN_INDEX, f"0x{message.receiver:08x}")
 
     def _begin(
-        self, made: _Session, waiting: dict[int, Any], counter: int, now: float
-    ) -> _Session | Refusal:
+        self, made: Session, waiting: dict[int, Any], counter: int, now: float
+    ) -> Session | Refusal:
         refusal = made.refuse(counter, now)
         if refusal is not None:
             return refusal
-        for index in list(waiting):  # the rivals, and what was asked or offered before
+        for index in list(waiting):  # the rivals, and all older ones
             del waiting[index]
             if index == made.guest:
                 break
@@ -460,7 +371,7 @@ _RULES: dict[tuple[Side, type], Callable[[SessionTable, Any, float], Refusal | N
 
 
 def _remember(table: dict[int, Any], index: int, value: object, most: int) -> None:
-    """As the newest of at most ``most``."""
+    """Add ``index`` as the newest entry of at most ``most``."""
     table.pop(index, None)
     table[index] = value
     if len(table) > most:
