@@ -39,8 +39,7 @@ from wgcell.cell.listening import RATES
 from wgcell.cell.states import Cause, Outcome, State
 from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
-from wgcell.gateway import control as gateway
-from wgcell.gateway.model.flow import FAILED
+from wgcell.gateway import words as gateway
 from wgcell.guest import protocol
 from wgcell.relay import control as relay
 
@@ -85,7 +84,9 @@ RELAY: dict[type, Callable[[int], Any]] = {
 FLOW = (1.0, 1, BIG, "tcp", BIG, 443, BIG)
 GATEWAY: dict[type, Callable[[int], Any]] = {
     gateway.Ready: lambda n: gateway.Ready("192.0.2.1", 1, {}, "embedded", BIG),
-    gateway.Flow: lambda n: gateway.Flow(*FLOW, ("allow", "refuse", FAILED)[n % 3], BIG, BIG, BIG),
+    gateway.Flow: lambda n: gateway.Flow(
+        *FLOW, ("allow", "refuse", gateway.FAILED)[n % 3], BIG, BIG, BIG
+    ),
     gateway.FlowEnd: lambda n: gateway.FlowEnd(*FLOW, "allow", BIG, BIG, n, n, 1.0),
     gateway.FlowsOmitted: lambda n: gateway.FlowsOmitted(1.0, BIG, n, n, n),
     gateway.ServerBroken: lambda n: gateway.ServerBroken(1.0, BIG, 1.0),
@@ -123,7 +124,7 @@ def lines(who: str, word: type, count: int) -> Iterator[bytes]:
 def _some(who: str, word: type) -> list[bytes]:
     if who == "relay":
         return [relay.SAID.line(RELAY[word](n)) for n in range(6)]
-    return [gateway.SAID.line(GATEWAY[word](n)) for n in range(6)]
+    return [gateway.EVENTS.line(GATEWAY[word](n)) for n in range(6)]
 
 
 class Standing:
@@ -149,7 +150,7 @@ class Standing:
         monkeypatch.setattr(os, "fdatasync", syncing)
         self._count(protocol, "parse")
         self._count(relay.SAID, "word")
-        self._count(gateway.SAID, "word")
+        self._count(gateway.EVENTS, "word")
         handle = one.core.handle
 
         def handling(event: Any, now: float) -> Any:
@@ -178,7 +179,7 @@ class Standing:
         if who == "guest":
             await followers.follow_guest(ours, one.feed, lambda agent: None)
             return
-        limit = relay.LONGEST_LINE if who == "relay" else gateway.LONGEST_LINE
+        limit = relay.LONGEST_LINE if who == "relay" else gateway.EVENTS.longest
         reader, writer = await asyncio.open_connection(sock=ours, limit=limit)
         try:
             if who == "relay":
@@ -387,6 +388,6 @@ def test_a_relays_time_that_is_none_leaves_a_result(
 def test_every_word_has_a_row() -> None:
     assert set(GUEST) == set(get_args(protocol.Message))
     assert set(RELAY) == set(relay.SAID.words.values()) == set(get_args(relay.Said))
-    assert set(GATEWAY) == set(gateway.SAID.words.values()) == set(get_args(gateway.Said))
+    assert set(GATEWAY) == set(gateway.EVENTS.words.values()) == set(get_args(gateway.Event))
     for word, made in GUEST.items():
         assert type(protocol.parse(made(1))) is word

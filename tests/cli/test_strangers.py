@@ -35,7 +35,7 @@ from wgcell.cell.states import State
 from wgcell.cli.run import _opens
 from wgcell.display import INVISIBLE, one_line, paragraph
 from wgcell.errors import GuestError, LaunchError, WgcellError
-from wgcell.gateway.model import parsing, remarks
+from wgcell.gateway.model import document, remarks
 from wgcell.gateway.model.rules import parse_rule
 from wgcell.guest import protocol
 
@@ -215,7 +215,7 @@ def as_toml(value: Any) -> str:
     return toml(value) if isinstance(value, str) else json.dumps(value)
 
 
-@pytest.mark.parametrize("key", [*parsing.KEYS, *parsing.PEER_KEYS, "unknown"])
+@pytest.mark.parametrize("key", [*document.KEYS, *document.PEER_KEYS, "unknown"])
 def test_a_gateway_file(zygote: Zygote, key: str) -> None:
     for text in (*TEXTS, f"allow {ALL}:80", f"fe80::1%{ALL}"):
         for value in (text, [text], {text: text}, {text: {text: text}}):

@@ -25,7 +25,10 @@ import dns.rcode
 from tests.support.networks import NO_DAD, RESOLVER, Net, Topology
 from tests.support.waiting import GENEROUS, lull, until
 
+from wgcell.gateway import words
+from wgcell.gateway.model.document import written
 from wgcell.gateway.model.keys import generate_private_key, public_key
+from wgcell.gateway.model.source import Source
 
 ENGINES = ("embedded", "namespace", "kernel")
 
@@ -63,8 +66,12 @@ class Gateway:
         return self.process.stdout.fileno()
 
     def tell(self, config: dict[str, Any]) -> None:
+        self.say(words.ORDERS.line(order_of(config)))
+
+    def say(self, line: bytes) -> None:
+        """Whatever ``line`` is."""
         assert self.process.stdin
-        self.process.stdin.write(json.dumps(config).encode() + b"\n")
+        self.process.stdin.write(line)
         self.process.stdin.flush()
 
     def _read(self) -> None:
@@ -156,6 +163,11 @@ def config_of(**changes: Any) -> dict[str, Any]:
     """A gateway for one peer, ``cell``, on a free port of loopback; and ``changes``."""
     peer = {"public_key": public_key(CLIENT), "address": "10.99.0.2"}
     return {"listen": "127.0.0.1:0", "private_key": SERVER, "peers": {"cell": peer}, **changes}
+
+
+def order_of(config: dict[str, Any]) -> words.Configure:
+    """``config``, a file's tables, as what a gateway is given."""
+    return written(config, Source("a test", ""))
 
 
 _TABLES = itertools.count(100)

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 from wgcell.acquiring import acquired
 from wgcell.cell import consent, endpoint, probe
-from wgcell.cell.children import GatewayProcess, RelayProcess, b64
+from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.disks import FILES, Disks
 from wgcell.cell.ending import in_thread
 from wgcell.cell.events import EventLog
@@ -47,6 +47,7 @@ from wgcell.errors import HostError
 from wgcell.guest import protocol
 from wgcell.net.routes import has_ipv6
 from wgcell.relay import link
+from wgcell.relay.control import Configure
 from wgcell.relay.seal import unprivileged_id
 from wgcell.vm import backends
 from wgcell.vm.kill_switch import KillSwitch
@@ -178,13 +179,13 @@ class Launch:
         if relay is None or self.machine is None:
             raise HostError("the cell ended while it was being prepared")
         await relay.configure(
-            {
-                "guest_public_key": b64(consent.public_key(vpn.private_key)),
-                "endpoint_public_key": b64(vpn.peer_public_key),
-                "mtu": vpn.mtu,
-                "rate": self._job.rate,
-                "quota": self._job.quota,
-            },
+            Configure(
+                guest_public_key=consent.public_key(vpn.private_key),
+                endpoint_public_key=vpn.peer_public_key,
+                mtu=vpn.mtu,
+                rate=self._job.rate,
+                quota=self._job.quota,
+            )
         )
         self._passed(Step.CONFIGURED)
         relay.replace_udp(own, met=False)

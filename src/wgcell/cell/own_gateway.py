@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
-from typing import Any
 
 from wgcell.cell.inside import GATEWAY, GATEWAY6, GUEST, GUEST6
 from wgcell.cell.job import GatewayAsked
 from wgcell.cell.wgquick import VpnConfig
+from wgcell.gateway import words
 from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 
 __all__ = ["OwnGateway"]
@@ -32,27 +32,25 @@ class OwnGateway:
 
     def configuration(
         self, asked: GatewayAsked, protected: tuple[IPv4Network | IPv6Network, ...]
-    ) -> dict[str, Any]:
+    ) -> words.Configure:
         """The gateway's. ``protected`` are this host's own networks."""
-        here = {"address6": GATEWAY6} if self.six else {}
-        there = {"address6": str(ip_interface(GUEST6).ip)} if self.six else {}
-        peer = {
-            "public_key": public_key(self.guest_key),
-            "address": str(ip_interface(GUEST).ip),
-            **there,
-        }
-        return {
-            "listen": f"{HOST}:0",
-            "private_key": self.gateway_key,
-            "peers": {"cell": peer},
-            "rules": [f"allow {rule}" for rule in asked.allow],
-            "services": dict(asked.services),
-            "address": GATEWAY,
-            **here,
-            "protected": [str(network) for network in protected],
-            "resolver": list(asked.resolver),
-            "learn": asked.learn,
-        }
+        peer = words.Peer(
+            public_key=public_key(self.guest_key),
+            address=str(ip_interface(GUEST).ip),
+            address6=str(ip_interface(GUEST6).ip) if self.six else None,
+        )
+        return words.Configure(
+            private_key=self.gateway_key,
+            listen=f"{HOST}:0",
+            address=GATEWAY,
+            address6=GATEWAY6 if self.six else None,
+            rules=tuple(f"allow {rule}" for rule in asked.allow),
+            services=dict(asked.services),
+            resolver=asked.resolver,
+            protected=tuple(map(str, protected)),
+            learn=asked.learn,
+            peers={"cell": peer},
+        )
 
     def tunnel(self, host: str, port: int) -> VpnConfig:
         """The guest's, to the gateway that listens at ``host`` and ``port``."""

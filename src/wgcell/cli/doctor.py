@@ -15,16 +15,18 @@ import typer
 
 from wgcell import programs
 from wgcell.cell import emulation
-from wgcell.cell.children import GatewayProcess, RelayProcess, b64
+from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.folder import all_cells, state_folders
 from wgcell.cell.provider import load_provider
 from wgcell.cli.cells import frozen_hint
 from wgcell.cli.terminal import out
 from wgcell.display import one_line
 from wgcell.errors import LaunchError, WgcellError
+from wgcell.gateway import words as gateway_words
 from wgcell.gateway.model.keys import generate_private_key
 from wgcell.home import config_path
 from wgcell.image import store
+from wgcell.relay import control as relay_words
 from wgcell.relay.seal import unprivileged_id
 from wgcell.vm.qemu.accelerator import choose
 from wgcell.vm.qemu.process import find_qemu
@@ -129,8 +131,7 @@ async def _sealed() -> Mapping[str, str]:
     nic, ours = socket.socketpair()
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.connect(("127.0.0.1", 9))  # connects, sends nothing
-    key = b64(bytes(32))
-    asked = {"guest_public_key": key, "endpoint_public_key": key, "mtu": 1420}
+    asked = relay_words.Configure(bytes(32), bytes(32), mtu=1420)
     with ours:
         relay = await RelayProcess.start(nic, udp, asked)
         await relay.quit()
@@ -180,7 +181,7 @@ def why_no_namespace_engine() -> str:
 
 
 async def _started_and_ended() -> None:
-    asked = {"listen": "127.0.0.1:0", "private_key": generate_private_key()}
+    asked = gateway_words.Configure(private_key=generate_private_key(), listen="127.0.0.1:0")
     gateway = await GatewayProcess.start(asked, "namespace")
     await gateway.quit()
 

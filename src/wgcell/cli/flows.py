@@ -16,8 +16,8 @@ from rich.text import Text
 from wgcell.cli.terminal import console, out
 from wgcell.display import one_line
 from wgcell.errors import StateError
-from wgcell.gateway.model.flow import FAILED
 from wgcell.gateway.peer.tally import Tally
+from wgcell.gateway.words import FAILED
 
 __all__ = ["FlowTable", "follow", "line_of", "print_lines", "watch"]
 

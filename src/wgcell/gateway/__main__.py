@@ -3,8 +3,8 @@
 ENGINE is ``embedded`` (the default), ``namespace``, ``kernel`` with the name of its interface, or
 ``auto``: the namespace engine where it is possible, else the embedded one.
 
-The first line of JSON on stdin is the configuration, each further line the next one. JSON lines on
-stdout are its events: ``ready`` first, then the flows. The process ends when stdin ends, stdout is
+Its orders come on stdin, a configuration first; its events go to stdout, ``ready`` first, then the
+flows (see `words`). The process ends when stdin ends, stdout is
 closed or its parent dies: it never outlives the process that started it.
 """
 
@@ -13,18 +13,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import json
 import os
 import resource
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wgcell.errors import HostError, WgcellError
-from wgcell.gateway import control
+from wgcell.gateway import words
 from wgcell.gateway.model.config import GatewayConfig
-from wgcell.gateway.model.parsing import parse_config
+from wgcell.gateway.model.parsing import configured
 from wgcell.gateway.model.ratelimit import TokenBucket
+from wgcell.wire.lines import LineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 """linux/prctl.h."""
-_LONGEST_LINE = 1 << 20
-"""Bytes of a configuration."""
 _MOST_MEMORY = 2 << 30
 _FILES = 8192
 
@@ -57,11 +55,11 @@ def _die_with(parent: int) -> Callable[[], None]:
     return lambda: _end_with(parent)
 
 
-def report(event: dict[str, object]) -> None:
+def report(event: words.Event) -> None:
     """Write one event to stdout. Ends the process if that fails."""
     try:
         # A flow is reported before a byte of it moves, so this must reach the pipe at once.
-        sys.stdout.write(control.SAID.line_of(event).decode())
+        sys.stdout.write(words.EVENTS.line(event).decode())
         sys.stdout.flush()
     except (OSError, ValueError):
         # Nobody hears us, and a gateway that can't log must not forward.
@@ -133,17 +131,33 @@ class UncaughtErrors:
         self._bucket = TokenBucket(1, 8)
         self._report = report
 
-    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         if self._bucket.take(loop.time()):
             error = context.get("exception")
             detail = f"{context.get('message')}: {error!r}"[:500]
-            self._report({"event": "stumble", "detail": detail})
+            self._report(words.Stumble(detail))
+
+
+def _order(line: bytes) -> words.Order:
+    """The order that ``line`` is. Raises HostError: whoever started this process is wgcell too."""
+    try:
+        return words.ORDERS.word(line)
+    except LineError as error:
+        raise HostError(f"the gateway was given an order that is none: {error}") from None
+
+
+async def _obey(engine: Engine, order: words.Order) -> None:
+    """Do what ``order`` says, and report it. Raises WgcellError, ValueError and OSError."""
+    match order:
+        case words.Configure():
+            await engine.apply(configured(order))
+            report(words.Applied())
 
 
 async def _serve(name: str = "embedded", interface: str = "") -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(UncaughtErrors(report))
-    reader, code = asyncio.StreamReader(limit=_LONGEST_LINE), 0
+    reader, code = asyncio.StreamReader(limit=words.ORDERS.longest), 0
 
     def give_up() -> None:
         nonlocal code
@@ -152,18 +166,16 @@ async def _serve(name: str = "embedded", interface: str = "") -> int:
 
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     try:
-        line = await reader.readline()
-        config = parse_config(json.loads(line))
+        config = configured(_order(await reader.readline()))
         engine = await started(config, name, interface, report, give_up)
     except (WgcellError, ValueError, OSError, RuntimeError) as error:
-        report({"event": "fault", "detail": str(error)})
+        report(words.Fault(str(error)))
         return 125
     while (line := await reader.readline()) and not code:
         try:
-            await engine.apply(parse_config(json.loads(line)))
-            report({"event": "applied"})
+            await _obey(engine, _order(line))
         except (WgcellError, ValueError, OSError) as error:
-            report({"event": "fault", "detail": str(error)})
+            report(words.Fault(str(error)))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             await engine.stop()

@@ -14,7 +14,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from wgcell.prove.oracle import PACKET_OUTGOING, tunnel_payload
 from wgcell.relay import control, link
@@ -138,7 +137,7 @@ class OpenedRelay:
 
     # The shape of a RelayProcess.
 
-    async def configure(self, configuration: Mapping[str, Any]) -> None:
+    async def configure(self, configuration: control.Configure) -> None:
         """As `RelayProcess.configure`; the configuration has nothing to say here.
 
         The tunnel is called verified, unlooked at; what counts then is the guest's own word.
@@ -147,7 +146,7 @@ class OpenedRelay:
         loop = asyncio.get_running_loop()
         loop.call_later(VERIFIED_AFTER, self._events.put_nowait, control.Verified())
 
-    def send(self, command: str, **fields: Any) -> None:
+    def send(self, word: control.Told) -> None:
         """No command means anything here."""
 
     async def events(self) -> AsyncIterator[control.Said]:

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from dataclasses import dataclass, field, replace
 
 from wgcell.cell import consent
-from wgcell.cell.children import RelayProcess, b64
+from wgcell.cell.children import RelayProcess
 from wgcell.prove.battery import MTU, Case, Play, Probe, Scene, tunnel
 from wgcell.prove.ground import HOST, Ground
 from wgcell.prove.marks import mark_of
@@ -107,12 +107,12 @@ class Stand:
         ours, theirs = socket.socketpair()
         udp = ground.tunnel_socket(silent=silent)
         port = udp.getsockname()[1]
-        configuration = {
-            "guest_public_key": b64(consent.public_key(key)),
-            "endpoint_public_key": b64(ground.endpoint_public_key()),
-            "mtu": MTU,
-            "lenient": lenient,
-        }
+        configuration = control.Configure(
+            guest_public_key=consent.public_key(key),
+            endpoint_public_key=ground.endpoint_public_key(),
+            mtu=MTU,
+            lenient=lenient,
+        )
         relay = await RelayProcess.start(theirs, udp, configuration)
         return cls(ground, Nic(ours), relay, port, key)._watch()
 

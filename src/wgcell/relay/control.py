@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from wgcell.wire.lines import Counts, Data, Flag, Number, OneOf, Seconds, Text, Texts, Vocabulary
+from wgcell.wire.lines import Data, Flag, Number, OneOf, Seconds, Table, Text, Vocabulary
 
 __all__ = [
     "EVIDENCE_BYTES",
@@ -42,7 +42,7 @@ EVIDENCE_BYTES = 2048
 _Reason = Annotated[str, Text(64)]
 _Detail = Annotated[str, Text(300)]
 _Count = Annotated[int, Number()]
-_Counts = Annotated[Mapping[str, int], Counts(64)]
+_Counts = Annotated[Mapping[str, int], Table(64, Number())]
 _Key = Annotated[bytes, Data(32, 32)]
 
 
@@ -56,7 +56,7 @@ class Ready:
     """It is configured and sealed: whether wholly, and which stages are missing, and why."""
 
     seal: Annotated[bool, Flag()]
-    missing: Annotated[Mapping[str, str], Texts(16, 300)]
+    missing: Annotated[Mapping[str, str], Table(16, Text(300))]
 
 
 @dataclass(frozen=True, slots=True)

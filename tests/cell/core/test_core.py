@@ -31,7 +31,7 @@ from wgcell.cell.core import events as seen
 from wgcell.cell.core.home import LAST_BYTES, MOST_IN_FLIGHT, STALL, START
 from wgcell.cell.job import OnRogue
 from wgcell.cell.states import Cause, Outcome, State
-from wgcell.gateway import control as gateway
+from wgcell.gateway import words as gateway
 from wgcell.guest import protocol, verify
 from wgcell.guest.walls import Wall
 from wgcell.relay import control as relay

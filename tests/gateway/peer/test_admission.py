@@ -11,6 +11,7 @@ import pytest
 from tests.support.gateways import config_of
 from tests.support.waiting import forever, soon
 
+from wgcell.gateway import words
 from wgcell.gateway.model.parsing import parse_config
 from wgcell.gateway.model.policy import LEARNED
 from wgcell.gateway.model.rules import Action
@@ -21,9 +22,9 @@ from wgcell.gateway.proxy.udp import splice_datagrams
 WORLD = ipaddress.ip_address("203.0.113.7")
 
 
-def made(**changes: Any) -> tuple[Admission, list[dict[str, object]]]:
+def made(**changes: Any) -> tuple[Admission, list[Any]]:
     config = parse_config(config_of(**changes))
-    told: list[dict[str, object]] = []
+    told: list[words.Event] = []
     return Admission(config, config.peers[0], told.append), told
 
 
@@ -34,8 +35,8 @@ def begin(one: Admission) -> tuple[Action, str]:
 
 def test_what_a_limit_refuses_no_rule_would_allow() -> None:
     one, told = made(learn=True, limits={"flows": 1, "flows_per_second": 1})
-    assert begin(one)[0] is Action.ALLOW and told[-1]["mend"] == "203.0.113.7:80"
-    assert begin(one)[0] is Action.REFUSE and told[-1]["mend"] == ""
+    assert begin(one)[0] is Action.ALLOW and told[-1].mend == "203.0.113.7:80"
+    assert begin(one)[0] is Action.REFUSE and told[-1].mend == ""
 
 
 def ask(one: Admission, ago: float, ttl: float = 1) -> None:
@@ -51,7 +52,7 @@ def test_a_connection_after_its_answers_end_is_told_as_that() -> None:
     ask(one, 75)
     ended = "the answer for api.example.com ended 15 s ago, and it was not asked again"
     assert begin(one) == (Action.REFUSE, ended)
-    assert (told[-1]["name"], told[-1]["mend"]) == ("api.example.com", "")
+    assert (told[-1].name, told[-1].mend) == ("api.example.com", "")
     # It is not what another port, or an address that no name led to, is told.
     decision = one.decide(one.new_flow("tcp", WORLD, 81), one.peer.address)
     assert decision.reason == "no rule allows it"
@@ -109,9 +110,9 @@ def test_a_datagram_that_this_machine_can_not_send_is_told_as_not_reached() -> N
     decision = one.decide(flow, one.peer.address)
     asyncio.run(one.carry(flow, decision, splice_datagrams(Silent(), flow, False)))
     begun, end = told
-    assert (begun["event"], begun["verdict"]) == ("flow", "allow")
-    assert (end["event"], end["verdict"]) == ("flow_end", "fail")
-    assert end["reason"] == "target 255.255.255.255:9: Permission denied"
+    assert (type(begun), begun.verdict) == (words.Flow, "allow")
+    assert (type(end), end.verdict) == (words.FlowEnd, "fail")
+    assert end.reason == "target 255.255.255.255:9: Permission denied"
 
 
 def test_all_peers_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from wgcell.cell.core.terms import Terms
 from wgcell.cell.core.verification import Verification
 from wgcell.cell.core.watch import Watch
 from wgcell.cell.states import Cause, Outcome, State
-from wgcell.gateway import control as gateway
+from wgcell.gateway import words as gateway
 from wgcell.gateway.peer.tally import FlowCounts
 from wgcell.guest import protocol
 from wgcell.relay import control as relay
@@ -156,9 +156,9 @@ class Core(Life):
             reason = "the gateway said out of its turn that it is ready"
             self._cause(Cause.HOST_FAULTED, reason)
             return
-        entry = gateway.SAID.entry(message)
+        entry = gateway.EVENTS.entry(message)
         entry.pop("time", None)
-        self._log_bounded(entry.pop("event"), **entry)
+        self._log_bounded(str(entry.pop("event")), **entry)
         if isinstance(message, gateway.Flow):
             self.flows.begun(message.flow, message.verdict)
         elif isinstance(message, gateway.FlowEnd):

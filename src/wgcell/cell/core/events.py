@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from wgcell.cell.archive import Unpacked
 from wgcell.cell.states import Cause
-from wgcell.gateway import control as gateway
+from wgcell.gateway import words as gateway
 from wgcell.guest import protocol
 from wgcell.relay import control as relay
 
@@ -91,7 +91,7 @@ class FromRelay:
 class FromGateway:
     """The cell's own gateway has sent a message."""
 
-    message: gateway.Said
+    message: gateway.Event
 
 
 @dataclass(frozen=True, slots=True)

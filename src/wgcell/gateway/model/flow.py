@@ -8,11 +8,7 @@ from dataclasses import dataclass, field
 from wgcell.gateway.model.rules import may_be_advised
 from wgcell.net.addresses import Address
 
-__all__ = ["FAILED", "Flow", "hint", "learned_rule"]
-
-FAILED = "fail"
-"""In place of a verdict: an allowed name that was not found; an allowed target, or a service, that
-could not be reached."""
+__all__ = ["Flow", "hint", "learned_rule"]
 
 
 @dataclass(slots=True)

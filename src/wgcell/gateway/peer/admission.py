@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from wgcell.gateway.dns.cache import DnsCache, Resolved
 from wgcell.gateway.model.config import GatewayConfig, Peer
-from wgcell.gateway.model.flow import FAILED, Flow, hint, learned_rule
+from wgcell.gateway.model.flow import Flow, hint, learned_rule
 from wgcell.gateway.model.policy import LEARNED, Decision, Limits
 from wgcell.gateway.model.ratelimit import TokenBucket
 from wgcell.gateway.model.rules import Action
 from wgcell.gateway.peer.events import EventLog, Report, flow_end, flow_event
 from wgcell.gateway.proxy.splice import CHUNK, FlowRefused, Unreachable
+from wgcell.gateway.words import FAILED
 from wgcell.net import addresses
 from wgcell.net.addresses import Address
 
@@ -155,8 +156,7 @@ class Admission:
         if decision.names:
             flow.name = decision.names[-1]
         flow.rule, flow.names, flow.checked = decision.rule, decision.names, decision.checked
-        event = flow_event(flow, "flow", decision.action.value, decision.reason)
-        self.events.add({**event, "mend": rule})
+        self.events.add(flow_event(flow, decision.action.value, decision.reason, mend=rule))
         return decision
 
     def _beyond(self, limits: Limits) -> str:
@@ -230,7 +230,7 @@ class Admission:
         """Report a refused query. ``name`` is empty if it was no query."""
         flow = Flow(next(_NUMBERS), self.peer.name, "dns", self._config.address, DNS_PORT, name)
         rule = hint("dns", DNS_PORT, name) if reason == "no rule names it" else ""
-        self.events.add({**flow_event(flow, "flow", Action.REFUSE.value, reason), "mend": rule})
+        self.events.add(flow_event(flow, Action.REFUSE.value, reason, mend=rule))
 
     def name_failed(self, name: str, reason: str) -> None:
         """Report an allowed name without an answer, once until it has one."""
@@ -238,7 +238,7 @@ class Admission:
             self._failed.add(name)
             own = self._config.address
             flow = Flow(next(_NUMBERS), self.peer.name, "dns", own, DNS_PORT, name)
-            self.events.add({**flow_event(flow, "flow", FAILED, reason), "mend": ""})
+            self.events.add(flow_event(flow, FAILED, reason))
 
     async def name_resolved(self, name: str, addresses: tuple[Address, ...], ttl: float) -> None:
         """Remember an answer before it leaves."""
@@ -283,8 +283,7 @@ class Admission:
                 host, checked = refused.host, not refused.unchecked
                 asked = host if checked else flow.name
                 rule = hint(flow.protocol, flow.port, asked, checked=checked)
-                event = flow_event(flow, "flow", verdict, reason)
-                self.events.add({**event, "host": host, "mend": rule})
+                self.events.add(flow_event(flow, verdict, reason, mend=rule, host=host))
             except Unreachable as error:
                 verdict, reason = FAILED, str(error)
             except OSError as error:

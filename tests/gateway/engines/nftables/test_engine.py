@@ -13,6 +13,7 @@ import pytest
 from tests.support.gateways import config_of
 
 from wgcell.errors import HostError
+from wgcell.gateway import words
 from wgcell.gateway.engines.nftables import engine as module
 from wgcell.gateway.engines.nftables.device import Device
 from wgcell.gateway.engines.nftables.engine import NftablesEngine
@@ -104,7 +105,7 @@ def open_descriptors() -> int:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_start_that_fails_half_way_leaves_nothing(step: str) -> None:
-    told: list[dict[str, object]] = []
+    told: list[words.Event] = []
 
     async def body() -> None:
         host = FakeHost(step)
@@ -122,7 +123,7 @@ def test_a_start_that_fails_half_way_leaves_nothing(step: str) -> None:
 
 
 def test_the_steps_of_a_start_and_of_an_end() -> None:
-    told: list[dict[str, object]] = []
+    told: list[words.Event] = []
 
     async def body() -> None:
         host = FakeHost()
@@ -130,7 +131,7 @@ def test_the_steps_of_a_start_and_of_an_end() -> None:
         engine = NftablesEngine(parse_config(config_of()), told.append, host)
         await engine.start()
         assert list(dict.fromkeys(host.steps)) == list(STEPS)
-        assert [event["event"] for event in told] == ["ready"]
+        assert [type(event) for event in told] == [words.Ready]
         await engine.stop()
         assert host.closed == 1
         assert open_descriptors() == before

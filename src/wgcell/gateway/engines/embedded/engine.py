@@ -9,6 +9,7 @@ import socket
 from dataclasses import replace
 
 from wgcell.errors import PolicyError
+from wgcell.gateway import words
 from wgcell.gateway.engines.embedded.server import PeerServer
 from wgcell.gateway.model.config import GatewayConfig
 from wgcell.gateway.peer.events import Report
@@ -36,8 +37,7 @@ class EmbeddedEngine:
         if self._servers:
             host, port = next(iter(self._servers.values())).place
         ports = {name: server.place[1] for name, server in self._servers.items()}
-        what = {"engine": "embedded", "reason": self._reason}
-        self._report({"event": "ready", "host": host, "port": port, "peers": ports, **what})
+        self._report(words.Ready(host, port, ports, "embedded", self._reason))
         for server in self._servers.values():
             server.warm()
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import mitmproxy_rs
 
+from wgcell.gateway import words
 from wgcell.gateway.model.config import GatewayConfig, Peer
 from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.policy import Decision
@@ -85,8 +86,8 @@ class PeerServer:
             await self._server.wait_closed()
             if self._closing:
                 return
-            about = {"time": round(time.time(), 3), "peer": self.peer.name}
-            self._report({"event": "door_broken", **about, "again_in": RESTART_AFTER})
+            now = round(time.time(), 3)
+            self._report(words.ServerBroken(now, self.peer.name, RESTART_AFTER))
             self._admission.end_flows()
             await asyncio.sleep(RESTART_AFTER)
             with suppress(OSError):

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from wgcell import programs
 from wgcell.errors import HostError
+from wgcell.gateway import words
 from wgcell.gateway.engines.nftables import transactions
 from wgcell.gateway.engines.nftables.commands import run_tool
 from wgcell.gateway.engines.nftables.connections import TcpFlows
@@ -90,8 +91,7 @@ class NftablesEngine:
             raise
         host, port = self._host.place(self._config)
         ports = {peer.name: port for peer in self._config.peers}
-        what = {"engine": self._host.name, "reason": ""}
-        self._report({"event": "ready", "host": host, "port": port, "peers": ports, **what})
+        self._report(words.Ready(host, port, ports, self._host.name, reason=""))
 
     def _set_up(self) -> None:
         self._host.prepare(self._config, self._device)
@@ -145,7 +145,7 @@ class NftablesEngine:
         try:
             self._host.run(self._apply_rules, self._config)
         except HostError as error:
-            self._report({"event": "fault", "detail": f"no way back: {error.message}"})
+            self._report(words.Fault(f"no way back: {error.message}"))
             self._give_up()
         with contextlib.suppress(HostError):
             self._host.run(self._configure, self._config)
@@ -217,7 +217,7 @@ class NftablesEngine:
 
     def _daemon_died(self) -> None:
         self._device.forget()
-        self._report({"event": "fault", "detail": "wireguard-go died, and with it the tunnel"})
+        self._report(words.Fault("wireguard-go died, and with it the tunnel"))
         self._give_up()
 
     async def stop(self) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from wgcell.errors import HostError
+from wgcell.gateway import words
 from wgcell.gateway.dns.cache import Resolved, lifetime
 from wgcell.gateway.engines.nftables.table import SET_SIZE, sets_for
 from wgcell.gateway.engines.nftables.transactions import add_elements
@@ -161,4 +162,4 @@ class NameSets:
 
     def _fault(self, why: str) -> None:
         if self._faults.take(time.monotonic()):
-            self._report({"event": "fault", "detail": f"names: {why}"})
+            self._report(words.Fault(f"names: {why}"))
