@@ -18,6 +18,7 @@ from wgcell.gateway.model.config import GatewayConfig, Peer, both, is_peer_name
 from wgcell.gateway.model.document import HINTS, written
 from wgcell.gateway.model.keys import decode_key
 from wgcell.gateway.model.policy import Limits, Policy
+from wgcell.gateway.model.published import Published, parse_published
 from wgcell.gateway.model.rules import Rule, is_name, parse_line
 from wgcell.gateway.model.services import Service, ServiceAsked, parse_service, placed
 from wgcell.gateway.model.source import Source, short
@@ -106,6 +107,15 @@ class _Reader:
             return placed(every, taken, own)
         except PolicyError as error:
             self.fail("services", error.message, hint=error.hint)
+
+    def published(self, key: str, texts: Iterable[str]) -> tuple[Published, ...]:
+        found = []
+        for number, text in enumerate(texts):
+            try:
+                found.append(parse_published(text))
+            except PolicyError as error:
+                self.fail(f"{key}[{number}]", error.message, at=text, hint=error.hint)
+        return tuple(found)
 
     def networks(self, key: str, texts: Iterable[str]) -> tuple[Network, ...]:
         found = []
@@ -232,6 +242,7 @@ def _peers(
             address=address,
             address6=address6,
             port=port and port + len(found) if one.port is None else one.port,
+            published=reader.published(f"{key}.publish", one.publish),
             policy=replace(
                 common,
                 rules=reader.rules(f"{key}.rules", one.rules) + common.rules,

@@ -53,6 +53,12 @@ class EmbeddedEngine:
                     f"peers.{peer.name}: preshared_key: the embedded engine can't use one",
                     hint='"namespace" and "kernel" can; or take it out of both files',
                 )
+            if peer.published:
+                raise PolicyError(
+                    f"peers.{peer.name}: publish: the embedded engine can't open connections into "
+                    "the tunnel",
+                    hint='"namespace" and "kernel" can',
+                )
         wanted = {peer.name: peer for peer in config.peers}
         same = config.listen, config.private_key, config.addresses, config.resolver
         known = self._config.listen, self._config.private_key, self._config.addresses

@@ -52,6 +52,8 @@ async def forwarded(host: HostContext, sources: frozenset[Address]) -> list[Kern
 
 async def cut(host: HostContext, flows: list[KernelFlow]) -> None:
     """Cut ``flows``, which the rules refuse. Raises HostError."""
+    if not flows:
+        return
     try:
         await host.run_aside(netlink.forget, flows)
         await host.run_aside(_tickle, host.interface, flows)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from wgcell import programs
-from wgcell.errors import HostError
+from wgcell.errors import HostError, PolicyError
 from wgcell.gateway import words
 from wgcell.gateway.engines.nftables import transactions
 from wgcell.gateway.engines.nftables.commands import run_tool
@@ -29,10 +29,12 @@ from wgcell.gateway.engines.nftables.device import Device
 from wgcell.gateway.engines.nftables.host import HostContext
 from wgcell.gateway.engines.nftables.listeners import Listeners
 from wgcell.gateway.engines.nftables.observer import FlowObserver
+from wgcell.gateway.engines.nftables.publishing import Listening, Publisher
 from wgcell.gateway.engines.nftables.sets import NameSets, Peers, ServedPeer
 from wgcell.gateway.engines.nftables.table import table_name
 from wgcell.gateway.model.config import GatewayConfig, Peer
 from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.published import Published
 from wgcell.gateway.peer.events import Report
 from wgcell.net.addresses import Address
 
@@ -44,6 +46,7 @@ _TOOLS = {"ip": "iproute2", "nft": "nftables", "wg": "wireguard-tools"}
 class NftablesEngine:
     """One gateway on ``host``. It is an `engines.engine.Engine`.
 
+    ``listening`` are the sockets of the published ports of ``config``.
     ``preexec`` is called in wireguard-go before its exec, so that it can die with this process.
     ``give_up`` is called when the tunnel is gone for good.
     """
@@ -53,6 +56,7 @@ class NftablesEngine:
         config: GatewayConfig,
         report: Report,
         host: HostContext,
+        listening: Listening | None = None,
         *,
         preexec: Callable[[], None] | None = None,
         give_up: Callable[[], None] = lambda: None,
@@ -70,6 +74,7 @@ class NftablesEngine:
         self._udp = UdpFlows(host, self._peers) if host.proxies_udp else None
         self._listeners = Listeners(host, self._peers, self._tcp.accepted)
         self._observer = FlowObserver(host, self._peers)
+        self._publisher = Publisher(host, self._peers, listening or {})
 
     async def start(self) -> None:
         """Be up, and report ``ready``. Raises HostError with a hint, and OSError; then nothing of
@@ -92,6 +97,8 @@ class NftablesEngine:
         host, port = self._host.place(self._config)
         ports = {peer.name: port for peer in self._config.peers}
         self._report(words.Ready(host, port, ports, self._host.name, reason=""))
+        for place in await self._publisher.start(self._config):
+            self._report(place)
 
     def _set_up(self) -> None:
         self._host.prepare(self._config, self._device)
@@ -102,11 +109,16 @@ class NftablesEngine:
     async def apply(self, config: GatewayConfig) -> int:
         """Change to ``config``. Returns how many open flows that has ended.
 
-        Raises HostError; then the former configuration holds, unless what failed was to cut flows.
-        Raises OSError if a port is taken. A peer that is gone is cut off. Changed rules hold for
-        new flows and for open ones.
+        Raises HostError; then the former configuration holds. Raises OSError if a port is taken,
+        and PolicyError if another is to be published. A peer that is gone is cut off. Changed rules
+        hold for new flows and for open ones.
         """
         before = self._config
+        if _published(config) != _published(before):
+            raise PolicyError(
+                "publish: ports are published from the start, or not at all",
+                hint="start the gateway anew",
+            )
         with self._host.changing(before, config):
             async with self._name_sets.paused:
                 try:
@@ -124,16 +136,19 @@ class NftablesEngine:
         return ended + await self._cut_forwarded({*_local(before), *_local(config)})
 
     async def _cut_forwarded(self, local: Collection[Address]) -> int:
-        """Cut what the kernel forwards and the rules do not allow. Returns how many flows."""
-        open_ones = await forwarded(self._host, frozenset(self._peers))
-        refused = [
-            flow
-            for flow in open_ones
-            if flow.address not in local and not self._observer.allows(flow)
-        ]
-        if refused:
+        """Cut what the kernel forwards and the rules do not allow. Returns how many flows.
+
+        The rules hold already; a kernel that can't cut is reported.
+        """
+        try:
+            open_ones = await forwarded(self._host, frozenset(self._peers))
+            others = (flow for flow in open_ones if flow.address not in local)
+            refused = [flow for flow in others if not self._observer.allows(flow)]
             self._observer.cut(refused)
             await cut(self._host, refused)
+        except HostError as error:
+            self._report(words.Fault(error.message))
+            return 0
         return len(refused)
 
     def _take_back(self) -> None:
@@ -223,6 +238,7 @@ class NftablesEngine:
     async def stop(self) -> None:
         """End all flows, and take away everything that was made."""
         self._device.forget()
+        await self._publisher.close()
         self._listeners.close()
         if self._udp is not None:
             self._udp.close()
@@ -237,6 +253,10 @@ def _without_rules(config: GatewayConfig) -> GatewayConfig:
     """What WireGuard, the interface and the host must know of ``config``."""
     peers = tuple(replace(peer, policy=Policy()) for peer in config.peers)
     return replace(config, peers=peers)
+
+
+def _published(config: GatewayConfig) -> dict[str, tuple[Published, ...]]:
+    return {peer.name: peer.published for peer in config.peers if peer.published}
 
 
 def _local(config: GatewayConfig) -> Iterator[Address]:

@@ -16,10 +16,11 @@ import socket
 from collections.abc import Mapping
 
 from wgcell.errors import HostError
+from wgcell.gateway import words
 from wgcell.gateway.engines.nftables.host import HostContext
 from wgcell.gateway.engines.nftables.sets import Peers, ServedPeer
 from wgcell.gateway.model.config import GatewayConfig, Peer
-from wgcell.gateway.model.flow import FAILED, Flow
+from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.published import Published
 from wgcell.gateway.model.rules import Action
 from wgcell.gateway.peer.admission import CUT_OFF
@@ -29,7 +30,7 @@ from wgcell.gateway.proxy.splice import Connection, Unreachable, reset
 from wgcell.gateway.tasks import Tasks
 from wgcell.net import addresses
 
-__all__ = ["MOST_JOINED", "Publisher", "listening"]
+__all__ = ["MOST_JOINED", "Listening", "Publisher", "listening"]
 
 MOST_JOINED = 256
 """Connections to published ports, of all peers together. Each takes two descriptors."""
@@ -85,9 +86,9 @@ class Publisher:
         self._servers: list[asyncio.Server] = []
         self._joined = 0
 
-    async def start(self, config: GatewayConfig) -> list[dict[str, object]]:
-        """Accept connections. Returns an event for each port, with the one that is used."""
-        told = []
+    async def start(self, config: GatewayConfig) -> list[words.Published]:
+        """Accept connections. Returns where, for each published port."""
+        places = []
         peers = {peer.name: peer for peer in config.peers}
         for (name, one), sock in self._listening.items():
             peer = peers[name]
@@ -103,16 +104,8 @@ class Publisher:
             server = await asyncio.start_server(come, sock=sock, limit=_BUFFER)
             self._servers.append(server)
             address, port = sock.getsockname()[:2]
-            told.append(
-                {
-                    "event": "published",
-                    "peer": name,
-                    "address": address,
-                    "port": port,
-                    "inside": one.inside,
-                }
-            )
-        return told
+            places.append(words.Published(name, address, port, one.inside))
+        return places
 
     async def close(self) -> None:
         """Accept no more, and end what is joined."""
@@ -133,11 +126,11 @@ class Publisher:
         origin = f"a published port, from {addresses.written(*source[:2])}"
         if self._joined >= MOST_JOINED:
             full = f"{MOST_JOINED} connections to published ports are open already"
-            served.admission.events.add(_begin(flow, Action.REFUSE.value, full))
+            served.admission.events.add(flow_event(flow, Action.REFUSE.value, full))
             reset(client[1])
             return
         self._joined += 1
-        served.admission.events.add(_begin(flow, Action.ALLOW.value, origin))
+        served.admission.events.add(flow_event(flow, Action.ALLOW.value, origin))
         try:
             await self._join(served, flow, client)
         finally:
@@ -149,7 +142,7 @@ class Publisher:
             inside = await self._connect(served.admission.peer, flow)
             reason = await join(inside, client, sent=flow.count_out, received=flow.count_in)
         except Unreachable as error:
-            verdict, reason = FAILED, str(error)
+            verdict, reason = words.FAILED, str(error)
         except OSError as error:
             reason = f"broken: {error}"
         finally:
@@ -171,7 +164,3 @@ class Publisher:
         except BaseException:
             sock.close()
             raise
-
-
-def _begin(flow: Flow, verdict: str, reason: str) -> dict[str, object]:
-    return {**flow_event(flow, "flow", verdict, reason), "mend": ""}
