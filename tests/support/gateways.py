@@ -33,6 +33,9 @@ from wgcell.gateway.model.source import Source
 ENGINES = ("embedded", "namespace", "kernel")
 
 
+_ANSWERS = ("policy_changed", "order_refused", "rules_listed")
+
+
 class Gateway:
     """A gateway process and its events, read as they come."""
 
@@ -67,6 +70,13 @@ class Gateway:
 
     def tell(self, config: dict[str, Any]) -> None:
         self.say(words.ORDERS.line(order_of(config)))
+
+    def order(self, order: words.Order) -> dict[str, Any]:
+        """Give it an order about its rules; the answer."""
+        self.say(words.ORDERS.line(order))
+        while (event := self.event())["event"] not in _ANSWERS:
+            pass
+        return event
 
     def say(self, line: bytes) -> None:
         """Whatever ``line`` is."""

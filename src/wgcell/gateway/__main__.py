@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from wgcell.gateway.engines.engine import Engine
     from wgcell.gateway.engines.nftables.host import HostContext
+    from wgcell.gateway.engines.nftables.publishing import Listening
     from wgcell.gateway.peer.events import Report
 
 _PR_SET_PDEATHSIG = 1
@@ -93,17 +94,23 @@ async def started(
     engine has the reason why it is not the namespace engine.
     """
     reason = ""
+    ports: Listening = {}
+    if name != "embedded" and any(peer.published for peer in config.peers):
+        from wgcell.gateway.engines.nftables.publishing import listening
+
+        # Before this process has a network of its own, and fewer rights outside.
+        ports = listening(config)
     if name in ("namespace", "auto"):
         from wgcell.gateway.engines.nftables.private import PrivateHost
 
         try:
-            return await _with_nftables(PrivateHost, config, report, give_up)
+            return await _with_nftables(PrivateHost, config, ports, report, give_up)
         except (HostError, OSError, RuntimeError) as error:
             # The embedded engine finds out itself what it lacks, too, such as a free port.
             if name == "namespace":
                 raise
             reason = error.message if isinstance(error, HostError) else str(error)
-            if any(peer.published for peer in config.peers):
+            if ports:
                 raise HostError(
                     f"a published port needs the namespace engine: {reason}",
                     hint="wgcell doctor lists what this machine lacks",
@@ -114,7 +121,7 @@ async def started(
         def machine(config: GatewayConfig) -> MachineHost:
             return MachineHost(interface or INTERFACE)
 
-        return await _with_nftables(machine, config, report, give_up)
+        return await _with_nftables(machine, config, ports, report, give_up)
     from wgcell.gateway.engines.embedded.engine import EmbeddedEngine
 
     embedded = EmbeddedEngine(config, report, reason)
@@ -125,15 +132,13 @@ async def started(
 async def _with_nftables(
     host: Callable[[GatewayConfig], HostContext],
     config: GatewayConfig,
+    ports: Listening,
     report: Report,
     give_up: Callable[[], None],
 ) -> Engine:
     """The nftables engine on ``host``, started. Raises HostError and OSError."""
     from wgcell.gateway.engines.nftables.engine import NftablesEngine
-    from wgcell.gateway.engines.nftables.publishing import listening
 
-    # Before this process has a network of its own, and fewer rights outside.
-    ports = listening(config)
     try:
         preexec = _die_with(os.getpid())
         engine = NftablesEngine(

@@ -17,12 +17,13 @@ from tests.support.gateways import ENGINES, SERVER, Gateway, Tunnel
 from tests.support.networks import RESOLVER, Topology, serving
 from tests.support.waiting import GENEROUS
 
+from wgcell.gateway import words
 from wgcell.gateway.model.keys import generate_private_key, public_key
 
 pytestmark = pytest.mark.namespaces
 
 ALICE = generate_private_key()
-STREAM, ECHO, DATAGRAMS = 7010, 7011, 7012
+STREAM, ECHO, DATAGRAMS, LATE = 7010, 7011, 7012, 7013
 RULES = [
     "allow 203.0.113.7:7010-7012",
     "allow 203.0.113.8:7010-7012",
@@ -83,6 +84,7 @@ def config_of(**changes: Any) -> dict[str, Any]:
 def around(request: pytest.FixtureRequest, topology: Topology) -> Iterator[tuple[Gateway, Tunnel]]:
     world = [(address, STREAM) for address in ("203.0.113.7", "203.0.113.8")]
     others = [(address, ECHO) for address in ("203.0.113.7", "203.0.113.8")]
+    others.append(("203.0.113.7", LATE))
     peers = {"alice": {**config_of()["peers"]["alice"], "port": 54100}}
     with (
         serving(topology.world, world, endless),
@@ -142,7 +144,11 @@ def test_a_stream_that_is_not_allowed_any_more_ends_at_once(
             # The control: another is where it was.
             assert lives(other)
             (end,) = (event for event in told if event["event"] == "flow_end")
-            assert (end["address"], end["port"], end["reason"]) == ("203.0.113.7", STREAM, "cut off")
+            assert (end["address"], end["port"], end["reason"]) == (
+                "203.0.113.7",
+                STREAM,
+                "cut off",
+            )
 
 
 def test_a_connection_that_says_nothing_hears_of_it(around: tuple[Gateway, Tunnel]) -> None:
@@ -206,3 +212,60 @@ def test_what_no_rule_has_changed_for_goes_on(around: tuple[Gateway, Tunnel]) ->
             assert lives(stream)
             datagrams.send(b"y")
             assert datagrams.recv(10) == b"y"
+
+
+def test_an_order_allows_for_a_while_and_its_end_cuts(around: tuple[Gateway, Tunnel]) -> None:
+    gateway, tunnel = around
+    gateway.drain()
+    assert not tunnel.ask("www.example.com").answer
+    assert tunnel.talk("203.0.113.7", LATE) is None
+    told = gateway.order(words.Allow(1, f"www.example.com:{LATE}", 1000, 4.0))
+    assert (told["event"], told["number"], told["who"], told["cut"]) == (
+        "policy_changed",
+        1,
+        1000,
+        0,
+    )
+    assert 0 < told["until"] - time.time() < 5
+    # It is open now: the name, and the address that it leads to.
+    assert tunnel.ask("www.example.com").answer
+    with (
+        tunnel.connect("203.0.113.7", LATE) as stream,
+        tunnel.connect("203.0.113.8", ECHO) as other,
+    ):
+        stream.sendall(b"GET / HTTP/1.0\r\nHost: www.example.com\r\n\r\n")
+        assert stream.recv(100) and lives(other)
+        # It ends while the connection is open, and idle.
+        assert ended(stream) and lives(other)
+        over = gateway.event("policy_changed")
+        assert (over["change"], over["rule"]) == ("expired", f"allow www.example.com:{LATE}")
+        assert (over["who"], over["cut"], over.get("number")) == (1000, 1, None)
+    assert not tunnel.ask("www.example.com").answer
+    assert tunnel.talk("203.0.113.7", LATE) is None
+
+
+def test_an_order_denies_what_a_rule_has_opened(around: tuple[Gateway, Tunnel]) -> None:
+    gateway, tunnel = around
+    with tunnel.connect("203.0.113.7", STREAM) as cut, tunnel.connect("203.0.113.8", ECHO) as other:
+        assert cut.recv(100) and lives(other)
+        gateway.drain()
+        told = gateway.order(words.Deny(2, "203.0.113.7:*", 0))
+        try:
+            assert (told["change"], told.get("until")) == ("deny", None)
+            # The kernel may still track flows that have ended.
+            assert told["cut"] == 1 or (gateway.engine == "kernel" and told["cut"])
+            assert ended(cut) and lives(other)
+            assert tunnel.talk("203.0.113.7", STREAM) is None
+            told = gateway.order(words.ListRules(3))
+            assert [one["rule"] for one in told["rules"]] == ["deny 203.0.113.7:*", *RULES]
+        finally:
+            gateway.order(words.Allow(4, "203.0.113.7:7010-7012", 0))
+    assert tunnel.talk("203.0.113.7", ECHO) == b"x"
+
+
+def test_a_bad_order_is_refused_and_changes_nothing(around: tuple[Gateway, Tunnel]) -> None:
+    gateway, tunnel = around
+    told = gateway.order(words.Allow(5, "203.0.113.7", 0))
+    assert (told["event"], told["number"]) == ("order_refused", 5)
+    assert told["hint"] == "for HTTPS write 203.0.113.7:443"
+    assert tunnel.talk("203.0.113.8", ECHO) == b"x"

@@ -12,6 +12,7 @@ open connections without end: there are at most `MOST_JOINED`, each with two sma
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Mapping
 
@@ -69,8 +70,9 @@ def _listener(one: Published) -> socket.socket:
     try:
         return socket.create_server(one.place, family=family, backlog=_BACKLOG)
     except OSError as error:
+        why = os.strerror(error.errno or 0)
         raise HostError(
-            f"can't publish {one.text}: {addresses.written(*one.place)}: {error.strerror}",
+            f"can't publish {one.text}: {addresses.written(*one.place)}: {why}",
             hint="choose another port, or 0 for any that is free",
         ) from None
 
