@@ -7,19 +7,20 @@ from contextlib import closing, suppress
 
 from wgcell.cell.start import Happened, Remark, Said, Start
 from wgcell.cell.states import EXIT_CODES, Outcome
-from wgcell.cli.terminal import Narrator, Words, clean, console, out, warn
+from wgcell.cli.progress import EventPrinter, Verbosity
+from wgcell.cli.terminal import clean, console, out, warn
 from wgcell.client.beginning import Beginning
 from wgcell.client.process import Supervised
 from wgcell.errors import WgcellError
 
 __all__ = ["detached", "show"]
 
-_WEIGHTS = {"always": Words.ERRORS, "few": Words.FEW, "all": Words.ALL}
+_WEIGHTS = {"always": Verbosity.QUIET, "few": Verbosity.NORMAL, "all": Verbosity.VERBOSE}
 
 
-def show(remark: Remark, words: Words) -> None:
-    """Say a remark, if so many ``words`` are wanted."""
-    if words < _WEIGHTS[remark.weight]:
+def show(remark: Remark, verbosity: Verbosity) -> None:
+    """Print a remark, if this verbosity shows it."""
+    if verbosity < _WEIGHTS[remark.weight]:
         return
     if remark.warns:
         warn(remark.text)
@@ -27,20 +28,20 @@ def show(remark: Remark, words: Words) -> None:
         console.print(f"[dim]wgcell:[/] {clean(remark.text)}")
 
 
-def detached(start: Start, words: Words) -> int:
+def detached(start: Start, verbosity: Verbosity) -> int:
     """Start a cell, and print its id once its tunnel is verified; the exit code.
 
     Raises what the foreground would raise. Ctrl-C until then ends the cell.
     """
-    narrator = Narrator(words)
+    printer = EventPrinter(verbosity)
 
     def heard(word: Said) -> None:
         match word:
             case Remark():
-                show(word, words)
+                show(word, verbosity)
             case Happened():
                 with suppress(ValueError):
-                    narrator(json.loads(word.line))
+                    printer(json.loads(word.line))
 
     beginning = Beginning(heard)
     with closing(Supervised.start(start)) as supervised:
@@ -53,7 +54,7 @@ def detached(start: Start, words: Words) -> int:
             if beginning.end is None:
                 raise
         finally:
-            narrator.stop()
+            printer.stop()
         if beginning.end is not None:
             return beginning.end.exit_code
         supervised.keep()

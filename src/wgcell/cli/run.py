@@ -35,19 +35,18 @@ from wgcell.cell.settings import (
 from wgcell.cell.start import Start
 from wgcell.cli.detached import detached, show
 from wgcell.cli.image import build_with_progress
-from wgcell.cli.lines import JsonLines
+from wgcell.cli.lines import JsonLines, following
 from wgcell.cli.options import After, with_settings
+from wgcell.cli.progress import EventPrinter, Verbosity
 from wgcell.cli.terminal import (
-    Narrator,
-    Words,
-    all_said,
     clean,
     console,
+    finish_writing,
     raw_sink,
     restore,
     sink,
-    speak_aside,
     warn,
+    write_in_background,
 )
 from wgcell.display import one_line
 from wgcell.errors import JobError, StateError
@@ -97,7 +96,7 @@ def _build(name: str, why: str) -> store.Image:
 def _agree(summary: str) -> bool:
     for line in summary.splitlines():
         console.print(clean(line))
-    if not all_said():
+    if not finish_writing():
         return False
     try:
         return typer.confirm("make these changes?", err=True)
@@ -207,9 +206,11 @@ def run(
     """
     cells = state_folder(state_dir and expanded(state_dir))
     check_writable(cells)
-    words = Words.ERRORS if quiet or as_json else Words.ALL if verbose else Words.FEW
+    verbosity = (
+        Verbosity.QUIET if quiet or as_json else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
+    )
     variables, unset = environment(typed.words(ENV), map(expanded, env_file or ()), os.environ)
-    if unset and words >= Words.FEW:
+    if unset and verbosity >= Verbosity.NORMAL:
         warn(f"not set here, so not passed on: {', '.join(unset)}")
     vpn = typed.get(VPN)
     options = JobOptions(
@@ -245,7 +246,7 @@ def run(
             agreed=yes,
             remove=remove,
         )
-        raise typer.Exit(_hinted(start.file, options, lambda: detached(start, words)))
+        raise typer.Exit(_hinted(start.file, options, lambda: detached(start, verbosity)))
     provider = load_provider()
     job_file = None if file is None else expanded(file)
     job = _hinted(
@@ -257,10 +258,10 @@ def run(
         job, provider=provider, allow_endpoints=allow_endpoint or (), force=force, make=_build
     )
     for remark in announcement.about_machine(plan):
-        show(remark, words)
+        show(remark, verbosity)
     into = None if json_file is None else raw_sink(_opened(expanded(json_file)))
     with api.Cell(plan, cells) as cell:
-        code = _lived(cell, words, yes=yes, as_json=as_json, into=into, file=json_file)
+        code = _lived(cell, verbosity, yes=yes, as_json=as_json, into=into, file=json_file)
     if remove:
         cell.folder.remove()
     raise typer.Exit(code)
@@ -268,7 +269,7 @@ def run(
 
 def _lived(
     cell: api.Cell,
-    words: Words,
+    verbosity: Verbosity,
     *,
     yes: bool,
     as_json: bool,
@@ -276,18 +277,18 @@ def _lived(
     file: Path | None,
 ) -> int:
     """The cell's whole life on the terminal; its exit code. Raises StateError."""
-    speak_aside()
-    narrator = Narrator(words)
+    write_in_background()
+    printer = EventPrinter(verbosity)
     for remark in announcement.about_cell(cell.plan, cell.id):
-        show(remark, words)
-    files = [JsonLines(cell.id, into)] if into else []
+        show(remark, verbosity)
+    files = [JsonLines(cell.id, into, f"--json-file: {file}")] if into else []
     printed = JsonLines(cell.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
+    follow = following(lines, cell.fail)
 
-    def tell(event: Event) -> None:
-        for one in lines:
-            one.event(event)
-        narrator(event)
+    def happened(event: Event) -> None:
+        follow(event)
+        printer(event)
 
     if printed:
         out, err = printed.output("stdout"), printed.output("stderr")
@@ -297,7 +298,7 @@ def _lived(
     agree = (lambda summary: True) if yes else _agree if can_ask else None
 
     def land(arrived: api.Arrived) -> Landed:
-        narrator.stop()
+        printer.stop()
         restore()  # a question may be asked
         try:
             with interruptible():
@@ -307,15 +308,14 @@ def _lived(
             return Landed(f"{end} while outputs landed; {where}", False, interrupted=True)
 
     try:
-        result = until_its_end(cell, event=tell, stdout=out, stderr=err, land=land)
+        result = until_its_end(cell, event=happened, stdout=out, stderr=err, land=land)
     finally:
-        narrator.stop()
+        printer.stop()
         restore()
         for one in lines:
             one.close()
         cell.close()
     for one in lines:
-        if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
-            place = "standard output" if one is printed else f"--json-file: {file}"
-            raise StateError(f"{place}: {one.failure.strerror}: events are missing in it")
+        if one.fault and one.fault != result.reason:  # the last events, or an error before it
+            raise StateError(one.fault)
     return result.exit_code
