@@ -37,8 +37,9 @@ def check_published(asked: GatewayAsked, engine: GatewayEngine) -> None:
         try:
             socket.create_server(port.place, family=family).close()
         except OSError as error:
+            where, why = addresses.written(*port.place), os.strerror(error.errno or 0)
             raise HostError(
-                f"--publish {text}: {addresses.written(*port.place)}: {os.strerror(error.errno)}",
+                f"--publish {text}: {where}: {why}",
                 hint="choose another port, or 0 for any that is free",
             ) from None
 
