@@ -32,9 +32,11 @@ from wgcell.cell.settings import (
     COMMAND,
     ENV,
     EXCLUDE,
+    HOSTS,
     INPUTS,
     NAME,
     OUTPUTS,
+    PUBLISH,
     SERVICES,
     SETTINGS,
     TABLE,
@@ -85,10 +87,10 @@ class _Native:
     """A text as the system has it: of a path, an argument, a variable. Bytes that are no UTF-8 are
     in it as Python has them (`os.fsdecode`). Never cut."""
 
-    def said(self, value: Any) -> Any:
-        return self.heard(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    def encoded(self, value: Any) -> Any:
+        return self.decoded(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
-    def heard(self, found: Any) -> Any:
+    def decoded(self, found: Any) -> Any:
         if not isinstance(found, str) or len(found) > _LONGEST_WORD:
             raise LineError(f"no text of up to {_LONGEST_WORD} characters")
         try:
@@ -102,13 +104,13 @@ class _Native:
 class _Natives:
     """Many of them, in order."""
 
-    def said(self, value: Any) -> Any:
-        return self._each(value, _Native().said)
+    def encoded(self, value: Any) -> Any:
+        return self._each(value, _Native().encoded)
 
-    def heard(self, found: Any) -> Any:
+    def decoded(self, found: Any) -> Any:
         if not isinstance(found, list):
             raise LineError("no list")
-        return tuple(self._each(found, _Native().heard))
+        return tuple(self._each(found, _Native().decoded))
 
     def _each(self, value: Any, way: Any) -> list[Any]:
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
@@ -123,26 +125,26 @@ class _Natives:
 class _Pairs:
     """Names with their values, in order."""
 
-    def said(self, value: Any) -> Any:
-        return self.heard(dict(value))
+    def encoded(self, value: Any) -> Any:
+        return self.decoded(dict(value))
 
-    def heard(self, found: Any) -> Any:
+    def decoded(self, found: Any) -> Any:
         if not isinstance(found, dict) or len(found) > _MOST_WORDS:
             raise LineError(f"no table of up to {_MOST_WORDS}")
         native = _Native()
-        return {native.heard(name): native.heard(value) for name, value in found.items()}
+        return {native.decoded(name): native.decoded(value) for name, value in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
     """One value of a setting as somebody wrote it: the setting's row reads it."""
 
-    def said(self, value: Any) -> Any:
-        return self.heard(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    def encoded(self, value: Any) -> Any:
+        return self.decoded(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
-    def heard(self, found: Any) -> Any:
+    def decoded(self, found: Any) -> Any:
         if isinstance(found, str):
-            return _Native().heard(found)
+            return _Native().decoded(found)
         if not isinstance(found, int | float) or not math.isfinite(found) or abs(found) >= 2**63:
             raise LineError("neither a text nor a number")
         return found
@@ -220,10 +222,12 @@ _PARTS: Mapping[str, str] = MappingProxyType(
         VPN.key: "vpn",
         ALLOW.key: "allow",
         SERVICES.key: "services",
+        PUBLISH.key: "publish",
         INPUTS.key: "inputs",
         EXCLUDE.key: "excludes",
         OUTPUTS.key: "outputs",
         ENV.key: "env",
+        HOSTS.key: "hosts",
     }
 )
 """Of the rows that are no settings, the fields of `JobOptions`."""
