@@ -35,7 +35,12 @@ class CellSettings(TypedDict, total=False):
     allow: Sequence[str]
     """What the cell may reach, by its own gateway: ``["api.example.com:443"]``."""
     services: Mapping[str, str]
-    """Services in the tunnel: ``{"10.99.0.5:80": "127.0.0.1:8000"}``."""
+    """Services in the tunnel: ``{"10.99.0.5:80": "127.0.0.1:8000"}``, or by a name:
+    ``{"db": "127.0.0.1:5432"}`` makes ``db.internal`` answer."""
+    publish: Sequence[str]
+    """Ports of this machine, 127.0.0.1 unless said, joined to the cell's: ``["8080:80"]``."""
+    hosts: Mapping[str, str]
+    """Names, each with an address: lines of the guest's /etc/hosts."""
     learn: bool
     """Let all that is public through, and record what was needed."""
     vpn: StrPath
@@ -77,8 +82,8 @@ class CellSettings(TypedDict, total=False):
 
 
 _OWN = (
-    *("name", "file", "allow", "services", "learn", "vpn", "allow_endpoints", "inputs", "exclude"),
-    *("outputs", "output_dir", "sync", "force", "env", "state_dir"),
+    *("name", "file", "allow", "services", "publish", "hosts", "learn", "vpn", "allow_endpoints"),
+    *("inputs", "exclude", "outputs", "output_dir", "sync", "force", "env", "state_dir"),
 )
 """Those that no row of the table makes a value of."""
 _ROWS: Mapping[str, Row[Any]] = {row.name: row for row in SETTINGS}
@@ -104,6 +109,8 @@ def start_of(command: Sequence[str], given: Mapping[str, Any], *, remove: bool) 
         vpn=_path(said, "vpn"),
         allow=_texts("allow", said.get("allow", ())),
         services=_pairs("services", said.get("services", {})),
+        publish=_texts("publish", said.get("publish", ())),
+        hosts=_pairs("hosts", said.get("hosts", {})),
         settings=settings,
         idle=True,
         keywords=True,
