@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from wgcell import programs
 from wgcell.cell.job import Job
@@ -30,7 +29,7 @@ class Disks:
     """The drives, open. ``inputs`` holds the digest and the size of what the guest is given."""
 
     drives: tuple[Drive, ...]
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def make(cls, job: Job, rootfs: Path, folder: Path) -> Disks:
@@ -38,7 +37,7 @@ class Disks:
 
         Raises HostError and InputFileError; then no descriptor stays open.
         """
-        inputs: Mapping[str, Any] = {}
+        inputs: Mapping[str, object] = {}
         with ExitStack() as opened:
 
             def drive(path: Path, *, writable: bool = False) -> Drive:

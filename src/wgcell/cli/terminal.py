@@ -11,9 +11,9 @@ import json
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import IO, Any, cast
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -153,7 +153,7 @@ def raw_sink(fd: int) -> Callable[[bytes], None]:
     return write
 
 
-def sink(stream: Any) -> Callable[[bytes], None]:
+def sink(stream: TextIO) -> Callable[[bytes], None]:
     """Where a workload's bytes go: filtered on a terminal, untouched in a pipe or a file."""
     write = raw_sink(stream.fileno())
     if not stream.isatty():
@@ -163,7 +163,7 @@ def sink(stream: Any) -> Callable[[bytes], None]:
     return lambda data: write(terminal.feed(data))
 
 
-def writer(stream: Any) -> Callable[[bytes], None]:
+def writer(stream: TextIO) -> Callable[[bytes], None]:
     """`sink`, for a verb whose output it is: what can't be written is an error with a name."""
     write = sink(stream)
     name = "standard error" if stream is sys.stderr else "standard output"
@@ -244,6 +244,16 @@ _LONGEST_REASON = 1000
 """Characters; a guest's fault may be 24,000."""
 
 
+def _table(found: object) -> Mapping[object, object]:
+    """``found`` if it is a table, as it is in a record of ours; else none."""
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(found: object) -> Sequence[object]:
+    """``found`` if it is a list; else none."""
+    return found if isinstance(found, list | tuple) else ()
+
+
 class Narrator:
     """Tells a cell's events, one line each; a spinner stands while nothing else is said."""
 
@@ -265,7 +275,7 @@ class Narrator:
         if words <= self._words:
             console.print(f"[dim]wgcell:[/] {text}")
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: dict[str, object]) -> None:
         """Tell one event."""
         if "folder" in event:
             self._folder = str(event["folder"])
@@ -291,7 +301,7 @@ class Narrator:
                     what, how = clean(self._tally.what(event)), self._tally.told(event)
                     self.line(f"[yellow]{how}[/] {what} ({clean(why)})", Words.ALL)
             case "walls" if not (event["seal"] and event["jail"]):
-                for wall, why in event["missing"].items():
+                for wall, why in _table(event["missing"]).items():
                     self.line(f"[red]not up:[/] {clean(wall)}: {clean(why)}")
             case "frozen":
                 self.line("the machine is frozen and waits; [bold]wgcell ps[/] says how to look in")
@@ -317,7 +327,7 @@ class Narrator:
             case "changed":
                 self.line(f"[red]the guest's {clean(event.get('what'))} changed[/]")
             case "outputs":
-                for left_out in event.get("left_out", ()):
+                for left_out in _listed(event.get("left_out")):
                     self.line(f"[yellow]output left out:[/] {clean(left_out)}")
                 self._verdict = str(event.get("verdict") or event.get("reason") or "")
                 if "files" in event:
@@ -331,7 +341,7 @@ class Narrator:
             case "ended":
                 self._ended(event)
 
-    def _ended(self, event: dict[str, Any]) -> None:
+    def _ended(self, event: dict[str, object]) -> None:
         self.stop()
         for refusal in self._tally.summary()[:_MOST_REFUSALS]:
             self.line(clean(refusal))

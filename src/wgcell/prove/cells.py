@@ -327,7 +327,7 @@ async def _boot(ground: Ground, machines: Machines, boot: Boot) -> _Seen:
     return seen
 
 
-def _opened(ground: Ground) -> Callable[..., Coroutine[Any, Any, Any]]:
+def _opened(ground: Ground) -> Callable[..., Coroutine[object, None, Any]]:
     async def spawn(nic: socket.socket, udp: socket.socket, cell: str, fuse: Any) -> OpenedRelay:
         return OpenedRelay(nic, udp.dup(), ground.wire)
 

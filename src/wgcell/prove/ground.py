@@ -25,9 +25,9 @@ import ctypes
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import mitmproxy_rs
 
@@ -62,7 +62,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _call(name: str, *arguments: Any) -> None:
+def _call(name: str, *arguments: object) -> None:
     if getattr(_libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
@@ -163,7 +163,7 @@ class Ground(Protocol):
 
 
 class _Keys:
-    _server: Any = None
+    _server: mitmproxy_rs.wireguard.WireGuardServer | None = None
 
     async def stop(self) -> None:
         """Stop the endpoint."""
@@ -186,11 +186,13 @@ class _Keys:
         """The endpoint's public key."""
         return decode_key(public_key(self._endpoint))
 
-    def serve(self, host: str, port: int) -> Any:
+    def serve(
+        self, host: str, port: int
+    ) -> Coroutine[object, None, mitmproxy_rs.wireguard.WireGuardServer]:
         """Begin to start boringtun; to be awaited."""
 
-        async def end(stream: Any) -> None:
-            stream.close()
+        async def end(stream: mitmproxy_rs.Stream) -> None:
+            stream.close()  # type: ignore[no-untyped-call]
 
         peers = [public_key(key) for key in self._peers]
         return mitmproxy_rs.wireguard.start_wireguard_server(

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from wgcell.prove.battery import CASES, Case, Scene
 from wgcell.prove.bypass import BYPASSES, Bypass
@@ -27,7 +26,7 @@ CARD = "eth0"
 PATIENCE = 20.0
 
 
-def say(**words: Any) -> None:
+def say(**words: object) -> None:
     """One line to the host, at once."""
     print(json.dumps(words), flush=True)
 

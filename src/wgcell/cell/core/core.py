@@ -8,7 +8,6 @@ which has *seen* the guest's handshake and transport both ways; ``tampered`` nee
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
@@ -363,7 +362,7 @@ class Core(Life):
         self._do(do.SendGuest(protocol.RECONNECT))
 
 
-_RULES: dict[type, Callable[[Core, Any], None]] = {
+_RULES: dict[type, Callable[..., None]] = {
     seen.Began: Core._began,
     seen.Caused: Core._caused,
     seen.CancelAsked: Core._cancel,
@@ -387,7 +386,7 @@ _RULES: dict[type, Callable[[Core, Any], None]] = {
     seen.LandingEnded: Core._landed,
     seen.RecordClosed: Core._record_closed,
 }
-_GUEST_RULES: dict[type, Callable[[Core, Any], None]] = {
+_GUEST_RULES: dict[type, Callable[..., None]] = {
     protocol.Hello: Core._hello,
     protocol.Report: Core._report,
     protocol.Ready: Core._ready,

@@ -9,7 +9,6 @@ the relay's message comes behind the machine's death.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
@@ -60,10 +59,10 @@ class Life:
         if self._ending is None or isinstance(action, do.Record | do.EndMachine | do.Ended):
             self._actions.append(action)
 
-    def _log(self, event: str, **fields: Any) -> None:
+    def _log(self, event: str, **fields: object) -> None:
         self._do(do.Log(event, fields))
 
-    def _log_bounded(self, event: str, **fields: Any) -> None:
+    def _log_bounded(self, event: str, **fields: object) -> None:
         self._do(do.LogBounded(event, fields))
 
     def _wake(self, seconds: float, act: Callable[[], None]) -> None:
