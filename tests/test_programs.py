@@ -31,7 +31,7 @@ SPAWNS = re.compile(
     r"|(typer|click)\.(launch|edit|echo_via_pager)|\w+\.pager"
 )
 OTHERS = {
-    "prove/player.py": "runs in a guest, whose environment the image makes",
+    "prove/runners/guest.py": "runs in a guest, whose environment the image makes",
     "guest/agent/": "runs in a guest, with programs of the initramfs and the job's environment",
 }
 """Files and folders that start programs in another way, and why that is right."""

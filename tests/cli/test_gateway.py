@@ -23,7 +23,7 @@ from wgcell.cell.jobfile import job_from_options
 from wgcell.cell.provider import Provider, apply_ceilings
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.cli import terminal
-from wgcell.cli.terminal import Narrator, Words
+from wgcell.cli.progress import EventPrinter, Verbosity
 from wgcell.errors import ConsentError, JobError
 from wgcell.programs import path_of
 
@@ -288,18 +288,18 @@ def test_a_run_ends_with_what_was_refused_and_what_would_allow_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminal.console, "file", sys.stderr)
-    narrator = Narrator(Words.ALL)
-    narrator({"event": "gateway", "engine": "namespace", "reason": ""})
-    narrator({"event": "gateway", "engine": "embedded", "reason": "nft is missing"})
+    printer = EventPrinter(Verbosity.VERBOSE)
+    printer({"event": "gateway", "engine": "namespace", "reason": ""})
+    printer({"event": "gateway", "engine": "embedded", "reason": "nft is missing"})
     flow = {"event": "flow", "verdict": "refuse", "protocol": "tcp", "address": "203.0.113.7"}
     flow |= {"port": 443, "name": "cdn.example.com", "reason": "no rule allows it"}
     for _ in range(3):
-        narrator({**flow, "mend": "cdn.example.com:443"})
-    narrator({**flow, "verdict": "allow", "rule": "learn", "mend": "b.example.com:80"})
+        printer({**flow, "mend": "cdn.example.com:443"})
+    printer({**flow, "verdict": "allow", "rule": "learn", "mend": "b.example.com:80"})
     dead = {**flow, "event": "flow_end", "verdict": "fail", "reason": "service 127.0.0.1:1: dead"}
     for _ in range(2):
-        narrator({**dead, "name": "", "address": "10.99.0.5"})
-    narrator({"event": "ended", "outcome": "completed", "reason": "", "exit_code": 0})
+        printer({**dead, "name": "", "address": "10.99.0.5"})
+    printer({"event": "ended", "outcome": "completed", "reason": "", "exit_code": 0})
     said = capsys.readouterr().err
     assert said.count("fail slowly or hang: nft is missing; wgcell doctor") == 1
     assert said.count("fail slowly or hang") == 1

@@ -26,13 +26,14 @@ from tests.support.zygotes import Zygote
 
 import wgcell
 from wgcell import errors
+from wgcell.announcement import opens
 from wgcell.cell.core import events as seen
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import create
 from wgcell.cell.job import HostLimits, JobOptions
 from wgcell.cell.jobfile import job_keys, load_job
 from wgcell.cell.states import State
-from wgcell.cli.run import _opens
+from wgcell.cli.terminal import clean
 from wgcell.display import INVISIBLE, one_line, paragraph
 from wgcell.errors import GuestError, LaunchError, WgcellError
 from wgcell.gateway.model import document, remarks
@@ -244,7 +245,7 @@ def test_what_a_run_says_before_it_begins(tmp_path: Path) -> None:
         with contextlib.suppress(WgcellError):
             job = load_job(tmp_path / "job.toml", HOST, JobOptions(outputs=("x",)))
             taken += 1
-            assert_ours(_opens(job, None, ()))
+            assert_ours(clean(opens(job, None, ())))
             rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
             assert_ours("\n".join(map(one_line, remarks.of_rules(rules))))
     assert taken > 5

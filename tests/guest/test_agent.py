@@ -22,6 +22,7 @@ from wgcell.guest.agent import files, main, network, results, root, standing, to
 from wgcell.guest.agent.loop import READABLE, Loop
 from wgcell.guest.agent.main import Lines
 from wgcell.guest.agent.streams import Stream
+from wgcell.guest.config import GuestConfig
 from wgcell.guest.firewall import comparable, ruleset
 from wgcell.guest.walls import Wall
 
@@ -314,7 +315,7 @@ def test_an_endpoint_that_has_moved_gets_a_handshake_as_soon_as_there_is_room(
         def send(self) -> None:
             done.append(("probe", waited))
 
-    def connect(config: protocol.GuestConfig) -> None:
+    def connect(config: GuestConfig) -> None:
         if full:
             raise full.pop()
         done.append((config.hostname, waited))

@@ -18,6 +18,7 @@ from tests.support.guests import CONFIG
 
 from wgcell.errors import GuestError
 from wgcell.guest import protocol, scripts, verify
+from wgcell.guest.config import GuestConfig, encode_config, parse_config
 from wgcell.guest.frames import Terminal
 from wgcell.guest.walls import Wall
 
@@ -123,14 +124,14 @@ HARD = ("python3", "a b", "$(id)", "", "x\\y", ":", "é", "-c", "'q'", "a\nb", "
     )
 )
 def test_the_guest_reads_the_configuration_that_the_host_sends(
-    config: protocol.GuestConfig,
+    config: GuestConfig,
 ) -> None:
-    read = protocol.parse_config(protocol.encode_config(config).splitlines(keepends=True))
+    read = parse_config(encode_config(config).splitlines(keepends=True))
     assert abs(read.time - config.time) < 1e-5
     assert replace(read, time=config.time) == config
 
 
-LINES = protocol.encode_config(CONFIG).splitlines()
+LINES = encode_config(CONFIG).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ LINES = protocol.encode_config(CONFIG).splitlines()
 )
 def test_a_configuration_that_is_none_is_refused(lines: list[bytes]) -> None:
     with pytest.raises(GuestError):
-        protocol.parse_config(lines)
+        parse_config(lines)
 
 
 def test_the_guest_reads_the_hosts_orders_and_no_others() -> None:

@@ -27,7 +27,7 @@ PARSERS = {
 }
 ELSEWHERE = {
     "net": "the one place",
-    "prove/cells.py": "constants of the battery's own tunnel",
+    "prove/runners/cell.py": "constants of the battery's own tunnel",
     "cell/own_gateway.py": "constants",
     "cell/roaming.py": "the endpoint that vetting has returned",
 }

@@ -95,7 +95,7 @@ def here(asked: dict[str, Any]) -> int:
         wgcell.cli.main.main()
     except SystemExit as end:
         code = end.code
-    terminal.all_said()
+    terminal.finish_writing()
     return code if isinstance(code, int) else 0
 
 

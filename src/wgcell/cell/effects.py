@@ -13,6 +13,7 @@ from wgcell.cell.launch import Launch
 from wgcell.cell.outlets import Outlets
 from wgcell.errors import StateError
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig, encode_config
 
 __all__ = ["Effects"]
 
@@ -30,7 +31,7 @@ class Effects:
         record_failed: Callable[[StateError], None],
         unpack: Callable[[], None],
     ) -> None:
-        self.config: protocol.GuestConfig | None = None
+        self.config: GuestConfig | None = None
         """What the guest is to be told."""
         self._log, self._launch, self._outlets = log, launch, outlets
         self._wake, self._end = wake, end
@@ -54,7 +55,7 @@ class Effects:
                 self._send(line)
             case do.SendConfiguration():
                 if self.config is not None:
-                    self._send(protocol.encode_config(replace(self.config, time=time.time())))
+                    self._send(encode_config(replace(self.config, time=time.time())))
             case do.SetGuestClock():
                 self._send(protocol.clock(time.time()))
             case _:

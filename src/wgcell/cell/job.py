@@ -76,6 +76,7 @@ class Job(Settings):
 
     name: str
     command: tuple[str, ...]
+    """Empty: the cell has no workload of its own, and waits for sessions until it is stopped."""
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
     """Patterns relative to /work, normalized; . is all of it."""
@@ -143,3 +144,6 @@ class JobOptions:
     services: tuple[tuple[str, str], ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     """Each as written, by its name in `wgcell.cell.settings.Settings`: ``{"memory": "2GiB"}``."""
+    idle: bool = False
+    """Whether the job may do without a command: its cell then waits for sessions until it is
+    stopped."""

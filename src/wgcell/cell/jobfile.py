@@ -123,13 +123,16 @@ class _Reading:
             self.fail("name", f"found {text[:60]!r}; allowed: 1-32 of a-z, 0-9 and -, not - first")
         return text
 
-    def command(self, words: tuple[str, ...]) -> tuple[str, ...]:
-        if not words or not words[0]:
+    def command(self, words: tuple[str, ...], *, idle: bool) -> tuple[str, ...]:
+        if not idle and not words:
             self.fail(
                 "command",
                 "is empty",
-                'give one: command = ["python3", "train.py"], or after -- on the command line',
+                'give one: command = ["python3", "train.py"], or after -- on the command line; or '
+                "--detach a cell that has none",
             )
+        if words and not words[0]:
+            self.fail("command", "begins with an empty word")
         if any("\0" in word for word in words):
             self.fail("command", "holds a NUL character")
         return words
@@ -233,7 +236,7 @@ def job_from_options(
     Raises `JobError` as `load_job` does, with "command line" in the file's place.
     """
     reading = _Reading(_COMMAND_LINE, options)
-    stem = Path(options.command[0]).name if options.command else "job"
+    stem = Path(options.command[0]).name if options.command else "cell"
     return _build(reading, Written(), folder or Path.cwd(), stem, limits, options)
 
 
@@ -257,7 +260,7 @@ def _build(
     name = file.get(NAME) if chosen.name is None else chosen.name
     job = Job(
         name=reading.name(_as_name(stem) if name is None else name),
-        command=reading.command(chosen.command or file.get(COMMAND) or ()),
+        command=reading.command(chosen.command or file.get(COMMAND) or (), idle=chosen.idle),
         inputs=reading.inputs(file, folder, chosen),
         excludes=(*(file.get(EXCLUDE) or ()), *chosen.excludes),
         outputs=reading.outputs((*(file.get(OUTPUTS) or ()), *chosen.outputs, *everything)),

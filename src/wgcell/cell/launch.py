@@ -45,6 +45,7 @@ from wgcell.cell.tasks import together
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.errors import HostError
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig
 from wgcell.net.routes import has_ipv6
 from wgcell.relay import link
 from wgcell.relay.control import Configure
@@ -353,9 +354,9 @@ class Launch:
             )
 
 
-def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> protocol.GuestConfig:
+def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> GuestConfig:
     """What the guest is told, but for the time, which it is told when it asks."""
-    return protocol.GuestConfig(
+    return GuestConfig(
         time=0,
         hostname=job.name,
         walls=job.guest_walls,

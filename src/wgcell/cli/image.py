@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import time
@@ -22,9 +21,6 @@ from wgcell.image import store
 
 __all__ = ["app", "build_with_progress"]
 
-_MIRROR = "WGCELL_MIRROR"
-"""The variable in place of ``--mirror``."""
-
 app = typer.Typer(no_args_is_help=True, help="Build, list and remove guest images.")
 
 
@@ -33,8 +29,7 @@ def build_with_progress(name: str, mirrors: Sequence[str] = ()) -> store.Image:
 
     Without ``mirrors``, those of the environment's WGCELL_MIRROR, one a line.
     """
-    mirrors = mirrors or os.environ.get(_MIRROR, "").split("\n")
-    named = [mirror.strip() for mirror in mirrors if mirror.strip()]
+    named = [mirror.strip() for mirror in mirrors if mirror.strip()] or builder.mirrors()
     started = time.monotonic()
     with console.status(f"building image {name}") as status:
 

@@ -17,7 +17,7 @@ import typer
 import wgcell as package
 from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cli import stdio
-from wgcell.cli.terminal import all_said, complain
+from wgcell.cli.terminal import complain, finish_writing
 from wgcell.errors import HostError, WgcellError
 
 VERBS: Mapping[str, str] = MappingProxyType(
@@ -88,7 +88,7 @@ def program() -> None:
         main()
     except SystemExit as end:
         code = end.code
-    all_said()
+    finish_writing()
     # The interpreter taken apart module by module costs 35 ms, and every file is closed by now.
     # It would also end with 120 if standard output fails, and 120 means a rogue frame.
     os._exit(code if isinstance(code, int) else 0)

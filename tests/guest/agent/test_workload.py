@@ -72,7 +72,7 @@ int main(int argc, char **argv, char **env) {
 # In a mount namespace of its own: `confined` as the agent calls it.
 START = """
 import os, signal, sys
-from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig
 from wgcell.guest.agent import kernel, tools, workload
 root, which, *command = sys.argv[1:]
 with open("/proc/self/oom_score_adj", "w") as file:
@@ -86,7 +86,7 @@ for name, kind in (("/proc", "proc"), ("/sys", "sysfs")):
 # move_to_root moves a mount, so the root must be one; and a proc comes over /tmp.
 kernel.mount(root, "/mnt", flags=kernel.BIND)
 root = "/mnt"
-config = protocol.GuestConfig(
+config = GuestConfig(
     time=1, hostname="cell", walls=frozenset(), private_key=b"", peer_public_key=b"",
     preshared_key=None, addresses=(), allowed_ips=(), mtu=1420, keepalive=25, dns=(), probe="",
     inputs=False, command=tuple(command), environment=(("A", "x y"),), outputs=(),

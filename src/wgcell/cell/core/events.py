@@ -8,6 +8,7 @@ from wgcell.cell.archive import Unpacked
 from wgcell.cell.states import Cause
 from wgcell.gateway import words as gateway
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig
 from wgcell.relay import control as relay
 
 __all__ = [
@@ -69,7 +70,7 @@ class AbortAsked:
 class Booting:
     """The relay stands and the machine is about to run. ``pid`` is the machine's."""
 
-    config: protocol.GuestConfig
+    config: GuestConfig
     pid: int
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 
 from wgcell.errors import GuestError
+from wgcell.guest import config as configuration
 from wgcell.guest import protocol
 from wgcell.guest.agent import files, kernel, network, root, standing, tools, workload
 from wgcell.guest.agent.loop import READABLE, Loop
@@ -37,7 +38,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from wgcell.guest.protocol import GuestConfig, Message
+    from wgcell.guest.config import GuestConfig
+    from wgcell.guest.protocol import Message
 
 
 class Lines:
@@ -148,7 +150,7 @@ class Agent:
         lines = [control.next()]
         while lines[-1] != b"end":
             lines.append(control.next())
-        return protocol.parse_config(lines)
+        return configuration.parse_config(lines)
 
     def _set_up(self, config: GuestConfig) -> None:
         # The endpoint has seen the host's clock, in the consent, and this one must not be behind.

@@ -25,7 +25,7 @@ _LINKS = {
 }
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from wgcell.guest.protocol import GuestConfig
+    from wgcell.guest.config import GuestConfig
 
 
 def put_together(config: GuestConfig) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from wgcell.guest.protocol import GuestConfig
+    from wgcell.guest.config import GuestConfig
 
 
 def environment(config: GuestConfig) -> dict[str, str]:
