@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -101,3 +103,47 @@ def test_whoever_is_interrupted_before_the_id_leaves_no_cell(
         out, _ = typed.communicate()
     assert out == b"" and typed.returncode == (130 if number is signal.SIGINT else -number)
     assert ended(cell)["outcome"] == "cancelled"
+
+
+def test_a_cell_is_paused_and_goes_on_and_is_waited_for(typed: Typed, machineless: Path) -> None:
+    typed("run", "-dq", "--name", "one", "--", "wait")
+    (cell,) = all_cells(machineless)
+    assert typed("pause", "one")[:2] == (0, f"{cell.id}\n")
+    assert typed("ps", "--format", "{{.Status}} {{.Words}}")[1] == "paused paused\n"
+    code, _, err = typed("pause", "one")
+    assert code == 125 and f"{cell.id}: it is paused already" in err
+    assert typed("unpause", "one")[:2] == (0, f"{cell.id}\n")
+    assert typed("ps", "--format", "{{.Status}}")[1] == "running\n"
+    assert "it is not paused" in typed("unpause", "one")[2]
+    typed("pause", "one")
+    waiting = subprocess.Popen(
+        [sys.executable, "-P", "-m", "wgcell", "wait", "one"], stdout=subprocess.PIPE
+    )
+    with waiting:
+        typed("stop", "one")  # goes on for its grace period
+        assert waiting.communicate()[0] == b"130\n"
+    events = [json.loads(line) for line in (cell.path / "events.jsonl").read_bytes().splitlines()]
+    stands = [(e["event"], e["by"]) for e in events if e["event"] in ("paused", "unpaused")]
+    uid = os.getuid()
+    assert stands == [("paused", uid), ("unpaused", uid), ("paused", uid), ("unpaused", None)]
+
+
+def test_an_end_is_heard_although_the_folder_goes_with_it(typed: Typed, machineless: Path) -> None:
+    """As docker's wait hears it of a container with --rm."""
+    typed("run", "-dq", "--rm", "--name", "one", "--", "wait")
+    (cell,) = all_cells(machineless)
+    waiting = subprocess.Popen(
+        [sys.executable, "-P", "-m", "wgcell", "wait", "one"], stdout=subprocess.PIPE
+    )
+    with waiting:
+        until(lambda: connected(cell), "it waits")
+        typed("stop", "one")
+        assert waiting.communicate()[0] == b"130\n"
+    until(lambda: not cell.path.exists())
+
+
+def connected(cell: Folder) -> bool:
+    """Whether somebody is connected to the cell's control socket."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    # Fields: proc_net(5). A listener is in state 01, a connection in 03.
+    return any(line.split()[5] == "03" for line in lines if line.endswith("/control"))

@@ -39,6 +39,7 @@ from wgcell.errors import GuestError, LaunchError, WgcellError
 from wgcell.gateway.model import document, remarks
 from wgcell.gateway.model.rules import parse_rule
 from wgcell.guest import protocol
+from wgcell.guest.walls import Wall
 
 FORGED = "wgcell: all is well"
 HOSTILE = [
@@ -273,7 +274,7 @@ def hostile_messages() -> Iterator[Any]:
 def test_a_guests_words(tmp_path: Path, state: State) -> None:
     async def body() -> None:
         events: list[Any] = []
-        walls = frozenset(protocol.Wall)
+        walls = frozenset(Wall)
         one = with_streams(supervisor(tmp_path, events.append, guest_walls=walls))
         one.core.state = state
         causes: list[Any] = []

@@ -293,9 +293,8 @@ def test_a_workload_that_leaves_no_room_for_a_process_is_watched_later(
         return 0
 
     monkeypatch.setattr(main.tools, "start", start)
-    monkeypatch.setattr(main, "_FIRST_BEAT", 0.01)
     monkeypatch.setattr(main.Agent, "say", lambda self, message: None)
-    agent = main.Agent()
+    agent = main.Agent(first_beat=0.01)
     agent._watched = True
     monkeypatch.setattr(agent, "_beat", lambda: None)
     agent._begin_watch()

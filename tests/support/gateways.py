@@ -6,6 +6,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import itertools
 import json
 import os
@@ -30,6 +31,7 @@ from wgcell.gateway.model.document import written
 from wgcell.gateway.model.keys import generate_private_key, public_key
 from wgcell.gateway.model.source import Source
 
+LOOPBACK = ipaddress.ip_address("127.0.0.1")
 ENGINES = ("embedded", "namespace", "kernel")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.guests import CONFIG
+from tests.support.supervisors import Dead
 from tests.support.waiting import forever
 
 from wgcell import api, supervise
@@ -27,6 +28,18 @@ from wgcell.cell.supervisor import Supervisor
 from wgcell.guest import protocol
 from wgcell.image import store
 from wgcell.vm.spec import Accelerator
+
+
+class Standing(Dead):
+    """A machine that can stand still, and has nothing to run."""
+
+    diagnostics = None
+
+    async def freeze(self) -> bool:
+        return True
+
+    async def go(self) -> None:
+        """It goes on, with nothing."""
 
 
 class Agent:
@@ -50,6 +63,7 @@ async def live(self: Supervisor) -> None:
         log = CappedLog(folder / f"{name}.log")
         outlets.streams[name] = Stream(name, lambda data: None, log, lambda: None)
         log.close()
+    self.launch.own_machine(Standing())  # type: ignore[arg-type]
     agent = Agent(self)
     self._effects.attach(agent)  # type: ignore[arg-type]
     what, *words = self.job.command or ("wait",)

@@ -252,11 +252,11 @@ class Conclusion:
         if unread or "error" in (records["outputs"] or {}):
             raise StateError(f"can't be read: {', '.join(unread) or 'the outputs'}")
 
-    def _land(self) -> None:
-        """The last that can go wrong before the result says how the cell ended."""
+    async def _land(self) -> None:
+        """The last thing that can go wrong before the result is written."""
         if self._host.land is None or not self._job.outputs or self._core.crashed:
-            return  # what nobody can read a record of stays in the cell's folder
-        landed = self._host.land(self._came or {})
+            return  # outputs without a readable record stay in the cell's folder
+        landed = await self._host.land(self._came or {})
         self._feed(LandingEnded(landed.whole, landed.files, landed.interrupted, landed.sentence))
 
     def _record_result(self) -> None:

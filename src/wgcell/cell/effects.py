@@ -19,7 +19,7 @@ __all__ = ["Effects"]
 
 
 class Effects:
-    """One cell's. ``wake``, ``end``, ``record_failed`` and ``unpack`` are the supervisor's part."""
+    """One cell's. ``wake`` and all that follow are the supervisor's part."""
 
     def __init__(
         self,
@@ -30,12 +30,13 @@ class Effects:
         end: Callable[[do.EndMachine], None],
         record_failed: Callable[[StateError], None],
         unpack: Callable[[], None],
+        resume: Callable[[], None],
     ) -> None:
         self.config: GuestConfig | None = None
         """What the guest is to be told."""
         self._log, self._launch, self._outlets = log, launch, outlets
         self._wake, self._end = wake, end
-        self._record_failed, self._unpack = record_failed, unpack
+        self._record_failed, self._unpack, self._resume = record_failed, unpack, resume
         self._agent: asyncio.StreamWriter | None = None
 
     def attach(self, agent: asyncio.StreamWriter) -> None:
@@ -69,6 +70,8 @@ class Effects:
                 self._end(action)
             case do.StartUnpacking():
                 self._unpack()
+            case do.ResumeMachine():
+                self._resume()
             case do.GiveUpReader(stream):
                 self._outlets.streams[stream].give_up()
             case do.FreeBootFiles():

@@ -47,6 +47,8 @@ _LONGEST_EVENT = 1 << 20
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}-[0-9a-f]{6}", re.ASCII)
 _HINT = "make the folder writable, or choose another with --state-dir"
 _MOST_LISTED = 20
+_STANDS_STILL = {"frozen": "frozen", "paused": "paused", "unpaused": ""}
+"""What events say of the machine, whatever its cell's state is."""
 
 
 def state_folder(chosen: Path | None = None) -> Path:
@@ -205,10 +207,11 @@ class Folder:
             return str(result.get("outcome", "?"))
         if not self.alive:
             return "died"
-        state = "preparing"
-        for entry in self.recorded("state", "frozen"):
-            state = "frozen" if entry["event"] == "frozen" else str(entry.get("state"))
-        return state
+        state, stands_still = "preparing", ""
+        for entry in self.recorded("state", *_STANDS_STILL):
+            stands_still = _STANDS_STILL.get(str(entry["event"]), "")
+            state = str(entry.get("state")) if entry["event"] == "state" else state
+        return stands_still or state
 
     def recorded(self, *events: str) -> Iterator[dict[str, object]]:
         """The cell's events of these kinds, in order; other lines are ignored."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wgcell.cell.inputs import Input
 from wgcell.cell.settings import SETTINGS, OnRogue, Settings
+from wgcell.guest.frames import Terminal
 
 __all__ = ["GatewayAsked", "HostLimits", "Job", "JobOptions", "Landing", "OnRogue"]
 
@@ -94,6 +95,10 @@ class Job(Settings):
     """Inputs that stay here: gitignore's patterns, relative to /work."""
     landing: Landing | None = None
     """None leaves the outputs in the cell's folder."""
+    stdin: bool = False
+    """The workload reads what the cell's starter, or a client that attaches, writes."""
+    terminal: Terminal | None = None
+    """The workload's streams are a terminal of this size at first."""
 
     def public(self) -> dict[str, object]:
         """The job for ``job.json``: no keys, and of the environment only the names."""
@@ -111,6 +116,8 @@ class Job(Settings):
             "outputs": list(self.outputs),
             "output_dir": None if self.landing is None else str(self.landing.folder),
             "env": sorted(name for name, _ in self.env),
+            "stdin": self.stdin,
+            "terminal": self.terminal is not None,
             "vpn": None if self.vpn is None else {"config": str(self.vpn)},
             "gateway": None
             if asked is None
@@ -142,6 +149,8 @@ class JobOptions:
     allow: tuple[str, ...] = ()
     """Added to the file's [gateway] allow."""
     services: tuple[tuple[str, str], ...] = ()
+    stdin: bool = False
+    terminal: Terminal | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     """Each as written, by its name in `wgcell.cell.settings.Settings`: ``{"memory": "2GiB"}``."""
     idle: bool = False

@@ -277,6 +277,8 @@ def _build(
             for row, value in values.items()
             if row.by is By.PERMISSION and row.name not in typed and value != row.default
         ),
+        stdin=chosen.stdin,
+        terminal=chosen.terminal,
     )
     return with_values(job, values)
 

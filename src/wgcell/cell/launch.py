@@ -270,6 +270,7 @@ class Launch:
         self.own_machine(machine)
         self._passed(Step.MACHINE)
         card.close()
+        disks.close()  # else a disk that is deleted takes its space until the stack's end
         hears.hear_machine(machine)
         await machine.attest()
         self._passed(Step.ATTESTED)
@@ -374,4 +375,6 @@ def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> GuestConfig:
         command=job.command,
         environment=job.env,
         outputs=job.outputs,
+        stdin=job.stdin,
+        terminal=job.terminal,
     )

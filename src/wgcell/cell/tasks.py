@@ -1,4 +1,4 @@
-"""The supervisor's tasks. An error in one is a cause and not a lost traceback."""
+"""The supervisor's tasks and timers. An error in a task is a cause and not a lost traceback."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _C = TypeVar("_C")
 
 
 class Tasks:
-    """Every task of one cell. ``failed`` is called with what an error in one of them means."""
+    """Every task and timer of one cell. ``failed`` is called with the cause that an error is."""
 
     def __init__(self, failed: Callable[[Cause, str], None]) -> None:
         self.drains: list[asyncio.Task[None]] = []
         """Those that read what a dying machine says last."""
         self._failed = failed
         self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: set[asyncio.TimerHandle] = set()
 
     def spawn(self, work: Coroutine[object, None, None], what: str) -> asyncio.Task[None]:
         """Run ``work``, called ``what``."""
@@ -36,8 +37,20 @@ class Tasks:
         """Run ``work``, which ends by itself when the machine is dead."""
         self.drains.append(self.spawn(work, "the cell's output"))
 
+    def call_at(self, at: float, act: Callable[[], None]) -> None:
+        """Call ``act`` at that time of the loop's clock, unless the cell has ended by then."""
+
+        def due() -> None:
+            self._timers.discard(timer)
+            act()
+
+        timer = asyncio.get_running_loop().call_at(at, due)
+        self._timers.add(timer)
+
     async def end(self) -> None:
-        """Cancel those that still run, and wait for them."""
+        """Cancel all timers, and the tasks that still run, and wait for these."""
+        while self._timers:
+            self._timers.pop().cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

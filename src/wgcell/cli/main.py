@@ -26,6 +26,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "ps": "ps",
         **dict.fromkeys(("logs", "events", "inspect"), "records"),
         "stop": "stop",
+        "wait": "wait",
+        **dict.fromkeys(("pause", "unpause"), "pause"),
         **dict.fromkeys(("rm", "prune"), "rm"),
         "doctor": "doctor",
         "prove": "prove",

@@ -23,7 +23,7 @@ from wgcell.cell.settings import ALLOW, ENV, EXCLUDE, INPUTS, NAME, OUTPUTS, SER
 from wgcell.cell.start import Start
 from wgcell.cli.detached import detached, show
 from wgcell.cli.image import build_with_progress
-from wgcell.cli.lines import JsonLines
+from wgcell.cli.lines import JsonLines, following
 from wgcell.cli.options import After, with_settings
 from wgcell.cli.progress import EventPrinter, Verbosity
 from wgcell.cli.terminal import (
@@ -264,13 +264,13 @@ def _lived(
     printer = EventPrinter(verbosity)
     for remark in announcement.about_cell(cell.plan, cell.id):
         show(remark, verbosity)
-    files = [JsonLines(cell.id, into)] if into else []
+    files = [JsonLines(cell.id, into, f"--json-file: {file}")] if into else []
     printed = JsonLines(cell.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
+    follow = following(lines, cell.fail)
 
-    def tell(event: Event) -> None:
-        for one in lines:
-            one.event(event)
+    def happened(event: Event) -> None:
+        follow(event)
         printer(event)
 
     if printed:
@@ -291,7 +291,7 @@ def _lived(
             return Landed(f"{end} while outputs landed; {where}", False, interrupted=True)
 
     try:
-        result = until_its_end(cell, event=tell, stdout=out, stderr=err, land=land)
+        result = until_its_end(cell, event=happened, stdout=out, stderr=err, land=land)
     finally:
         printer.stop()
         restore()
@@ -299,7 +299,6 @@ def _lived(
             one.close()
         cell.close()
     for one in lines:
-        if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
-            place = "standard output" if one is printed else f"--json-file: {file}"
-            raise StateError(f"{place}: {one.failure.strerror}: events are missing in it")
+        if one.fault and one.fault != result.reason:  # the last events, or an error before it
+            raise StateError(one.fault)
     return result.exit_code

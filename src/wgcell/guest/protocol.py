@@ -106,7 +106,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The guest could not be set up."""
+    """The agent failed: the guest could not be set up, or, later, the agent could not go on."""
 
     text: str
 

@@ -37,7 +37,7 @@ _FORMAT = 9
 
 
 def mirrors() -> list[str]:
-    """Those of the environment's WGCELL_MIRROR, one a line."""
+    """The mirrors in the variable WGCELL_MIRROR, one on each line."""
     named = os.environ.get(_MIRROR, "").split("\n")
     return [mirror.strip() for mirror in named if mirror.strip()]
 

@@ -1,8 +1,8 @@
-"""Images on this machine: where they are, and whether they are whole.
+"""The images on this machine: their folders and manifests, and the check of each before a boot.
 
 An image is a folder ``$XDG_CACHE_HOME/wgcell/images/<name>`` with ``kernel``, ``initramfs``,
-``rootfs`` and ``manifest.json``, which holds the SHA-256 of each: a byte that changed is found
-before anything boots.
+``rootfs`` and ``manifest.json``. The manifest has the SHA-256 of each file, so a changed byte is
+found before anything boots.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REBUILD = "wgcell image build"
 
 
 def cache_folder() -> Path:
-    """The folder of all images: below WGCELL_CACHE_DIR or the XDG cache folder."""
+    """The folder of all images, in WGCELL_CACHE_DIR or else in the XDG cache folder."""
     if named := os.environ.get("WGCELL_CACHE_DIR"):
         return Path(named).absolute() / "images"
     base = os.environ.get("XDG_CACHE_HOME") or str(home() / ".cache")
@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image's files, and what its manifest says of them."""
+    """One image: its files and its manifest."""
 
     name: str
     folder: Path
@@ -50,7 +50,7 @@ class Image:
 
     @property
     def kernel(self) -> Path:
-        """An uncompressed vmlinux, or a bzImage where none could be taken out."""
+        """An uncompressed vmlinux."""
         return self.folder / "kernel"
 
     @property
@@ -71,7 +71,7 @@ def digest(path: Path) -> str:
 
 
 def exists(name: str) -> bool:
-    """Whether there is an image of that name, whole or not."""
+    """Whether an image has that name; it may be damaged."""
     return (cache_folder() / name / "manifest.json").exists()
 
 
@@ -95,9 +95,9 @@ def _open(name: str) -> Image:
 
 
 def load(name: str) -> Image:
-    """The image, each file compared with its digest. Raises ImageError naming the hint."""
+    """The image, once each file has its digest. Raises ImageError with a hint."""
     image = _open(name)
-    with ThreadPoolExecutor(len(FILES)) as threads:  # hashing lets the other threads run
+    with ThreadPoolExecutor(len(FILES)) as threads:  # hashing releases the GIL
         found = threads.map(lambda file: digest(image.folder / file), FILES)
         for file in FILES:
             try:

@@ -19,11 +19,17 @@ from wgcell.cell.folder import Folder
 from wgcell.errors import StateError
 from wgcell.wire.lines import LineError
 
-__all__ = ["PATIENCE", "Unreachable", "ask"]
+__all__ = ["PATIENCE", "Unreachable", "ask", "begin"]
 
 PATIENCE = 5.0
 """Seconds for what is answered at once."""
-_ONE: dict[type, type] = {words.State: words.Status, words.Stop: words.Stopping}
+_ONE: dict[type, type] = {
+    words.State: words.Status,
+    words.Stop: words.Stopping,
+    words.Pause: words.Status,
+    words.Unpause: words.Status,
+    words.End: words.Ended,
+}
 """The questions whose answer is one word."""
 _PIECE = 1 << 16
 
@@ -49,12 +55,7 @@ def ask(
     """
     try:
         with _connected(folder, patience) as sock:
-            said = words.QUESTIONS.line(words.Hello(words.VERSION)) + words.QUESTIONS.line(question)
-            sock.sendall(said)
-            lines = _Lines(sock, patience)
-            answers = _answers(folder, lines)
-            if not isinstance(next(answers, None), words.Hello):
-                raise StateError(f"{folder.id}: what answers is no cell")
+            lines, answers = _asked(folder, sock, question, patience)
             if follow:
                 lines.patience = None
             if (one := _ONE.get(type(question))) is not None:
@@ -62,6 +63,35 @@ def ask(
             yield from answers
     except OSError as error:
         raise Unreachable(error.strerror or str(error)) from error
+
+
+def begin(folder: Folder, question: words.Sessions, patience: float = PATIENCE) -> socket.socket:
+    """A connection on which both ends speak frames from now on; blocking, and the caller's.
+
+    Raises Unreachable and StateError as `ask` does.
+    """
+    try:
+        with _connected(folder, patience) as sock:
+            _, answers = _asked(folder, sock, question, patience)
+            if not isinstance(next(answers, None), words.Accepted):
+                raise StateError(f"{folder.id}: this is no answer to what was asked")
+            sock.settimeout(None)
+            return sock.dup()
+    except OSError as error:
+        raise Unreachable(error.strerror or str(error)) from error
+
+
+def _asked(
+    folder: Folder, sock: socket.socket, question: words.Question, patience: float
+) -> tuple[_Lines, Iterator[words.Answer]]:
+    """Say the question; the answer's words, behind its hello."""
+    said = words.QUESTIONS.line(words.Hello(words.VERSION)) + words.QUESTIONS.line(question)
+    sock.sendall(said)
+    lines = _Lines(sock, patience)
+    answers = _answers(folder, lines)
+    if not isinstance(next(answers, None), words.Hello):
+        raise StateError(f"{folder.id}: what answers is no cell")
+    return lines, answers
 
 
 class _Lines:

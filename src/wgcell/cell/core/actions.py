@@ -20,6 +20,7 @@ __all__ = [
     "Log",
     "LogBounded",
     "Record",
+    "ResumeMachine",
     "SendConfiguration",
     "SendGuest",
     "SetGuestClock",
@@ -99,6 +100,11 @@ class GiveUpReader:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumeMachine:
+    """Let a machine that was paused go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """Feed an `Alarm` at this time, in seconds of the clock that `Core.handle` is given."""
 
@@ -132,6 +138,7 @@ Action = (
     | ExpectOutputs
     | StartUnpacking
     | GiveUpReader
+    | ResumeMachine
     | Wake
     | EndMachine
     | Ended

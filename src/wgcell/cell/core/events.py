@@ -30,12 +30,16 @@ __all__ = [
     "MachineDead",
     "MachineEnded",
     "PathSeen",
+    "Paused",
     "RecordClosed",
     "RelayGone",
+    "SessionExited",
+    "SessionOpened",
     "StepFailed",
     "StreamFacts",
     "Tick",
     "UnpackingEnded",
+    "Unpaused",
 ]
 
 
@@ -64,6 +68,20 @@ class AbortAsked:
     """A user, or the system, asks for an end at once."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The machine stands still now; that user asked for it."""
+
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaused:
+    """The machine goes on; that user asked for it."""
+
+    uid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +175,31 @@ class AddressMet:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """Somebody asked for a session beside the workload, and the guest was asked to begin it.
+
+    ``session`` is 0 for a client that is attached to the workload itself.
+    """
+
+    session: int
+    kind: str
+    words: tuple[str, ...]
+    """The command, or the path."""
+    terminal: bool
+    uid: int
+    """The user who asked, as the kernel says."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionExited:
+    """A session is over. ``exit_code`` None: it never began, or the machine ended before it did."""
+
+    session: int
+    exit_code: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """A second has passed. ``clock`` is the time of day, in Unix seconds."""
 
@@ -215,6 +258,8 @@ Event = (
     | Caused
     | CancelAsked
     | AbortAsked
+    | Paused
+    | Unpaused
     | Booting
     | FromGuest
     | FromRelay
@@ -225,6 +270,8 @@ Event = (
     | UnpackingEnded
     | PathSeen
     | AddressMet
+    | SessionOpened
+    | SessionExited
     | Tick
     | Alarm
     | MachineDead

@@ -59,12 +59,15 @@ class Admission:
         peer: Peer,
         report: Report,
         on_resolved: OnResolved | None = None,
+        most_flows: int = MOST_FLOWS,
     ) -> None:
+        """``most_flows`` bounds the open flows of all peers together."""
         self.peer = peer
         self.events = EventLog(peer.name, report)
         self.cache = DnsCache()
         self._config = config
         self._on_resolved = on_resolved
+        self._most_flows = most_flows
         self._open: dict[asyncio.Task[None], tuple[Flow, Decision]] = {}
         self._closed = False
         self._failed: set[str] = set()
@@ -144,8 +147,8 @@ class Admission:
         """The limit that a new flow would exceed, in words; empty if there is none."""
         if len(self._open) >= limits.flows:
             return f"{limits.flows} flows are open already"
-        if Admission._all_open >= MOST_FLOWS:
-            return f"{MOST_FLOWS} flows of all peers are open already"
+        if Admission._all_open >= self._most_flows:
+            return f"{self._most_flows} flows of all peers are open already"
         if not self._new.take(time.monotonic()):
             return f"more than {limits.flows_per_second} new flows a second"
         return ""
@@ -235,7 +238,7 @@ class Admission:
         """Counts the current task as an open flow meanwhile; false if there is no room for it."""
         task = asyncio.current_task()
         full = len(self._open) >= self.peer.policy.limits.flows
-        if task is None or self._closed or full or Admission._all_open >= MOST_FLOWS:
+        if task is None or self._closed or full or Admission._all_open >= self._most_flows:
             yield False
             return
         self._open[task] = flow, decision
