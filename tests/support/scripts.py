@@ -59,7 +59,7 @@ class Script:
     def guest(self, *messages: protocol.Message, after: float = 0.0) -> list[do.Action]:
         return self.feed(*map(seen.FromGuest, messages), after=after)
 
-    def relay(self, *messages: relay.Said, after: float = 0.0) -> list[do.Action]:
+    def relay(self, *messages: relay.Event, after: float = 0.0) -> list[do.Action]:
         return self.feed(*map(seen.FromRelay, messages), after=after)
 
     def stream(self, name: str, **changed: Any) -> list[do.Action]:

@@ -84,10 +84,10 @@ class _Native:
     """A text as the system has it: of a path, an argument, a variable. Bytes that are no UTF-8 are
     in it as Python has them (`os.fsdecode`). Never cut."""
 
-    def said(self, value: object) -> object:
-        return self.heard(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    def encoded(self, value: object) -> object:
+        return self.decoded(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, str) or len(found) > _LONGEST_WORD:
             raise LineError(f"no text of up to {_LONGEST_WORD} characters")
         try:
@@ -101,13 +101,13 @@ class _Native:
 class _Natives:
     """Many of them, in order."""
 
-    def said(self, value: object) -> object:
-        return self._each(value, _Native().said)
+    def encoded(self, value: object) -> object:
+        return self._each(value, _Native().encoded)
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, list):
             raise LineError("no list")
-        return tuple(self._each(found, _Native().heard))
+        return tuple(self._each(found, _Native().decoded))
 
     def _each(self, value: object, way: Callable[[object], object]) -> list[object]:
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
@@ -122,28 +122,28 @@ class _Natives:
 class _Pairs:
     """Names with their values, in order."""
 
-    def said(self, value: object) -> object:
+    def encoded(self, value: object) -> object:
         if not isinstance(value, Iterable):
             raise LineError("no pairs of texts")
-        return self.heard(dict(value))
+        return self.decoded(dict(value))
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, dict) or len(found) > _MOST_WORDS:
             raise LineError(f"no table of up to {_MOST_WORDS}")
         native = _Native()
-        return {native.heard(name): native.heard(value) for name, value in found.items()}
+        return {native.decoded(name): native.decoded(value) for name, value in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
     """One value of a setting as somebody wrote it: the setting's row reads it."""
 
-    def said(self, value: object) -> object:
-        return self.heard(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    def encoded(self, value: object) -> object:
+        return self.decoded(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         if isinstance(found, str):
-            return _Native().heard(found)
+            return _Native().decoded(found)
         if not isinstance(found, int | float) or not math.isfinite(found) or abs(found) >= 2**63:
             raise LineError("neither a text nor a number")
         return found
