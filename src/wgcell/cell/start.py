@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -87,10 +87,10 @@ class _Native:
     """A text as the system has it: of a path, an argument, a variable. Bytes that are no UTF-8 are
     in it as Python has them (`os.fsdecode`). Never cut."""
 
-    def encoded(self, value: Any) -> Any:
+    def encoded(self, value: object) -> object:
         return self.decoded(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
-    def decoded(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, str) or len(found) > _LONGEST_WORD:
             raise LineError(f"no text of up to {_LONGEST_WORD} characters")
         try:
@@ -104,15 +104,15 @@ class _Native:
 class _Natives:
     """Many of them, in order."""
 
-    def encoded(self, value: Any) -> Any:
+    def encoded(self, value: object) -> object:
         return self._each(value, _Native().encoded)
 
-    def decoded(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, list):
             raise LineError("no list")
         return tuple(self._each(found, _Native().decoded))
 
-    def _each(self, value: Any, way: Any) -> list[Any]:
+    def _each(self, value: object, way: Callable[[object], object]) -> list[object]:
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
             raise LineError("no list of texts")
         found = list(map(way, value))
@@ -125,10 +125,12 @@ class _Natives:
 class _Pairs:
     """Names with their values, in order."""
 
-    def encoded(self, value: Any) -> Any:
+    def encoded(self, value: object) -> object:
+        if not isinstance(value, Iterable):
+            raise LineError("no pairs of texts")
         return self.decoded(dict(value))
 
-    def decoded(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, dict) or len(found) > _MOST_WORDS:
             raise LineError(f"no table of up to {_MOST_WORDS}")
         native = _Native()
@@ -139,10 +141,10 @@ class _Pairs:
 class _Written:
     """One value of a setting as somebody wrote it: the setting's row reads it."""
 
-    def encoded(self, value: Any) -> Any:
+    def encoded(self, value: object) -> object:
         return self.decoded(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
-    def decoded(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         if isinstance(found, str):
             return _Native().decoded(found)
         if not isinstance(found, int | float) or not math.isfinite(found) or abs(found) >= 2**63:
