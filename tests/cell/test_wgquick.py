@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 from tests.support.shown import is_text
 from tests.support.vpnfiles import PRIVATE, PUBLIC, SHARED
 
@@ -204,7 +205,7 @@ def told(text: str) -> str:
 _LINES = st.sampled_from([*GOOD.splitlines(), "MTU = ٣", "DNS =", "=", "[", "]", "Endpoint=:"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.one_of(st.text(), st.lists(_LINES | st.text(max_size=20)).map("\n".join)))
 def test_the_parser_raises_nothing_but_its_error(text: str) -> None:
     try:

@@ -219,7 +219,15 @@ def test_a_signal_that_comes_at_once_is_not_lost(bare: Path, which: str) -> None
 
 @pytest.mark.parametrize("which", ["confined", "open_"])
 @pytest.mark.parametrize(
-    ("word", "code"), [("see", 127), ("/none", 127), ("/text", 126), ("/work", 126), ("A=b", 127)]
+    ("word", "code"),
+    [
+        ("see", 127),
+        ("/none", 127),
+        ("/text", 126),
+        ("/work", 126),
+        ("A=b", 127),
+        ("--version", 127),
+    ],
 )
 def test_a_command_that_can_not_be_started(bare: Path, which: str, word: str, code: int) -> None:
     out, said, ended = started(bare, word, which=which)
