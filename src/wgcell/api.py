@@ -152,6 +152,10 @@ def plan(
     (ImageError, LaunchError) for what this machine lacks.
     """
     rules = provider or load_provider()
+    if job.gateway is not None and job.gateway.publish:
+        from wgcell.cell.own_gateway import check_published
+
+        check_published(job.gateway, rules.gateway_engine)
     survey = _survey(job, force)
     with ThreadPoolExecutor(1) as other:
         # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.

@@ -33,6 +33,8 @@ WHOLE = Start(
         vpn=Path("requester\udcfe.conf"),
         allow=("api.example.com:443",),
         services=(("10.99.0.5:80", "127.0.0.1:8000"),),
+        publish=("0:80",),
+        hosts=(("db", "10.99.0.5"),),
         settings={"memory": "2GiB", "timeout": 1.5, "cpus": 2, "on_rogue": "freeze"},
         idle=True,
     ),

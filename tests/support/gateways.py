@@ -35,6 +35,9 @@ LOOPBACK = ipaddress.ip_address("127.0.0.1")
 ENGINES = ("embedded", "namespace", "kernel")
 
 
+_ANSWERS = ("policy_changed", "order_refused", "rules_listed")
+
+
 class Gateway:
     """A gateway process and its events, read as they come."""
 
@@ -69,6 +72,13 @@ class Gateway:
 
     def tell(self, config: dict[str, Any]) -> None:
         self.say(words.ORDERS.line(order_of(config)))
+
+    def order(self, order: words.Order) -> dict[str, Any]:
+        """Give it an order about its rules; the answer."""
+        self.say(words.ORDERS.line(order))
+        while (event := self.event())["event"] not in _ANSWERS:
+            pass
+        return event
 
     def say(self, line: bytes) -> None:
         """Whatever ``line`` is."""

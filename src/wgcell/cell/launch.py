@@ -371,6 +371,7 @@ def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> GuestConfig:
         keepalive=vpn.keepalive,
         dns=tuple(map(str, vpn.dns)),
         search=vpn.search,
+        hosts=job.hosts,
         probe=str(probe.choose(vpn.addresses, vpn.allowed_ips, vpn.dns)),
         inputs=bool(job.inputs),
         command=job.command,

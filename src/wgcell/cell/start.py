@@ -32,9 +32,11 @@ from wgcell.cell.settings import (
     COMMAND,
     ENV,
     EXCLUDE,
+    HOSTS,
     INPUTS,
     NAME,
     OUTPUTS,
+    PUBLISH,
     SERVICES,
     SETTINGS,
     TABLE,
@@ -214,10 +216,12 @@ _PARTS: Mapping[str, str] = MappingProxyType(
         VPN.key: "vpn",
         ALLOW.key: "allow",
         SERVICES.key: "services",
+        PUBLISH.key: "publish",
         INPUTS.key: "inputs",
         EXCLUDE.key: "excludes",
         OUTPUTS.key: "outputs",
         ENV.key: "env",
+        HOSTS.key: "hosts",
     }
 )
 """Of the rows that are no settings, the fields of `JobOptions`."""

@@ -32,14 +32,15 @@ from wgcell.net.addresses import Address
 if TYPE_CHECKING:
     from wgcell.gateway.dns.server import Nameserver
 
-__all__ = ["DNS_PORT", "MOST_FLOWS", "Admission", "OnResolved"]
+__all__ = ["CUT_OFF", "DNS_PORT", "MOST_FLOWS", "Admission", "OnResolved"]
 
 DNS_PORT = 53
 MOST_FLOWS = 3500
 """Flows that this process proxies for all peers together. Each takes two descriptors; the rest of
 the 8,192 that `gateway.__main__` allows are for everything else."""
 _NUMBERS = itertools.count(1)
-_CUT_OFF = "cut off"
+CUT_OFF = "cut off"
+"""The reason of the end of a flow that another policy, or the gateway's end, has ended."""
 _MOST_FAILED = 512
 """Names that were not found, each reported once."""
 
@@ -92,17 +93,35 @@ class Admission:
         upstream = Upstream(self._config.resolver or host_resolvers())
         return Nameserver(self.peer.policy, upstream, self)
 
-    def change(self, peer: Peer) -> None:
-        """Set another policy for the same peer. Flows that it does not allow end now."""
+    def change(self, peer: Peer) -> int:
+        """Set another policy for the same peer. Returns how many flows it ends.
+
+        Flows that it does not allow end now, and queries that wait are answered by it.
+        """
         if peer.policy.limits != self.peer.policy.limits:
             self._set_limits()
         self.peer = peer
-        vars(self).pop("nameserver", None)
+        known: Nameserver | None = vars(self).get("nameserver")
+        if known is not None:
+            known.change(peer.policy)
+        ended = 0
         for task, (flow, decision) in list(self._open.items()):
-            again = peer.policy.evaluate(flow.address, flow.port, flow.protocol, flow.names)
+            if self._is_to_resolver(flow):
+                continue
+            again = self.decide_again(flow)
             if again.action is Action.REFUSE or again.target != decision.target:
-                task.cancel()
+                ended += task.cancel()
             flow.rule, flow.names, flow.checked = again.rule, again.names, again.checked
+        return ended
+
+    def _is_to_resolver(self, flow: Flow) -> bool:
+        return flow.port == DNS_PORT and flow.address in self._config.addresses
+
+    def decide_again(self, flow: Flow) -> Decision:
+        """What the policy says of an open flow. It is about the names that have allowed the flow,
+        or if a rule for the address has, about those that lead there."""
+        names = flow.names or self.cache.names(flow.address, time.monotonic())
+        return self.peer.policy.evaluate(flow.address, flow.port, flow.protocol, names)
 
     def end_flows(self) -> list[asyncio.Task[None]]:
         """Cancel every open flow and report the summary. Returns the tasks of the flows."""
@@ -256,7 +275,7 @@ class Admission:
         target or service could not be reached says so.
         """
         with self.counted(flow, decision) as counted:
-            verdict, reason = Action.ALLOW.value, _CUT_OFF
+            verdict, reason = Action.ALLOW.value, CUT_OFF
             if not counted:
                 work.close()
                 return reason
