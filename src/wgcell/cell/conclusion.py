@@ -1,7 +1,7 @@
-"""What is done when a cell has ended, in order: the machine's end first, the record's last.
+"""The steps of a cell's end, in order: the machine's end first, the record's last.
 
-Each step but the landing, where a person may be asked, has a bound, and runs whatever became of
-those before it (`wgcell.cell.ending`). A step that fails makes `completed` an `error`.
+Each step but the landing, where a person may be asked, has a bound, and runs whether or not those
+before it failed (`wgcell.cell.ending`). A step that fails makes `completed` an `error`.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ class Conclusion:
             raise GuestError(came.get("reason") or "they did not come whole")
 
     async def _outputs(self) -> dict[str, Any] | None:
-        """What came of the outputs, for the record; None if none were asked for."""
+        """The result of the outputs' unpacking, for the record; None if no outputs were asked
+        for."""
         if self._outlets.arriving is None:
             return None
         if self._outlets.unpacking is None:

@@ -62,7 +62,7 @@ class HandshakeKeys:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeState:
-    """What the initiator remembers until the response."""
+    """The initiator's state until the response."""
 
     keys: HandshakeKeys = field(repr=False)
     sender_index: int
@@ -281,7 +281,8 @@ async def obtain(
 
 
 async def _send(loop: asyncio.AbstractEventLoop, sock: socket.socket, message: bytes) -> None:
-    """Send; an earlier datagram's refusal, which the kernel tells now, does not count as ours."""
+    """Send. The kernel may report an earlier datagram's refusal now, which does not count for this
+    one."""
     try:
         await loop.sock_sendall(sock, message)
     except ConnectionRefusedError:

@@ -23,7 +23,8 @@ _REMEDIES = (
 
 
 def remedy(reason: str) -> str:
-    """What to do about KVM not working; ``reason`` is `wgcell.vm.qemu.accelerator.choose`'s."""
+    """The remedy for a KVM that does not work; ``reason`` is
+    `wgcell.vm.qemu.accelerator.choose`'s."""
     return next(words for part, words in _REMEDIES if part in reason)
 
 
