@@ -46,13 +46,13 @@ async def _end(process: asyncio.subprocess.Process, patience: float) -> int:
 
 
 def _namespace_holder() -> tuple[str, ...]:
-    """The relay's environment and arguments let it inherit the control socket alone, which it holds
-    until its end; everything else comes over that socket."""
+    """The relay's namespace holder. It may inherit the control socket alone, because it holds that
+    until the relay has ended; the relay gets everything else over the socket."""
     return namespace_holder(root=os.geteuid() == 0)
 
 
 async def _drain(pipe: asyncio.StreamReader) -> None:
-    """Read it to its end: who writes to a full pipe stands still."""
+    """Read a pipe to its end: a process that writes to a full pipe waits."""
     while await pipe.read(1 << 16):
         pass
 

@@ -102,12 +102,12 @@ class Folder:
 
     @property
     def started(self) -> float:
-        """The time of the end, in seconds since the epoch; 0 if it is unknown."""
+        """The time of the start, in seconds since the epoch; 0 if it is unknown."""
         return self._modified("lock")
 
     @property
     def ended(self) -> float | None:
-        """When it wrote its end, in seconds since the epoch."""
+        """The time of the end, in seconds since the epoch; None before it."""
         return self._modified("result.json") or None
 
     def _modified(self, name: str) -> float:

@@ -128,7 +128,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _called(table: type, name: str) -> str:
-    """What a value of that field is called."""
+    """The words for a value of that field."""
     kinds = _kinds(get_type_hints(table)[name])
     return _either(CALLED[get_origin(one) or one] for one in kinds if one is not type(None))
 

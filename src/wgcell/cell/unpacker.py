@@ -28,7 +28,7 @@ _BUFFER = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to unpack. ``limit_bytes`` bounds the contents, ``limit_members`` the members."""
+    """The order to unpack. ``limit_bytes`` bounds the contents, ``limit_members`` the members."""
 
     asked: tuple[str, ...]
     limit_bytes: int
@@ -51,7 +51,7 @@ class Task:
 
     @classmethod
     def decode(cls, raw: bytes) -> Task:
-        """The reverse of `encode`, for what is ours."""
+        """The reverse of `encode`, for a task that wgcell has encoded."""
         told = json.loads(raw)
         return cls(
             asked=tuple(told["asked"]),

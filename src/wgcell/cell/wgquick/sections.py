@@ -121,7 +121,7 @@ class Sections:
         return self._quick[key][-1] if self._quick[key] else None
 
     def get(self, name: str) -> Any:
-        """The value of a key of wg's, by its spelling."""
+        """The value of a key that wg reads, by its spelling."""
         return self._found.get(name)
 
     def required(self, section: str, name: str, hint: str = "") -> Any:
