@@ -18,7 +18,7 @@ from typing import Any
 from wgcell.cell import outputs
 from wgcell.cell.core import Core
 from wgcell.cell.core.events import Event, LandingEnded, RecordClosed, StepFailed
-from wgcell.cell.core.home import LAST_BYTES
+from wgcell.cell.core.results import LAST_BYTES
 from wgcell.cell.disks import FILES
 from wgcell.cell.ending import EndStep, in_thread, words
 from wgcell.cell.events import EventLog
@@ -162,7 +162,7 @@ class Conclusion:
         self._core.results.look(self._outlets.look())
         for name, stream in self._outlets.streams.items():
             # What was still on its way, for a reader that reads.
-            if not (self._core.results.streams[name].home or await stream.over(LAST_BYTES)):
+            if not (self._core.results.streams[name].arrived or await stream.over(LAST_BYTES)):
                 self._log.append("reader_stopped", stream=name, delivered=stream.delivered)
 
     async def _end_outputs(self) -> None:

@@ -33,7 +33,7 @@ GENESIS = "0" * 64
 
 SYNC_EVERY = 1.0
 """Seconds after which what was written is on the disk."""
-_AROUND = 300
+_LINE_OVERHEAD = 300
 """Bytes of a line beside an event's own fields, at most: the folder's name is not longer."""
 
 
@@ -75,15 +75,15 @@ class EventLog:
         self._unlogged: Counter[str] = Counter()
 
     def log_bounded(self, event: str, **fields: Any) -> bool:
-        """`append` for what a guest, a relay or a gateway can cause at will.
+        """`append` for events that a guest, a relay or a gateway can cause at will.
 
         Bounded by a `Ceiling`; False if it was only counted.
         """
         first = self._ceiling.first(event)
-        told = self._admitted(event, fields)
-        if told is not Admission.WRITTEN:
+        admission = self._admitted(event, fields)
+        if admission is not Admission.WRITTEN:
             self._unlogged[event] += 1
-            if told is Admission.FULL:
+            if admission is Admission.FULL:
                 self.append("log_full", bytes=self._ceiling.most)
             return False
         if self._unlogged:
@@ -95,13 +95,13 @@ class EventLog:
         return True
 
     def append_unlogged(self) -> None:
-        """Write down how many events were only counted, if any were. Raises StateError."""
+        """Record the number of events that were only counted, if any. Raises StateError."""
         if self._unlogged:
             self.append("unlogged", counts=dict(self._unlogged))
             self._unlogged.clear()
 
     def _admitted(self, event: str, fields: Mapping[str, Any]) -> Admission:
-        size = len(json.dumps(fields, default=str)) + _AROUND
+        size = len(json.dumps(fields, default=str)) + _LINE_OVERHEAD
         return self._ceiling.admit(event, size, self._clock())
 
     def append(self, event: str, **fields: Any) -> None:

@@ -76,7 +76,7 @@ class Cause(Enum):
     GUEST_READY = "guest_ready"
     VERIFIED = "verified"
     WORKLOAD_EXITED = "workload_exited"
-    RESULTS_HOME = "results_home"
+    RESULTS_ARRIVED = "results_arrived"
     RESULTS_MISSING = "results_missing"
     RESULTS_LOST = "results_lost"
     OUTPUT_FAILED = "output_failed"
@@ -173,7 +173,7 @@ TRANSITIONS: Mapping[State, Mapping[Cause, Step]] = MappingProxyType(
         State.STOPPING: {
             **_ANYWHERE,
             Cause.ROGUE_FRAME: _end(Outcome.ROGUE),
-            Cause.RESULTS_HOME: Step(State.ENDED),
+            Cause.RESULTS_ARRIVED: Step(State.ENDED),
             Cause.RESULTS_MISSING: _end(Outcome.INCOMPLETE),
             Cause.RESULTS_LOST: _end(Outcome.GUEST_FAULT),
             Cause.GUEST_FAULTED: _end(Outcome.GUEST_FAULT),

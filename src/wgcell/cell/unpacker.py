@@ -52,13 +52,13 @@ class Task:
     @classmethod
     def decode(cls, raw: bytes) -> Task:
         """The reverse of `encode`, for a task that wgcell has encoded."""
-        told = json.loads(raw)
+        found = json.loads(raw)
         return cls(
-            asked=tuple(told["asked"]),
-            limit_bytes=told["limit_bytes"],
-            limit_members=told["limit_members"],
-            known_links=frozenset((path, target) for path, target in told["known_links"]),
-            filters=Filters(base64.b64decode(told["rooted"]), base64.b64decode(told["other"])),
+            asked=tuple(found["asked"]),
+            limit_bytes=found["limit_bytes"],
+            limit_members=found["limit_members"],
+            known_links=frozenset((path, target) for path, target in found["known_links"]),
+            filters=Filters(base64.b64decode(found["rooted"]), base64.b64decode(found["other"])),
         )
 
 
