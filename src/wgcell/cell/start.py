@@ -44,6 +44,7 @@ from wgcell.cell.settings import (
 )
 from wgcell.cell.states import Outcome
 from wgcell.errors import JobError, LaunchError, WgcellError
+from wgcell.guest.frames import Terminal
 from wgcell.wire.lines import Data, Flag, LineError, Number, OneOf, Text, Vocabulary
 
 __all__ = [
@@ -179,6 +180,7 @@ class Start:
 
 
 _Path = Annotated[str | None, _Native()]
+_Side = Annotated[int | None, Number(65535)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +190,10 @@ class _Start:
     output_dir: _Path = None
     sync: _Path = None
     idle: Annotated[bool, Flag()] = False
+    keywords: Annotated[bool, Flag()] = False
+    stdin: Annotated[bool, Flag()] = False
+    rows: _Side = None
+    columns: _Side = None
     file: _Path = None
     cells: _Path = None
     allow_endpoints: Annotated[tuple[str, ...], _Natives()] = ()
@@ -228,6 +234,7 @@ _PARTS: Mapping[str, str] = MappingProxyType(
 )
 """Of the rows that are no settings, the fields of `JobOptions`."""
 _PATHS = ("output_dir", "sync")
+_FLAGS = ("idle", "keywords", "stdin")
 _OWN = tuple(one.name for one in fields(Start) if one.name != "options")
 
 
@@ -241,8 +248,10 @@ def encoded(start: Start) -> bytes:
     for row in TABLE:
         if (part := _PARTS.get(row.key)) is not None:
             said[_field(row)] = getattr(options, part) or None
-    said |= {name: getattr(options, name) for name in (*_PATHS, "idle")}
+    said |= {name: getattr(options, name) for name in (*_PATHS, *_FLAGS)}
     said |= {name: getattr(start, name) for name in _OWN}
+    if (terminal := options.terminal) is not None:
+        said |= {"rows": terminal.rows, "columns": terminal.columns}
     try:
         return _STARTS.line(_Line(**said))
     except LineError as error:
@@ -264,7 +273,10 @@ def decoded(line: bytes) -> Start:
     settings = {row.name: said[_field(row)] for row in SETTINGS if said[_field(row)] is not None}
     own = {name: said[name] for name in _OWN}
     own |= {name: None if own[name] is None else Path(own[name]) for name in ("file", "cells")}
-    return Start(JobOptions(**parts, settings=settings, idle=word.idle), **own)
+    flags = {name: said[name] for name in _FLAGS}
+    if word.rows is not None and word.columns is not None:
+        parts["terminal"] = Terminal(word.rows, word.columns)
+    return Start(JobOptions(**parts, settings=settings, **flags), **own)
 
 
 # What the supervisor says.
