@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from wgcell import programs
 from wgcell.cell.archive import MOST_MEMBERS, Unpacked
@@ -253,7 +252,7 @@ def _broken_off(code: int, stderr: bytes) -> str:
     return f"the unpacking broke off ({how}) {_text(''.join(words))}".strip()
 
 
-def _decoded(line: bytes) -> dict[str, Any]:
+def _decoded(line: bytes) -> dict[str, object]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -265,12 +264,14 @@ def _text(value: object, most: int = 300) -> str:
     return "".join(one for one in str(value)[:most] if one.isprintable())
 
 
-def judged(stated: Mapping[str, Any], task: Task) -> Unpacked:
+def judged(stated: Mapping[str, object], task: Task) -> Unpacked:
     """``stated`` as a result of ``task``. Pure. Raises GuestError if it can't be one."""
     try:
         missing = stated["missing"]
+        if not isinstance(missing, list):
+            raise ValueError("missing")
         places = [_count(place, len(task.asked) - 1) for place in missing]
-        if not isinstance(missing, list) or places != sorted(set(places)):
+        if places != sorted(set(places)):
             raise ValueError("missing")
         stopped = stated["stopped"]
         if not isinstance(stopped, str) or stopped != _text(stopped):
