@@ -165,21 +165,37 @@ def died(folder: Folder) -> CellError:
 def completed_of(folder: Folder, exit_code: int) -> Completed:
     """What a cell that has completed has come to, from its folder."""
     result, job = folder.read("result.json") or {}, folder.read("job.json") or {}
-    relay, phases = result.get("relay") or {}, result.get("phases") or {}
     stdout, more = _log(folder, "stdout.log")
     stderr, more_too = _log(folder, "stderr.log")
-    released = phases.get(State.RUNNING.value, 0.0)
-    ended = phases.get(State.STOPPING.value, released)
+    command = job.get("command")
     return Completed(
         cell=folder.id,
         folder=str(folder.path),
-        command=tuple(job.get("command") or ()),
+        command=tuple(map(str, command)) if isinstance(command, list) else (),
         exit_code=exit_code,
         stdout=stdout,
         stderr=stderr,
-        usage=Usage(round(ended - released, 3), relay.get("bytes_out"), relay.get("bytes_in")),
+        usage=_usage(result),
         truncated=more or more_too,
     )
+
+
+def _usage(result: Mapping[str, object]) -> Usage:
+    phases, relay = _numbers(result.get("phases")), _numbers(result.get("relay"))
+    released = phases.get(State.RUNNING.value, 0.0)
+    seconds = phases.get(State.STOPPING.value, released) - released
+    sent, received = relay.get("bytes_out"), relay.get("bytes_in")
+    return Usage(
+        round(seconds, 3),
+        None if sent is None else int(sent),
+        None if received is None else int(received),
+    )
+
+
+def _numbers(table: object) -> Mapping[str, float]:
+    if not isinstance(table, dict):
+        return {}
+    return {name: value for name, value in table.items() if isinstance(value, int | float)}
 
 
 def _log(folder: Folder, name: str) -> tuple[bytes, bool]:
