@@ -36,10 +36,10 @@ PYTEST := $(PY) -m pytest -q
 # One by one as a worker is free, in the order of tests/conftest.py: the long ones first.
 ONE_BY_ONE := --dist load --maxschedchunk=1
 
-# The machines wait for half of their time: whatever else there is runs meanwhile. What measures time
-# runs when nothing else does.
-test: image lint
-	SUDO=$(SUDO) tests/beside machines 'fast debian13'
+# Whatever needs no image of this machine's runs while that is built. What measures time runs when
+# nothing else does.
+test: system compiled
+	SUDO=$(SUDO) tests/beside 'image machines' 'lint debian13 fast'
 	$(PYTEST) -m alone
 
 tests: image

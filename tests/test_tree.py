@@ -25,6 +25,8 @@ WHOLE = {
     "cli/test_no_traceback.py": "every verb",
     "cli/test_strangers.py": "every verb",
     "gateway/engines/test_both_families.py": "every engine",
+    "gateway/engines/test_cut.py": "every engine",
+    "gateway/engines/test_published.py": "every engine",
     "gateway/engines/test_hosts.py": "every engine",
     "gateway/engines/test_ipv6.py": "every engine",
     "gateway/engines/test_words.py": "every engine",
@@ -32,7 +34,9 @@ WHOLE = {
     "prove/test_fuzz.py": "the relay, by the battery's frames",
     "prove/test_no_false_kills.py": "the relay's sessions, for hours",
     "relay/test_recordings.py": "the relay, by two real tunnels",
+    "test_package.py": "`import wgcell`",
     "test_tree.py": "the tests",
+    "test_types.py": "the whole source",
     "test_waiting.py": "the tests",
     "wire/test_headers.py": "every header",
 }

@@ -424,7 +424,6 @@ class Endless(io.RawIOBase):
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
-@pytest.mark.alone
 def test_no_extension_takes_memory_or_time(tmp_path: Path, extension: str) -> None:
     """Of 48 MiB of each: at most 8 MiB of memory, and 0.1 s of processor time for each MiB read."""
     start, block, words = EXTENSIONS[extension]
