@@ -96,7 +96,7 @@ class Tool:
         command, fds = argv(nic.fileno()), (nic.fileno(),)
         self._process = subprocess.Popen(command, pass_fds=fds, stdout=quiet, stderr=quiet)
         nic.close()
-        self._events: asyncio.Queue[control.Said | None] = asyncio.Queue()
+        self._events: asyncio.Queue[control.Event | None] = asyncio.Queue()
 
     async def configure(self, configuration: Mapping[str, Any]) -> None:
         verified = control.Verified()
@@ -108,7 +108,7 @@ class Tool:
     def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:
         fresh.close()
 
-    async def events(self) -> AsyncIterator[control.Said]:
+    async def events(self) -> AsyncIterator[control.Event]:
         while (event := await self._events.get()) is not None:
             yield event
 

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.gateways import config_of
+from tests.support.gateways import config_of, order_of
 
 from wgcell import programs
+from wgcell.gateway import words
 
 SOURCE = Path(programs.__file__).parent
 PATHS = {"an ordinary user's": {"PATH": "/usr/bin:/bin"}, "none": {}, "empty": {"PATH": ""}}
@@ -67,7 +68,8 @@ def test_everything_is_found_whatever_the_path(environment: dict[str, str]) -> N
 @pytest.mark.namespaces
 @pytest.mark.parametrize("environment", PATHS.values(), ids=PATHS)
 def test_the_better_engine_starts_whatever_the_path(environment: dict[str, str]) -> None:
-    said = _started(["-m", "wgcell.gateway", "auto"], environment, json.dumps(config_of()) + "\n")
+    order = words.ORDERS.line(order_of(config_of())).decode()
+    said = _started(["-m", "wgcell.gateway", "auto"], environment, order)
     ready = json.loads(said.splitlines()[0])
     assert (ready["event"], ready["engine"], ready["reason"]) == ("ready", "namespace", "")
 

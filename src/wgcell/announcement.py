@@ -60,6 +60,7 @@ def opens(job: Job, vpn: VpnConfig | None, addresses: Sequence[Address]) -> str:
     asked = job.gateway
     rules = [f"allow {rule}" for rule in asked.allow] if asked else []
     rules += [f"{inside} is {outside}" for inside, outside in asked.services] if asked else []
+    rules += [f"publish {one}" for one in asked.publish] if asked else []
     if asked and asked.learn:
         rules.append("everything public, to learn")
     return f"it may reach: {', '.join(rules) or 'nothing (no --allow, no --service)'}"

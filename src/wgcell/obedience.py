@@ -82,7 +82,12 @@ def until_its_end(
             with contextlib.suppress(RuntimeError):  # the loop is closed: the cell has ended
                 loop.call_soon_threadsafe(cell.cancel, reason)
 
+        async def landed(arrived: api.Arrived) -> Landed:
+            # In this thread, which is the main one: `interruptible` needs it, to read a signal as
+            # an answer. The loop stands still meanwhile, and has nothing else to do.
+            return land(arrived)
+
         began(cancel)
-        return await cell.run(event=event, stdout=stdout, stderr=stderr, land=land)
+        return await cell.run(event=event, stdout=stdout, stderr=stderr, land=landed)
 
     return asyncio.run(watched())

@@ -146,7 +146,7 @@ def _some(who: str, word: type) -> list[bytes]:
     if who == "session":
         return [frames.encode(SESSION[word](n)) for n in range(6)]
     if who == "relay":
-        return [relay.SAID.line(RELAY[word](n)) for n in range(6)]
+        return [relay.EVENTS.line(RELAY[word](n)) for n in range(6)]
     return [gateway.EVENTS.line(GATEWAY[word](n)) for n in range(6)]
 
 
@@ -172,7 +172,7 @@ class Standing:
 
         monkeypatch.setattr(os, "fdatasync", syncing)
         self._count(protocol, "parse")
-        self._count(relay.SAID, "word")
+        self._count(relay.EVENTS, "word")
         self._count(gateway.EVENTS, "word")
         self._count(frames, "_frame")
         handle = one.core.handle
@@ -232,7 +232,8 @@ class Standing:
         first = opener.send(frames.Open(1, command("x"))) + opener.send(frames.End(1, 0))
         _, writer = await asyncio.open_connection(sock=here)
         transport: Any = writer.transport
-        one.tasks.spawn(one.serve(transport, first, 0, detached=False), "a client")
+        serving = one.sessions.serve(transport, first, 0, detached=False)
+        one.tasks.spawn(serving, "a client")
         try:
             await soon(lambda: not one.sessions.is_connected)
         finally:
@@ -445,7 +446,7 @@ def test_a_relays_time_that_is_none_leaves_a_result(
     async def body() -> None:
         one = prepared(tmp_path, State.RUNNING, [])
         standing = Standing(one, monkeypatch)
-        line = relay.SAID.line(relay.Rogue("mac1", "", b"", 7.0, 7.0)).decode()
+        line = relay.EVENTS.line(relay.Rogue("mac1", "", b"", 7.0, 7.0)).decode()
         line = line.replace(f'"{field}":7.0', f'"{field}":{when}')
         await flooded(one, standing, "relay", State.RUNNING, [line.encode()])
         result = one.host.folder.read("result.json")
@@ -457,7 +458,7 @@ def test_a_relays_time_that_is_none_leaves_a_result(
 
 def test_every_word_has_a_row() -> None:
     assert set(GUEST) == set(get_args(protocol.Message))
-    assert set(RELAY) == set(relay.SAID.words.values()) == set(get_args(relay.Said))
+    assert set(RELAY) == set(relay.EVENTS.words.values()) == set(get_args(relay.Event))
     assert set(SESSION) == set(get_args(frames.Frame))
     assert set(GATEWAY) == set(gateway.EVENTS.words.values()) == set(get_args(gateway.Event))
     for word, made in GUEST.items():

@@ -19,7 +19,7 @@ from tests.support.waiting import GENEROUS, until
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
 from wgcell.cell.states import Outcome
-from wgcell.cli import cells, doctor, main
+from wgcell.cli import cells, checks, main
 
 
 @pytest.fixture
@@ -97,9 +97,9 @@ def test_ps_says_that_a_frozen_machine_waits_and_how_to_look_in(
     assert "frozen, waits for you" in out
     for words in (f"logs --console {cell.id}", "gcore -o FILE 4242", f"wgcell stop {cell.id}"):
         assert words in err
-    finding = doctor._frozen()
-    assert not finding.good and cell.id in finding.found and "gcore" in finding.fix
-    assert doctor._frozen in doctor.LOOKS and doctor._configuration in doctor.LOOKS
+    finding = checks._frozen()
+    assert not finding.ok and cell.id in finding.found and "gcore" in finding.fix
+    assert checks._frozen in checks.CHECKS and checks._configuration in checks.CHECKS
 
 
 VERBS = ["logs", "events", "inspect", "stop", "rm", "wait", "pause", "unpause"]

@@ -170,6 +170,14 @@ def test_a_link_or_a_pipe_in_etc_is_replaced(tmp_path: Path, name: str) -> None:
     assert (inside / "etc/hosts").stat().st_mode & 0o777 == 0o644
 
 
+def test_names_of_hosts_are_lines_behind_the_guests_own(tmp_path: Path) -> None:
+    root.make_folders(str(tmp_path))
+    hosts = (("db.example.com", "10.99.0.5"), ("six", "fd99::5"))
+    root.write_names(str(tmp_path), replace(CONFIG, hosts=hosts))
+    found = (tmp_path / "etc/hosts").read_text()
+    assert found == "127.0.0.1 localhost cell\n10.99.0.5 db.example.com\nfd99::5 six\n"
+
+
 def test_a_root_with_nothing_in_it_will_do(tmp_path: Path) -> None:
     root.make_folders(str(tmp_path))
     root.write_names(str(tmp_path), CONFIG)
@@ -293,9 +301,8 @@ def test_a_workload_that_leaves_no_room_for_a_process_is_watched_later(
         return 0
 
     monkeypatch.setattr(main.tools, "start", start)
-    monkeypatch.setattr(main, "_FIRST_BEAT", 0.01)
     monkeypatch.setattr(main.Agent, "say", lambda self, message: None)
-    agent = main.Agent()
+    agent = main.Agent(first_beat=0.01)
     agent._watched = True
     monkeypatch.setattr(agent, "_beat", lambda: None)
     agent._begin_watch()

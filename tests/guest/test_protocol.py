@@ -114,6 +114,9 @@ HARD = ("python3", "a b", "$(id)", "", "x\\y", ":", "é", "-c", "'q'", "a\nb", "
         addresses=st.lists(st.sampled_from(["10.99.0.2/32", "fd99::2/128"])).map(tuple),
         dns=st.lists(st.sampled_from(["10.99.0.1", "fd99::1"])).map(tuple),
         search=st.lists(st.sampled_from(["a.example", "b.example"])).map(tuple),
+        hosts=st.lists(
+            st.tuples(st.sampled_from(["a.example", "b"]), st.sampled_from(["10.99.0.5", "::1"]))
+        ).map(tuple),
         mtu=st.integers(0, 65535),
         inputs=st.booleans(),
         stdin=st.booleans(),
@@ -144,6 +147,9 @@ LINES = encode_config(CONFIG).splitlines()
         [b"colour blue", *LINES],
         [b"env " + base64.b64encode(b"=x"), *LINES],
         [b"arg !", *LINES],
+        [b"host a", *LINES],
+        [b"host a  ::1", *LINES],
+        [b"host a ::1 b", *LINES],
         [b"wg_preshared_key " + base64.b64encode(b"short"), *LINES],
         [line.replace(b"1.000000", b"1") for line in LINES],
         [line.replace(b"walls ", b"walls roof,") for line in LINES],

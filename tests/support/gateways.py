@@ -6,6 +6,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import itertools
 import json
 import os
@@ -30,7 +31,11 @@ from wgcell.gateway.model.document import written
 from wgcell.gateway.model.keys import generate_private_key, public_key
 from wgcell.gateway.model.source import Source
 
+LOOPBACK = ipaddress.ip_address("127.0.0.1")
 ENGINES = ("embedded", "namespace", "kernel")
+
+
+_ANSWERS = ("policy_changed", "order_refused", "rules_listed")
 
 
 class Gateway:
@@ -67,6 +72,13 @@ class Gateway:
 
     def tell(self, config: dict[str, Any]) -> None:
         self.say(words.ORDERS.line(order_of(config)))
+
+    def order(self, order: words.Order) -> dict[str, Any]:
+        """Give it an order about its rules; the answer."""
+        self.say(words.ORDERS.line(order))
+        while (event := self.event())["event"] not in _ANSWERS:
+            pass
+        return event
 
     def say(self, line: bytes) -> None:
         """Whatever ``line`` is."""

@@ -36,8 +36,8 @@ from wgcell.wire.lines import (
 )
 
 VOCABULARIES: dict[str, Vocabulary[Any]] = {
-    "relay said": relay.SAID,
-    "relay told": relay.TOLD,
+    "relay events": relay.EVENTS,
+    "relay orders": relay.ORDERS,
     "gateway's events": gateway.EVENTS,
     "gateway's orders": gateway.ORDERS,
 }
@@ -111,7 +111,7 @@ def too_long(kind: Any) -> list[Any]:
             sizes = [most + 1] + ([least - 1] if least else [])
             return [base64.b64encode(bytes(size)).decode() for size in sizes]
         case Several(most, inner):
-            return [[plainest(inner)] * (most + 1), *([one] for one in too_long(inner))]
+            return [[plainest_entry(inner)] * (most + 1), *([one] for one in too_long(inner))]
         case Table(most, inner):
             full = {str(n): plainest_entry(inner) for n in range(most + 1)}
             return [full, {"a" * 65: plainest_entry(inner)}, *({"a": a} for a in too_long(inner))]
@@ -143,7 +143,7 @@ def plainest(kind: Any) -> Any:
 
 
 def plainest_entry(kind: Any) -> Any:
-    return kind.said(plainest(kind))
+    return kind.encoded(plainest(kind))
 
 
 def example(word: type) -> Any:
@@ -211,7 +211,7 @@ def test_any_bytes_are_a_word_or_a_line_error(where: str, data: bytes) -> None:
 @pytest.mark.parametrize("data", [b"", b"\n", b"[" * 9000, b'{"a":' * 2000, b"1" * 9000, b"\xff"])
 def test_what_breaks_a_json_reader_is_a_line_error(data: bytes) -> None:
     with pytest.raises(LineError):
-        relay.SAID.word(data)
+        relay.EVENTS.word(data)
 
 
 @pytest.mark.parametrize(("vocabulary", "word"), WORDS)
@@ -253,7 +253,7 @@ def test_nothing_else_is_said(vocabulary: Vocabulary[Any], word: type) -> None:
 
 
 def test_half_a_character_is_said_as_text() -> None:
-    heard = relay.SAID.word(relay.SAID.line(relay.Fault("a\udcffb")))
+    heard = relay.EVENTS.word(relay.EVENTS.line(relay.Fault("a\udcffb")))
     assert heard == relay.Fault("a\\udcffb")
 
 
@@ -271,5 +271,5 @@ def test_the_words_are_those_of_both_ends() -> None:
     verdicts = {*(action.value for action in Action), gateway.FAILED}
     assert set(kinds(gateway.Flow)["verdict"].texts) == verdicts
     assert set(kinds(gateway.Limits)) == {one.name for one in dataclasses.fields(Limits)}
-    from_us = (relay.SAID, relay.TOLD, gateway.EVENTS)
+    from_us = (relay.EVENTS, relay.ORDERS, gateway.EVENTS)
     assert max(vocabulary.longest for vocabulary in from_us) <= 1 << 16

@@ -191,7 +191,7 @@ class RelayProcess:
         nic.close()
         if kill_switch is not None:
             kill_switch.hand_over()
-        reader, writer = await asyncio.open_connection(sock=ours, limit=relay_words.SAID.longest)
+        reader, writer = await asyncio.open_connection(sock=ours, limit=relay_words.EVENTS.longest)
         argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", str(theirs.fileno()), cell)
         try:
             with theirs:
@@ -238,9 +238,9 @@ class RelayProcess:
         await relay.configure(configuration)
         return relay
 
-    def send(self, word: relay_words.Told) -> None:
+    def send(self, word: relay_words.Order) -> None:
         """Send one command; nothing if the relay is gone: its end is a cause by itself."""
-        line = relay_words.TOLD.line(word)
+        line = relay_words.ORDERS.line(word)
         with contextlib.suppress(OSError, RuntimeError):
             self._writer.write(line)
 
@@ -251,14 +251,14 @@ class RelayProcess:
         forgets every session, before it sends anything there.
         """
         fresh.setblocking(True)
-        line = relay_words.TOLD.line(relay_words.Renewed(met))
+        line = relay_words.ORDERS.line(relay_words.Renewed(met))
         with fresh, contextlib.suppress(OSError):
             socket.send_fds(self._control, [line], [fresh.fileno()])
 
-    async def _word(self) -> relay_words.Said | None:
-        return await _word("relay", self._reader, relay_words.SAID)
+    async def _word(self) -> relay_words.Event | None:
+        return await _word("relay", self._reader, relay_words.EVENTS)
 
-    async def events(self) -> AsyncIterator[relay_words.Said]:
+    async def events(self) -> AsyncIterator[relay_words.Event]:
         """What the relay reports, until it is gone. Raises HostError for what is no word of its."""
         while (word := await self._word()) is not None:
             yield word

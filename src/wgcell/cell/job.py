@@ -53,10 +53,14 @@ class GatewayAsked:
     """
     learn: bool = False
     """Allow what no rule refuses, and record it."""
+    publish: tuple[str, ...] = ()
+    """Ports of this machine's joined to ones of the cell's, as [ADDRESS:]PORT:PORT."""
     file_allow: tuple[str, ...] = field(default=(), compare=False)
     """Those of ``allow`` that stand in the job file, and were not typed as well."""
     file_services: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     """Likewise those of ``services``."""
+    file_publish: tuple[str, ...] = field(default=(), compare=False)
+    """Likewise those of ``publish``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class Job(Settings):
     env: tuple[tuple[str, str], ...] = field(repr=False)
     vpn: Path | None
     gateway: GatewayAsked | None
+    hosts: tuple[tuple[str, str], ...] = ()
+    """Names, each with an address, for the workload's /etc/hosts."""
     asked: frozenset[str] = field(default=frozenset(), compare=False)
     """Settings with a ceiling that somebody asked for; the others are defaults, and may be
     lowered."""
@@ -121,7 +127,12 @@ class Job(Settings):
             "vpn": None if self.vpn is None else {"config": str(self.vpn)},
             "gateway": None
             if asked is None
-            else {"allow": list(asked.allow), "services": dict(asked.services)},
+            else {
+                "allow": list(asked.allow),
+                "services": dict(asked.services),
+                "publish": list(asked.publish),
+            },
+            "hosts": [f"{name}:{address}" for name, address in self.hosts],
             **tables.pop(""),
             **tables,
         }
@@ -149,6 +160,10 @@ class JobOptions:
     allow: tuple[str, ...] = ()
     """Added to the file's [gateway] allow."""
     services: tuple[tuple[str, str], ...] = ()
+    publish: tuple[str, ...] = ()
+    """Added to the file's [gateway] publish."""
+    hosts: tuple[tuple[str, str], ...] = ()
+    """Added to the file's [hosts]."""
     stdin: bool = False
     terminal: Terminal | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -156,3 +171,5 @@ class JobOptions:
     idle: bool = False
     """Whether the job may do without a command: its cell then waits for sessions until it is
     stopped."""
+    keywords: bool = False
+    """Whether they are a program's keywords, and not a command line: an error names them so."""

@@ -26,7 +26,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 from wgcell.acquiring import acquired
 from wgcell.cell import consent, endpoint, probe
@@ -63,7 +63,7 @@ AGENT = "control"
 """The port over which the guest's agent speaks."""
 PORTS = (AGENT, *protocol.STREAMS, OUTPUTS, protocol.SESSIONS)
 
-SpawnRelay = Callable[..., Coroutine[Any, Any, RelayProcess]]
+SpawnRelay = Callable[..., Coroutine[object, None, RelayProcess]]
 
 
 class Step(Enum):
@@ -129,7 +129,7 @@ class Launch:
         self._cgroup: cgroup.Cgroup | None = None
         self._jail: Jail | None = None
         self._udp: socket.socket | None = None
-        self._inputs: Mapping[str, Any] = MappingProxyType({})
+        self._inputs: Mapping[str, object] = MappingProxyType({})
 
     # The steps, in order.
 
@@ -150,7 +150,6 @@ class Launch:
         self._udp = endpoint.unconnected(4)
         self.stack.callback(self._udp.close)
         self._passed(Step.SOCKET)
-        vpn: VpnConfig
         vpn, _, _ = await together(
             self._tunnel(hears), self._start_relay(nic, self._udp), self._start_machine(card, hears)
         )
@@ -371,6 +370,7 @@ def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> GuestConfig:
         keepalive=vpn.keepalive,
         dns=tuple(map(str, vpn.dns)),
         search=vpn.search,
+        hosts=job.hosts,
         probe=str(probe.choose(vpn.addresses, vpn.allowed_ips, vpn.dns)),
         inputs=bool(job.inputs),
         command=job.command,

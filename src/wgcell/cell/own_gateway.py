@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 
 from wgcell.cell.inside import GATEWAY, GATEWAY6, GUEST, GUEST6
 from wgcell.cell.job import GatewayAsked
+from wgcell.cell.provider import GatewayEngine
 from wgcell.cell.wgquick import VpnConfig
+from wgcell.errors import HostError
 from wgcell.gateway import words
 from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
+from wgcell.gateway.model.published import parse_published
+from wgcell.home import config_path
+from wgcell.net import addresses
 
-__all__ = ["OwnGateway"]
+__all__ = ["OwnGateway", "check_published"]
 
 HOST = "127.0.0.1"
+
+
+def check_published(asked: GatewayAsked, engine: GatewayEngine) -> None:
+    """Raises HostError if ``engine`` can't publish what is ``asked``, or a port of it is taken."""
+    if asked.publish and engine is GatewayEngine.EMBEDDED:
+        raise HostError(
+            "--publish needs the gateway's namespace engine: the embedded engine can't open "
+            "connections into the tunnel",
+            hint=f'gateway_engine = "auto" or "namespace" in {config_path()}',
+        )
+    for text in asked.publish:
+        port = parse_published(text)
+        family = socket.AF_INET6 if port.address.version == 6 else socket.AF_INET
+        try:
+            socket.create_server(port.place, family=family).close()
+        except OSError as error:
+            where, why = addresses.written(*port.place), os.strerror(error.errno or 0)
+            raise HostError(
+                f"--publish {text}: {where}: {why}",
+                hint="choose another port, or 0 for any that is free",
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +66,7 @@ class OwnGateway:
             public_key=public_key(self.guest_key),
             address=str(ip_interface(GUEST).ip),
             address6=str(ip_interface(GUEST6).ip) if self.six else None,
+            publish=asked.publish,
         )
         return words.Configure(
             private_key=self.gateway_key,

@@ -1,33 +1,35 @@
 """Starts, watches and ends one cell: the loop around the core.
 
-Whatever is heard becomes an event for `wgcell.cell.core`, whose actions are executed here, in
-order. The walk through a cell's life is `Supervisor.live`, read downwards; what ends it is
-``wgcell.cell.conclusion``. Sockets and clocks are here, decisions are not.
+Everything that the cell's parts report becomes an event for `wgcell.cell.core`, and the core's
+actions are executed (`wgcell.cell.dispatch`). `Supervisor.live`, read downwards, is the walk
+through a cell's start; `wgcell.cell.conclusion` has the steps of its end. Sockets and clocks are
+here, decisions are not.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections import deque
 from collections.abc import Callable
 
 from wgcell.cell import followers
 from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.conclusion import Conclusion
-from wgcell.cell.control import words as control
 from wgcell.cell.control.listener import Listener
+from wgcell.cell.controlled import ControlledCell
 from wgcell.cell.core import Core, Terms
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
+from wgcell.cell.dispatch import Dispatcher
 from wgcell.cell.effects import Effects
-from wgcell.cell.ending import EndStep, run_all, words
+from wgcell.cell.ending import EndStep, run_all
 from wgcell.cell.events import Event, EventLog
 from wgcell.cell.host import HostContext
 from wgcell.cell.job import Job
 from wgcell.cell.launch import AGENT, Launch, SpawnRelay, guest_config
+from wgcell.cell.machine_end import MachineEnd
 from wgcell.cell.outlets import Outlets, copy
+from wgcell.cell.pausing import Pausing
 from wgcell.cell.result import CellResult
 from wgcell.cell.roaming import Roaming
 from wgcell.cell.sessions.links import Sessions
@@ -36,7 +38,6 @@ from wgcell.cell.states import Cause
 from wgcell.cell.streams import Sink
 from wgcell.cell.tasks import Tasks
 from wgcell.cell.vouched import job_digests
-from wgcell.errors import HostError, StateError
 from wgcell.guest import protocol
 from wgcell.guest.frames import Subject
 from wgcell.vm.machine import Backend, Machine
@@ -68,15 +69,20 @@ class Supervisor:
         self.host = host
         self.core = Core(Terms.of(job, host.accelerator), time.monotonic())
         self.log = EventLog(host.folder.path / "events.jsonl", self._record)
-        self.control = Listener(host.folder, self)
         self._report = report
         self.sessions = Sessions(self._refused, self.post)
         self.outlets = Outlets(job, host, {"stdout": stdout, "stderr": stderr}, self._heard)
         self.tasks = Tasks(lambda cause, reason: self.post(seen.Caused(cause, reason)))
         self.launch = Launch(job, host, self.log, spawn_relay=spawn_relay, backend=backend)
+        self.machine_end = MachineEnd(self.core, self.launch, self.log)
         self.conclusion = Conclusion(
             *(job, host, self.core, self.log, self.launch, self.outlets, self.tasks),
-            *(self.feed, self._kill),
+            *(self.feed, self.machine_end.kill),
+        )
+        self._over = asyncio.Event()
+        """The machine must be ended, or the record has failed."""
+        self.dispatcher = Dispatcher(
+            *(self.core, self.outlets.look, self._execute, self._over.set),
         )
         self._effects = Effects(
             self.log,
@@ -84,90 +90,33 @@ class Supervisor:
             self.outlets,
             wake=self._wake,
             end=self._end_soon,
-            record_failed=self._record_failed,
+            record_failed=self.dispatcher.record_failed,
             unpack=self._unpack,
             resume=self._resume,
         )
-        self._cancelled = asyncio.Event()
-        self._over = asyncio.Event()
-        """The machine must be ended, or the record has failed."""
-        self._ending: do.EndMachine | None = None
-        self._record_error: StateError | None = None
-        self._frozen = False
-        self._pausing = asyncio.Lock()
-        self._waiting: deque[seen.Event] = deque()
-        self._feeding = False
+        self._pausing = Pausing(self.core, self.launch, self.feed)
+        self._controlled = ControlledCell(
+            *(self.core, self.sessions, self._pausing, self.machine_end, self.conclusion),
+            cancel=self.cancel,
+            abort=self.abort,
+        )
+        self.control = Listener(host.folder, self._controlled)
 
-    # What others may ask of a running cell.
+    # How others end a running cell.
 
     def cancel(self, reason: str) -> None:
         """End the cell in order; called again, at once. A signal's callback may call it."""
-        self._cancelled.set()
+        self.machine_end.cancelled.set()
         self.post(seen.CancelAsked(reason))
 
     def abort(self, reason: str) -> None:
         """End the cell at once: no grace period, no results."""
-        self._cancelled.set()
+        self.machine_end.cancelled.set()
         self.post(seen.AbortAsked(reason))
 
-    def stop(self, *, now: bool) -> None:
-        """`abort` or `cancel`, asked for over the control socket."""
-        (self.abort if now else self.cancel)("stopped")
-
-    async def serve(
-        self, transport: asyncio.Transport, first: bytes, uid: int, *, detached: bool
-    ) -> None:
-        """Speak frames with a client of the control socket until it is gone."""
-        await self.sessions.serve(transport, first, uid, detached=detached)
-
-    def _refused(self, subject: Subject) -> str:
-        connected = self.sessions.is_connected
-        return refused(subject, self.state, connected=connected, reads=self.job.stdin)
-
-    async def pause(self, uid: int) -> None:
-        """Let the machine stand still, for that user. Raises StateError with why it can't."""
-        async with self._pausing:
-            machine, why = self.launch.machine, self.core.no_pause
-            if why or machine is None:
-                raise StateError(why or "it has no machine")
-            if not await machine.freeze():
-                raise StateError("its machine does not answer")
-            self.feed(seen.Paused(uid))
-
-    async def unpause(self, uid: int) -> None:
-        """Let the machine go on, for that user. Raises StateError with why it can't."""
-        async with self._pausing:
-            machine = self.launch.machine
-            if machine is None or not self.core.is_paused:
-                raise StateError("it is not paused")
-            try:
-                await machine.go()
-            except HostError as error:
-                raise StateError(error.message) from error
-            self.feed(seen.Unpaused(uid))
-
-    def _resume(self) -> None:
-        """Let the machine go on, for it must end, or bring its results."""
-
-        async def resumed() -> None:
-            async with self._pausing:
-                if self.launch.machine is not None:
-                    await self.launch.machine.go()
-
-        self.tasks.spawn(resumed(), "the machine's resumption")
-
-    @property
-    def state(self) -> str:
-        """The cell's state, in a word."""
-        if self._frozen:
-            return "frozen"
-        return "paused" if self.core.is_paused else self.core.state.value
-
-    @property
-    def end(self) -> control.Ended:
-        """How the cell has ended, as far as it is known."""
-        result = self.conclusion.result()
-        return control.Ended(result.outcome.value, result.exit_code, result.reason)
+    def fail(self, reason: str) -> None:
+        """End the cell in order, as an error: the program that follows it lost a part of it."""
+        self.post(seen.Caused(Cause.OUTPUT_FAILED, reason))
 
     async def run(self) -> CellResult:
         """Live the cell's life; its result, which is also in ``result.json``.
@@ -184,7 +133,10 @@ class Supervisor:
             self.feed(seen.Began())
             self.conclusion.starting = self.tasks.spawn(self.live(), "the cell's start")
             await self._over.wait()
-            await self._end_machine()
+            self.dispatcher.require_record()
+            await self.machine_end.end(self.conclusion.write_evidence)
+            self.feed(seen.MachineEnded())
+            self.dispatcher.require_record()
         except BaseException as error:
             # The record, or the supervisor, failed: nothing was completed.
             self.core.handle(seen.Crashed(str(error) or type(error).__name__), time.monotonic())
@@ -204,6 +156,11 @@ class Supervisor:
         """What is done when the cell has ended."""
         return self.conclusion.steps()
 
+    def _refused(self, subject: Subject) -> str:
+        """Why no session may be opened now; empty if one may."""
+        connected, state = self.sessions.is_connected, self._controlled.state
+        return refused(subject, state, connected=connected, reads=self.job.stdin)
+
     def _record(self, event: Event) -> None:
         """An event is on the disk."""
         self.control.wake()
@@ -212,48 +169,15 @@ class Supervisor:
     # Events in, actions out.
 
     def feed(self, event: seen.Event) -> None:
-        """Give the core ``event``, and do what it asks for: all of it, whatever fails meanwhile.
-
-        From within an action (``report`` may call `cancel`) it is fed when that event's actions
-        are done. Raises the first of the failures.
-        """
-        self._waiting.append(event)
-        if self._feeding:
-            return
-        failed: Exception | None = None
-        self._feeding = True
-        try:
-            while self._waiting:
-                failed = self._fed(self._waiting.popleft(), failed)
-        finally:
-            self._feeding = False
-        if failed is not None:
-            raise failed
-
-    def _fed(self, event: seen.Event, failed: Exception | None) -> Exception | None:
-        """The first failure, ``failed`` if there was one before."""
-        actions: list[do.Action] = []
-        for one in (self.outlets.look(), event):
-            try:
-                actions += self.core.handle(one, time.monotonic())
-            except Exception as error:
-                failed = failed or error
-        for action in actions:
-            if self._record_error and not isinstance(action, do.Record | do.EndMachine):
-                continue  # what was not written down is not done
-            try:
-                self._effects.execute(action)
-            except Exception as error:
-                failed = failed or error
-        return failed
+        """See `Dispatcher.feed`."""
+        self.dispatcher.feed(event)
 
     def post(self, event: seen.Event) -> None:
-        """`feed`, for callbacks of the loop: an error there is a cause and not a traceback."""
-        try:
-            self.feed(event)
-        except Exception as error:
-            with contextlib.suppress(Exception):
-                self.feed(seen.Caused(Cause.HOST_FAULTED, words(error)))
+        """See `Dispatcher.post`."""
+        self.dispatcher.post(event)
+
+    def _execute(self, action: do.Action) -> None:
+        self._effects.execute(action)
 
     def _heard(self) -> None:
         """A stream has changed."""
@@ -263,26 +187,21 @@ class Supervisor:
         self.tasks.call_at(at, lambda: self.post(seen.Alarm()))
 
     def _end_soon(self, ending: do.EndMachine) -> None:
-        self._ending = ending
-        if self.launch.machine is not None and not ending.freeze:
-            self.launch.machine.kill()  # before anything is written down
+        self.machine_end.ask(ending)
         self._over.set()
 
-    def _record_failed(self, error: StateError) -> None:
-        """A cell whose states are not on record must not live on."""
-        self._record_error = self._record_error or error
-        self.core.handle(seen.Crashed(str(error)), time.monotonic())
-        self._over.set()
+    def _resume(self) -> None:
+        self.tasks.spawn(self._pausing.resume(), "the machine's resumption")
 
     def _unpack(self) -> None:
         unpacking = self.outlets.start_unpacking()
         if unpacking is not None:
             self.tasks.spawn(followers.follow_unpacking(unpacking, self.feed), "the outputs")
 
-    # The walk: prepare, obtain consent, boot. What follows is driven by what is heard.
+    # The walk: prepare, obtain consent, boot. Everything behind it is driven by events.
 
     async def live(self) -> None:
-        """Start everything, in the order that is a wall: see `wgcell.cell.launch`."""
+        """Start everything, in an order that is a wall: see `wgcell.cell.launch`."""
         launch = self.launch
         vpn = await launch.prepare(self)
         self.feed(seen.Caused(Cause.PREPARED))
@@ -310,7 +229,7 @@ class Supervisor:
         self.tasks.spawn(followers.follow_gateway(gateway, self.feed), "the gateway's reports")
 
     def hear_machine(self, machine: Machine) -> None:
-        """Listen to the machine: its death, and what it says of itself."""
+        """Listen to the machine: its death, and its diagnostics."""
         if machine.diagnostics is not None:
             self.tasks.drain(copy(machine.diagnostics, self.outlets.diagnostics.write))
         death = followers.follow_machine(machine, self.launch.kill_switch, self.feed)
@@ -324,34 +243,3 @@ class Supervisor:
             self.feed(seen.Tick(time.time()))
             await asyncio.sleep(1)
             self.log.settle()
-
-    # The machine's end.
-
-    async def _end_machine(self) -> None:
-        """First the machine, then the words about it, which wait for the disk."""
-        ending, machine = self._ending, self.launch.machine
-        if self._record_error is not None:
-            raise self._record_error
-        if ending is not None and machine is not None:
-            if ending.freeze and await machine.freeze():
-                self.conclusion.write_evidence()  # whoever looks into the machine reads this first
-                self._frozen = True
-                self.log.append("frozen", reason=ending.reason)
-                await followers.cancelled_or_dead(self._cancelled, machine)
-                self._frozen = False
-            with contextlib.suppress(HostError):  # the conclusion tries again, and says so
-                await self._kill()
-        self.feed(seen.MachineEnded())
-        if self._record_error is not None:
-            raise self._record_error
-
-    async def _kill(self) -> None:
-        """Kill the machine and wait until it is dead; more than once does no harm."""
-        machine = self.launch.machine
-        if machine is None:
-            return
-        machine.kill()
-        await machine.dead()
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        self.core.handle(seen.MachineDead(now), time.monotonic())
-        await machine.reap()

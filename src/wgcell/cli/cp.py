@@ -151,8 +151,8 @@ def _out(cell: Folder, path: str, target: str, *, force: bool) -> None:
 
 def _fetch(cell: Folder, path: str, part: Path, asked: str) -> None:
     """The files of ``path``, whole, in the folder ``part``. Raises StateError."""
-    job = cell.read("job.json") or {}
-    disk = (job.get("resources") or {}).get("disk")
+    resources = (cell.read("job.json") or {}).get("resources")
+    disk = resources.get("disk") if isinstance(resources, dict) else None
     most = (disk if isinstance(disk, int) else 0) + _MORE
     with _copying(cell) as copy:
         unpacked = asyncio.run(_fetched(copy, path, part, asked, most))

@@ -287,7 +287,7 @@ def keys() -> None:
 
 def _best_engine() -> Engine:
     """Of those that take no root: the one that refuses in the network's own words, if it can be."""
-    from wgcell.cli.doctor import why_no_namespace_engine
+    from wgcell.cli.checks import why_no_namespace_engine
 
     why = why_no_namespace_engine()
     if not why:

@@ -9,7 +9,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -93,44 +94,46 @@ def prove(
     was seen; else 1.
     """
     if list_:
-        for one in boots.all_cases():
-            out(f"{one.name:<26} {one.verdict.value:<5} {one.group}: {one.does}")
+        _list()
         return
-    if frames is not None and (quick or long or case):
+    if frames is None:
+        asked = _cases_request(case or (), quick=quick, long=long, times=times, storm=storm)
+    elif quick or long or case:
         raise InputError("--frames sends your frames alone: leave --quick, --long and --case out")
-    request = Request(
-        _mode(frames, quick=quick, long=long),
-        only=tuple(case or ()),
-        frames=pcap.load(frames) if frames is not None else (),
-        times=times,
-        storm=storm,
-        machines=None if frames is not None or quick else _machines(every=long),
-        command=shlex.join(["wgcell", *sys.argv[1:]]),
-    )
+    else:
+        asked = Request(Mode.FRAMES, frames=pcap.load(frames))
+    request = replace(asked, command=shlex.join(["wgcell", *sys.argv[1:]]))
     relays = len(steps(request)) + MOST_BOOTS
-    files = {as_junit: junit and expanded(junit), as_html: html and expanded(html)}
-    for file in filter(None, files.values()):
-        _check_writable(file)
+    files = _report_files(junit, html)
     report = _run(request, relays, quiet=json)
     if json:
         out(as_json(report))
     else:
         _show(report, everything or bool(request.only) or request.mode is Mode.FRAMES)
-    for text, path in files.items():
-        if path is not None:
-            _write(path, text(report))
+    for form, file in files:
+        _write(file, form(report))
     # The threads of the endpoint's runtime may crash in the interpreter's own clean-up.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0 if report.passed else 1)
 
 
-def _mode(frames: Path | None, *, quick: bool, long: bool) -> Mode:
-    if frames is not None:
-        return Mode.FRAMES
-    if long:
-        return Mode.LONG
-    return Mode.QUICK if quick else Mode.DEFAULT
+def _list() -> None:
+    for case in boots.all_cases():
+        out(f"{case.name:<26} {case.verdict.value:<5} {case.group}: {case.does}")
+
+
+def _cases_request(
+    cases: Sequence[str], *, quick: bool, long: bool, times: int, storm: int
+) -> Request:
+    """A request for the battery's own cases."""
+    return Request(
+        Mode.LONG if long else Mode.QUICK if quick else Mode.DEFAULT,
+        only=tuple(cases),
+        times=times,
+        storm=storm,
+        machines=None if quick else _machines(every=long),
+    )
 
 
 def _machines(*, every: bool) -> boots.Machines:
@@ -208,12 +211,10 @@ def _show(report: Report, everything: bool) -> None:
         out.print()
         out.print(_cases(shown))
     out.print()
-    for sentence in report.not_shown:
-        out.print(f"[dim]· {escape(sentence)}[/]")
     oracle = f"The oracle: {report.oracle}."
-    for sentence in (report.description, oracle, report.controls_in_words, report.bound_in_words):
-        if sentence:
-            out.print(f"[dim]{escape(sentence)}[/]")
+    words = (report.description, oracle, report.controls_in_words, report.bound_in_words)
+    for sentence in (*(f"· {gap}" for gap in report.not_shown), *filter(None, words)):
+        out.print(f"[dim]{escape(sentence)}[/]")
     colour = "green" if report.passed else "red"
     counts = ", ".join(f"{report.counts[s]} {s.value}" for s in Status if report.counts[s])
     out.print(f"[{colour}]{report.headline}[/]; {counts}; {report.seconds:.0f} s")
@@ -242,6 +243,18 @@ def _cases(results: Sequence[Result]) -> Table:
         due = result.expected.value
         table.add_row(result.case, result.wall, result.phase.value, due, status, reasons)
     return table
+
+
+_Format = Callable[[Report], str]
+
+
+def _report_files(junit: Path | None, html: Path | None) -> list[tuple[_Format, Path]]:
+    """Each report's format and its file, which must be writable. Raises StateError."""
+    asked: tuple[tuple[_Format, Path | None], ...] = ((as_junit, junit), (as_html, html))
+    files = [(form, expanded(file)) for form, file in asked if file is not None]
+    for _, file in files:
+        _check_writable(file)
+    return files
 
 
 def _check_writable(path: Path) -> None:

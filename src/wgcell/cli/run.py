@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -18,12 +18,24 @@ from wgcell.cell.folder import check_writable, state_folder
 from wgcell.cell.job import JobOptions
 from wgcell.cell.outputs import Landed
 from wgcell.cell.provider import load_provider
-from wgcell.cell.rows import Written
-from wgcell.cell.settings import ALLOW, ENV, EXCLUDE, INPUTS, NAME, OUTPUTS, SERVICES, SETTINGS, VPN
+from wgcell.cell.rows import Row, Written
+from wgcell.cell.settings import (
+    ALLOW,
+    ENV,
+    EXCLUDE,
+    HOSTS,
+    INPUTS,
+    NAME,
+    OUTPUTS,
+    PUBLISH,
+    SERVICES,
+    SETTINGS,
+    VPN,
+)
 from wgcell.cell.start import Start
 from wgcell.cli.detached import detached, show
 from wgcell.cli.image import build_with_progress
-from wgcell.cli.lines import JsonLines
+from wgcell.cli.lines import JsonLines, following
 from wgcell.cli.options import After, with_settings
 from wgcell.cli.progress import EventPrinter, Verbosity
 from wgcell.cli.terminal import (
@@ -36,6 +48,7 @@ from wgcell.cli.terminal import (
     warn,
     write_in_background,
 )
+from wgcell.display import one_line
 from wgcell.errors import JobError, StateError
 from wgcell.home import expanded
 from wgcell.image import store
@@ -44,13 +57,15 @@ from wgcell.obedience import Interrupted, interruptible, until_its_end
 __all__ = ["run"]
 
 
-def _pairs(option: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _pairs(row: Row[Any], given: Sequence[str], between: str = "=") -> tuple[tuple[str, str], ...]:
     """``["A=B"]`` -> pairs. Raises JobError naming the option."""
-    form = "INSIDE=OUTSIDE" if option == "--service" else "NAME=VALUE"
     for text in given:
-        if "=" not in text:
-            raise JobError(f"command line: {option}: found {text!r}; allowed: {form}")
-    return tuple((left, right) for left, _, right in (text.partition("=") for text in given))
+        if between not in text:
+            form = row.option.metavar if row.option else ""
+            raise JobError(
+                f"command line: {row.flags[-1]}: found {one_line(text, 80)!r}; allowed: {form}"
+            )
+    return tuple((left, right) for left, _, right in (text.partition(between) for text in given))
 
 
 T = TypeVar("T")
@@ -209,7 +224,9 @@ def run(
         env=variables,
         vpn=None if vpn is None else expanded(Path(vpn)),
         allow=typed.words(ALLOW),
-        services=_pairs("--service", typed.words(SERVICES)),
+        services=_pairs(SERVICES, typed.words(SERVICES)),
+        publish=typed.words(PUBLISH),
+        hosts=_pairs(HOSTS, typed.words(HOSTS), ":"),
         settings={row.name: typed.values[row.key] for row in SETTINGS if row.key in typed.values},
         idle=detach,
     )
@@ -264,13 +281,13 @@ def _lived(
     printer = EventPrinter(verbosity)
     for remark in announcement.about_cell(cell.plan, cell.id):
         show(remark, verbosity)
-    files = [JsonLines(cell.id, into)] if into else []
+    files = [JsonLines(cell.id, into, f"--json-file: {file}")] if into else []
     printed = JsonLines(cell.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
+    follow = following(lines, cell.fail)
 
-    def tell(event: Event) -> None:
-        for one in lines:
-            one.event(event)
+    def happened(event: Event) -> None:
+        follow(event)
         printer(event)
 
     if printed:
@@ -291,7 +308,7 @@ def _lived(
             return Landed(f"{end} while outputs landed; {where}", False, interrupted=True)
 
     try:
-        result = until_its_end(cell, event=tell, stdout=out, stderr=err, land=land)
+        result = until_its_end(cell, event=happened, stdout=out, stderr=err, land=land)
     finally:
         printer.stop()
         restore()
@@ -299,7 +316,6 @@ def _lived(
             one.close()
         cell.close()
     for one in lines:
-        if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
-            place = "standard output" if one is printed else f"--json-file: {file}"
-            raise StateError(f"{place}: {one.failure.strerror}: events are missing in it")
+        if one.fault and one.fault != result.reason:  # the last events, or an error before it
+            raise StateError(one.fault)
     return result.exit_code

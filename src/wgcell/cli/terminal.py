@@ -12,7 +12,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from typing import IO, Any, cast
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -149,7 +149,7 @@ def raw_sink(fd: int) -> Callable[[bytes], None]:
     return write
 
 
-def shown(stream: Any) -> Callable[[bytes], bytes]:
+def shown(stream: TextIO) -> Callable[[bytes], bytes]:
     """What of a workload's bytes is written to ``stream``: filtered for a terminal, else all."""
     if not stream.isatty():
         return bytes
@@ -158,13 +158,13 @@ def shown(stream: Any) -> Callable[[bytes], bytes]:
     return terminal.feed
 
 
-def sink(stream: Any) -> Callable[[bytes], None]:
+def sink(stream: TextIO) -> Callable[[bytes], None]:
     """A function for a workload's bytes: filtered on a terminal, unchanged in a pipe or a file."""
     write, passed = raw_sink(stream.fileno()), shown(stream)
     return lambda data: write(passed(data))
 
 
-def writer(stream: Any) -> Callable[[bytes], None]:
+def writer(stream: TextIO) -> Callable[[bytes], None]:
     """A `sink` for a verb that prints records. Raises HostError, which names the stream."""
     write = sink(stream)
     name = "standard error" if stream is sys.stderr else "standard output"

@@ -24,12 +24,15 @@ from wgcell.gateway import words
 from wgcell.gateway.model.config import GatewayConfig
 from wgcell.gateway.model.parsing import configured
 from wgcell.gateway.model.ratelimit import TokenBucket
+from wgcell.gateway.orders import Orders
 from wgcell.wire.lines import LineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wgcell.gateway.engines.engine import Engine
+    from wgcell.gateway.engines.nftables.host import HostContext
+    from wgcell.gateway.engines.nftables.publishing import Listening
     from wgcell.gateway.peer.events import Report
 
 _PR_SET_PDEATHSIG = 1
@@ -90,35 +93,63 @@ async def started(
     Raises WgcellError, OSError and RuntimeError. With ``auto``, the ``ready`` event of the embedded
     engine has the reason why it is not the namespace engine.
     """
-    preexec, reason = _die_with(os.getpid()), ""
+    reason = ""
+    ports: Listening = {}
+    if name != "embedded" and any(peer.published for peer in config.peers):
+        from wgcell.gateway.engines.nftables.publishing import listening
+
+        # Before this process has a network of its own, and fewer rights outside.
+        ports = listening(config)
     if name in ("namespace", "auto"):
-        from wgcell.gateway.engines.nftables.engine import NftablesEngine
         from wgcell.gateway.engines.nftables.private import PrivateHost
 
         try:
-            host = PrivateHost(config)
-            engine = NftablesEngine(config, report, host, preexec=preexec, give_up=give_up)
-            await engine.start()
+            return await _with_nftables(PrivateHost, config, ports, report, give_up)
         except (HostError, OSError, RuntimeError) as error:
             # The embedded engine finds out itself what it lacks, too, such as a free port.
             if name == "namespace":
                 raise
             reason = error.message if isinstance(error, HostError) else str(error)
-        else:
-            return engine
+            if ports:
+                raise HostError(
+                    f"a published port needs the namespace engine: {reason}",
+                    hint="wgcell doctor lists what this machine lacks",
+                ) from error
     if name == "kernel":
-        from wgcell.gateway.engines.nftables.engine import NftablesEngine
         from wgcell.gateway.engines.nftables.machine import INTERFACE, MachineHost
 
-        machine = MachineHost(interface or INTERFACE)
-        kernel = NftablesEngine(config, report, machine, preexec=preexec, give_up=give_up)
-        await kernel.start()
-        return kernel
+        def machine(config: GatewayConfig) -> MachineHost:
+            return MachineHost(interface or INTERFACE)
+
+        return await _with_nftables(machine, config, ports, report, give_up)
     from wgcell.gateway.engines.embedded.engine import EmbeddedEngine
 
     embedded = EmbeddedEngine(config, report, reason)
     await embedded.start()
     return embedded
+
+
+async def _with_nftables(
+    host: Callable[[GatewayConfig], HostContext],
+    config: GatewayConfig,
+    ports: Listening,
+    report: Report,
+    give_up: Callable[[], None],
+) -> Engine:
+    """The nftables engine on ``host``, started. Raises HostError and OSError."""
+    from wgcell.gateway.engines.nftables.engine import NftablesEngine
+
+    try:
+        preexec = _die_with(os.getpid())
+        engine = NftablesEngine(
+            config, report, host(config), ports, preexec=preexec, give_up=give_up
+        )
+        await engine.start()
+    except BaseException:
+        for sock in ports.values():
+            sock.close()
+        raise
+    return engine
 
 
 class UncaughtErrors:
@@ -146,14 +177,6 @@ def _order(line: bytes) -> words.Order:
         raise HostError(f"the gateway was given an order that is none: {error}") from None
 
 
-async def _obey(engine: Engine, order: words.Order) -> None:
-    """Do what ``order`` says, and report it. Raises WgcellError, ValueError and OSError."""
-    match order:
-        case words.Configure():
-            await engine.apply(configured(order))
-            report(words.Applied())
-
-
 async def _serve(name: str = "embedded", interface: str = "") -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(UncaughtErrors(report))
@@ -166,16 +189,21 @@ async def _serve(name: str = "embedded", interface: str = "") -> int:
 
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     try:
-        config = configured(_order(await reader.readline()))
+        order = _order(await reader.readline())
+        if not isinstance(order, words.Configure):
+            raise HostError("the gateway's first order is no configuration")
+        config = configured(order)
         engine = await started(config, name, interface, report, give_up)
+        orders = Orders(engine, config, report, give_up)
     except (WgcellError, ValueError, OSError, RuntimeError) as error:
         report(words.Fault(str(error)))
         return 125
     while (line := await reader.readline()) and not code:
         try:
-            await _obey(engine, _order(line))
+            await orders.obey(_order(line))
         except (WgcellError, ValueError, OSError) as error:
             report(words.Fault(str(error)))
+    await orders.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             await engine.stop()

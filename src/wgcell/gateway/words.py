@@ -28,19 +28,29 @@ __all__ = [
     "ENGINES",
     "EVENTS",
     "FAILED",
+    "MOST_LISTED",
     "MOST_PEERS",
     "ORDERS",
+    "RULES_AT_ONCE",
+    "Allow",
     "Applied",
     "Configure",
+    "Deny",
     "Event",
     "Fault",
     "Flow",
     "FlowEnd",
     "FlowsOmitted",
     "Limits",
+    "ListRules",
     "Order",
+    "OrderRefused",
     "Peer",
+    "PolicyChanged",
+    "Published",
     "Ready",
+    "RuleInForce",
+    "RulesListed",
     "ServerBroken",
     "Stumble",
 ]
@@ -55,6 +65,10 @@ _LONGEST_ORDER = 1 << 20
 """Bytes. A gateway's file has no more either."""
 _LONGEST_EVENT = 64 * 1024
 """Bytes. The longest is ``ready``, with the port of each peer."""
+RULES_AT_ONCE = 32
+"""Rules in one event."""
+MOST_LISTED = 1 << 13
+"""Rules in all events that answer one order."""
 _MOST = 1 << 16
 """Of rules, services, resolvers and networks; the line holds fewer."""
 
@@ -90,6 +104,8 @@ class Peer:
     address6: Annotated[str | None, Exact(64)] = None
     port: Annotated[int | None, Number(65535)] = None
     rules: _Rules = ()
+    publish: Annotated[tuple[str, ...], Several(_MOST, Exact(100))] = ()
+    """Ports of the peer that the gateway publishes on its own side, as [ADDRESS:]PORT:PORT."""
     limits: Annotated[Limits, Record(Limits)] = Limits()
 
 
@@ -116,10 +132,49 @@ class Configure:
     )
 
 
-Order = Configure
+_User = Annotated[int, Number(1 << 32)]
+"""A uid."""
+_OneRule = Annotated[str, Exact(1200)]
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Put an ``allow`` before all rules; ``rule`` is without its verb.
+
+    The answer is `PolicyChanged` or `OrderRefused` with the same ``number``. After ``seconds``, by
+    a clock that goes on while the machine sleeps, it is over. ``who`` has asked for it.
+    """
+
+    number: _Count
+    rule: _OneRule
+    who: _User
+    seconds: Annotated[float | None, Seconds()] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Put a ``deny`` before all rules; as `Allow`."""
+
+    number: _Count
+    rule: _OneRule
+    who: _User
+
+
+@dataclass(frozen=True, slots=True)
+class ListRules:
+    """Say which rules are in force, in as many `RulesListed` as that takes."""
+
+    number: _Count
+
+
+Order = Configure | Allow | Deny | ListRules
 """Any order."""
 
-ORDERS: Vocabulary[Order] = Vocabulary("order", _LONGEST_ORDER, {"configure": Configure})
+ORDERS: Vocabulary[Order] = Vocabulary(
+    "order",
+    _LONGEST_ORDER,
+    {"configure": Configure, "allow": Allow, "deny": Deny, "list_rules": ListRules},
+)
 
 
 # Events: from the gateway.
@@ -213,6 +268,62 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """A rule of an order's is in force, or is over. ``cut`` open flows have ended by that."""
+
+    time: _Time
+    change: Annotated[str, OneOf(("allow", "deny", "expired"))]
+    rule: _OneRule
+    """With its verb."""
+    who: _User
+    cut: _Count
+    number: Annotated[int | None, Number()] = None
+    """The order's; None if the rule has expired."""
+    until: Annotated[float | None, Seconds()] = None
+    """When it is over, in Unix seconds; None: with the gateway."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRefused:
+    """An order was not followed, and everything is as it was."""
+
+    number: _Count
+    reason: _Words
+    hint: _Words = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleInForce:
+    """One rule, a service or a published port, as it is written."""
+
+    rule: _OneRule
+    origin: Annotated[str, OneOf(("order", "start", "service", "published"))]
+    who: Annotated[int | None, Number(1 << 32)] = None
+    """Of an order: who has asked for it."""
+    until: Annotated[float | None, Seconds()] = None
+    """When it is over, in Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RulesListed:
+    """Rules in force, in the order in which they are read. ``more``: others follow."""
+
+    number: _Count
+    rules: Annotated[tuple[RuleInForce, ...], Several(RULES_AT_ONCE, Record(RuleInForce))]
+    more: Annotated[bool, Flag()]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The gateway listens at ``address`` and ``port``, for the port ``inside`` of a peer."""
+
+    peer: _PeerName
+    address: _Address
+    port: _Port
+    inside: _Port
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """A configuration was refused, or something that the gateway needs has failed."""
 
@@ -226,7 +337,20 @@ class Stumble:
     detail: _Words
 
 
-Event = Ready | Flow | FlowEnd | FlowsOmitted | ServerBroken | Applied | Fault | Stumble
+Event = (
+    Ready
+    | Flow
+    | FlowEnd
+    | FlowsOmitted
+    | ServerBroken
+    | Applied
+    | PolicyChanged
+    | OrderRefused
+    | RulesListed
+    | Published
+    | Fault
+    | Stumble
+)
 
 EVENTS: Vocabulary[Event] = Vocabulary(
     "event",
@@ -238,6 +362,10 @@ EVENTS: Vocabulary[Event] = Vocabulary(
         "flows_omitted": FlowsOmitted,
         "door_broken": ServerBroken,
         "applied": Applied,
+        "policy_changed": PolicyChanged,
+        "order_refused": OrderRefused,
+        "rules_listed": RulesListed,
+        "published": Published,
         "fault": Fault,
         "stumble": Stumble,
     },

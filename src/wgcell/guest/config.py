@@ -22,7 +22,7 @@ _ONCE = (
     *("wg_mtu", "wg_keepalive", "probe", "inputs", "stdin"),
 )
 _AT_MOST_ONCE = ("wg_preshared_key", "terminal")
-_ANY = ("wg_address", "dns", "search", "arg", "env", "output")
+_ANY = ("wg_address", "dns", "search", "host", "arg", "env", "output")
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from wgcell.guest.frames import Terminal
@@ -52,6 +52,8 @@ class GuestConfig:
     outputs: tuple[str, ...]
     search: tuple[str, ...] = ()
     """Domains in which the resolver looks up a name without a dot."""
+    hosts: tuple[tuple[str, str], ...] = ()
+    """Names, each with an address, for the workload's /etc/hosts."""
     stdin: bool = False
     """The command reads what session 0 brings, and from /dev/null otherwise."""
     terminal: Terminal | None = None
@@ -80,6 +82,7 @@ def encode_config(config: GuestConfig) -> bytes:
     lines += [f"wg_address {address}" for address in config.addresses]
     lines += [f"dns {server}" for server in config.dns]
     lines += [f"search {domain}" for domain in config.search]
+    lines += [f"host {name} {address}" for name, address in config.hosts]
     lines += [f"arg {b64(_bytes(word))}" for word in config.command]
     lines += [f"env {b64(_bytes(f'{name}={value}'))}" for name, value in config.environment]
     lines += [f"output {b64(_bytes(path))}" for path in config.outputs]
@@ -109,6 +112,7 @@ def parse_config(lines: Sequence[bytes]) -> GuestConfig:
         environment=tuple(map(_variable, values["env"])),
         outputs=tuple(map(_word, values["output"])),
         search=tuple(values["search"]),
+        hosts=tuple(map(_host, values["host"])),
         stdin=subject(once["stdin"], ("yes", "no")) == "yes",
         terminal=_terminal(values["terminal"][0]) if values["terminal"] else None,
     )
@@ -144,6 +148,14 @@ def _variable(encoded: str) -> tuple[str, str]:
     if not name or not equals:
         raise GuestError("the configuration has a variable without a name")
     return name, value
+
+
+def _host(line: str) -> tuple[str, str]:
+    match line.split(" "):
+        case [name, address] if name and address:
+            return name, address
+        case _:
+            raise GuestError(f"the configuration has a host that is none: {line[:80]!r}")
 
 
 def _key(encoded: str) -> bytes:

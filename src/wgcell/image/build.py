@@ -37,7 +37,7 @@ _FORMAT = 9
 
 
 def mirrors() -> list[str]:
-    """Those of the environment's WGCELL_MIRROR, one a line."""
+    """The mirrors in the variable WGCELL_MIRROR, one on each line."""
     named = os.environ.get(_MIRROR, "").split("\n")
     return [mirror.strip() for mirror in named if mirror.strip()]
 
@@ -117,7 +117,7 @@ def _reusable(name: str, key: str) -> Image | None:
     except ImageError:
         return None
     base = image.folder / BASE_CPIO
-    recorded = image.manifest["sha256"].get(BASE_CPIO)
+    recorded = image.digests.get(BASE_CPIO)
     whole = image.manifest.get("base") == key and base.exists() and digest(base) == recorded
     return image if whole else None
 

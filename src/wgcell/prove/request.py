@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from wgcell.errors import InputError
+from wgcell.prove.battery.case import Case
 from wgcell.prove.battery.cases import CASES
 from wgcell.prove.battery.pcap import UserFrame
 from wgcell.prove.runners.boots import Machines, all_cases
@@ -49,21 +51,27 @@ def steps(request: Request) -> list[Step]:
     """
     if request.mode is Mode.FRAMES:
         return [(frame.case(), phase) for frame in request.frames for phase in frame.phases]
+    _check_names(request.only)
+    chosen = [case for case in CASES if not request.only or case.name in request.only]
+    if request.mode is Mode.LONG:
+        return [step for case in chosen for step in _long_steps(case, request.times)]
+    return [(case, phase) for case in chosen if not case.wait for phase in case.phases]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise InputError for a name that no case has."""
     known = {case.name for case in all_cases()}
-    for name in request.only:
+    for name in names:
         if name not in known:
             raise InputError(
                 f"there is no case {name!r}", hint="wgcell prove --list names every case"
             )
-    chosen = [case for case in CASES if not request.only or case.name in request.only]
-    if request.mode is Mode.LONG:
-        return [
-            (case, phase)
-            for case in chosen
-            for phase in case.long_phases
-            for _ in range(1 if case.wait else request.times)
-        ]
-    return [(case, phase) for case in chosen if not case.wait for phase in case.phases]
+
+
+def _long_steps(case: Case, times: int) -> list[Step]:
+    """Every phase, ``times`` times; a case that waits for minutes once."""
+    repeats = 1 if case.wait else times
+    return [(case, phase) for phase in case.long_phases for _ in range(repeats)]
 
 
 def description(request: Request) -> str:

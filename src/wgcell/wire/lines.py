@@ -1,13 +1,13 @@
-"""What our own processes say to each other: words, as JSON objects, one a line.
+"""Messages between wgcell's own processes: words, as JSON objects, one a line.
 
-A word is a frozen dataclass. What each of its fields may hold stands in its annotation
-(``Annotated[str, Text(64)]``), and a `Vocabulary` names the words that one end may say. Both ends
-use the same: one encoder, one decoder.
+A word is a frozen dataclass. The annotation of each field (``Annotated[str, Text(64)]``) says which
+values it may hold, and a `Vocabulary` names the words that one end may send. Both ends use the
+same: one encoder, one decoder.
 
-The process that speaks may have been taken over by the guest whose bytes it handles. So the decoder
-takes nothing that the encoder would not have made: no unknown word, no field too many or too few,
-no other type, no number out of range, no time that is infinite or below 0, no text that is too
-long. It raises `LineError`, and whoever listens ends the cell.
+A guest may have taken over the process that handles its bytes. So the decoder accepts nothing that
+the encoder would not have made: no unknown word, no field too many or too few, no other type, no
+number out of range, no time that is infinite or below 0, no text that is too long. It raises
+`LineError`, and the process that reads ends the cell.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ LATEST = 1e12
 
 
 class LineError(ValueError):
-    """A line that is no word of its vocabulary, or a word that can't be said in it."""
+    """A line that is no word of its vocabulary, or a word that can't be encoded in it."""
 
 
-class Kind(Protocol):
-    """What a field may hold."""
+class FieldType(Protocol):
+    """The values that a field may hold."""
 
-    def said(self, value: object) -> object:
-        """``value`` as JSON has it. Raises LineError."""
+    def encoded(self, value: object) -> object:
+        """``value`` for JSON. Raises LineError for a value that the field may not hold."""
 
-    def heard(self, found: object) -> object:
-        """The value that JSON's ``found`` stands for. Raises LineError."""
+    def decoded(self, found: object) -> object:
+        """The value of JSON's ``found``. Raises LineError for one that the field may not hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Up to ``most`` characters, for people: whoever says more has it cut."""
+    """Up to ``most`` characters, for people: a longer text is cut."""
 
     most: int
 
-    def said(self, value: object) -> object:
-        return self.heard(str(value).encode("utf-8", "backslashreplace").decode()[: self.most])
+    def encoded(self, value: object) -> object:
+        return self.decoded(str(value).encode("utf-8", "backslashreplace").decode()[: self.most])
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, str) or len(found) > self.most or not _whole(found):
             raise LineError(f"no text of up to {self.most} characters")
         return found
@@ -71,15 +71,15 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """Up to ``most`` characters, for a program: never cut, for a part of it means another thing."""
+    """Up to ``most`` characters, for a program: never cut, since a part has another meaning."""
 
     most: int
 
-    def said(self, value: object) -> object:
-        return Text(self.most).heard(value)
+    def encoded(self, value: object) -> object:
+        return Text(self.most).decoded(value)
 
-    def heard(self, found: object) -> object:
-        return Text(self.most).heard(found)
+    def decoded(self, found: object) -> object:
+        return Text(self.most).decoded(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ class OneOf:
 
     texts: tuple[str, ...]
 
-    def said(self, value: object) -> object:
-        return self.heard(value)
+    def encoded(self, value: object) -> object:
+        return self.decoded(value)
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, str) or found not in self.texts:
             raise LineError(f"none of {', '.join(self.texts)}")
         return found
@@ -103,10 +103,10 @@ class Number:
 
     most: int = MOST
 
-    def said(self, value: object) -> object:
-        return self.heard(value)
+    def encoded(self, value: object) -> object:
+        return self.decoded(value)
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= self.most:
             raise LineError(f"no number from 0 to {self.most}")
         return found
@@ -116,10 +116,10 @@ class Number:
 class Seconds:
     """Seconds from 0 to `LATEST`: a duration, or a time of some clock."""
 
-    def said(self, value: object) -> object:
-        return self.heard(value)
+    def encoded(self, value: object) -> object:
+        return self.decoded(value)
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         if isinstance(found, bool) or not isinstance(found, int | float):
             raise LineError("no seconds")
         if not 0 <= found <= LATEST:  # not a number: not <=
@@ -131,10 +131,10 @@ class Seconds:
 class Flag:
     """True or false."""
 
-    def said(self, value: object) -> object:
-        return self.heard(value)
+    def encoded(self, value: object) -> object:
+        return self.decoded(value)
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, bool):
             raise LineError("neither true nor false")
         return found
@@ -142,17 +142,17 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Up to ``most`` bytes, as base64; at least ``least``. Whoever says more has them cut."""
+    """``least`` to ``most`` bytes, as base64. More bytes are cut."""
 
     most: int
     least: int = 0
 
-    def said(self, value: object) -> object:
+    def encoded(self, value: object) -> object:
         if not isinstance(value, bytes):
             raise LineError("no bytes")
         return base64.b64encode(value[: self.most]).decode("ascii")
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         try:
             data = base64.b64decode(found, validate=True) if isinstance(found, str) else None
         except (binascii.Error, ValueError):
@@ -167,17 +167,17 @@ class Several:
     """A tuple of up to ``most`` values of one ``kind``."""
 
     most: int
-    kind: Kind
+    kind: FieldType
 
-    def said(self, value: object) -> object:
+    def encoded(self, value: object) -> object:
         if not isinstance(value, tuple) or len(value) > self.most:
             raise LineError(f"no list of up to {self.most}")
-        return [self.kind.said(one) for one in value]
+        return [self.kind.encoded(one) for one in value]
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, list) or len(found) > self.most:
             raise LineError(f"no list of up to {self.most}")
-        return tuple(self.kind.heard(one) for one in found)
+        return tuple(self.kind.decoded(one) for one in found)
 
 
 _NAME = Text(64)
@@ -188,18 +188,18 @@ class Table:
     """Up to ``most`` values of one ``kind``, each with a name of up to 64 characters."""
 
     most: int
-    kind: Kind
+    kind: FieldType
 
-    def said(self, value: object) -> object:
-        return self._each(value, self.kind.said)
+    def encoded(self, value: object) -> object:
+        return self._each(value, self.kind.encoded)
 
-    def heard(self, found: object) -> object:
-        return self._each(found, self.kind.heard)
+    def decoded(self, found: object) -> object:
+        return self._each(found, self.kind.decoded)
 
     def _each(self, table: object, way: Callable[[object], object]) -> dict[object, object]:
         if not isinstance(table, Mapping) or len(table) > self.most:
             raise LineError(f"no table of up to {self.most}")
-        return {_NAME.heard(name): way(one) for name, one in table.items()}
+        return {_NAME.decoded(name): way(one) for name, one in table.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +208,17 @@ class Record:
 
     word: type
 
-    def said(self, value: object) -> object:
+    def encoded(self, value: object) -> object:
         if type(value) is not self.word:
             raise LineError(f"no {self.word.__name__}")
         return _said(value)
 
-    def heard(self, found: object) -> object:
+    def decoded(self, found: object) -> object:
         return self.word(**_heard(self.word, found))
 
 
 def _whole(text: str) -> bool:
-    """Whether it can be written as UTF-8: JSON's escapes can spell half a character."""
+    """Whether UTF-8 can encode it: JSON's escapes can spell half a character."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -229,13 +229,13 @@ def _whole(text: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Field:
     name: str
-    kind: Kind
+    kind: FieldType
     optional: bool
     default: object
 
 
 _FIELDS: dict[type, tuple[_Field, ...]] = {}
-"""Of each word and record that was met."""
+"""By word or record, once it was used."""
 
 
 def _fields(word: type) -> tuple[_Field, ...]:
@@ -255,23 +255,23 @@ def _declared(word: type) -> Iterator[_Field]:
 
 
 def _said(word: object) -> dict[str, object]:
-    """The fields of ``word`` as JSON has them, without those that hold their default."""
+    """The fields of ``word`` for JSON, without those that hold their default."""
     made = {}
     for field in _fields(type(word)):
         value: object = getattr(word, field.name)
         if not (field.optional and value == field.default):
-            made[field.name] = _named(field, field.kind.said, value)
+            made[field.name] = _named(field, field.kind.encoded, value)
     return made
 
 
 def _heard(word: type, found: object, key: str = "") -> dict[str, object]:
-    """The fields of a ``word`` from JSON's; ``key`` is one that stands beside them."""
+    """The fields of a ``word`` from JSON; the field ``key`` is no part of it."""
     if not isinstance(found, dict):
         raise LineError("no table")
     values = {}
     for field in _fields(word):
         if field.name in found:
-            values[field.name] = _named(field, field.kind.heard, found[field.name])
+            values[field.name] = _named(field, field.kind.decoded, found[field.name])
         elif not field.optional:
             raise LineError(f"{field.name} is missing")
     if extra := set(found) - set(values) - {key}:
@@ -290,7 +290,7 @@ Word = TypeVar("Word")
 
 
 class Vocabulary(Generic[Word]):
-    """The words of one end. ``key`` is the name of the field that says which word a line is."""
+    """The words that one end may send. ``key`` is the name of the field that has a word's name."""
 
     def __init__(self, key: str, longest: int, words: Mapping[str, type[Word]]) -> None:
         """``longest``: bytes of a line, with its newline."""
@@ -300,10 +300,10 @@ class Vocabulary(Generic[Word]):
         self._names = {word: name for name, word in words.items()}
         self._make: dict[str, Callable[..., Word]] = dict(words)
         for word in words.values():
-            _fields(word)  # now: no line waits for it
+            _fields(word)  # now, so that no line waits for it
 
     def entry(self, word: Word) -> dict[str, object]:
-        """``word`` as the JSON object that it is said as. Raises LineError.
+        """The JSON object of ``word``. Raises LineError.
 
         A field that has a default and holds it is left out.
         """
@@ -314,14 +314,14 @@ class Vocabulary(Generic[Word]):
             raise LineError(f"{name}: {error}") from None
 
     def line(self, word: Word) -> bytes:
-        """``word`` as a line. Raises LineError if it can't be said."""
+        """``word`` as a line. Raises LineError if it can't be encoded."""
         line = json.dumps(self.entry(word), separators=(",", ":"), allow_nan=False).encode() + b"\n"
         if len(line) > self.longest:
             raise LineError(f"{self._names[type(word)]}: a line of {len(line)} bytes")
         return line
 
     def word(self, line: bytes) -> Word:
-        """The word that ``line`` is. Raises LineError."""
+        """The word in ``line``. Raises LineError."""
         if len(line) > self.longest:
             raise LineError(f"a line of more than {self.longest} bytes")
         try:
@@ -331,7 +331,7 @@ class Vocabulary(Generic[Word]):
         return self.made(found)
 
     def made(self, found: object) -> Word:
-        """The word that a JSON object stands for. Raises LineError."""
+        """The word of a JSON object. Raises LineError."""
         name = found.get(self.key) if isinstance(found, dict) else None
         if not isinstance(name, str) or name not in self.words:
             raise LineError(f"no word that is known: {str(name)[:40]!r}")

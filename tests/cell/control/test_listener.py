@@ -17,7 +17,7 @@ from tests.support.waiting import GENEROUS, lulled, pace, soon
 
 from wgcell.cell.control import listener, words
 from wgcell.cell.control.client import Unreachable, ask, begin
-from wgcell.cell.control.listener import MOST, Kind, Listener
+from wgcell.cell.control.listener import MOST, PATIENCE, Kind, Listener
 from wgcell.cell.control.place import NAME
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
@@ -29,7 +29,7 @@ LONG_PATH = "a" * 120
 class Cell:
     """What a socket can ask of a cell; and a folder with a record."""
 
-    def __init__(self, cells: Path) -> None:
+    def __init__(self, cells: Path, patience: float) -> None:
         self.folder = create(cells, "x")
         self.state = "running"
         self.stopped: list[bool] = []
@@ -37,7 +37,7 @@ class Cell:
         self.asked: list[tuple[str, int]] = []
         self.refuses = ""
         self.end = words.Ended("completed", 3, "")
-        self.listener = Listener(self.folder, self)
+        self.listener = Listener(self.folder, self, patience)
         self.log = EventLog(self.folder.path / "events.jsonl", lambda event: self.listener.wake())
 
     def stop(self, *, now: bool) -> None:
@@ -59,9 +59,9 @@ class Cell:
 
 
 @asynccontextmanager
-async def listening(cells: Path) -> AsyncIterator[Cell]:
+async def listening(cells: Path, patience: float = PATIENCE) -> AsyncIterator[Cell]:
     cells.mkdir(parents=True, exist_ok=True)
-    cell = Cell(cells)
+    cell = Cell(cells, patience)
     await cell.listener.start()
     try:
         yield cell
@@ -268,11 +268,9 @@ def test_the_first_words_of_every_version() -> None:
     assert words.ANSWERS.line(words.Refused("why")) == b'{"say":"refused","reason":"why"}\n'
 
 
-def test_whoever_says_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "PATIENCE", 0.1)
-
+def test_whoever_says_nothing_is_left(tmp_path: Path) -> None:
     async def body() -> None:
-        async with listening(tmp_path) as cell:
+        async with listening(tmp_path, patience=0.1) as cell:
             reader, writer = await asyncio.open_unix_connection(cell.folder.path / NAME)
             with closing(writer):
                 said = words.ANSWERS.word(await asyncio.wait_for(reader.read(), GENEROUS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.cell.core.test_core import Script, as_asked  # noqa: F401
+from tests.support.scripts import Script, as_asked  # noqa: F401
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.guest.test_channel import ANY_FRAME, fields
+from tests.support.channels import ANY_FRAME, fields
 from tests.support.programs import command
 
 from wgcell.cell.core.events import SessionExited, SessionOpened

@@ -7,7 +7,6 @@ import ipaddress
 import time
 from typing import Any
 
-import pytest
 from tests.support.gateways import config_of
 from tests.support.waiting import forever, soon
 
@@ -15,17 +14,16 @@ from wgcell.gateway import words
 from wgcell.gateway.model.parsing import parse_config
 from wgcell.gateway.model.policy import LEARNED
 from wgcell.gateway.model.rules import Action
-from wgcell.gateway.peer import admission
-from wgcell.gateway.peer.admission import Admission
+from wgcell.gateway.peer.admission import MOST_FLOWS, Admission
 from wgcell.gateway.proxy.udp import splice_datagrams
 
 WORLD = ipaddress.ip_address("203.0.113.7")
 
 
-def made(**changes: Any) -> tuple[Admission, list[Any]]:
+def made(most_flows: int = MOST_FLOWS, **changes: Any) -> tuple[Admission, list[Any]]:
     config = parse_config(config_of(**changes))
     told: list[words.Event] = []
-    return Admission(config, config.peers[0], told.append), told
+    return Admission(config, config.peers[0], told.append, most_flows=most_flows), told
 
 
 def begin(one: Admission) -> tuple[Action, str]:
@@ -115,10 +113,9 @@ def test_a_datagram_that_this_machine_can_not_send_is_told_as_not_reached() -> N
     assert end.reason == "target 255.255.255.255:9: Permission denied"
 
 
-def test_all_peers_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_peers_together_have_a_bound() -> None:
     """Each flow takes descriptors, and the gateway needs some to cut off who took the others."""
-    monkeypatch.setattr(admission, "MOST_FLOWS", 2)
-    gates = [made(rules=["allow 203.0.113.7:80"])[0] for _ in range(3)]
+    gates = [made(2, rules=["allow 203.0.113.7:80"])[0] for _ in range(3)]
 
     async def together() -> list[str]:
         ended, holding, joined = asyncio.Event(), [0], []

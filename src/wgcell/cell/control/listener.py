@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mappi
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 from wgcell.cell.control import words
 from wgcell.cell.control.place import NAME, address, caller_uid
@@ -68,7 +68,7 @@ class Controlled(Protocol):
 
     def serve(
         self, transport: asyncio.Transport, first: bytes, uid: int, *, detached: bool
-    ) -> Coroutine[Any, Any, None]:
+    ) -> Coroutine[object, None, None]:
         """Speak frames with a client of that user until it is gone; see `Sessions.serve`."""
 
     async def pause(self, uid: int) -> None:
@@ -90,14 +90,14 @@ class _Caller:
     writer: asyncio.StreamWriter
     uid: int
 
-    async def heard(self) -> words.Question:
-        """The next word. Raises _Unanswerable, also if none comes in time."""
+    async def heard(self, patience: float) -> words.Question:
+        """The next word. Raises _Unanswerable, also if none comes within ``patience`` seconds."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(patience):
                 line = await self.reader.readline()
             return words.QUESTIONS.word(line)
         except TimeoutError:
-            raise _Unanswerable(f"no question within {PATIENCE:g} s") from None
+            raise _Unanswerable(f"no question within {patience:g} s") from None
         except ValueError as error:  # a line that is too long, too
             raise _Unanswerable(
                 f"this is no question of version {words.VERSION}: {error}"
@@ -124,7 +124,9 @@ class _Caller:
 class Listener:
     """Answers callers for as long as a cell lives."""
 
-    def __init__(self, folder: Folder, cell: Controlled) -> None:
+    def __init__(self, folder: Folder, cell: Controlled, patience: float = PATIENCE) -> None:
+        """``patience``: the seconds in which a caller must say each of its words."""
+        self._patience = patience
         self._folder = folder
         self._cell = cell
         self._server: asyncio.Server | None = None
@@ -219,7 +221,7 @@ class Listener:
             await caller.finish()
 
     async def _question(self, caller: _Caller) -> words.Question:
-        said = await caller.heard()
+        said = await caller.heard(self._patience)
         await caller.say(words.Hello(words.VERSION))
         if not isinstance(said, words.Hello) or said.version != words.VERSION:
             version = said.version if isinstance(said, words.Hello) else 0
@@ -227,7 +229,7 @@ class Listener:
                 f"this cell speaks version {words.VERSION}, and you {version or 'none'}: use "
                 "the wgcell that has started it"
             )
-        question = await caller.heard()
+        question = await caller.heard(self._patience)
         if isinstance(question, words.Hello):
             raise _Unanswerable("hello was said before")
         return question

@@ -103,7 +103,7 @@ class FromGuest:
 class FromRelay:
     """The relay has sent a message."""
 
-    message: relay.Said
+    message: relay.Event
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ Its keys are the fields of `words.Configure`, which is also what comes of it::
     protected = ["198.51.100.0/24"]   # networks of this side, refused as private ones are
     [services]
     "10.99.0.5:80" = "127.0.0.1:8000"
+    db = "127.0.0.1:5432"             # at any free address, and named db.internal
     [limits]                          # of each peer
     flows = 512
     [peers.alice]
@@ -21,6 +22,7 @@ Its keys are the fields of `words.Configure`, which is also what comes of it::
     address6 = "fd99::2"              # a second one, if the gateway has one
     port = 51820                      # embedded: each peer has a UDP port of its own
     rules = ["allow 203.0.113.7:22"]  # read before the gateway's own
+    publish = ["8080:80"]             # ports of the peer's on this side, as [ADDRESS:]PORT:PORT
     [peers.alice.limits]
     flows_per_second = 8
 
@@ -78,6 +80,7 @@ def _peer(source: Source, name: str, raw: object) -> Peer:
         address6=table.text("address6", None),
         port=table.number("port"),
         rules=table.texts("rules"),
+        publish=table.texts("publish"),
         limits=_limits(table),
     )
 

@@ -34,6 +34,14 @@ class Flow:
     bytes_out: int = 0
     bytes_in: int = 0
 
+    def count_out(self, count: int) -> None:
+        """That many bytes more went out of the cell."""
+        self.bytes_out += count
+
+    def count_in(self, count: int) -> None:
+        """That many bytes more went into it."""
+        self.bytes_in += count
+
 
 def hint(protocol: str, port: int, host: str, *, checked: bool = True) -> str:
     """The rule, without its verb, that would allow a flow; for a name alone, on TLS's port.

@@ -18,12 +18,14 @@ from wgcell.gateway.model.config import GatewayConfig, Peer, both, is_peer_name
 from wgcell.gateway.model.document import HINTS, written
 from wgcell.gateway.model.keys import decode_key
 from wgcell.gateway.model.policy import Limits, Policy
-from wgcell.gateway.model.rules import Rule, Service, is_name, parse_line, parse_service
+from wgcell.gateway.model.published import Published, parse_published
+from wgcell.gateway.model.rules import Rule, is_name, parse_line
+from wgcell.gateway.model.services import Service, ServiceAsked, parse_service, placed
 from wgcell.gateway.model.source import Source, short
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 
-__all__ = ["check_services", "configured", "parse_config", "split_endpoint"]
+__all__ = ["configured", "parse_config", "split_endpoint"]
 
 _CONFIG = "the gateway's config"
 
@@ -82,13 +84,37 @@ class _Reader:
                 self.fail(f"{key}[{number}]", error.message, at=text, hint=error.hint)
         return tuple(found)
 
-    def services(self, texts: Mapping[str, str]) -> tuple[Service, ...]:
+    def services(self, texts: Mapping[str, str]) -> tuple[ServiceAsked, ...]:
         found = []
         for inside, outside in texts.items():
             try:
                 found.append(parse_service(inside, outside))
             except PolicyError as error:
                 self.fail("services", error.message, at=inside, hint=error.hint)
+        return tuple(found)
+
+    def placed(
+        self, asked: Iterable[ServiceAsked], taken: Mapping[Address, str], own: Address
+    ) -> tuple[Service, ...]:
+        every = tuple(asked)
+        for one in every:
+            try:
+                placed((one,), taken, own)
+            except PolicyError as error:
+                at = addresses.written(one.name or str(one.address), one.port)
+                self.fail("services", error.message, at=at, hint=error.hint)
+        try:
+            return placed(every, taken, own)
+        except PolicyError as error:
+            self.fail("services", error.message, hint=error.hint)
+
+    def published(self, key: str, texts: Iterable[str]) -> tuple[Published, ...]:
+        found = []
+        for number, text in enumerate(texts):
+            try:
+                found.append(parse_published(text))
+            except PolicyError as error:
+                self.fail(f"{key}[{number}]", error.message, at=text, hint=error.hint)
         return tuple(found)
 
     def networks(self, key: str, texts: Iterable[str]) -> tuple[Network, ...]:
@@ -133,7 +159,6 @@ def configured(order: words.Configure, source: str = _CONFIG, text: str = "") ->
     protected = reader.networks("protected", order.protected)
     common = Policy(
         rules=reader.rules("rules", order.rules),
-        services=reader.services(order.services),
         protected=protected,
         limits=reader.limits("limits", order.limits, Limits()),
         learn=order.learn,
@@ -142,13 +167,15 @@ def configured(order: words.Configure, source: str = _CONFIG, text: str = "") ->
     address6 = reader.address6("address6", order.address6, address)
     own = both(address, address6)
     peers = _peers(reader, order.peers, common, listen[1], own)
-    _check_services(reader, common.services, own, peers)
+    taken = dict.fromkeys(own, "the gateway's own")
+    taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
+    services = reader.placed(reader.services(order.services), taken, address)
     try:
         split_endpoint(order.endpoint)
     except PolicyError as error:
         reader.fail("endpoint", error.message)
     # The tunnel's own addresses lie on this side of its end, too: no name may lead there.
-    inside = [*own, *(s.address for s in common.services)]
+    inside = [*own, *(s.address for s in services)]
     inside += [one for peer in peers for one in peer.addresses]
     protected = (*protected, *map(addresses.only, dict.fromkeys(inside)))
     return GatewayConfig(
@@ -158,50 +185,17 @@ def configured(order: words.Configure, source: str = _CONFIG, text: str = "") ->
         private_key=private_key,
         address=address,
         address6=address6,
-        services=common.services,
+        services=services,
         protected=protected,
         peers=tuple(
-            replace(peer, policy=replace(peer.policy, protected=protected)) for peer in peers
+            replace(peer, policy=replace(peer.policy, protected=protected, services=services))
+            for peer in peers
         ),
         resolver=tuple(
             reader.place(f"resolver[{number}]", text, 53)
             for number, text in enumerate(order.resolver)
         ),
     )
-
-
-def _check_services(
-    reader: _Reader, services: Iterable[Service], own: tuple[Address, ...], peers: Iterable[Peer]
-) -> None:
-    taken = dict.fromkeys(own, "the gateway's own")
-    taken |= {one: f"{peer.name}'s own" for peer in peers for one in peer.addresses}
-    for service in services:
-        try:
-            check_services((service,), taken)
-        except PolicyError as error:
-            at = addresses.written(str(service.address), service.port)
-            reader.fail("services", error.message, at=at, hint=error.hint)
-
-
-def check_services(services: Iterable[Service], taken: Mapping[Address, str]) -> None:
-    """Refuse a service at an address of the tunnel that is ``taken``. Raises `PolicyError`.
-
-    ``taken`` says whose each address is, as "the gateway's own".
-    """
-    for service in services:
-        if service.address in taken:
-            beside = next(one for one in taken if one.version == service.address.version)
-            free = next(
-                address
-                for number in range(5, 5 + len(taken) + 1)
-                if (address := beside + number) not in taken
-            )
-            raise PolicyError(
-                f"{service.address} is {taken[service.address]} address in the tunnel",
-                hint="take one that nobody has: "
-                f"{addresses.written(str(free), service.port)} = "
-                f"{addresses.written(service.target_host, service.target_port)}",
-            )
 
 
 def split_endpoint(text: str) -> tuple[str, int | None]:
@@ -248,6 +242,7 @@ def _peers(
             address=address,
             address6=address6,
             port=port and port + len(found) if one.port is None else one.port,
+            published=reader.published(f"{key}.publish", one.publish),
             policy=replace(
                 common,
                 rules=reader.rules(f"{key}.rules", one.rules) + common.rules,

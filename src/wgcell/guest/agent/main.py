@@ -105,7 +105,8 @@ def ports() -> Mapping[str, str]:
 class Agent:
     """One guest's. What goes wrong while it is set up is said to the host, and ends the machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_beat: float = _FIRST_BEAT) -> None:
+        self._first_beat = first_beat
         self._loop = Loop()
         self._init = Init()
         self._namespaces = network.Namespaces()
@@ -184,7 +185,7 @@ class Agent:
         try:
             self._namespaces.inside(lambda: network.connect(self._config))
         except OSError:  # no room for a process
-            self._loop.after(_FIRST_BEAT, self._reconnect)
+            self._loop.after(self._first_beat, self._reconnect)
             return
         self._probe_moved(_PROBES)
 
@@ -217,7 +218,7 @@ class Agent:
             self._streams[name] = Stream(self._loop, pipes[name][0], port)
         # A guest that was asked to leave a wall out is not watched for what it lacks.
         self._watched = config.walls == frozenset(Wall)
-        self._loop.after(_FIRST_BEAT, self._begin_watch)
+        self._loop.after(self._first_beat, self._begin_watch)
         self.runs(pid)
 
     def runs(self, pid: int) -> None:
@@ -279,7 +280,7 @@ class Agent:
         try:
             follow()
         except OSError:
-            self._loop.after(_FIRST_BEAT, lambda: self._follow_soon(follow))
+            self._loop.after(self._first_beat, lambda: self._follow_soon(follow))
 
     def _follow(self, what: str, *argv: str) -> None:
         """Tell the host each change that a program tells of."""

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from wgcell.prove.battery import packets
 from wgcell.prove.battery.case import Attacker, Case, Injection, Probe
-from wgcell.prove.battery.probes import DROP, PASS, group, ip, ip6, mac, tunnel
+from wgcell.prove.battery.probes import DROP, PASS, Build, group, ip, ip6, mac, single, tunnel
 from wgcell.relay import link
 
 __all__ = ["INBOUND_CASES"]
 
 
 def _forged_response(attacker: Attacker) -> Probe:
-    """The relay can't tell it from a true one, so it passes; the session there is must go on."""
+    """The relay can't distinguish it from a true one, and passes it; the live session must go on."""
     index = 0x0BADCAFE
     asked = tunnel(packets.initiation(index, attacker.endpoint_key, os.urandom(108)))
     forged = packets.response(5, index, attacker.guest_key, os.urandom(48))
@@ -38,29 +38,32 @@ _FROM_STRANGER = (
 
 
 def _from_lan(
-    packet: Callable[[Attacker], bytes], kind: int = 0x0800, everyone: bool = False
-) -> Callable[[Attacker], Probe]:
-    """A frame of a LAN host's, to the machine's card or to everyone."""
-    to = packets.BROADCAST if everyone else mac("02:00:00:00:02:01")
+    packet: Callable[[Attacker], bytes], kind: int = 0x0800, broadcast: bool = False
+) -> Build:
+    """A frame from a LAN host to the machine's card, or to the broadcast address."""
+    to = packets.BROADCAST if broadcast else mac("02:00:00:00:02:01")
     source = mac("02:00:00:00:02:fe")
-    return lambda a: Probe(
-        (packets.ethernet(packet(a) + os.urandom(16), kind=kind, destination=to, source=source),)
-    )
+
+    def build(attacker: Attacker) -> bytes:
+        body = packet(attacker) + os.urandom(16)
+        return packets.ethernet(body, kind=kind, destination=to, source=source)
+
+    return single(build)
 
 
 _ROUTER = ip("192.0.2.254")
 _ENDPOINT = ip("198.51.100.10")
-_FROM_WIRE = (
-    ("in-dhcp-121", "a DHCP offer with classless routes (option 121)", DROP, _from_lan(lambda a: packets.ipv4(packets.udp(bytes.fromhex("02010600") + bytes(232) + bytes.fromhex("63825363350102790800c0000201ff"), source_port=67, destination_port=68, destination=b"\xff" * 4, source=_ROUTER), destination=b"\xff" * 4, source=_ROUTER), everyone=True)),
-    ("in-arp-probe", "ARP for the tunnel's address", DROP, _from_lan(lambda a: packets.arp(1, sender=ip("192.0.2.254"), target=ip("10.99.0.2"), sender_mac=mac("02:00:00:00:02:fe")), kind=0x0806, everyone=True)),
+_FROM_LAN = (
+    ("in-dhcp-121", "a DHCP offer with classless routes (option 121)", DROP, _from_lan(lambda a: packets.ipv4(packets.udp(bytes.fromhex("02010600") + bytes(232) + bytes.fromhex("63825363350102790800c0000201ff"), source_port=67, destination_port=68, destination=b"\xff" * 4, source=_ROUTER), destination=b"\xff" * 4, source=_ROUTER), broadcast=True)),
+    ("in-arp-probe", "ARP for the tunnel's address", DROP, _from_lan(lambda a: packets.arp(1, sender=ip("192.0.2.254"), target=ip("10.99.0.2"), sender_mac=mac("02:00:00:00:02:fe")), kind=0x0806, broadcast=True)),
     ("in-syn-ack", "a SYN/ACK for the tunnel's address (CVE-2019-14899)", DROP, _from_lan(lambda a: packets.ipv4(packets.tcp_syn(40000, flags=0x12), protocol=6, destination=ip("10.99.0.2"), source=_ROUTER))),
     ("in-to-guest", "a packet for the guest's address on the link", DROP, _from_lan(lambda a: packets.ipv4(packets.udp(os.urandom(32), destination=link.GUEST_ADDRESS, source=_ROUTER), destination=link.GUEST_ADDRESS, source=_ROUTER))),
     ("in-icmp-unreachable", "ICMP port unreachable about the tunnel itself, in the endpoint's name", DROP, _from_lan(lambda a: packets.ipv4(packets.icmp(3, 3, bytes(4) + packets.ipv4(packets.udp(bytes(8), source=a.host, destination=_ENDPOINT, source_port=a.port), source=a.host, destination=_ENDPOINT)), protocol=1, destination=a.host, source=_ENDPOINT))),
-    ("in-ra", "a router advertisement", DROP, _from_lan(lambda a: packets.ipv6(bytes.fromhex("86000000400807080000000000000000"), next_header=58, source=ip6("fe80::1"), destination=ip6("ff02::1")), kind=0x86DD, everyone=True)),
+    ("in-ra", "a router advertisement", DROP, _from_lan(lambda a: packets.ipv6(bytes.fromhex("86000000400807080000000000000000"), next_header=58, source=ip6("fe80::1"), destination=ip6("ff02::1")), kind=0x86DD, broadcast=True)),
 )  # fmt: skip
 
 INBOUND_CASES: tuple[Case, ...] = (
     *group("inbound", *_FROM_ENDPOINT, injection=Injection.ENDPOINT),
     *group("inbound", *_FROM_STRANGER, injection=Injection.STRANGER),
-    *group("inbound", *_FROM_WIRE, injection=Injection.LAN, wall="no route"),
+    *group("inbound", *_FROM_LAN, injection=Injection.LAN, wall="no route"),
 )

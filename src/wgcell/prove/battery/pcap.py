@@ -98,21 +98,27 @@ def _pcap(data: bytes, order: str) -> Iterator[bytes]:
         at += captured
 
 
-def _pcapng(data: bytes) -> Iterator[bytes]:
+def _blocks(data: bytes) -> Iterator[tuple[str, int, bytes]]:
+    """The byte order, type and body of each block; a section's block sets the order."""
     at, order = 0, "<"
-    networks: list[int] = []
     while at < len(data):
         if len(data) - at < 12:
             raise ValueError("the last block is cut off")
         if data[at : at + 4] == _SECTION.to_bytes(4, "big"):
             order = "<" if data[at + 8 : at + 12] == _LITTLE_ENDIAN else ">"
-            networks = []
         kind, length = struct.unpack_from(f"{order}II", data, at)
         if length < 12 or length % 4 or length > len(data) - at:
             raise ValueError(f"a block says a length of {length} bytes")
-        body = data[at + 8 : at + length - 4]
+        yield order, kind, data[at + 8 : at + length - 4]
         at += length
-        if kind == _INTERFACE and len(body) >= 8:
+
+
+def _pcapng(data: bytes) -> Iterator[bytes]:
+    networks: list[int] = []
+    for order, kind, body in _blocks(data):
+        if kind == _SECTION:
+            networks = []
+        elif kind == _INTERFACE and len(body) >= 8:
             networks.append(struct.unpack_from(f"{order}H", body)[0])
         elif kind == _ENHANCED:
             yield _enhanced_packet(body, order, networks)

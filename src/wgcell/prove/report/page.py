@@ -124,14 +124,23 @@ def _matrix(results: Sequence[Result]) -> str:
     for wall in dict.fromkeys(result.wall for result in results):
         rows.append(f'<tr class="wall"><td colspan="{len(phases) + 1}">{escape(wall)}</td></tr>')
         behind = [result for result in results if result.wall == wall]
-        for group in dict.fromkeys(result.group for result in behind):
-            mine = [result for result in behind if result.group == group]
-            cells = "".join(_cell([r for r in mine if r.phase is phase]) for phase in phases)
-            rows.append(f"<tr><td>{escape(group)}</td>{cells}</tr>")
+        rows += [_row(*section, phases) for section in _by_group(behind)]
     return (
         f'<table class="grid"><thead><tr><th></th>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _by_group(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+    return list(groups.items())
+
+
+def _row(group: str, results: Sequence[Result], phases: Sequence[Phase]) -> str:
+    cells = "".join(_cell([r for r in results if r.phase is phase]) for phase in phases)
+    return f"<tr><td>{escape(group)}</td>{cells}</tr>"
 
 
 def _cell(results: Sequence[Result]) -> str:
@@ -209,10 +218,7 @@ def _summary(report: Report) -> str:
 
 def as_html(report: Report) -> str:
     """The page."""
-    groups = "".join(
-        _group(group, [result for result in report.results if result.group == group])
-        for group in dict.fromkeys(result.group for result in report.results)
-    )
+    groups = "".join(_group(*section) for section in _by_group(report.results))
     gaps = "".join(f"<li>{escape(sentence)}</li>" for sentence in report.not_shown)
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.facts)
     return (

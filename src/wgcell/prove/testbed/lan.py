@@ -167,7 +167,7 @@ def _empty(sink: socket.socket) -> None:
 
 
 def _spoofed(source: str, source_port: int, destination: str, port: int, payload: bytes) -> bytes:
-    """A frame of the LAN's to the host, around a datagram."""
+    """A frame from the LAN to the host, with a datagram in it."""
     a, b = socket.inet_aton(source), socket.inet_aton(destination)
     datagram = packets.udp(
         payload, source=a, destination=b, source_port=source_port, destination_port=port

@@ -46,7 +46,7 @@ class PassThroughRelay:
         self._wire = None if wire is None else socket.socket(fileno=os.dup(wire.fileno()))
         self._unparsed = b""
         self._pending = bytearray()
-        self._events: asyncio.Queue[control.Said | None] = asyncio.Queue()
+        self._events: asyncio.Queue[control.Event | None] = asyncio.Queue()
         self._gateway = frozenset({link.GATEWAY_ADDRESS})
         self._closed = False
 
@@ -153,10 +153,10 @@ class PassThroughRelay:
         loop = asyncio.get_running_loop()
         loop.call_later(VERIFIED_AFTER, self._events.put_nowait, control.Verified())
 
-    def send(self, word: control.Told) -> None:
+    def send(self, word: control.Order) -> None:
         """Ignore the command."""
 
-    async def events(self) -> AsyncIterator[control.Said]:
+    async def events(self) -> AsyncIterator[control.Event]:
         """The relay's messages to its supervisor, until the end."""
         while (event := await self._events.get()) is not None:
             yield event

@@ -35,7 +35,7 @@ class SocketTestbed:
         await self.endpoint.listen(_LOOPBACK, 0)
 
     def tunnel_socket(self, *, silent: bool = False) -> socket.socket:
-        """A socket that is connected to one of ours, which captures and forwards."""
+        """A socket that is connected to one of this testbed, which captures and forwards."""
         made, front = _loopback_socket(), _loopback_socket()
         made.connect(front.getsockname())
         front.connect(made.getsockname())

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 import signal
@@ -26,7 +25,7 @@ from contextlib import contextmanager
 import dns.rcode
 import pytest
 from tests.support.bytepeer import FIN, RST, SYN, Peer
-from tests.support.gateways import CLIENT, SERVER, Gateway, config_of, order_of
+from tests.support.gateways import CLIENT, LOOPBACK, SERVER, Gateway, config_of, order_of
 from tests.support.waiting import lull, pace
 
 from wgcell.cell import consent
@@ -36,7 +35,6 @@ from wgcell.gateway import words
 from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 from wgcell.gateway.peer.events import MOST_REPORTED
 
-LOOPBACK = ipaddress.ip_address("127.0.0.1")
 Start = Callable[..., Gateway]
 
 

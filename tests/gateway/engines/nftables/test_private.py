@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.gateway.engines.embedded.test_server import LOOPBACK, connect
-from tests.support.gateways import CLIENT, SERVER, Gateway, config_of
+from tests.support.gateways import CLIENT, LOOPBACK, SERVER, Gateway, config_of
 from tests.support.waiting import forever, paced
 
 from wgcell.cell import consent
+from wgcell.cell.endpoint import connect
 from wgcell.gateway import __main__ as process
 from wgcell.gateway import words
 from wgcell.gateway.engines.nftables import private, transparent

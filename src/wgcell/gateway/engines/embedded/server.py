@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import Any
 
 import mitmproxy_rs
 
@@ -52,7 +51,7 @@ class PeerServer:
         self._admission = Admission(config, peer, report)
         self._tasks = Tasks()
         self._refused = 0
-        self._server: Any = None
+        self._server: mitmproxy_rs.wireguard.WireGuardServer
         self._closing = False
         self.place = ("", 0)
 
@@ -99,8 +98,9 @@ class PeerServer:
             self._admission.events.summarise()
             await self._admission.extend()
 
-    async def close(self) -> None:
-        """Cut the peer off: its flows end now, and nothing more is received from it."""
+    async def close(self) -> int:
+        """Cut the peer off: its flows end now, and nothing more is received from it. Returns how
+        many flows."""
         self._closing = True
         self._server.close()
         flows = self._admission.close()
@@ -108,10 +108,12 @@ class PeerServer:
         await asyncio.gather(*flows, return_exceptions=True)
         await self._server.wait_closed()
         self._admission.events.summarise()
+        return len(flows)
 
-    def change(self, peer: Peer) -> None:
-        """Set another policy for the same peer. Flows that it does not allow end now."""
-        self._admission.change(peer)
+    def change(self, peer: Peer) -> int:
+        """Set another policy for the same peer. Flows that it does not allow end now; returns how
+        many."""
+        return self._admission.change(peer)
 
     def _flow_of(self, stream: mitmproxy_rs.Stream, protocol: str) -> tuple[Flow, Address]:
         host, port = stream.get_extra_info("sockname")[:2]

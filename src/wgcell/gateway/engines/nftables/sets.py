@@ -45,10 +45,10 @@ class ServedPeer:
         self.closed = False
         self._expiries: Expiries = {}
 
-    def close(self) -> None:
-        """End the peer's flows. Its sets get nothing more."""
+    def close(self) -> list[asyncio.Task[None]]:
+        """End the peer's flows, and return them. Its sets get nothing more."""
         self.closed = True
-        self.admission.close()
+        return self.admission.close()
 
     def carried_over(self, peer: Peer) -> list[Element]:
         """The elements for the new, empty sets of ``peer``: this peer with another policy.
