@@ -1,4 +1,4 @@
-"""What a row of the table of settings is; the table itself is `wgcell.cell.settings`."""
+"""A row of the table of settings; the table itself is `wgcell.cell.settings`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ D = TypeVar("D", bound="DataclassInstance")
 
 
 class By(Enum):
-    """What bounds a key of a job file."""
+    """The bound on a key of a job file."""
 
     CEILING = "ceiling"
     """The key of the provider's ``[ceilings]`` that ``why`` names."""
@@ -43,7 +43,7 @@ class By(Enum):
 
 
 class Unfit(ValueError):
-    """A value that a setting can't have: what was found, what is allowed, and the remedy."""
+    """A value that a setting can't have, with the allowed values and the remedy."""
 
     def __init__(self, words: str, hint: str = "") -> None:
         super().__init__(words)
@@ -59,7 +59,7 @@ class Option:
     """As ``-e`` and ``--env``; none: one is made of the key's last part."""
     metavar: str | None = None
     without: str = ""
-    """What the help calls a default that is None."""
+    """The help's words for a default that is None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,27 +108,33 @@ class Row(Generic[T]):
         return f"{self.option.help} [default: {default}]" if default else self.option.help
 
     def read(self, written: object, host: T | None = None) -> T:
-        """The value that is meant, within the bounds; ``host`` is what this machine has of it.
+        """The value of ``written``, within the bounds; ``host`` is this machine's supply of it.
 
-        Raises `Unfit`, whose words begin with what was found.
+        Raises `Unfit`, whose words begin with the value.
         """
         try:
             value = self.kind.read(written)
         except ValueError as error:
             raise Unfit(str(error)) from None
-        found, text, supply = one_line(repr(written), 60), self.kind.text, self.kind.supply
-        too_few = self.low is not None and less(value, self.low)
-        too_many = host is not None and less(host, value)
-        if self.low is not None and host is not None and supply is None and (too_few or too_many):
-            allowed = f"{text(self.low)}-{text(host)}, this machine's"
-            raise Unfit(f"{found}; allowed: {allowed}")
-        if self.low is not None and too_few:
-            raise Unfit(f"{found}; allowed: at least {text(self.low)}")
-        if self.high is not None and less(self.high, value):
-            raise Unfit(f"{found}; allowed: at most {text(self.high)}")
-        if host is not None and supply is not None and too_many:
-            raise Unfit(f"{found}; this machine has {supply(host)}", "ask for less")
+        allowed, hint = self._bound(value, host)
+        if allowed:
+            raise Unfit(f"{one_line(repr(written), 60)}; {allowed}", hint)
         return value
+
+    def _bound(self, value: T, host: T | None) -> tuple[str, str]:
+        """The bound that ``value`` is beyond, in words, with the remedy; empty if none."""
+        low, high, text, supply = self.low, self.high, self.kind.text, self.kind.supply
+        too_few = low is not None and less(value, low)
+        too_many = host is not None and less(host, value)
+        if low is not None and host is not None and supply is None and (too_few or too_many):
+            return f"allowed: {text(low)}-{text(host)}, this machine's", ""
+        if low is not None and too_few:
+            return f"allowed: at least {text(low)}", ""
+        if high is not None and less(high, value):
+            return f"allowed: at most {text(high)}", ""
+        if host is not None and supply is not None and too_many:
+            return f"this machine has {supply(host)}", "ask for less"
+        return "", ""
 
 
 def less(one: object, other: object) -> bool:
@@ -138,17 +144,17 @@ def less(one: object, other: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What somebody wrote, by key: the values of a job file, or of a command line."""
+    """Values as they were written, by key: a job file's, or a command line's."""
 
     values: Mapping[str, object] = field(default_factory=dict)
 
     def get(self, row: Row[T]) -> T | None:
-        """What was written there, read by its kind. Raises ValueError."""
+        """The value of a row, read by its kind. Raises ValueError."""
         value = self.values.get(row.key)
         return None if value is None else row.kind.read(value)
 
     def words(self, row: Row[T]) -> tuple[str, ...]:
-        """What was typed for an option that may be repeated."""
+        """The words of an option that may be repeated."""
         value = self.values.get(row.key)
         return tuple(map(str, value)) if isinstance(value, list) else ()
 
