@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from wgcell.cell.children import RelayProcess, b64
+from wgcell.cell.children import RelayProcess
 from wgcell.relay import control
 from wgcell.relay.framing import prefixed
 from wgcell.relay.seal import unprivileged_id
@@ -29,8 +29,7 @@ from wgcell.vm.sandbox.jail import bwrap_argv, closed_filter, find_jail
 STAND_INS, MACHINES, STARTS = 200, 20, 15
 IGNORES = "$SIG{$_} = 'IGNORE' for grep { !/KILL|STOP/ } keys %SIG; sleep 60 while 1;"
 ROGUE = prefixed(bytes.fromhex("ffffffffffff0277670000020806") + bytes(46))
-KEY = b64(bytes(32))
-CONFIGURATION = {"guest_public_key": KEY, "endpoint_public_key": KEY, "mtu": 1420}
+CONFIGURATION = control.Configure(bytes(32), bytes(32), mtu=1420)
 
 
 def percentiles(name: str, seconds: list[float], goal: str) -> dict[str, float]:

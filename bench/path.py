@@ -39,6 +39,7 @@ from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.job import Job
 from wgcell.cell.states import Outcome
 from wgcell.cell.wgquick import VpnConfig
+from wgcell.gateway import words
 from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 from wgcell.image import store
 from wgcell.relay import control, link
@@ -95,7 +96,7 @@ class Tool:
         command, fds = argv(nic.fileno()), (nic.fileno(),)
         self._process = subprocess.Popen(command, pass_fds=fds, stdout=quiet, stderr=quiet)
         nic.close()
-        self._events: asyncio.Queue[control.Said | None] = asyncio.Queue()
+        self._events: asyncio.Queue[control.Event | None] = asyncio.Queue()
 
     async def configure(self, configuration: Mapping[str, Any]) -> None:
         verified = control.Verified()
@@ -107,7 +108,7 @@ class Tool:
     def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:
         fresh.close()
 
-    async def events(self) -> AsyncIterator[control.Said]:
+    async def events(self) -> AsyncIterator[control.Event]:
         while (event := await self._events.get()) is not None:
             yield event
 
@@ -218,16 +219,16 @@ async def bench(count: int, found: dict[str, Callable[..., Any]], missing: dict[
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
     down, up = server.stdout.readline().split() if server.stdout else ("", "")
     gateway = await GatewayProcess.start(
-        {
+        words.Configure(
             # Where the other tools lead the guest's link: the same port, on this machine.
-            "listen": f"0.0.0.0:{link.PORT}",
-            "private_key": keys[1],
-            "services": {
+            listen=f"0.0.0.0:{link.PORT}",
+            private_key=keys[1],
+            services={
                 f"{INSIDE}:{DOWN}": f"127.0.0.1:{down}",
                 f"{INSIDE}:{UP}": f"127.0.0.1:{up}",
             },
-            "peers": {"cell": {"public_key": public_key(keys[0]), "address": "10.99.0.2"}},
-        }
+            peers={"cell": words.Peer(public_key(keys[0]), "10.99.0.2")},
+        )
     )
     rounds: list[dict[str, list[float]]] = []
     try:

@@ -142,9 +142,7 @@ def wgcell(setup: Setup) -> None:
     setup.start([*namespace_holder(root=os.geteuid() == 0), *argv], udp, control)
     keys = {"guest_public_key": GUEST, "endpoint_public_key": ENDPOINT}
     told = {name: base64.b64encode(key).decode() for name, key in keys.items()}
-    setup.control.sendall(
-        json.dumps({"command": "configure", **told, "mtu": 1420}).encode() + b"\n"
-    )
+    setup.control.sendall(json.dumps({"order": "configure", **told, "mtu": 1420}).encode() + b"\n")
     with setup.control.makefile() as lines:
         events = [json.loads(lines.readline())["event"] for _ in range(2)]
     if events != ["begun", "ready"]:

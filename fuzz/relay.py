@@ -22,7 +22,9 @@ import sys
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-from wgcell.prove.battery import CASES, MTU, Play, Scene, tunnel
+from wgcell.prove.battery.case import MTU, Attacker, Injection
+from wgcell.prove.battery.cases import CASES
+from wgcell.prove.battery.probes import tunnel
 from wgcell.relay import link
 from wgcell.relay.classify import classify
 from wgcell.relay.framing import prefixed
@@ -114,12 +116,12 @@ def write_seeds() -> None:
     """One file a case of the battery, as a frame, and one as a stream of an honest cell."""
     SEEDS.mkdir(exist_ok=True)
     for case in CASES:
-        if case.play is Play.FRAMES:
-            frame = case.probe(Scene(GUEST, ENDPOINT, bytes(4), ours=7, theirs=9)).frames[0]
+        if case.injection is Injection.FRAMES:
+            frame = case.probe(Attacker(GUEST, ENDPOINT, bytes(4), ours=7, theirs=9)).frames[0]
             (SEEDS / case.name).write_bytes(b"\0" + frame)
-    scene = Scene(GUEST, ENDPOINT, bytes(4))
-    honest = prefixed(tunnel(scene.initiation()))
-    (SEEDS / "honest").write_bytes(b"\1\xff" + honest + prefixed(tunnel(scene.initiation())))
+    attacker = Attacker(GUEST, ENDPOINT, bytes(4))
+    honest = prefixed(tunnel(attacker.initiation()))
+    (SEEDS / "honest").write_bytes(b"\1\xff" + honest + prefixed(tunnel(attacker.initiation())))
 
 
 def functions_of(module: ModuleType) -> list[FunctionType]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -61,3 +64,26 @@ def nothing_is_left_open() -> Iterator[None]:
     """What a module's tests leave open fails there, not a later test at whose time it is found."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+def machineless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Supervisors that a test starts have cells without machines; the folder that these are in.
+
+    `tests/support/machineless.py` says what such a cell can do. At the end all are killed.
+    """
+    from wgcell.cell.folder import all_cells
+    from wgcell.client import supervised as process
+
+    for name in ("WGCELL_STATE_DIR", "WGCELL_CACHE_DIR", "XDG_CONFIG_HOME"):
+        folder = tmp_path / name.lower()
+        folder.mkdir()
+        monkeypatch.setenv(name, str(folder))
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", str(here.parent))
+    monkeypatch.setattr(process, "PROGRAM", (sys.executable, str(here / "support/machineless.py")))
+    cells = tmp_path / "wgcell_state_dir"
+    yield cells
+    for cell in all_cells(cells):
+        if (pid := cell.supervisor()) is not None:
+            os.kill(pid, signal.SIGKILL)

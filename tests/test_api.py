@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import fcntl
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.support.vpnfiles import vpn_file
+from tests.support.waiting import GENEROUS
 
 import wgcell
 from wgcell import api
 from wgcell.cell.folder import Folder
+from wgcell.cell.host import HostContext
 from wgcell.cell.job import Job, JobOptions
+from wgcell.cell.outputs import Landed
 from wgcell.cell.provider import GatewayEngine, Provider
 from wgcell.cell.states import Outcome
 from wgcell.errors import EndpointError, HostError, ImageError, InputFileError, JobError, StateError
@@ -218,6 +224,35 @@ def test_where_outputs_come_home_to(
         assert not cell.land(whole).whole and (home / "x").read_text() == "1"
         cell.plan = replace(cell.plan, force=True)
         assert cell.land(whole).whole and (home / "x").read_text() == "2"
+
+
+def test_a_landing_does_not_hold_up_the_callers_loop(
+    tmp_path: Path, plan: api.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop goes on while outputs are copied: here the landing waits for a task of the loop."""
+    heard = threading.Event()
+    landed: list[Landed] = []
+
+    class Stub:
+        def __init__(self, job: Job, host: HostContext, **_: object) -> None:
+            self.land = host.land
+
+        async def run(self) -> SimpleNamespace:
+            assert self.land is not None
+            other = asyncio.create_task(asyncio.sleep(0))
+            other.add_done_callback(lambda _: heard.set())
+            landed.append(await self.land({"complete": True}))
+            record = {"outcome": "completed", "exit_code": 0, "reason": "", "relay": {}}
+            return SimpleNamespace(as_json=lambda: record)
+
+    def land(arrived: api.Arrived) -> Landed:
+        return Landed("all is there", heard.wait(GENEROUS))
+
+    monkeypatch.setattr("wgcell.cell.supervisor.Supervisor", Stub)
+    with api.Cell(plan, tmp_path) as cell:
+        monkeypatch.setattr(cell, "land", land)
+        asyncio.run(asyncio.wait_for(cell.run(), 2 * GENEROUS))
+    assert landed == [Landed("all is there", True)]
 
 
 def test_outputs_stay_where_nobody_asked_for_them_or_nobody_looked_before(

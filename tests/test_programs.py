@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.gateways import config_of
+from tests.support.gateways import config_of, order_of
 
 from wgcell import programs
+from wgcell.gateway import words
 
 SOURCE = Path(programs.__file__).parent
 PATHS = {"an ordinary user's": {"PATH": "/usr/bin:/bin"}, "none": {}, "empty": {"PATH": ""}}
@@ -31,7 +32,7 @@ SPAWNS = re.compile(
     r"|(typer|click)\.(launch|edit|echo_via_pager)|\w+\.pager"
 )
 OTHERS = {
-    "prove/player.py": "runs in a guest, whose environment the image makes",
+    "prove/runners/guest.py": "runs in a guest, whose environment the image makes",
     "guest/agent/": "runs in a guest, with programs of the initramfs and the job's environment",
 }
 """Files and folders that start programs in another way, and why that is right."""
@@ -67,7 +68,8 @@ def test_everything_is_found_whatever_the_path(environment: dict[str, str]) -> N
 @pytest.mark.namespaces
 @pytest.mark.parametrize("environment", PATHS.values(), ids=PATHS)
 def test_the_better_engine_starts_whatever_the_path(environment: dict[str, str]) -> None:
-    said = _started(["-m", "wgcell.gateway", "auto"], environment, json.dumps(config_of()) + "\n")
+    order = words.ORDERS.line(order_of(config_of())).decode()
+    said = _started(["-m", "wgcell.gateway", "auto"], environment, order)
     ready = json.loads(said.splitlines()[0])
     assert (ready["event"], ready["engine"], ready["reason"]) == ("ready", "namespace", "")
 

@@ -17,13 +17,13 @@ Sizes are bytes, durations seconds, rates bytes a second. Every error is of the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wgcell.cell import emulation, endpoint, outputs, permissions
 from wgcell.cell.events import Event
@@ -152,6 +152,10 @@ def plan(
     (ImageError, LaunchError) for what this machine lacks.
     """
     rules = provider or load_provider()
+    if job.gateway is not None and job.gateway.publish:
+        from wgcell.cell.own_gateway import check_published
+
+        check_published(job.gateway, rules.gateway_engine)
     survey = _survey(job, force)
     with ThreadPoolExecutor(1) as other:
         # Hashing leaves the interpreter to us: the rest of the code is loaded meanwhile.
@@ -246,13 +250,15 @@ class Result:
     """All of it."""
 
     @staticmethod
-    def of(record: Mapping[str, Any]) -> Result:
+    def of(record: Mapping[str, object]) -> Result:
         """The result that a record tells of."""
+        relay = record["relay"]
+        refused = relay.get("refused", {}) if isinstance(relay, dict) else {}
         return Result(
             Outcome(record["outcome"]),
-            int(record["exit_code"]),
+            int(str(record["exit_code"])),
             str(record["reason"] or ""),
-            dict((record["relay"] or {}).get("refused", {})),
+            dict(refused),
             record,
         )
 
@@ -303,29 +309,31 @@ class Cell:
         event: Callable[[Event], None] = lambda event: None,
         stdout: Sink = lambda data: None,
         stderr: Sink = lambda data: None,
-        land: Callable[[Arrived], Landed] | None = None,
+        land: Callable[[Arrived], Awaitable[Landed]] | None = None,
         spawn_relay: Spawn | None = None,
     ) -> Result:
         """Live the cell's life, once.
 
         ``event`` gets each event, ``stdout`` and ``stderr`` the workload's bytes as they come: none
-        of them may block. ``land`` brings the outputs home when the machine is gone; `land` does it
-        by default, and asks nobody. ``spawn_relay`` puts another in the relay's place, which only
-        the controls of `wgcell.prove` and the bench do.
+        of them may block. ``land`` moves the outputs to their place when the machine is dead; by
+        default `land` does, in a thread, and asks no questions. ``spawn_relay`` starts another
+        relay, which only the controls of `wgcell.prove` and the bench do.
 
         Never raises for what happens to the cell: that is the result. Raises StateError if its
         record could not be kept; the cell is dead then all the same.
         """
         from wgcell.cell.children import RelayProcess
+        from wgcell.cell.ending import in_thread
         from wgcell.cell.host import HostContext
         from wgcell.cell.supervisor import Supervisor
 
-        plan, bring = self.plan, land or self.land
+        plan = self.plan
 
-        def arrived(came: Mapping[str, object]) -> Landed:
+        async def arrived(came: Mapping[str, object]) -> Landed:
             refused = came.get("refused_count")
             count = refused if isinstance(refused, int) else 0
-            return bring(Arrived(bool(came.get("complete")), count))
+            what = Arrived(bool(came.get("complete")), count)
+            return await (land(what) if land else in_thread(lambda: self.land(what)))
 
         host = HostContext(
             *(self.folder, plan.platform.image, plan.platform.accelerator, plan.platform.reason),
@@ -353,6 +361,15 @@ class Cell:
         """
         if self._supervisor is not None:
             self._supervisor.cancel(reason)
+
+    def fail(self, reason: str) -> None:
+        """End the running cell in order, with the outcome ``error``; again does no harm.
+
+        For a caller that could not keep a part of the cell's events or output. From the loop that
+        runs it.
+        """
+        if self._supervisor is not None:
+            self._supervisor.fail(reason)
 
     def abort(self, reason: str) -> None:
         """End the running cell at once: no grace period, no results."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import shutil
@@ -17,13 +18,13 @@ from tests.support.waiting import lulled, soon
 
 from wgcell import programs
 from wgcell.cell import children
-from wgcell.cell.children import GatewayProcess, RelayProcess, b64
-from wgcell.errors import HostError, LaunchError
-from wgcell.gateway import control
+from wgcell.cell.children import GatewayProcess, RelayProcess
+from wgcell.errors import HostError, LaunchError, PolicyError
+from wgcell.gateway import words
 from wgcell.relay import control as relay_words
 
-KEY = b64(bytes(32))
-CONFIGURATION = {"guest_public_key": KEY, "endpoint_public_key": KEY, "mtu": 1420}
+KEY = base64.b64encode(bytes(32)).decode()
+CONFIGURATION = relay_words.Configure(bytes(32), bytes(32), mtu=1420)
 
 
 async def started() -> tuple[bool, dict[str, str], int]:
@@ -79,13 +80,13 @@ def test_a_gateway_that_writes_errors_does_not_stand_still(
     monkeypatch.setattr(children, "_PYTHON", (sys.executable, "-c", TALKS))
 
     async def listen() -> list[Any]:
-        gateway = await GatewayProcess.start({})
+        gateway = await GatewayProcess.start(words.Configure(KEY))
         async with asyncio.timeout(10):
             event = await anext(gateway.flows())
         assert await gateway.quit() == 0
         return [event]
 
-    assert asyncio.run(listen()) == [control.Applied()]
+    assert asyncio.run(listen()) == [words.Applied()]
 
 
 SAYS = """
@@ -107,7 +108,7 @@ def test_a_gateway_that_says_what_it_may_not_is_a_fault(
     monkeypatch.setattr(children, "_PYTHON", (sys.executable, "-c", code))
 
     async def listen() -> None:
-        gateway = await GatewayProcess.start({})
+        gateway = await GatewayProcess.start(words.Configure(KEY))
         with pytest.raises(HostError, match="the gateway said"):
             await anext(gateway.flows())
         gateway.process.kill()
@@ -171,7 +172,7 @@ def test_a_gateway_whose_start_is_cancelled_is_dead() -> None:
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
 
     async def cancelled() -> None:
-        starting = asyncio.create_task(GatewayProcess.start({}))
+        starting = asyncio.create_task(GatewayProcess.start(words.Configure(KEY)))
         before = children.read_text()
         (pid,) = await soon(lambda: set(children.read_text().split()) - set(before.split()))
         os.kill(int(pid), signal.SIGSTOP)  # it still loads, however long we take
@@ -188,9 +189,15 @@ def test_a_gateway_that_says_why_it_did_not_start_has_no_exit_code_beside_it() -
     """The cell has one of its own; two in a line are taken for each other."""
 
     async def start() -> None:
-        await GatewayProcess.start({"private_key": KEY, "listen": "nowhere"})
+        await GatewayProcess.start(words.Configure(KEY, listen="nowhere"))
 
     with pytest.raises(LaunchError) as caught:
         asyncio.run(start())
     assert "listen: found 'nowhere'" in str(caught.value)
     assert "exit code" not in str(caught.value)
+
+
+def test_a_configuration_that_no_line_holds_is_refused_before_a_gateway_starts() -> None:
+    rules = tuple(f"allow h{number}.{'a' * 60}.example.com:443" for number in range(16_000))
+    with pytest.raises(PolicyError, match="a line of"):
+        asyncio.run(GatewayProcess.start(words.Configure(KEY, rules=rules)))

@@ -274,7 +274,10 @@ def unreadable(cell: Finished, patch: pytest.MonkeyPatch) -> None:
 
 
 def lands(cell: Finished, land: Callable[[Any], Landed]) -> None:
-    object.__setattr__(cell.host, "land", land)
+    async def landed(came: Any) -> Landed:
+        return land(came)
+
+    object.__setattr__(cell.host, "land", landed)
 
 
 def landing_fails(cell: Finished, patch: pytest.MonkeyPatch) -> None:
@@ -461,7 +464,7 @@ def test_nothing_lands_of_a_cell_whose_record_or_supervisor_failed(tmp_path: Pat
         async def failing(cell: Finished = cell, how: str = how, live: Any = live) -> None:
             await live()
             if how == "no record":
-                cell._record_failed(StateError("No space left on device"))
+                cell.dispatcher.record_failed(StateError("No space left on device"))
 
         cell.live = failing  # type: ignore[method-assign]
 

@@ -135,7 +135,6 @@ def test_what_is_no_two_refusals_is_waited_out(
     monkeypatch: pytest.MonkeyPatch, errors: list[int]
 ) -> None:
     """Forged ICMP for one initiation counts once, however often; a router's word never."""
-    monkeypatch.setattr(consent, "REFUSED_AGAIN", 0.5)
 
     async def body() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
@@ -152,7 +151,7 @@ def test_what_is_no_two_refusals_is_waited_out(
             with connect(LOOPBACK, silent.getsockname()[1]) as sock:
                 keys = decode_key(CLIENT), decode_key(public_key(SERVER))
                 with pytest.raises(ConsentError, match=r"within 0\.8 s"):
-                    await consent.obtain(sock, *keys, timeout=0.8)
+                    await consent.obtain(sock, *keys, timeout=0.8, refused_again=0.5)
 
     asyncio.run(body())
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from wgcell.cell import excludes, packing, walk
+from wgcell.cell import packing, walk
+from wgcell.cell.excludes import Excludes
 from wgcell.cell.inputs import Input
 from wgcell.cell.survey import Survey, take_survey
 from wgcell.errors import InputFileError, StateError
@@ -186,15 +187,11 @@ def test_an_ignore_file_that_is_none(tmp_path: Path, ignored: bytes, words: str)
     assert ".wgcellignore" in str(caught.value)
 
 
-def test_hostile_names_and_patterns_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(excludes, "_LONGEST_MATCHING", 0.05)
-    data = tmp_path / "data"
-    data.mkdir()
-    for number in range(100):
-        (data / ("a" * 250 + str(number))).touch()
-    (data / ".wgcellignore").write_text("*a*a*b\n")
-    with pytest.raises(InputFileError, match="wgcellignore: its patterns take more than"):
-        look(data)
+def test_hostile_names_and_patterns_end() -> None:
+    hostile = Excludes(["*a*a*b"], ".wgcellignore", longest=0.05)
+    with pytest.raises(InputFileError, match=r"wgcellignore: its patterns take more than 0\.05 s"):
+        for number in range(100):
+            hostile.verdict("a" * 250 + str(number))
 
 
 def test_an_ignore_file_that_is_a_link_is_not_read(tmp_path: Path) -> None:

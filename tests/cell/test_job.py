@@ -16,6 +16,8 @@ from wgcell.cell.environment import environment
 from wgcell.cell.inputs import Input
 from wgcell.cell.job import GatewayAsked, HostLimits, Job, JobOptions, Landing, OnRogue
 from wgcell.cell.jobfile import _build, _Reading, job_from_options, load_job
+from wgcell.cell.launch import guest_config
+from wgcell.cell.own_gateway import OwnGateway
 from wgcell.cell.units import parse_duration, parse_size
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.errors import InputFileError, JobError, VpnConfigError
@@ -244,6 +246,12 @@ def test_excludes_add_up(tmp_path: Path) -> None:
         (C + "[vpn]\nconfig = 'a'\n[gateway]\n", "exactly one tunnel"),
         (C + "[gateway]\nallow = ['example.com']", "gateway.allow: rule 'example.com' has no port"),
         (C + "[gateway.services]\nx = 'y'", "gateway.services: service"),
+        (C + "[gateway.services]\n'10.99.0.2:1' = 'x:1'", "is the cell's own address"),
+        (C + "[gateway.services]\na = 'x:1'\n'A:1' = 'x:2'", "two services are at 10.99.0.6:1"),
+        (C + "[gateway]\npublish = ['80']", "gateway.publish: found '80'; allowed: [ADDRESS:]"),
+        (C + "[gateway]\npublish = ['8080:80', '8080:81']", "127.0.0.1:8080 is published twice"),
+        (C + "[hosts]\n'a b' = '::1'", "hosts: found the name 'a b'"),
+        (C + "[hosts]\na = 'example.com'", "hosts: found 'example.com' for a"),
         (C + "[policy]\non_rogue = 'ignore'", "allowed: terminate, freeze"),
         (C + "[policy]\nguest_walls = 'maybe'", "allowed: on, off"),
     ],
@@ -400,6 +408,8 @@ def test_a_vpn_file_swapped_for_a_link_meanwhile_is_not_followed(
         ({"allow": ("a.example.com",)}, "--allow: rule 'a.example.com' has no port"),
         ({"services": (("8000", "x:1"),)}, "--service: service '8000' = 'x:1'"),
         ({"name": "A"}, "--name: found 'A'"),
+        ({"publish": ("x:80",)}, "--publish: found 'x:80'"),
+        ({"hosts": (("a", "b"),)}, "--add-host: found 'b' for a; allowed: an IP address"),
     ],
 )
 def test_what_was_typed_is_called_as_it_was_typed(
@@ -413,6 +423,18 @@ def test_what_was_typed_is_called_as_it_was_typed(
         with pytest.raises(JobError) as caught:
             read()
         assert str(caught.value).startswith(f"command line: {place}")
+
+
+def test_what_is_typed_of_lists_and_tables_joins_the_files(tmp_path: Path) -> None:
+    text = C + "[hosts]\na = '192.0.2.1'\nb = '192.0.2.2'\n[gateway]\npublish = ['0:80', '8080:80']"
+    typed = JobOptions(hosts=(("b", "192.0.2.3"),), publish=("0:81", "8080:80"))
+    job = load(tmp_path, text, typed)
+    assert job.hosts == (("a", "192.0.2.1"), ("b", "192.0.2.3")) and job.gateway is not None
+    assert job.gateway.publish == ("0:80", "8080:80", "0:81")
+    # What was typed as well is the person's word.
+    assert job.gateway.file_publish == ("0:80",)
+    tunnel = OwnGateway.fresh(six=False).tunnel("127.0.0.1", 51820)
+    assert guest_config(job, tunnel, 1420).hosts == job.hosts
 
 
 def test_a_setting_that_there_is_not(tmp_path: Path) -> None:

@@ -299,6 +299,20 @@ def test_a_provider_who_requires_every_wall_runs_nothing_without(
     stage.assert_nothing_is_left()
 
 
+def test_the_disks_are_closed_here_once_the_machine_has_them(tmp_path: Path) -> None:
+    """So their space is free as soon as the machine is dead and the files are deleted."""
+    stage = Stage(tmp_path)
+    held: dict[Step, set[str]] = {}
+
+    def passed(step: Step) -> None:
+        names = {Path(to).name for to in open_here().values()}
+        held[step] = names & {*FILES, "rootfs"}
+
+    asyncio.run(stage.launch(passed))
+    assert held[Step.JAIL] == {*FILES, "rootfs"}
+    assert held[Step.ATTESTED] == set()
+
+
 def test_disks_that_fail_half_way_keep_no_descriptor(tmp_path: Path) -> None:
     before = open_here()
     given = job(inputs=(Input(Path("/no/such/file")),), disk=16 << 20)

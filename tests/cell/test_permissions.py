@@ -119,6 +119,20 @@ ASKS = {
         ("gateway.services = { '10.99.0.5:80' = '8.8.8.8:53' }",),
         "allow_targets = ['0.0.0.0/0:*', '[::/0]:*', 'localhost:80', '*.lan:80', 'example.com:80']",
     ),
+    "gateway.publish": Asks(
+        tuple(
+            f"gateway.publish = ['{port}']"
+            for port in (
+                *("8080:80", "0:80", "127.0.0.1:80:80", "0.0.0.0:8080:80", "[::1]:8080:80"),
+                *("[::]:8080:80", "192.168.1.9:22:22"),
+            )
+        ),
+        permitted="allow_publish = ['0.0.0.0/0:*', '[::/0]:*']",
+    ),
+    "hosts": Asks(
+        ("hosts = { 'a b' = '127.0.0.1' }", "hosts = { a = '127.0.0.1 b' }"),
+        ("hosts = { 'localhost' = '192.168.1.9', 'a.example.com' = '::1' }",),
+    ),
     "policy.on_rogue": Asks(
         ("policy.on_rogue = 'freeze'",), ("policy.on_rogue = 'terminate'",), "allow_freeze = true"
     ),
@@ -202,6 +216,39 @@ def test_a_provider_without_a_file_permits_none_of_it(tmp_path: Path, key: str) 
     for text in ASKS[key].harmful:
         with pytest.raises(InputError):
             asked(tmp_path, text, Provider())
+
+
+@pytest.mark.parametrize(
+    ("permitted", "port", "taken"),
+    [
+        ("127.0.0.1:8000-8009", "8000:80", True),
+        ("127.0.0.1:8000-8009", "8010:80", False),
+        ("127.0.0.1:8000-8009", "0:80", False),
+        ("127.0.0.1:*", "0:80", True),
+        ("127.0.0.1:8000-8009", "0.0.0.0:8000:80", False),
+        ("127.0.0.1:8000-8009/udp", "8000:80", False),
+        ("0.0.0.0/0:8000", "192.168.1.9:8000:80", True),
+        ("0.0.0.0/0:8000", "[::1]:8000:80", False),
+    ],
+)
+def test_where_a_job_file_may_publish(
+    tmp_path: Path, permitted: str, port: str, taken: bool
+) -> None:
+    provider, text = provider_of(tmp_path, f"allow_publish = ['{permitted}']"), f"['{port}']"
+    if taken:
+        asked(tmp_path, f"gateway.publish = {text}", provider)
+    else:
+        with pytest.raises(JobError, match="is a port of this machine's"):
+            asked(tmp_path, f"gateway.publish = {text}", provider)
+    # What is typed is the person's own word, also of the same port.
+    options = JobOptions(publish=(port,))
+    asked(tmp_path, f"gateway.publish = {text}", Provider(), options)
+
+
+@pytest.mark.parametrize("text", ["example.com:80", "*:80", "8080", "127.0.0.1"])
+def test_where_may_be_published_is_an_address_and_ports(tmp_path: Path, text: str) -> None:
+    with pytest.raises(JobError, match="allow_publish: "):
+        provider_of(tmp_path, f"allow_publish = ['{text}']")
 
 
 def test_a_time_of_a_job_file_is_finite_without_any_ceiling(tmp_path: Path) -> None:
@@ -375,6 +422,7 @@ def test_a_refusal_names_the_providers_file_where_it_really_is(
         "policy.guest_walls = 'off'",
         "gateway.allow = ['192.168.1.9:80']",
         "gateway.services = { '10.99.0.5:80' = '127.0.0.1:22' }",
+        "gateway.publish = ['8080:80']",
         "vpn.config = 'lan.conf'",
         "resources.cpus = 2",
     ):

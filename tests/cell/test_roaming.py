@@ -28,15 +28,16 @@ from tests.support.messages import ENDPOINT, GUEST, frame, initiation, response,
 from tests.support.waiting import GENEROUS, lulled, paced, soon
 
 from wgcell.cell import consent
-from wgcell.cell.children import RelayProcess, b64
+from wgcell.cell.children import RelayProcess
 from wgcell.cell.events import EventLog
 from wgcell.cell.renewal import Renewal
 from wgcell.cell.roaming import Roaming
+from wgcell.relay.control import Configure
 from wgcell.relay.framing import prefixed
 
 HERE, THERE = "127.0.0.1", "127.0.0.2"
 OWN = "127.0.0.1"
-CONFIGURATION = {"guest_public_key": b64(GUEST), "endpoint_public_key": b64(ENDPOINT), "mtu": 1420}
+CONFIGURATION = Configure(GUEST, ENDPOINT, mtu=1420)
 
 
 def bound(address: str, port: int = 0) -> socket.socket:

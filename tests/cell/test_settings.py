@@ -71,7 +71,7 @@ def test_the_help_has_settings_in_the_tables_order_and_others_where_they_say() -
     assert [flag for flag in flags if flag in ours] == ours
     assert flags[0] == "file"
     for first, *then in (
-        ("--service", "--learn", "--image"),
+        ("--service", "--learn", "--publish", "--image"),
         ("--output", "--output-dir", "--sync", "--force", "--yes", "--env", "--env-file"),
     ):
         at = flags.index(first)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from tests.support.guests import BARE
+from tests.support.supervisors import Finished, supervisor, with_streams
 from tests.support.supervisors import closed as closed
-from tests.support.supervisors import supervisor, with_streams
 
 from wgcell.cell.core import events as seen
 from wgcell.cell.events import Event
@@ -114,5 +114,19 @@ def test_a_core_that_fails_is_a_fault_and_ends_the_cell(tmp_path: Path) -> None:
         one.post(SimpleNamespace())  # type: ignore[arg-type]
         assert guest.kills and one.core.outcome is not None
         assert one.core.outcome.value == "error"
+
+    asyncio.run(body())
+
+
+def test_no_timer_outlives_the_cell(tmp_path: Path) -> None:
+    """The loop of a program that runs cells goes on, and must not hold on to each of them."""
+
+    async def body() -> None:
+        cell = Finished(tmp_path)
+        cell.script.insert(0, seen.CancelAsked("a grace period begins"))
+        before = set(asyncio.get_running_loop()._scheduled)  # type: ignore[attr-defined]
+        await cell.run()
+        after = set(asyncio.get_running_loop()._scheduled)  # type: ignore[attr-defined]
+        assert [timer for timer in after - before if not timer.cancelled()] == []
 
     asyncio.run(body())

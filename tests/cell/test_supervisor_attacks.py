@@ -17,6 +17,7 @@ from wgcell.cell.states import Outcome, State
 from wgcell.cell.supervisor import Supervisor
 from wgcell.errors import StateError
 from wgcell.guest import protocol
+from wgcell.guest.walls import Wall
 from wgcell.relay import control as relay
 
 pytestmark = pytest.mark.usefixtures(closed.__name__)
@@ -101,7 +102,7 @@ def test_an_action_that_fails_keeps_none_of_the_others_from_being_done(tmp_path:
             killed.append(True)
 
     async def body() -> None:
-        one = with_streams(supervisor(tmp_path, guest_walls=frozenset(protocol.Wall)))
+        one = with_streams(supervisor(tmp_path, guest_walls=frozenset(Wall)))
         one.core.state = State.RUNNING
         one.launch.machine = Machine()  # type: ignore[assignment]
 

@@ -2,7 +2,7 @@
 
 ::
 
-    a thread -- socket --> followers.follow_guest | follow_relay | follow_gateway
+    a thread -- socket --> followers.follow_guest | follow_relay | follow_gateway | Sessions
                                  |  events
                            Supervisor.feed: the core, which must hear a cancel meanwhile
 
@@ -29,7 +29,9 @@ from typing import Any, get_args
 
 import pytest
 from tests.support.guests import BARE
+from tests.support.programs import command
 from tests.support.supervisors import closed, supervisor, with_streams
+from tests.support.waiting import soon
 
 from wgcell.cell import children, followers
 from wgcell.cell.children import GatewayProcess, RelayProcess
@@ -39,9 +41,9 @@ from wgcell.cell.listening import RATES
 from wgcell.cell.states import Cause, Outcome, State
 from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
-from wgcell.gateway import control as gateway
-from wgcell.gateway.model.flow import FAILED
-from wgcell.guest import protocol
+from wgcell.gateway import words as gateway
+from wgcell.guest import frames, protocol
+from wgcell.guest.channel import Channel
 from wgcell.relay import control as relay
 
 MANY = int(os.environ.get("WGCELL_FLOOD", "2000"))
@@ -85,7 +87,9 @@ RELAY: dict[type, Callable[[int], Any]] = {
 FLOW = (1.0, 1, BIG, "tcp", BIG, 443, BIG)
 GATEWAY: dict[type, Callable[[int], Any]] = {
     gateway.Ready: lambda n: gateway.Ready("192.0.2.1", 1, {}, "embedded", BIG),
-    gateway.Flow: lambda n: gateway.Flow(*FLOW, ("allow", "refuse", FAILED)[n % 3], BIG, BIG, BIG),
+    gateway.Flow: lambda n: gateway.Flow(
+        *FLOW, ("allow", "refuse", gateway.FAILED)[n % 3], BIG, BIG, BIG
+    ),
     gateway.FlowEnd: lambda n: gateway.FlowEnd(*FLOW, "allow", BIG, BIG, n, n, 1.0),
     gateway.FlowsOmitted: lambda n: gateway.FlowsOmitted(1.0, BIG, n, n, n),
     gateway.ServerBroken: lambda n: gateway.ServerBroken(1.0, BIG, 1.0),
@@ -93,12 +97,28 @@ GATEWAY: dict[type, Callable[[int], Any]] = {
     gateway.Fault: lambda n: gateway.Fault(BIG),
     gateway.Stumble: lambda n: gateway.Stumble(BIG),
 }
+SESSION: dict[type, Callable[[int], frames.Frame]] = {
+    # Of the guest's session 1, which runs, and whose standard input has ended.
+    frames.Open: lambda n: frames.Open(n, command("x")),
+    frames.Opened: lambda n: frames.Opened(1),
+    frames.Refused: lambda n: frames.Refused(1, BIG),
+    frames.Data: lambda n: frames.Data(1, frames.STDOUT, bytes(frames.MOST_DATA)),
+    frames.End: lambda n: frames.End(1, frames.STDOUT),
+    frames.Credit: lambda n: frames.Credit(1, frames.STDIN, 1),
+    frames.Size: lambda n: frames.Size(1, frames.Terminal(n % 100, 1)),
+    frames.Signal: lambda n: frames.Signal(1, 2),
+    frames.Hangup: lambda n: frames.Hangup(1),
+    frames.Exit: lambda n: frames.Exit(1, 0),
+}
+IN_ONE_TURN = 64 * 1024 // 9
+"""Frames that are read at once, at most."""
 pytestmark = [pytest.mark.timeout(PATIENCE + 20), pytest.mark.usefixtures(closed.__name__)]
 WITH_A_GUEST = [s for s in State if s not in (State.PREPARING, State.CONSENT, State.ENDED)]
 CASES = [
     *(
-        pytest.param("guest", w, s, id=f"guest-{w.__name__}-{s.value}")
-        for w in GUEST
+        pytest.param(who, w, s, id=f"{who}-{w.__name__}-{s.value}")
+        for who, words in (("guest", GUEST), ("session", SESSION))
+        for w in words
         for s in WITH_A_GUEST
     ),
     *(
@@ -113,6 +133,8 @@ CASES = [
 
 def lines(who: str, word: type, count: int) -> Iterator[bytes]:
     """So many of one word, some in each part."""
+    if who == "session":
+        yield frames.encode(frames.Opened(1))
     some = [] if who == "guest" else _some(who, word)
     for at in range(0, count, PART):
         numbers = range(at, min(at + PART, count))
@@ -121,9 +143,11 @@ def lines(who: str, word: type, count: int) -> Iterator[bytes]:
 
 @cache
 def _some(who: str, word: type) -> list[bytes]:
+    if who == "session":
+        return [frames.encode(SESSION[word](n)) for n in range(6)]
     if who == "relay":
-        return [relay.SAID.line(RELAY[word](n)) for n in range(6)]
-    return [gateway.SAID.line(GATEWAY[word](n)) for n in range(6)]
+        return [relay.EVENTS.line(RELAY[word](n)) for n in range(6)]
+    return [gateway.EVENTS.line(GATEWAY[word](n)) for n in range(6)]
 
 
 class Standing:
@@ -148,8 +172,9 @@ class Standing:
 
         monkeypatch.setattr(os, "fdatasync", syncing)
         self._count(protocol, "parse")
-        self._count(relay.SAID, "word")
-        self._count(gateway.SAID, "word")
+        self._count(relay.EVENTS, "word")
+        self._count(gateway.EVENTS, "word")
+        self._count(frames, "_frame")
         handle = one.core.handle
 
         def handling(event: Any, now: float) -> Any:
@@ -165,10 +190,10 @@ class Standing:
     def _count(self, place: Any, name: str) -> None:
         read = getattr(place, name)
 
-        def reading(line: bytes) -> Any:
+        def reading(*line: Any) -> Any:
             self.heard += 1
             self.on_word()
-            return read(line)
+            return read(*line)
 
         self._patch.setattr(place, name, reading)
 
@@ -178,7 +203,10 @@ class Standing:
         if who == "guest":
             await followers.follow_guest(ours, one.feed, lambda agent: None)
             return
-        limit = relay.LONGEST_LINE if who == "relay" else gateway.LONGEST_LINE
+        if who == "session":
+            await self._follow_sessions(ours)
+            return
+        limit = relay.LONGEST_LINE if who == "relay" else gateway.EVENTS.longest
         reader, writer = await asyncio.open_connection(sock=ours, limit=limit)
         try:
             if who == "relay":
@@ -194,6 +222,23 @@ class Standing:
         finally:
             writer.transport.abort()
             await asyncio.sleep(0)  # the loop closes it
+
+    async def _follow_sessions(self, ours: socket.socket) -> None:
+        """A client has begun a session, and reads nothing."""
+        one, (here, there) = self.one, socket.socketpair()
+        self._patch.setattr(one.sessions._hub, "_refusal", lambda subject: "")
+        await one.sessions.connect(ours)
+        opener = Channel(opener=True)
+        first = opener.send(frames.Open(1, command("x"))) + opener.send(frames.End(1, 0))
+        _, writer = await asyncio.open_connection(sock=here)
+        transport: Any = writer.transport
+        serving = one.sessions.serve(transport, first, 0, detached=False)
+        one.tasks.spawn(serving, "a client")
+        try:
+            await soon(lambda: not one.sessions.is_connected)
+        finally:
+            there.close()
+            transport.abort()
 
 
 async def _nothing_on_its_way(stream: Stream, patience: float) -> bool:
@@ -286,7 +331,8 @@ def test_no_word_in_any_state_writes_without_bound_or_holds_up_a_cancel(
         assert one.host.folder.read("result.json")
         if standing.heard >= CANCELLED_AT:
             assert standing.acted_at is not None
-            assert standing.acted_at <= CANCELLED_AT + HEARD_WITHIN, "nobody heard the cancel"
+            within = IN_ONE_TURN if who == "session" else HEARD_WITHIN
+            assert standing.acted_at <= CANCELLED_AT + within, "nobody heard the cancel"
         written = record(tmp_path)
         assert first_bad(written) is None
         assert len(written) <= RATES["flow"].at_once + 100
@@ -366,6 +412,32 @@ def test_a_flood_that_takes_its_time_ends_at_the_ceiling(
     asyncio.run(body())
 
 
+def test_no_client_of_sessions_writes_without_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins one after the other, and the guest refuses each with as many words as may be."""
+
+    async def body() -> None:
+        told: list[Any] = []
+        one = prepared(tmp_path, State.RUNNING, told)
+        hub = one.sessions._hub
+        monkeypatch.setattr(hub, "_refusal", lambda subject: "")
+        client, opener = hub.join(0), Channel(opener=True)
+        guest = Channel(opener=False, workload=True)
+        for number in range(1, MANY + 1):
+            hub.hear_client(client, opener.send(frames.Open(number, command("x" * 100_000))))
+            while raw := hub.take_for_guest():
+                guest.receive(raw)
+            hub.hear_guest(guest.send(frames.Refused(number, BIG)))
+            while raw := client.box.take():
+                opener.receive(raw)
+        at_once = RATES["session_opened"].at_once
+        assert len(record(tmp_path)) <= 2 * at_once + 10
+        assert size(tmp_path) <= 2 * at_once * 3000
+
+    asyncio.run(body())
+
+
 @pytest.mark.parametrize("when", ["1e999", "NaN", "-1", "Infinity", "-0.5", "1e13", "true", '"1"'])
 @pytest.mark.parametrize("field", ["time", "boottime"])
 def test_a_relays_time_that_is_none_leaves_a_result(
@@ -374,7 +446,7 @@ def test_a_relays_time_that_is_none_leaves_a_result(
     async def body() -> None:
         one = prepared(tmp_path, State.RUNNING, [])
         standing = Standing(one, monkeypatch)
-        line = relay.SAID.line(relay.Rogue("mac1", "", b"", 7.0, 7.0)).decode()
+        line = relay.EVENTS.line(relay.Rogue("mac1", "", b"", 7.0, 7.0)).decode()
         line = line.replace(f'"{field}":7.0', f'"{field}":{when}')
         await flooded(one, standing, "relay", State.RUNNING, [line.encode()])
         result = one.host.folder.read("result.json")
@@ -386,7 +458,8 @@ def test_a_relays_time_that_is_none_leaves_a_result(
 
 def test_every_word_has_a_row() -> None:
     assert set(GUEST) == set(get_args(protocol.Message))
-    assert set(RELAY) == set(relay.SAID.words.values()) == set(get_args(relay.Said))
-    assert set(GATEWAY) == set(gateway.SAID.words.values()) == set(get_args(gateway.Said))
+    assert set(RELAY) == set(relay.EVENTS.words.values()) == set(get_args(relay.Event))
+    assert set(SESSION) == set(get_args(frames.Frame))
+    assert set(GATEWAY) == set(gateway.EVENTS.words.values()) == set(get_args(gateway.Event))
     for word, made in GUEST.items():
         assert type(protocol.parse(made(1))) is word

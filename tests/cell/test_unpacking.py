@@ -123,10 +123,9 @@ def test_no_extension_takes_the_hosts_processor(tmp_path: Path, extension: str) 
 def test_its_processor_time_is_bounded_by_what_it_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacking, "SECONDS_AT_FIRST", 1)
     stand_in(monkeypatch, "while True: pass")
     with pytest.raises(GuestError, match="more processor time"):
-        unpacked(tmp_path / "o", [WHOLE])
+        unpacked(tmp_path / "o", [WHOLE], at_first=1)
 
 
 def test_it_is_given_time_as_it_is_given_bytes(

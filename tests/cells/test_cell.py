@@ -212,9 +212,9 @@ def test_the_kernels_own_wireguard_takes_a_gateways_settings(
     raw = {"listen": "0.0.0.0:51999", "private_key": theirs, "address": "10.98.0.1"}
     config = parse_config({**raw, "engine": "kernel", "peers": {"one": peer}})
     (tmp_path / "server.conf").write_text(wgquick.wireguard_settings(config))
-    text = f"[Interface]\nPrivateKey = {ours}\n[Peer]\nPublicKey = {public_key(theirs)}\n"
-    text += f"PresharedKey = {preshared if known else generate_private_key()}\n"
-    text += "AllowedIPs = 0.0.0.0/0\nEndpoint = 127.0.0.1:51999\n"
+    keys = {"private": ours, "public": public_key(theirs)}
+    shared = f"PresharedKey = {preshared if known else generate_private_key()}"
+    text = vpn_file(**keys, address="", endpoint="127.0.0.1:51999", peer=shared)
     (tmp_path / "peer.conf").write_text(text)
     given = [f"--input={tmp_path / name}" for name in ("server.conf", "peer.conf")]
     ended = cell("--guest-walls", "off", *given, command=["sh", "-c", TWO_ENDS])

@@ -9,24 +9,15 @@ from pathlib import Path
 
 import pytest
 from tests.support.vpnfiles import PRIVATE, vpn_file
+from tests.support.zygotes import Typist
 
 from wgcell.programs import path_of
 
 VPN = vpn_file(endpoint="")
 
 
-def run(
-    where: Path, *words: str, prefix: tuple[str, ...] = (), **environment: str
-) -> tuple[int, str]:
-    done = subprocess.run(
-        [*prefix, sys.executable, "-P", "-m", "wgcell", *words],
-        cwd=where,
-        env={**os.environ, "WGCELL_STATE_DIR": str(where / "cells"), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def run(typed: Typist, where: Path, *words: str) -> tuple[int, str]:
+    done = typed(where, *words, WGCELL_STATE_DIR=str(where / "cells"))
     assert "Traceback" not in done.stderr
     cells = where / "cells"
     assert not cells.exists() or not list(cells.iterdir())
@@ -57,11 +48,11 @@ def run(
     ],
 )
 @pytest.mark.process
-def test_a_job_file(tmp_path: Path, text: str, words: list[str]) -> None:
+def test_a_job_file(typed: Typist, tmp_path: Path, text: str, words: list[str]) -> None:
     (tmp_path / "job.toml").write_text(text)
     (tmp_path / "out").symlink_to("/etc/passwd")
     os.mkfifo(tmp_path / "pipe")
-    code, said = run(tmp_path, "run", "job.toml")
+    code, said = run(typed, tmp_path, "run", "job.toml")
     assert code == 125, said
     for word in words:
         assert word in said
@@ -82,9 +73,9 @@ def test_a_job_file(tmp_path: Path, text: str, words: list[str]) -> None:
     ],
 )
 @pytest.mark.process
-def test_a_wg_quick_file(tmp_path: Path, text: str, words: list[str]) -> None:
+def test_a_wg_quick_file(typed: Typist, tmp_path: Path, text: str, words: list[str]) -> None:
     (tmp_path / "v.conf").write_text(text)
-    code, said = run(tmp_path, "run", "--vpn", "v.conf", "--", "true")
+    code, said = run(typed, tmp_path, "run", "--vpn", "v.conf", "--", "true")
     assert code == 125, said
     for word in words:
         assert word in said
@@ -122,8 +113,10 @@ def test_a_wg_quick_file(tmp_path: Path, text: str, words: list[str]) -> None:
         (["gateway", "run", "absent.toml"], ["absent.toml", "No such file"]),
     ],
 )
-def test_the_command_line(tmp_path: Path, words: list[str], said_words: list[str]) -> None:
-    code, said = run(tmp_path, *words)
+def test_the_command_line(
+    typed: Typist, tmp_path: Path, words: list[str], said_words: list[str]
+) -> None:
+    code, said = run(typed, tmp_path, *words)
     assert code == 125, said
     for word in said_words:
         assert word in said
@@ -146,7 +139,9 @@ def test_the_command_line(tmp_path: Path, words: list[str], said_words: list[str
         (["--input", "large", "--disk", "16MiB"], ["large", "--disk", "--exclude"]),
     ],
 )
-def test_inputs_and_outputs(tmp_path: Path, words: list[str], said_words: list[str]) -> None:
+def test_inputs_and_outputs(
+    typed: Typist, tmp_path: Path, words: list[str], said_words: list[str]
+) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there/file").touch()
     (tmp_path / "away").symlink_to("/")
@@ -155,7 +150,7 @@ def test_inputs_and_outputs(tmp_path: Path, words: list[str], said_words: list[s
         file.truncate(17 << 20)
     if words == ["--input", "there", "--input", "there/."]:
         (tmp_path / "there/there").touch()
-    code, said = run(tmp_path, "run", *words, "--", "true")
+    code, said = run(typed, tmp_path, "run", *words, "--", "true")
     assert code == 125, said
     for word in said_words:
         assert word in said
@@ -166,9 +161,13 @@ def test_qemu_is_not_installed(tmp_path: Path) -> None:
     """No file is where it is: it is looked for in the system's folders whatever PATH says."""
     hidden = f'mount --bind /dev/null {path_of("qemu-system-x86_64")} && exec "$@"'
     unshare = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", hidden, "sh")
-    code, said = run(tmp_path, "run", "--", "true", prefix=unshare)
-    assert code == 125
-    assert "apt-get install qemu-system-x86" in said
+    argv = [*unshare, sys.executable, "-P", "-m", "wgcell", "run", "--state-dir", "cells"]
+    done = subprocess.run(
+        [*argv, "--", "true"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 125
+    assert "apt-get install qemu-system-x86" in done.stderr
+    assert not list((tmp_path / "cells").glob("*"))
 
 
 @pytest.mark.parametrize(
@@ -195,10 +194,8 @@ def test_a_state_folder_that_is_full_or_read_only(
         assert word in done.stderr
 
 
-def test_help_teaches(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "wgcell", "run", "--help"], capture_output=True, text=True
-    )
+def test_help_teaches(typed: Typist, tmp_path: Path) -> None:
+    done = typed(tmp_path, "run", "--help")
     assert done.returncode == 0
     for word in ("--allow", "--vpn", "--input", "python3 agent.py"):
         assert word in done.stdout

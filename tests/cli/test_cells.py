@@ -19,7 +19,7 @@ from tests.support.waiting import GENEROUS, until
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
 from wgcell.cell.states import Outcome
-from wgcell.cli import cells, doctor, main
+from wgcell.cli import cells, checks, main
 
 
 @pytest.fixture
@@ -97,12 +97,15 @@ def test_ps_says_that_a_frozen_machine_waits_and_how_to_look_in(
     assert "frozen, waits for you" in out
     for words in (f"logs --console {cell.id}", "gcore -o FILE 4242", f"wgcell stop {cell.id}"):
         assert words in err
-    finding = doctor._frozen()
-    assert not finding.good and cell.id in finding.found and "gcore" in finding.fix
-    assert doctor._frozen in doctor.LOOKS and doctor._configuration in doctor.LOOKS
+    finding = checks._frozen()
+    assert not finding.ok and cell.id in finding.found and "gcore" in finding.fix
+    assert checks._frozen in checks.CHECKS and checks._configuration in checks.CHECKS
 
 
-@pytest.mark.parametrize("verb", ["logs", "events", "inspect", "stop", "rm"])
+VERBS = ["logs", "events", "inspect", "stop", "rm", "wait", "pause", "unpause"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_beginning_of_two_names_is_an_error_in_every_verb(
     state: Path, capfd: pytest.CaptureFixture[str], verb: str
 ) -> None:
@@ -190,6 +193,54 @@ def test_stop_ends_a_cell_and_rm_force_deletes_it(
     assert signal.getsignal(signal.SIGTERM) is not None
 
 
+def test_an_end_that_has_come_is_printed_at_once(
+    state: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, two = ended(state, "one", code=3), ended(state, "two", "rogue", 120)
+    assert typed(capfd, "wait", "two", one.id)[:2] == (0, "120\n3\n")
+    (two.path / "result.json").unlink()
+    code, out, err = typed(capfd, "wait", "two")
+    assert (code, out) == (0, "125\n") and f"{two.id} died without an end" in err
+
+
+def test_a_cell_without_a_socket_is_waited_for_all_the_same(state: Path) -> None:
+    cell = create(state, "busy")
+    lock = cell.hold()
+    waiting = subprocess.Popen(
+        [sys.executable, "-P", "-m", "wgcell", "wait", "busy"],
+        env={**os.environ, "WGCELL_STATE_DIR": str(state)},
+        stdout=subprocess.PIPE,
+    )
+    with waiting:
+        cell.write("result.json", {"outcome": "completed", "exit_code": 9})
+        assert waiting.poll() is None, "it is alive: the lock is held"
+        os.close(lock)
+        assert waiting.communicate(timeout=GENEROUS)[0] == b"9\n"
+
+
+@pytest.mark.parametrize("verb", ["pause", "unpause"])
+def test_what_has_ended_or_has_no_socket_can_not_be_paused(
+    state: Path, running: tuple[Folder, EventLog], capfd: pytest.CaptureFixture[str], verb: str
+) -> None:
+    ended(state, "old")
+    code, _, err = typed(capfd, verb, "old")
+    assert code == 125 and "is not running: completed" in err
+    code, _, err = typed(capfd, verb, "busy")
+    assert code == 125 and "it can't be reached" in err
+
+
+def test_a_record_says_that_a_machine_stands_still(
+    running: tuple[Folder, EventLog],
+) -> None:
+    cell, log = running
+    for event, status in (("paused", "paused"), ("unpaused", "running"), ("paused", "paused")):
+        log.append(event, by=0)
+        assert cell.status() == status
+    log.append("state", state="terminating")
+    log.append("unpaused", by=None)
+    assert cell.status() == "terminating"
+
+
 def completed(shell_words: str, number: int, state: Path) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-P", "-c", "from wgcell.cli.main import program; program()"],
@@ -218,7 +269,9 @@ def test_a_shell_completes_cells_and_images(state: Path) -> None:
         image.mkdir(parents=True)
         digests = dict.fromkeys(("kernel", "initramfs", "rootfs"), "")
         (image / "manifest.json").write_text(json.dumps({"sha256": digests}))
-    assert completed("wgcell logs ", 2, state) == [cell.id]
-    assert completed("wgcell rm tr", 2, state) == [cell.id]
+    assert completed("wgcell logs ", 2, state) == [cell.name, cell.id]
+    assert completed("wgcell rm train-", 2, state) == [cell.id]
+    other = ended(state, "train")  # its name is two cells' now
+    assert completed("wgcell wait tr", 2, state) == [cell.id, other.id]
     assert completed("wgcell image rm ", 3, state) == ["good"]
     assert completed("wgcell run --image ", 3, state) == ["good"]

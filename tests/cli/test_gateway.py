@@ -8,12 +8,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.support.waiting import GENEROUS, lull, until
+from tests.support.zygotes import Typed, Typist
 
 from wgcell.cell import consent
 from wgcell.cell.endpoint import connect
@@ -23,24 +24,25 @@ from wgcell.cell.jobfile import job_from_options
 from wgcell.cell.provider import Provider, apply_ceilings
 from wgcell.cell.wgquick import load_vpn_config
 from wgcell.cli import terminal
-from wgcell.cli.terminal import Narrator, Words
+from wgcell.cli.progress import EventPrinter, Verbosity
 from wgcell.errors import ConsentError, JobError
 from wgcell.programs import path_of
 
 pytestmark = pytest.mark.namespaces
 
+Type = Callable[..., Typed]
 WGCELL = (sys.executable, "-m", "wgcell", "gateway")
 
 
-def typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*WGCELL, *words], cwd=folder, capture_output=True, text=True, timeout=20, check=False
-    )
+@pytest.fixture
+def typed(typed: Typist) -> Type:
+    """``wgcell gateway``, and more words."""
+    return lambda folder, *words: typed(folder, "gateway", *words)
 
 
 @pytest.fixture(params=["embedded", "namespace"])
 def running(
-    request: pytest.FixtureRequest, tmp_path: Path
+    typed: Type, request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A gateway of two peers, on ports that were free a moment ago."""
     engine = ("--engine", request.param)
@@ -77,6 +79,7 @@ def consents(conf: Path, timeout: float = 4) -> bool:
 
 
 def test_a_peers_file_works_and_peer_rm_cuts_it_off_at_once(
+    typed: Type,
     running: tuple[Path, subprocess.Popen[str]],
 ) -> None:
     folder, _ = running
@@ -103,7 +106,7 @@ def test_a_file_that_is_wrong_is_not_applied_and_said_so(
     assert "colour" in said
 
 
-def test_check_tells_services_as_reachable_too(tmp_path: Path) -> None:
+def test_check_tells_services_as_reachable_too(typed: Type, tmp_path: Path) -> None:
     added = typed(tmp_path, "peer", "add", "alice", "--engine", "embedded", "--endpoint", "x")
     assert added.returncode == 0, added.stderr
     assert "): nothing\n" in typed(tmp_path, "check", "gateway.toml").stderr
@@ -128,7 +131,7 @@ def told(process: subprocess.Popen[str], word: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["embedded", "namespace"])
 def test_it_says_where_it_listens_and_that_a_change_was_applied(
-    tmp_path: Path, engine: str
+    typed: Type, tmp_path: Path, engine: str
 ) -> None:
     typed(tmp_path, "peer", "add", "alice", "--endpoint", "127.0.0.1", "--engine", engine)
     file = tmp_path / "gateway.toml"
@@ -150,7 +153,7 @@ def test_it_says_where_it_listens_and_that_a_change_was_applied(
         process.wait(GENEROUS)
 
 
-def test_check_warns_of_what_opens_nothing_or_everything(tmp_path: Path) -> None:
+def test_check_warns_of_what_opens_nothing_or_everything(typed: Type, tmp_path: Path) -> None:
     typed(tmp_path, "peer", "add", "alice", "--endpoint", "vpn.example.com")
     file = tmp_path / "gateway.toml"
     rules = '["allow 192.168.0.0/16:80", "allow *:443", "deny a.example.com:443/tcp"]'
@@ -172,14 +175,14 @@ def test_check_warns_of_what_opens_nothing_or_everything(tmp_path: Path) -> None
     ],
 )
 def test_an_endpoint_is_written_as_it_was_typed(
-    tmp_path: Path, typed_as: str, written: str
+    typed: Type, tmp_path: Path, typed_as: str, written: str
 ) -> None:
     done = typed(tmp_path, "peer", "add", "alice", "--endpoint", typed_as, "--engine", "namespace")
     assert done.returncode == 0, done.stderr
     assert f"\nEndpoint = {written}\n" in (tmp_path / "alice.conf").read_text()
 
 
-def test_peer_add_takes_the_engine_that_this_machine_can_have(tmp_path: Path) -> None:
+def test_peer_add_takes_the_engine_that_this_machine_can_have(typed: Type, tmp_path: Path) -> None:
     assert "namespace engine" in typed(tmp_path, "peer", "add", "alice", "--endpoint", "x").stderr
     assert 'engine = "namespace"' in (tmp_path / "gateway.toml").read_text()
     (tmp_path / "gateway.toml").unlink()
@@ -208,7 +211,7 @@ def test_peer_add_takes_the_engine_that_this_machine_can_have(tmp_path: Path) ->
     ],
 )
 def test_what_is_typed_wrong_is_said_without_a_traceback(
-    tmp_path: Path, words: tuple[str, ...], said: str
+    typed: Type, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     typed(tmp_path, "peer", "add", "alice", "--endpoint", "vpn.example.com")
     done = typed(tmp_path, *words)
@@ -218,7 +221,9 @@ def test_what_is_typed_wrong_is_said_without_a_traceback(
 
 
 @pytest.mark.parametrize("address", ["10.99.0.1", "10.99.0.2"])
-def test_a_service_takes_an_address_that_nobody_has(tmp_path: Path, address: str) -> None:
+def test_a_service_takes_an_address_that_nobody_has(
+    typed: Type, tmp_path: Path, address: str
+) -> None:
     typed(tmp_path, "peer", "add", "alice", "--endpoint", "vpn.example.com")
     file = tmp_path / "gateway.toml"
     head, table, rest = file.read_text().partition("[peers.alice]")
@@ -264,7 +269,7 @@ def test_watch_takes_any_name_prints_lines_and_ends_with_the_cell(tmp_path: Path
             process.communicate()
 
 
-def test_check_names_the_line_and_exits_125(tmp_path: Path) -> None:
+def test_check_names_the_line_and_exits_125(typed: Type, tmp_path: Path) -> None:
     typed(tmp_path, "peer", "add", "alice", "--endpoint", "vpn.example.com")
     assert typed(tmp_path, "check", "gateway.toml").returncode == 0
     file = tmp_path / "gateway.toml"
@@ -274,7 +279,7 @@ def test_check_names_the_line_and_exits_125(tmp_path: Path) -> None:
     assert "gateway.toml:5: rules[0]: rule 'example.com' has no port" in checked.stderr
 
 
-def test_exports_are_what_the_engines_take(tmp_path: Path) -> None:
+def test_exports_are_what_the_engines_take(typed: Type, tmp_path: Path) -> None:
     typed(tmp_path, "peer", "add", "alice", "--endpoint", "vpn.example.com")
     text = typed(tmp_path, "export", "gateway.toml").stdout
     apply = ["unshare", "-rn", "nft", "-c", "-f", "-"]
@@ -288,18 +293,18 @@ def test_a_run_ends_with_what_was_refused_and_what_would_allow_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminal.console, "file", sys.stderr)
-    narrator = Narrator(Words.ALL)
-    narrator({"event": "gateway", "engine": "namespace", "reason": ""})
-    narrator({"event": "gateway", "engine": "embedded", "reason": "nft is missing"})
+    printer = EventPrinter(Verbosity.VERBOSE)
+    printer({"event": "gateway", "engine": "namespace", "reason": ""})
+    printer({"event": "gateway", "engine": "embedded", "reason": "nft is missing"})
     flow = {"event": "flow", "verdict": "refuse", "protocol": "tcp", "address": "203.0.113.7"}
     flow |= {"port": 443, "name": "cdn.example.com", "reason": "no rule allows it"}
     for _ in range(3):
-        narrator({**flow, "mend": "cdn.example.com:443"})
-    narrator({**flow, "verdict": "allow", "rule": "learn", "mend": "b.example.com:80"})
+        printer({**flow, "mend": "cdn.example.com:443"})
+    printer({**flow, "verdict": "allow", "rule": "learn", "mend": "b.example.com:80"})
     dead = {**flow, "event": "flow_end", "verdict": "fail", "reason": "service 127.0.0.1:1: dead"}
     for _ in range(2):
-        narrator({**dead, "name": "", "address": "10.99.0.5"})
-    narrator({"event": "ended", "outcome": "completed", "reason": "", "exit_code": 0})
+        printer({**dead, "name": "", "address": "10.99.0.5"})
+    printer({"event": "ended", "outcome": "completed", "reason": "", "exit_code": 0})
     said = capsys.readouterr().err
     assert said.count("fail slowly or hang: nft is missing; wgcell doctor") == 1
     assert said.count("fail slowly or hang") == 1

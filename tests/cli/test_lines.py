@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.waiting import GENEROUS
+from tests.support.supervisors import Finished, lived
+from tests.support.waiting import GENEROUS, until
 
-from wgcell.cell.events import EventLog, broken_link
-from wgcell.cli.lines import JsonLines
+from wgcell.cell.events import Event, EventLog, broken_link
+from wgcell.cli.lines import JsonLines, following
 
 pieces = st.sampled_from([b"a", "é".encode(), "\U0001f600".encode(), b"\xff", b"\n", b"\xe2\x82"])
 chunks = st.lists(st.lists(pieces | st.binary(max_size=3), max_size=5).map(b"".join), max_size=6)
@@ -99,3 +100,34 @@ def test_a_reader_that_is_gone_is_told_to_the_output_and_not_to_the_events(tmp_p
     log.close()
     lines.close()
     assert isinstance(lines.failure, BrokenPipeError)
+
+
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(FULL, "error"), (BrokenPipeError(32, "Broken pipe"), "completed")]
+)
+def test_events_that_cant_be_written_are_in_the_result_and_not_in_the_exit_code_alone(
+    tmp_path: Path, error: OSError, outcome: str
+) -> None:
+    """A reader that is gone has no use for them; a full disk has lost them."""
+
+    def write(line: bytes) -> None:
+        raise error
+
+    lines = JsonLines("x", write, "--json-file: events")
+    cell = Finished(tmp_path)
+
+    def follow(event: Event) -> None:
+        follower(event)
+        until(lambda: lines.failure is not None)
+
+    follower = following([lines], cell.fail)
+    cell._report = follow
+    result, raised = lived(cell)
+    lines.close()
+    assert raised is None and result is not None and result["outcome"] == outcome
+    assert (result["reason"] == lines.fault) is (outcome == "error")
+    assert bool(lines.fault) is (outcome == "error")
+    assert cell.written is not None and cell.written["outcome"] == outcome

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import select
@@ -26,18 +27,20 @@ from tests.support.zygotes import Zygote
 
 import wgcell
 from wgcell import errors
+from wgcell.announcement import opens
 from wgcell.cell.core import events as seen
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import create
 from wgcell.cell.job import HostLimits, JobOptions
 from wgcell.cell.jobfile import job_keys, load_job
 from wgcell.cell.states import State
-from wgcell.cli.run import _opens
+from wgcell.cli.terminal import clean
 from wgcell.display import INVISIBLE, one_line, paragraph
 from wgcell.errors import GuestError, LaunchError, WgcellError
-from wgcell.gateway.model import parsing, remarks
+from wgcell.gateway.model import document, remarks
 from wgcell.gateway.model.rules import parse_rule
 from wgcell.guest import protocol
+from wgcell.guest.walls import Wall
 
 FORGED = "wgcell: all is well"
 HOSTILE = [
@@ -215,7 +218,7 @@ def as_toml(value: Any) -> str:
     return toml(value) if isinstance(value, str) else json.dumps(value)
 
 
-@pytest.mark.parametrize("key", [*parsing.KEYS, *parsing.PEER_KEYS, "unknown"])
+@pytest.mark.parametrize("key", [*document.KEYS, *document.PEER_KEYS, "unknown"])
 def test_a_gateway_file(zygote: Zygote, key: str) -> None:
     for text in (*TEXTS, f"allow {ALL}:80", f"fe80::1%{ALL}"):
         for value in (text, [text], {text: text}, {text: {text: text}}):
@@ -244,7 +247,7 @@ def test_what_a_run_says_before_it_begins(tmp_path: Path) -> None:
         with contextlib.suppress(WgcellError):
             job = load_job(tmp_path / "job.toml", HOST, JobOptions(outputs=("x",)))
             taken += 1
-            assert_ours(_opens(job, None, ()))
+            assert_ours(clean(opens(job, None, ())))
             rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
             assert_ours("\n".join(map(one_line, remarks.of_rules(rules))))
     assert taken > 5
@@ -272,7 +275,7 @@ def hostile_messages() -> Iterator[Any]:
 def test_a_guests_words(tmp_path: Path, state: State) -> None:
     async def body() -> None:
         events: list[Any] = []
-        walls = frozenset(protocol.Wall)
+        walls = frozenset(Wall)
         one = with_streams(supervisor(tmp_path, events.append, guest_walls=walls))
         one.core.state = state
         causes: list[Any] = []
@@ -291,12 +294,20 @@ def test_a_guests_words(tmp_path: Path, state: State) -> None:
     asyncio.run(body())
 
 
+def made(kind: type[WgcellError], text: str, more: str) -> WgcellError:
+    """An error with ``more`` of a stranger's in each text that it has."""
+    texts = dict.fromkeys(("hint", "cell", "folder", "outcome", "rule", "what"), more)
+    given: dict[str, Any] = {**texts, "exit_code": 1}
+    named = inspect.signature(kind).parameters.keys() & given
+    return kind(text, **{name: given[name] for name in named})
+
+
 def test_no_error_has_more_lines_than_it_was_given() -> None:
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, WgcellError):
             for text in (ALL, *HOSTILE):
-                assert len(str(kind(text, hint=text)).split("\n")) <= 2
-                assert_ours(str(kind(f"x{text}", hint=text)))
+                assert len(str(made(kind, text, text)).split("\n")) <= 2
+                assert_ours(str(made(kind, f"x{text}", text)))
     assert str(LaunchError("x", output=ALL)).count("\n") < 6
 
 

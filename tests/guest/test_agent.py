@@ -22,6 +22,7 @@ from wgcell.guest.agent import files, main, network, results, root, standing, to
 from wgcell.guest.agent.loop import READABLE, Loop
 from wgcell.guest.agent.main import Lines
 from wgcell.guest.agent.streams import Feed, Stream
+from wgcell.guest.config import GuestConfig
 from wgcell.guest.firewall import comparable, ruleset
 from wgcell.guest.walls import Wall
 
@@ -169,6 +170,14 @@ def test_a_link_or_a_pipe_in_etc_is_replaced(tmp_path: Path, name: str) -> None:
     assert (inside / "etc/hosts").stat().st_mode & 0o777 == 0o644
 
 
+def test_names_of_hosts_are_lines_behind_the_guests_own(tmp_path: Path) -> None:
+    root.make_folders(str(tmp_path))
+    hosts = (("db.example.com", "10.99.0.5"), ("six", "fd99::5"))
+    root.write_names(str(tmp_path), replace(CONFIG, hosts=hosts))
+    found = (tmp_path / "etc/hosts").read_text()
+    assert found == "127.0.0.1 localhost cell\n10.99.0.5 db.example.com\nfd99::5 six\n"
+
+
 def test_a_root_with_nothing_in_it_will_do(tmp_path: Path) -> None:
     root.make_folders(str(tmp_path))
     root.write_names(str(tmp_path), CONFIG)
@@ -292,9 +301,8 @@ def test_a_workload_that_leaves_no_room_for_a_process_is_watched_later(
         return 0
 
     monkeypatch.setattr(main.tools, "start", start)
-    monkeypatch.setattr(main, "_FIRST_BEAT", 0.01)
     monkeypatch.setattr(main.Agent, "say", lambda self, message: None)
-    agent = main.Agent()
+    agent = main.Agent(first_beat=0.01)
     agent._watched = True
     monkeypatch.setattr(agent, "_beat", lambda: None)
     agent._begin_watch()
@@ -314,7 +322,7 @@ def test_an_endpoint_that_has_moved_gets_a_handshake_as_soon_as_there_is_room(
         def send(self) -> None:
             done.append(("probe", waited))
 
-    def connect(config: protocol.GuestConfig) -> None:
+    def connect(config: GuestConfig) -> None:
         if full:
             raise full.pop()
         done.append((config.hostname, waited))

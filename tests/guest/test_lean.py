@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tests.support.guests import CONFIG
 
-from wgcell.guest import AGENT, protocol, scripts
+from wgcell.guest import AGENT, scripts
+from wgcell.guest.config import encode_config
 from wgcell.guest.frames import Terminal
 from wgcell.guest.walls import Wall
 
@@ -42,17 +43,17 @@ def run(agent: Path, program: str, *words: str) -> str:
 
 CONFIGS = """
 import sys
-from wgcell.guest import protocol
+from wgcell.guest.config import encode_config, parse_config
 import dataclasses, enum
 assert not hasattr(dataclasses, "asdict") and not hasattr(enum, "Flag")
-config = protocol.parse_config([line.encode() for line in sys.argv[1].splitlines()])
-print([protocol.encode_config(config).decode(), sorted(wall.name for wall in config.walls)])
+config = parse_config([line.encode() for line in sys.argv[1].splitlines()])
+print([encode_config(config).decode(), sorted(wall.name for wall in config.walls)])
 """
 
 
 def test_the_stand_ins_read_and_write_what_the_host_does(agent: Path) -> None:
     config = replace(CONFIG, stdin=True, terminal=Terminal(24, 80))
-    sent = protocol.encode_config(config).decode()
+    sent = encode_config(config).decode()
     again, walls = literal_eval(run(agent, CONFIGS, sent))
     assert again == sent
     assert walls == sorted(wall.name for wall in Wall)

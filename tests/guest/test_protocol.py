@@ -18,6 +18,7 @@ from tests.support.guests import CONFIG
 
 from wgcell.errors import GuestError
 from wgcell.guest import protocol, scripts, verify
+from wgcell.guest.config import GuestConfig, encode_config, parse_config
 from wgcell.guest.frames import Terminal
 from wgcell.guest.walls import Wall
 
@@ -113,6 +114,9 @@ HARD = ("python3", "a b", "$(id)", "", "x\\y", ":", "é", "-c", "'q'", "a\nb", "
         addresses=st.lists(st.sampled_from(["10.99.0.2/32", "fd99::2/128"])).map(tuple),
         dns=st.lists(st.sampled_from(["10.99.0.1", "fd99::1"])).map(tuple),
         search=st.lists(st.sampled_from(["a.example", "b.example"])).map(tuple),
+        hosts=st.lists(
+            st.tuples(st.sampled_from(["a.example", "b"]), st.sampled_from(["10.99.0.5", "::1"]))
+        ).map(tuple),
         mtu=st.integers(0, 65535),
         inputs=st.booleans(),
         stdin=st.booleans(),
@@ -123,14 +127,14 @@ HARD = ("python3", "a b", "$(id)", "", "x\\y", ":", "é", "-c", "'q'", "a\nb", "
     )
 )
 def test_the_guest_reads_the_configuration_that_the_host_sends(
-    config: protocol.GuestConfig,
+    config: GuestConfig,
 ) -> None:
-    read = protocol.parse_config(protocol.encode_config(config).splitlines(keepends=True))
+    read = parse_config(encode_config(config).splitlines(keepends=True))
     assert abs(read.time - config.time) < 1e-5
     assert replace(read, time=config.time) == config
 
 
-LINES = protocol.encode_config(CONFIG).splitlines()
+LINES = encode_config(CONFIG).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +147,9 @@ LINES = protocol.encode_config(CONFIG).splitlines()
         [b"colour blue", *LINES],
         [b"env " + base64.b64encode(b"=x"), *LINES],
         [b"arg !", *LINES],
+        [b"host a", *LINES],
+        [b"host a  ::1", *LINES],
+        [b"host a ::1 b", *LINES],
         [b"wg_preshared_key " + base64.b64encode(b"short"), *LINES],
         [line.replace(b"1.000000", b"1") for line in LINES],
         [line.replace(b"walls ", b"walls roof,") for line in LINES],
@@ -160,7 +167,7 @@ LINES = protocol.encode_config(CONFIG).splitlines()
 )
 def test_a_configuration_that_is_none_is_refused(lines: list[bytes]) -> None:
     with pytest.raises(GuestError):
-        protocol.parse_config(lines)
+        parse_config(lines)
 
 
 def test_the_guest_reads_the_hosts_orders_and_no_others() -> None:

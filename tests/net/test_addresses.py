@@ -16,8 +16,9 @@ from wgcell.cell.endpoint import parse_networks
 from wgcell.cell.wgquick import parse_vpn_config
 from wgcell.errors import WgcellError
 from wgcell.gateway.model.parsing import parse_config, split_endpoint
-from wgcell.gateway.model.policy import Policy
-from wgcell.gateway.model.rules import parse_rule, parse_service
+from wgcell.gateway.model.published import parse_published
+from wgcell.gateway.model.rules import parse_rule
+from wgcell.gateway.model.services import parse_service
 from wgcell.net import addresses
 
 SOURCE = Path(addresses.__file__).parents[1]
@@ -27,7 +28,7 @@ PARSERS = {
 }
 ELSEWHERE = {
     "net": "the one place",
-    "prove/cells.py": "constants of the battery's own tunnel",
+    "prove/runners/cell.py": "constants of the battery's own tunnel",
     "cell/own_gateway.py": "constants",
     "cell/roaming.py": "the endpoint that vetting has returned",
 }
@@ -113,9 +114,9 @@ READERS = {
     "rule": lambda text: parse_rule(f"[{text}]:80"),
     "service inside": lambda text: parse_service(f"[{text}]:80", "192.0.2.1:80"),
     "service outside": lambda text: parse_service("10.99.0.5:80", f"[{text}]:80"),
-    "protected": lambda text: Policy.parse((), {}, protected=[text]),
     "allowed endpoint": lambda text: parse_networks([text], "--allow-endpoint"),
     "a peers' endpoint": lambda text: split_endpoint(f"[{text}]:80"),
+    "published port": lambda text: parse_published(f"[{text}]:80:80"),
     "gateway listen": lambda text: parse_config(gateway(listen=f"[{text}]:80")),
     "gateway address": lambda text: parse_config(gateway(address=text)),
     "gateway resolver": lambda text: parse_config(gateway(resolver=[text])),

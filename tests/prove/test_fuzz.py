@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wgcell.prove.battery import CASES, Play, tunnel
+from wgcell.prove.battery.case import Injection
+from wgcell.prove.battery.cases import CASES
+from wgcell.prove.battery.probes import tunnel
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
 
@@ -31,7 +33,7 @@ SEEDS = sorted((FUZZ / "seeds").iterdir())
 
 
 def test_there_is_a_seed_for_every_case_that_sends_frames() -> None:
-    wanted = {case.name for case in CASES if case.play is Play.FRAMES} | {"honest"}
+    wanted = {case.name for case in CASES if case.injection is Injection.FRAMES} | {"honest"}
     assert {seed.name for seed in SEEDS} == wanted
 
 

@@ -226,7 +226,7 @@ def relay(cell: str = "") -> tuple[subprocess.Popen[bytes], socket.socket]:
     return process, control
 
 
-CONFIGURE = {"command": "configure", "mtu": 1420}
+CONFIGURE = {"order": "configure", "mtu": 1420}
 CONFIGURE |= dict.fromkeys(("guest_public_key", "endpoint_public_key"), "A" * 43 + "=")
 
 
@@ -235,7 +235,7 @@ def test_an_exception_behind_the_seal_is_one_line_and_the_end() -> None:
     control.send(json.dumps(CONFIGURE).encode() + b"\n")
     lines = control.makefile()
     assert json.loads(lines.readline())["seal"] is True
-    control.send(b'{"command": "no such command"}\n')
+    control.send(b'{"order": "no such order"}\n')
     said = lines.read()
     assert "LineError" in said and "fault" in said
     assert process.wait(GENEROUS) == 1

@@ -6,6 +6,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import itertools
 import json
 import os
@@ -25,9 +26,16 @@ import dns.rcode
 from tests.support.networks import NO_DAD, RESOLVER, Net, Topology
 from tests.support.waiting import GENEROUS, lull, until
 
+from wgcell.gateway import words
+from wgcell.gateway.model.document import written
 from wgcell.gateway.model.keys import generate_private_key, public_key
+from wgcell.gateway.model.source import Source
 
+LOOPBACK = ipaddress.ip_address("127.0.0.1")
 ENGINES = ("embedded", "namespace", "kernel")
+
+
+_ANSWERS = ("policy_changed", "order_refused", "rules_listed")
 
 
 class Gateway:
@@ -63,8 +71,19 @@ class Gateway:
         return self.process.stdout.fileno()
 
     def tell(self, config: dict[str, Any]) -> None:
+        self.say(words.ORDERS.line(order_of(config)))
+
+    def order(self, order: words.Order) -> dict[str, Any]:
+        """Give it an order about its rules; the answer."""
+        self.say(words.ORDERS.line(order))
+        while (event := self.event())["event"] not in _ANSWERS:
+            pass
+        return event
+
+    def say(self, line: bytes) -> None:
+        """Whatever ``line`` is."""
         assert self.process.stdin
-        self.process.stdin.write(json.dumps(config).encode() + b"\n")
+        self.process.stdin.write(line)
         self.process.stdin.flush()
 
     def _read(self) -> None:
@@ -156,6 +175,11 @@ def config_of(**changes: Any) -> dict[str, Any]:
     """A gateway for one peer, ``cell``, on a free port of loopback; and ``changes``."""
     peer = {"public_key": public_key(CLIENT), "address": "10.99.0.2"}
     return {"listen": "127.0.0.1:0", "private_key": SERVER, "peers": {"cell": peer}, **changes}
+
+
+def order_of(config: dict[str, Any]) -> words.Configure:
+    """``config``, a file's tables, as what a gateway is given."""
+    return written(config, Source("a test", ""))
 
 
 _TABLES = itertools.count(100)

@@ -18,6 +18,7 @@ from tests.support.openers import Opener, command
 from tests.support.waiting import GENEROUS, until
 
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig, encode_config
 from wgcell.guest.frames import Command
 from wgcell.guest.walls import Wall
 
@@ -29,7 +30,7 @@ _PROGRAM = Path(__file__).with_name("inner_agent.py")
 _PORTS = ("control", "stdout", "stderr", "sessions")
 
 
-def config(*words: str, **changed: Any) -> protocol.GuestConfig:
+def config(*words: str, **changed: Any) -> GuestConfig:
     """A guest's configuration; without ``words``, it has no command."""
     given = {"walls": CONFINED, "command": words, "environment": (("A", "x y"),), **changed}
     return replace(CONFIG, **given)
@@ -43,7 +44,7 @@ def shell(text: str, **given: Any) -> Command:
 class Inner:
     """One, while the context lasts. ``before``: what it executes before anything is set up."""
 
-    def __init__(self, root: Path, config: protocol.GuestConfig, before: str = "") -> None:
+    def __init__(self, root: Path, config: GuestConfig, before: str = "") -> None:
         ends = {name: socket.socketpair() for name in _PORTS}
         self.ports = {name: ours for name, (ours, _) in ends.items()}
         theirs = [other for _, other in ends.values()]
@@ -68,7 +69,7 @@ class Inner:
             threading.Thread(target=self._read, args=(name,), daemon=True)
             for name in protocol.STREAMS
         ]
-        self.order(protocol.encode_config(config))
+        self.order(encode_config(config))
         assert self.process.stdin is not None
         self.process.stdin.write(before.encode())
         self.process.stdin.close()

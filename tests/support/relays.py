@@ -51,13 +51,13 @@ class Process:
         assert [self.event()["event"] for _ in range(2)] == ["begun", "ready"]
 
     def tell(self, command: str, **fields: Any) -> None:
-        self.control.sendall(json.dumps({"command": command, **fields}).encode() + b"\n")
+        self.control.sendall(json.dumps({"order": command, **fields}).encode() + b"\n")
 
     def renew(self, endpoint: socket.socket, *, met: bool) -> tuple[str, int]:
         """Another way out, to ``endpoint``; where it comes from."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as fresh:
             fresh.connect(endpoint.getsockname())
-            words = json.dumps({"command": "renewed", "met": met}).encode() + b"\n"
+            words = json.dumps({"order": "renewed", "met": met}).encode() + b"\n"
             socket.send_fds(self.control, [words], [fresh.fileno()])
             return fresh.getsockname()
 

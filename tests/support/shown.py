@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from typing import Any
 
-from wgcell.cli.terminal import Narrator, Words
+from wgcell.cli.progress import EventPrinter, Verbosity
 
 _REORDERS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
@@ -24,13 +24,19 @@ def is_text(shown: str, but: str = "") -> bool:
     )
 
 
-def told(events: list[dict[str, Any]], words: Words = Words.ALL) -> str:
+def assert_clean(said: str, *begins: str) -> None:
+    for line in said.split("\n")[:-1]:
+        assert is_text(line), repr(line)
+        assert line.startswith(begins), repr(line)
+
+
+def told(events: list[dict[str, Any]], words: Verbosity = Verbosity.VERBOSE) -> str:
     said = io.StringIO()
     before, sys.stderr = sys.stderr, said
     try:
-        narrator = Narrator(words)
+        printer = EventPrinter(words)
         for event in events:
-            narrator(event)
+            printer(event)
     finally:
         sys.stderr = before
     return said.getvalue()

@@ -27,6 +27,7 @@ def unpacked(
     disk: int = 1 << 30,
     within: float = WITHIN,
     known: frozenset[tuple[str, str]] = frozenset(),
+    at_first: float = unpacking.SECONDS_AT_FIRST,
 ) -> Unpacked:
     """What comes of a guest's tar, as a cell unpacks it."""
 
@@ -35,7 +36,7 @@ def unpacked(
             take(memoryview(piece))
 
     async def body() -> Unpacked:
-        one = await Unpacking.start(destination, tuple(asked), disk, known)
+        one = await Unpacking.start(destination, tuple(asked), disk, known, at_first)
         missing.clear()
         try:
             return await one.unpacked(feed, within)

@@ -21,7 +21,8 @@ def vpn_file(
     peer: str = "",
 ) -> str:
     """A file of a requester's; ``interface`` and ``peer`` are more lines of the two sections."""
-    lines = ["[Interface]", f"PrivateKey = {private}", f"Address = {address}", interface]
+    lines = ["[Interface]", f"PrivateKey = {private}", interface]
+    lines[2:2] = [f"Address = {address}"] if address else []  # wg alone takes none
     lines += ["[Peer]", f"PublicKey = {public}", peer, f"AllowedIPs = {allowed}"]
     lines += [f"Endpoint = {endpoint}" if endpoint else ""]
     return "".join(f"{line}\n" for line in lines if line)

@@ -4,7 +4,8 @@ Reads one JSON object a line: argv, cwd, env, fds ("closed", or a path to open),
 the exit code. Standard error goes to the file named ``stderr``, unless ``fds`` says otherwise. Each
 command line has a fork of its own. `BATCH` forks once, for all command lines until `END`: each has
 its own environment, files and streams, but not its own modules. A batch answers `BEGUN` first, and
-then for itself; if it dies, its exit code is the answer to the command line that killed it.
+then for itself; if it dies, its exit code is the answer to the command line that killed it. With
+``--installed``, command lines find this machine's programs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from wgcell.cli import stdio, terminal
 
 BATCH, BEGUN, END = "batch", "begun", "end"
 
-programs.SYSTEM = ("/nonexistent",)  # nothing is started, whatever this machine has
+if "--installed" not in sys.argv:
+    programs.SYSTEM = ("/nonexistent",)  # nothing is started, whatever this machine has
 STREAMS = {0: "stdin", 1: "stdout", 2: "stderr"}
 
 _build = wgcell.cli.main._app
@@ -95,7 +97,7 @@ def here(asked: dict[str, Any]) -> int:
         wgcell.cli.main.main()
     except SystemExit as end:
         code = end.code
-    terminal.all_said()
+    terminal.finish_writing()
     return code if isinstance(code, int) else 0
 
 

@@ -9,33 +9,37 @@ import math
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wgcell.gateway import control as gateway
-from wgcell.gateway.model import parsing
+from wgcell.gateway import words as gateway
+from wgcell.gateway.model.policy import Limits
+from wgcell.gateway.model.rules import Action
 from wgcell.relay import control as relay
 from wgcell.relay.session import Side
 from wgcell.relay.verdict import Reason
 from wgcell.wire.lines import (
     LATEST,
     MOST,
-    Counts,
     Data,
+    Exact,
     Flag,
     LineError,
     Number,
     OneOf,
+    Record,
     Seconds,
+    Several,
+    Table,
     Text,
-    Texts,
     Vocabulary,
 )
 
 VOCABULARIES: dict[str, Vocabulary[Any]] = {
-    "relay said": relay.SAID,
-    "relay told": relay.TOLD,
-    "gateway said": gateway.SAID,
+    "relay events": relay.EVENTS,
+    "relay orders": relay.ORDERS,
+    "gateway's events": gateway.EVENTS,
+    "gateway's orders": gateway.ORDERS,
 }
 WORDS = [
     pytest.param(vocabulary, word, id=f"{where}-{name}")
@@ -44,31 +48,51 @@ WORDS = [
 ]
 
 plain = st.characters(exclude_categories=["Cs"])
+FEW = 8
+"""Of what there may be thousands of."""
 
 
 def names(most: int) -> st.SearchStrategy[str]:
     return st.text(plain, max_size=most)
 
 
+def values(kind: Any) -> st.SearchStrategy[Any]:
+    return STRATEGIES[type(kind)](kind)
+
+
+def records(word: type) -> st.SearchStrategy[Any]:
+    made = {name: values(kind) for name, kind in kinds(word).items()}
+    may_lack = {
+        one.name: made[one.name] | st.just(one.default)
+        for one in dataclasses.fields(word)
+        if one.default is not dataclasses.MISSING
+    }
+    return st.builds(word, **{**made, **may_lack})
+
+
 STRATEGIES: dict[type, Any] = {
     Text: lambda kind: names(kind.most),
+    Exact: lambda kind: names(kind.most),
     OneOf: lambda kind: st.sampled_from(kind.texts),
     Number: lambda kind: st.integers(0, kind.most),
     Seconds: lambda kind: st.floats(0, LATEST),
     Flag: lambda kind: st.booleans(),
     Data: lambda kind: st.binary(min_size=kind.least, max_size=kind.most),
-    Counts: lambda kind: st.dictionaries(names(64), st.integers(0, MOST), max_size=kind.most),
-    Texts: lambda kind: st.dictionaries(names(64), names(kind.longest), max_size=kind.most),
+    Several: lambda kind: st.lists(values(kind.kind), max_size=FEW).map(tuple),
+    Table: lambda kind: st.dictionaries(names(64), values(kind.kind), max_size=FEW),
+    Record: lambda kind: records(kind.word),
 }
 FOREIGN: dict[type, list[Any]] = {
     Text: [None, 1, True, [], {}, "\ud800"],
+    Exact: [None, 1, True, [], {}, "\ud800"],
     OneOf: [None, 1, "another", ["guest"]],
     Number: [None, "1", True, 1.0, -1, MOST + 1, 10**400, math.inf, math.nan],
     Seconds: [None, "1", True, -1, -1e-300, math.inf, -math.inf, math.nan, 2e12, 10**400],
     Flag: [None, 0, 1, "true"],
     Data: [None, 1, "é", "YQ", "Y!Q=", []],
-    Counts: [None, [], {"a": -1}, {"a": True}, {"a": "1"}, {"a": math.nan}, {"a" * 65: 1}],
-    Texts: [None, [], {"a": 1}, {"a": None}, {"a" * 65: ""}, {"a": "\ud800"}],
+    Several: [None, {}, "a", 1, [[]], [None], [1.5]],
+    Table: [None, [], {"a": -1}, {"a": True}, {"a": math.nan}, {"a": None}, {"a": "\ud800"}],
+    Record: [None, [], 1, {"another": 1}],
 }
 
 
@@ -79,33 +103,52 @@ def kinds(word: type) -> dict[str, Any]:
 
 def too_long(kind: Any) -> list[Any]:
     match kind:
-        case Text(most):
+        case Text(most) | Exact(most):
             return ["a" * (most + 1)]
         case Number(most):
             return [most + 1]
         case Data(most, least):
             sizes = [most + 1] + ([least - 1] if least else [])
             return [base64.b64encode(bytes(size)).decode() for size in sizes]
-        case Counts(most):
-            return [{str(n): 1 for n in range(most + 1)}]
-        case Texts(most, longest):
-            return [{str(n): "" for n in range(most + 1)}, {"a": "a" * (longest + 1)}]
+        case Several(most, inner):
+            return [[plainest_entry(inner)] * (most + 1), *([one] for one in too_long(inner))]
+        case Table(most, inner):
+            full = {str(n): plainest_entry(inner) for n in range(most + 1)}
+            return [full, {"a" * 65: plainest_entry(inner)}, *({"a": a} for a in too_long(inner))]
+        case Record(word):
+            return [
+                {**plainest_entry(kind), name: bad}
+                for name, field in kinds(word).items()
+                for bad in (*FOREIGN[type(field)], *too_long(field))
+            ]
     return []
+
+
+PLAINEST: dict[type, Any] = {
+    Text: lambda kind: "a",
+    Exact: lambda kind: "a",
+    OneOf: lambda kind: kind.texts[-1],
+    Number: lambda kind: 1,
+    Seconds: lambda kind: 1.0,
+    Flag: lambda kind: True,
+    Data: lambda kind: bytes(max(1, kind.least)),
+    Several: lambda kind: (plainest(kind.kind),),
+    Table: lambda kind: {"a": plainest(kind.kind)},
+    Record: lambda kind: example(kind.word),
+}
+
+
+def plainest(kind: Any) -> Any:
+    return PLAINEST[type(kind)](kind)
+
+
+def plainest_entry(kind: Any) -> Any:
+    return kind.encoded(plainest(kind))
 
 
 def example(word: type) -> Any:
     """The word with the plainest of values, and its optional fields there."""
-    plainest: dict[type, Any] = {
-        Text: lambda kind: "a",
-        OneOf: lambda kind: kind.texts[0],
-        Number: lambda kind: 1,
-        Seconds: lambda kind: 1.0,
-        Flag: lambda kind: True,
-        Data: lambda kind: bytes(max(1, kind.least)),
-        Counts: lambda kind: {"a": 1},
-        Texts: lambda kind: {"a": "b"},
-    }
-    return word(**{name: plainest[type(kind)](kind) for name, kind in kinds(word).items()})
+    return word(**{name: plainest(kind) for name, kind in kinds(word).items()})
 
 
 def line(entry: Any) -> bytes:
@@ -114,9 +157,8 @@ def line(entry: Any) -> bytes:
 
 @pytest.mark.parametrize(("vocabulary", "word"), WORDS)
 def test_what_is_said_is_what_is_heard(vocabulary: Vocabulary[Any], word: type) -> None:
-    made = {name: STRATEGIES[type(kind)](kind) for name, kind in kinds(word).items()}
-
-    @given(st.builds(word, **made))
+    @settings(deadline=None)
+    @given(records(word))
     def holds(one: Any) -> None:
         try:
             told = vocabulary.line(one)
@@ -135,16 +177,20 @@ def test_nothing_else_is_heard(vocabulary: Vocabulary[Any], word: type) -> None:
     entry = vocabulary.entry(example(word))
     assert vocabulary.word(line(entry)) == example(word)  # the control
     refused: list[Any] = [{**entry, "more": 1}, {**entry, vocabulary.key: "another"}]
-    optional = {f.name for f in dataclasses.fields(word) if f.default is not dataclasses.MISSING}
+    needed = {
+        one.name
+        for one in dataclasses.fields(word)
+        if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+    }
     for name, kind in kinds(word).items():
-        if name not in optional:
+        if name in needed:
             refused.append({key: value for key, value in entry.items() if key != name})
         refused += [{**entry, name: bad} for bad in (*FOREIGN[type(kind)], *too_long(kind))]
     for bad in refused:
         with pytest.raises(LineError):
             vocabulary.word(line(bad))
     whole = json.dumps(entry)
-    for text in (whole[:-1], whole[:-1] + f', "{vocabulary.key}": "x"}}', whole + " " * (1 << 18)):
+    for text in (whole[:-1], whole[:-1] + f', "{vocabulary.key}": "x"}}', whole + " " * (1 << 20)):
         with pytest.raises(LineError):
             vocabulary.word(text.encode() + b"\n")
 
@@ -165,7 +211,7 @@ def test_any_bytes_are_a_word_or_a_line_error(where: str, data: bytes) -> None:
 @pytest.mark.parametrize("data", [b"", b"\n", b"[" * 9000, b'{"a":' * 2000, b"1" * 9000, b"\xff"])
 def test_what_breaks_a_json_reader_is_a_line_error(data: bytes) -> None:
     with pytest.raises(LineError):
-        relay.SAID.word(data)
+        relay.EVENTS.word(data)
 
 
 @pytest.mark.parametrize(("vocabulary", "word"), WORDS)
@@ -182,14 +228,48 @@ def test_what_is_too_long_is_cut_not_refused_by_who_says_it(
     assert vocabulary.word(told) and len(told) <= vocabulary.longest
 
 
+@pytest.mark.parametrize(("vocabulary", "word"), WORDS)
+def test_nothing_else_is_said(vocabulary: Vocabulary[Any], word: type) -> None:
+    """What a program acts on is said whole or not at all, and nothing of another type is."""
+    foreign: dict[type, list[Any]] = {
+        Exact: [b"a", 1],
+        Data: ["a", None],
+        Several: [["a"], "a"],
+        Table: [("a",), {1: 1}],
+        Record: [{}, None, word],
+    }
+    for name, kind in kinds(word).items():
+        bad = foreign.get(type(kind), [])
+        match kind:
+            case Exact(most):
+                bad = [*bad, "a" * (most + 1)]
+            case Several(most, inner):
+                bad = [*bad, (plainest(inner),) * (most + 1)]
+            case Table(most, inner):
+                bad = [*bad, {str(n): plainest(inner) for n in range(most + 1)}]
+        for value in bad:
+            with pytest.raises(LineError):
+                vocabulary.line(dataclasses.replace(example(word), **{name: value}))
+
+
 def test_half_a_character_is_said_as_text() -> None:
-    heard = relay.SAID.word(relay.SAID.line(relay.Fault("a\udcffb")))
+    heard = relay.EVENTS.word(relay.EVENTS.line(relay.Fault("a\udcffb")))
     assert heard == relay.Fault("a\\udcffb")
+
+
+def test_an_order_is_never_cut_to_a_line() -> None:
+    """Half a list of rules is another policy."""
+    rules = tuple(f"allow h{number}.{'a' * 60}.example.com:443" for number in range(16_000))
+    with pytest.raises(LineError, match="a line of"):
+        gateway.ORDERS.line(gateway.Configure("key", rules=rules))
 
 
 def test_the_words_are_those_of_both_ends() -> None:
     assert set(kinds(relay.Handshake)["initiator"].texts) == {side.value for side in Side}
     assert all(len(reason.value) <= 64 for reason in Reason)
     assert len(Reason) <= kinds(relay.Stats)["refused"].most
-    assert kinds(gateway.Ready)["peers"].most == parsing.MOST_PEERS
-    assert max(v.longest for v in VOCABULARIES.values()) <= 1 << 16
+    verdicts = {*(action.value for action in Action), gateway.FAILED}
+    assert set(kinds(gateway.Flow)["verdict"].texts) == verdicts
+    assert set(kinds(gateway.Limits)) == {one.name for one in dataclasses.fields(Limits)}
+    from_us = (relay.EVENTS, relay.ORDERS, gateway.EVENTS)
+    assert max(vocabulary.longest for vocabulary in from_us) <= 1 << 16

@@ -1,4 +1,4 @@
-"""The relay and the cell's own gateway as child processes that exchange JSON lines.
+"""The relay and the cell's own gateway as child processes that exchange words.
 
 The kernel kills both when the supervisor dies, and both end by themselves when their end of the
 pipe closes: whichever dies first takes the others along.
@@ -7,21 +7,19 @@ pipe closes: whichever dies first takes the others along.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import json
 import os
 import resource
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from wgcell import programs
 from wgcell.acquiring import acquired, discard_process, to_its_end
-from wgcell.errors import HostError, LaunchError
-from wgcell.gateway import control as gateway_words
+from wgcell.errors import HostError, LaunchError, PolicyError
+from wgcell.gateway import words as gateway_words
 from wgcell.processes import die_with_parent, namespace_holder
 from wgcell.relay import control as relay_words
 from wgcell.vm.kill_switch import KillSwitch
@@ -76,6 +74,14 @@ async def _word(who: str, reader: asyncio.StreamReader, words: Vocabulary[Word])
         return words.word(line)
     except LineError as error:
         raise HostError(f"the {who} said what it may not: {error}") from None
+
+
+def _order(order: gateway_words.Order) -> bytes:
+    """The line of ``order``. Raises PolicyError: its form is checked, so a text is too long."""
+    try:
+        return gateway_words.ORDERS.line(order)
+    except LineError as error:
+        raise PolicyError(f"a gateway can't be given that: {error}") from None
 
 
 async def _can_keep() -> bool:
@@ -185,7 +191,7 @@ class RelayProcess:
         nic.close()
         if kill_switch is not None:
             kill_switch.hand_over()
-        reader, writer = await asyncio.open_connection(sock=ours, limit=relay_words.SAID.longest)
+        reader, writer = await asyncio.open_connection(sock=ours, limit=relay_words.EVENTS.longest)
         argv: tuple[str, ...] = (*_PYTHON, "wgcell.relay", str(theirs.fileno()), cell)
         try:
             with theirs:
@@ -202,9 +208,9 @@ class RelayProcess:
             raise
         return cls(begun, {}, False, ours, reader, writer)
 
-    async def configure(self, configuration: Mapping[str, Any]) -> None:
+    async def configure(self, configuration: relay_words.Configure) -> None:
         """Let it begin. Raises LaunchError if it does not say that it is ready."""
-        self.send("configure", **{k: v for k, v in configuration.items() if v is not None})
+        self.send(configuration)
         ready = await asyncio.wait_for(self._word(), 20)
         if not isinstance(ready, relay_words.Ready):
             code = await _end(self.process, 1)
@@ -220,7 +226,7 @@ class RelayProcess:
         cls,
         nic: socket.socket,
         udp: socket.socket,
-        configuration: Mapping[str, Any],
+        configuration: relay_words.Configure,
         kill_switch: KillSwitch | None = None,
         *,
         sealed: bool = True,
@@ -232,10 +238,9 @@ class RelayProcess:
         await relay.configure(configuration)
         return relay
 
-    def send(self, command: str, **fields: Any) -> None:
+    def send(self, word: relay_words.Order) -> None:
         """Send one command; nothing if the relay is gone: its end is a cause by itself."""
-        words = relay_words.TOLD
-        line = words.line(words.made({"command": command, **fields}))
+        line = relay_words.ORDERS.line(word)
         with contextlib.suppress(OSError, RuntimeError):
             self._writer.write(line)
 
@@ -246,21 +251,21 @@ class RelayProcess:
         forgets every session, before it sends anything there.
         """
         fresh.setblocking(True)
-        line = relay_words.TOLD.line(relay_words.Renewed(met))
+        line = relay_words.ORDERS.line(relay_words.Renewed(met))
         with fresh, contextlib.suppress(OSError):
             socket.send_fds(self._control, [line], [fresh.fileno()])
 
-    async def _word(self) -> relay_words.Said | None:
-        return await _word("relay", self._reader, relay_words.SAID)
+    async def _word(self) -> relay_words.Event | None:
+        return await _word("relay", self._reader, relay_words.EVENTS)
 
-    async def events(self) -> AsyncIterator[relay_words.Said]:
+    async def events(self) -> AsyncIterator[relay_words.Event]:
         """What the relay reports, until it is gone. Raises HostError for what is no word of its."""
         while (word := await self._word()) is not None:
             yield word
 
     async def quit(self) -> int:
         """Ask for the last figures and the end; the exit code."""
-        self.send("quit")
+        self.send(relay_words.Quit())
         return await _end(self.process, _QUITS_WITHIN)
 
     def close(self) -> None:
@@ -281,18 +286,20 @@ class GatewayProcess:
     _draining: asyncio.Task[None]
 
     @classmethod
-    async def start(cls, configuration: Mapping[str, Any], *arguments: str) -> GatewayProcess:
-        """Start the gateway. Raises LaunchError with what it said if it does not get ready.
+    async def start(cls, configuration: gateway_words.Configure, *arguments: str) -> GatewayProcess:
+        """Start the gateway. Raises LaunchError with what it said if it does not get ready, and
+        PolicyError for a configuration that is too long.
 
         ``arguments``: the engine, and for the kernel engine its interface.
         """
         argv = (*_PYTHON, "wgcell.gateway", *arguments)
+        first = _order(configuration)
         starting = asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            limit=gateway_words.SAID.longest,
+            limit=gateway_words.EVENTS.longest,
             env=programs.environment(*programs.PYTHON),
             start_new_session=True,
             preexec_fn=die_with_parent(os.getpid()),
@@ -300,10 +307,10 @@ class GatewayProcess:
         process = await acquired(starting, discard_process)
         if process.stdin is None or process.stdout is None or process.stderr is None:
             raise LaunchError("the gateway has no pipes", argv=argv)
-        process.stdin.write(json.dumps(configuration).encode() + b"\n")
-        first = _word("gateway", process.stdout, gateway_words.SAID)
+        process.stdin.write(first)
+        answer = _word("gateway", process.stdout, gateway_words.EVENTS)
         try:
-            ready = await asyncio.wait_for(first, 30)
+            ready = await asyncio.wait_for(answer, 30)
         except BaseException:  # cancelled, or too late
             await to_its_end(discard_process(process))
             raise
@@ -319,18 +326,22 @@ class GatewayProcess:
         draining = asyncio.create_task(_drain(process.stderr))
         return cls(process, ready.host, ready.port, ready.engine, ready.reason, draining)
 
-    def apply(self, configuration: Mapping[str, Any]) -> None:
-        """Make it another configuration; ``applied`` or ``fault`` is among the next flows."""
-        if self.process.stdin is not None:
-            self.process.stdin.write(json.dumps(configuration).encode() + b"\n")
+    def send(self, order: gateway_words.Order) -> None:
+        """Give it an order; ``applied`` or ``fault`` is among the next flows.
 
-    async def flows(self) -> AsyncIterator[gateway_words.Said]:
+        Raises PolicyError for one that is too long.
+        """
+        line = _order(order)
+        if self.process.stdin is not None:
+            self.process.stdin.write(line)
+
+    async def flows(self) -> AsyncIterator[gateway_words.Event]:
         """What the gateway decided, flow by flow, until it is gone.
 
         Raises HostError for what is no word of its.
         """
         if (stdout := self.process.stdout) is not None:
-            while (word := await _word("gateway", stdout, gateway_words.SAID)) is not None:
+            while (word := await _word("gateway", stdout, gateway_words.EVENTS)) is not None:
                 yield word
 
     async def quit(self) -> int:
@@ -340,8 +351,3 @@ class GatewayProcess:
         code = await _end(self.process, _QUITS_WITHIN)
         await self._draining
         return code
-
-
-def b64(key: bytes) -> str:
-    """A key as WireGuard writes it."""
-    return base64.b64encode(key).decode()

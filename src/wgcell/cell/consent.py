@@ -223,12 +223,13 @@ async def obtain(
     peer_public_key: bytes,
     preshared_key: bytes | None = None,
     timeout: float = 14.0,
+    refused_again: float = REFUSED_AGAIN,
 ) -> None:
     """Return once the endpoint has consented, over ``sock`` (connected UDP, non-blocking).
 
     Sends an initiation at 0, 5, 10 … s, each with its own timestamp, until ``timeout`` seconds
     have passed. A cookie reply is honoured with the next one. Where nobody listens, the endpoint's
-    machine says so by ICMP: the second refusal, `REFUSED_AGAIN` after the first, ends the asking.
+    machine says so by ICMP: the second refusal, ``refused_again`` s after the first, ends it.
     Another machine's word (host or network unreachable) does not. Raises `ConsentError`. The socket
     stays open and connected: the relay inherits it, so that the endpoint sees one source port.
     """
@@ -262,7 +263,7 @@ async def obtain(
                     refused += 1
                     if refused == 2:
                         raise _refusal(sock, peer_public_key) from None
-                    until = min(until, loop.time() + REFUSED_AGAIN)
+                    until = min(until, loop.time() + refused_again)
                 await asyncio.sleep(min(0.2, max(wait, 0)))
                 continue
             if verify_response(state, answer):

@@ -6,9 +6,8 @@ import os
 import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wgcell import programs
 from wgcell.cell.job import Job
@@ -22,23 +21,24 @@ __all__ = ["FILES", "INPUTS", "SCRATCH", "Disks"]
 SCRATCH = "scratch.img"
 INPUTS = "inputs.tar"
 FILES = (SCRATCH, INPUTS)
-"""What a cell's folder holds of them while it lives."""
+"""The files in a cell's folder while it lives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disks:
-    """The drives, open. ``inputs`` holds the digest and the size of what the guest is given."""
+    """The drives, open. ``inputs`` has the digest and the size of the inputs' tar."""
 
     drives: tuple[Drive, ...]
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, object]
+    _descriptors: ExitStack
 
     @classmethod
     def make(cls, job: Job, rootfs: Path, folder: Path) -> Disks:
-        """Make what the guest may write to and what it is given, in ``folder``.
+        """Make the scratch disk and the inputs' tar in ``folder``, and open all drives.
 
         Raises HostError and InputFileError; then no descriptor stays open.
         """
-        inputs: Mapping[str, Any] = {}
+        inputs: Mapping[str, object] = {}
         with ExitStack() as opened:
 
             def drive(path: Path, *, writable: bool = False) -> Drive:
@@ -58,14 +58,11 @@ class Disks:
                 pack(job.inputs, packed, job.disk, job.excludes)
                 inputs = file_digest(packed)
                 drives.append(drive(packed))
-            opened.pop_all()
-        return cls(tuple(drives), inputs)
+            return cls(tuple(drives), inputs, opened.pop_all())
 
     def close(self) -> None:
-        """Close them here; the machine has inherited them."""
-        for drive in self.drives:
-            for fd in drive.fds:
-                os.close(fd)
+        """Close the drives here, once the machine has inherited them; again does no harm."""
+        self._descriptors.close()
 
 
 def _make_scratch(path: Path, size: int) -> None:

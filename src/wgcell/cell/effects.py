@@ -13,12 +13,13 @@ from wgcell.cell.launch import Launch
 from wgcell.cell.outlets import Outlets
 from wgcell.errors import StateError
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig, encode_config
 
 __all__ = ["Effects"]
 
 
 class Effects:
-    """One cell's. ``wake``, ``end``, ``record_failed`` and ``unpack`` are the supervisor's part."""
+    """One cell's. ``wake`` and all that follow are the supervisor's part."""
 
     def __init__(
         self,
@@ -29,12 +30,13 @@ class Effects:
         end: Callable[[do.EndMachine], None],
         record_failed: Callable[[StateError], None],
         unpack: Callable[[], None],
+        resume: Callable[[], None],
     ) -> None:
-        self.config: protocol.GuestConfig | None = None
+        self.config: GuestConfig | None = None
         """What the guest is to be told."""
         self._log, self._launch, self._outlets = log, launch, outlets
         self._wake, self._end = wake, end
-        self._record_failed, self._unpack = record_failed, unpack
+        self._record_failed, self._unpack, self._resume = record_failed, unpack, resume
         self._agent: asyncio.StreamWriter | None = None
 
     def attach(self, agent: asyncio.StreamWriter) -> None:
@@ -54,7 +56,7 @@ class Effects:
                 self._send(line)
             case do.SendConfiguration():
                 if self.config is not None:
-                    self._send(protocol.encode_config(replace(self.config, time=time.time())))
+                    self._send(encode_config(replace(self.config, time=time.time())))
             case do.SetGuestClock():
                 self._send(protocol.clock(time.time()))
             case _:
@@ -68,6 +70,8 @@ class Effects:
                 self._end(action)
             case do.StartUnpacking():
                 self._unpack()
+            case do.ResumeMachine():
+                self._resume()
             case do.GiveUpReader(stream):
                 self._outlets.streams[stream].give_up()
             case do.FreeBootFiles():

@@ -37,11 +37,16 @@ _STARS = re.compile(r"\*+")
 class Excludes:
     """Patterns of one place. None given: nothing is excluded."""
 
-    def __init__(self, patterns: Sequence[str], source: str) -> None:
-        """Raises `InputFileError`, naming ``source`` and the pattern that is none."""
+    def __init__(
+        self, patterns: Sequence[str], source: str, longest: float = _LONGEST_MATCHING
+    ) -> None:
+        """``longest`` are the seconds that all matching may take together.
+
+        Raises `InputFileError`, naming ``source`` and the pattern that is none.
+        """
         self._spec = _spec(patterns, source) if patterns else None
         self._source = source
-        self._left = _LONGEST_MATCHING
+        self._longest = self._left = longest
 
     @staticmethod
     def of_text(text: bytes, source: str) -> Excludes:
@@ -65,7 +70,7 @@ class Excludes:
         self._left -= time.perf_counter() - before
         if self._left < 0:
             raise InputFileError(
-                f"{self._source}: its patterns take more than {_LONGEST_MATCHING:g} s to match",
+                f"{self._source}: its patterns take more than {self._longest:g} s to match",
                 hint="write them with fewer *",
             )
         return found

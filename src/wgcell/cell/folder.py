@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from wgcell.errors import StateError
 from wgcell.home import home
@@ -47,6 +47,8 @@ _LONGEST_EVENT = 1 << 20
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}-[0-9a-f]{6}", re.ASCII)
 _HINT = "make the folder writable, or choose another with --state-dir"
 _MOST_LISTED = 20
+_STANDS_STILL = {"frozen": "frozen", "paused": "paused", "unpaused": ""}
+"""What events say of the machine, whatever its cell's state is."""
 
 
 def state_folder(chosen: Path | None = None) -> Path:
@@ -166,7 +168,7 @@ class Folder:
             raise OSError(22, "Not a plain file", str(self.path / name))
         return os.fdopen(fd, "rb")
 
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
+    def write(self, name: str, content: Mapping[str, object]) -> None:
         """Write a JSON file whole or not at all. Raises StateError."""
         self.write_bytes(name, json.dumps(content, indent=2, default=str).encode() + b"\n")
 
@@ -189,7 +191,7 @@ class Folder:
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
 
-    def read(self, name: str) -> dict[str, Any] | None:
+    def read(self, name: str) -> dict[str, object] | None:
         """A JSON file of this folder; None if it is not there, not whole or larger than 16 MiB."""
         try:
             with self.open(name) as file:
@@ -205,12 +207,13 @@ class Folder:
             return str(result.get("outcome", "?"))
         if not self.alive:
             return "died"
-        state = "preparing"
-        for entry in self.recorded("state", "frozen"):
-            state = "frozen" if entry["event"] == "frozen" else str(entry.get("state"))
-        return state
+        state, stands_still = "preparing", ""
+        for entry in self.recorded("state", *_STANDS_STILL):
+            stands_still = _STANDS_STILL.get(str(entry["event"]), "")
+            state = str(entry.get("state")) if entry["event"] == "state" else state
+        return stands_still or state
 
-    def recorded(self, *events: str) -> Iterator[dict[str, Any]]:
+    def recorded(self, *events: str) -> Iterator[dict[str, object]]:
         """The cell's events of these kinds, in order; other lines are ignored."""
         wanted = [f'"event":"{event}"'.encode() for event in events]
         with contextlib.suppress(OSError), self.open("events.jsonl") as file:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from wgcell.cell.folder import Folder
 from wgcell.cell.outputs import Landed
@@ -33,9 +32,9 @@ class HostContext:
     require_walls: bool = False
     gateway_engine: str = "auto"
     """Of the cell's own gateway: ``auto``, ``namespace`` or ``embedded``."""
-    land: Callable[[Mapping[str, Any]], Landed] | None = None
-    """Brings the outputs to whoever asked for them, when all else has ended; it is given the event
-    about their unpacking. None leaves them in the cell's folder. Raises StateError."""
+    land: Callable[[Mapping[str, object]], Awaitable[Landed]] | None = None
+    """Moves the outputs to their place, when all else has ended; the argument is the event about
+    their unpacking. None leaves them in the cell's folder. Raises StateError."""
     known_links: frozenset[tuple[str, str]] = frozenset()
     """Links among the inputs that lead out, by path and target: no news if they come back."""
     vet_again: Callable[[], tuple[Address, ...]] | None = None

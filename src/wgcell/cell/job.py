@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wgcell.cell.inputs import Input
 from wgcell.cell.settings import SETTINGS, OnRogue, Settings
+from wgcell.guest.frames import Terminal
 
 __all__ = ["GatewayAsked", "HostLimits", "Job", "JobOptions", "Landing", "OnRogue"]
 
@@ -52,10 +53,14 @@ class GatewayAsked:
     """
     learn: bool = False
     """Allow what no rule refuses, and record it."""
+    publish: tuple[str, ...] = ()
+    """Ports of this machine's joined to ones of the cell's, as [ADDRESS:]PORT:PORT."""
     file_allow: tuple[str, ...] = field(default=(), compare=False)
     """Those of ``allow`` that stand in the job file, and were not typed as well."""
     file_services: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     """Likewise those of ``services``."""
+    file_publish: tuple[str, ...] = field(default=(), compare=False)
+    """Likewise those of ``publish``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +81,15 @@ class Job(Settings):
 
     name: str
     command: tuple[str, ...]
+    """Empty: the cell has no workload of its own, and waits for sessions until it is stopped."""
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
     """Patterns relative to /work, normalized; . is all of it."""
     env: tuple[tuple[str, str], ...] = field(repr=False)
     vpn: Path | None
     gateway: GatewayAsked | None
+    hosts: tuple[tuple[str, str], ...] = ()
+    """Names, each with an address, for the workload's /etc/hosts."""
     asked: frozenset[str] = field(default=frozenset(), compare=False)
     """Settings with a ceiling that somebody asked for; the others are defaults, and may be
     lowered."""
@@ -93,6 +101,10 @@ class Job(Settings):
     """Inputs that stay here: gitignore's patterns, relative to /work."""
     landing: Landing | None = None
     """None leaves the outputs in the cell's folder."""
+    stdin: bool = False
+    """The workload reads what the cell's starter, or a client that attaches, writes."""
+    terminal: Terminal | None = None
+    """The workload's streams are a terminal of this size at first."""
 
     def public(self) -> dict[str, object]:
         """The job for ``job.json``: no keys, and of the environment only the names."""
@@ -110,10 +122,17 @@ class Job(Settings):
             "outputs": list(self.outputs),
             "output_dir": None if self.landing is None else str(self.landing.folder),
             "env": sorted(name for name, _ in self.env),
+            "stdin": self.stdin,
+            "terminal": self.terminal is not None,
             "vpn": None if self.vpn is None else {"config": str(self.vpn)},
             "gateway": None
             if asked is None
-            else {"allow": list(asked.allow), "services": dict(asked.services)},
+            else {
+                "allow": list(asked.allow),
+                "services": dict(asked.services),
+                "publish": list(asked.publish),
+            },
+            "hosts": [f"{name}:{address}" for name, address in self.hosts],
             **tables.pop(""),
             **tables,
         }
@@ -141,5 +160,16 @@ class JobOptions:
     allow: tuple[str, ...] = ()
     """Added to the file's [gateway] allow."""
     services: tuple[tuple[str, str], ...] = ()
+    publish: tuple[str, ...] = ()
+    """Added to the file's [gateway] publish."""
+    hosts: tuple[tuple[str, str], ...] = ()
+    """Added to the file's [hosts]."""
+    stdin: bool = False
+    terminal: Terminal | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     """Each as written, by its name in `wgcell.cell.settings.Settings`: ``{"memory": "2GiB"}``."""
+    idle: bool = False
+    """Whether the job may do without a command: its cell then waits for sessions until it is
+    stopped."""
+    keywords: bool = False
+    """Whether they are a program's keywords, and not a command line: an error names them so."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, make_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -29,16 +29,21 @@ from wgcell.cell.settings import (
     COMMAND,
     ENV,
     EXCLUDE,
+    HOSTS,
     INPUTS,
     NAME,
     OUTPUTS,
+    PUBLISH,
     SERVICES,
     SETTINGS,
     TABLE,
     VPN,
 )
 from wgcell.errors import JobError, PolicyError
-from wgcell.gateway.model.rules import parse_rule, parse_service
+from wgcell.gateway.model.published import parse_published
+from wgcell.gateway.model.rules import is_name, parse_rule
+from wgcell.gateway.model.services import parse_service, placed
+from wgcell.net import addresses
 
 __all__ = ["job_from_options", "job_keys", "load_job", "model"]
 
@@ -47,7 +52,10 @@ _LARGEST = 256 * 1024
 MOST_RULES = 1024
 """Of a job: each is looked at for each flow."""
 MOST_SERVICES = 256
+MOST_PUBLISHED = 64
+MOST_HOSTS = 256
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
+_GATEWAY = addresses.address(inside.GATEWAY)
 _TUNNELS = ("vpn", "gateway")
 """Tables that a job file may leave out, which is not the same as empty: a cell has one tunnel."""
 
@@ -55,6 +63,8 @@ _TUNNELS = ("vpn", "gateway")
 _COMMAND_LINE = "command line"
 _OPTIONS = {row.key: row.flags[-1] for row in TABLE if row.flags}
 """Of a job file's key: the option that says the same."""
+_KEYWORDS = {VPN.key: "vpn", "--input": "inputs"}
+"""Of a key, or an option: a program's keyword, where it is not called as they are."""
 
 
 @cache
@@ -93,12 +103,15 @@ class _Reading:
         typed = {row.key for row in SETTINGS if chosen.settings.get(row.name) is not None}
         typed |= {NAME.key} if chosen.name is not None else set()
         self._typed = _OPTIONS.keys() if source == _COMMAND_LINE else typed
+        self._keywords = chosen.keywords
 
     def fail(self, key: str, found: str, hint: str = "", *, typed: bool | None = None) -> NoReturn:
         """``typed``: whether an option said it; None if there is but one that can have said it."""
         where = f"{self.source}: {key}"
         if key in _OPTIONS and (key in self._typed if typed is None else typed):
             where = f"{_COMMAND_LINE}: {_OPTIONS[key]}"
+        if self._keywords and where.startswith(_COMMAND_LINE):
+            where = _KEYWORDS.get(key) or key.lstrip("-").rpartition(".")[2].replace("-", "_")
         # The key may be a stranger's, and "found" quotes one.
         raise JobError(f"{where}: {found}", hint=hint)
 
@@ -123,13 +136,16 @@ class _Reading:
             self.fail("name", f"found {text[:60]!r}; allowed: 1-32 of a-z, 0-9 and -, not - first")
         return text
 
-    def command(self, words: tuple[str, ...]) -> tuple[str, ...]:
-        if not words or not words[0]:
+    def command(self, words: tuple[str, ...], *, idle: bool) -> tuple[str, ...]:
+        if not idle and not words:
             self.fail(
                 "command",
                 "is empty",
-                'give one: command = ["python3", "train.py"], or after -- on the command line',
+                'give one: command = ["python3", "train.py"], or after -- on the command line; or '
+                "--detach a cell that has none",
             )
+        if words and not words[0]:
+            self.fail("command", "begins with an empty word")
         if any("\0" in word for word in words):
             self.fail("command", "holds a NUL character")
         return words
@@ -150,6 +166,21 @@ class _Reading:
             if "\0" in value:
                 self.fail(f"env.{name}", "holds a NUL character")
         return tuple(pairs.items())
+
+    def hosts(
+        self, written: Mapping[str, str], typed: Mapping[str, str]
+    ) -> tuple[tuple[str, str], ...]:
+        found = {**written, **typed}
+        if len(found) > MOST_HOSTS:
+            self.fail(HOSTS.key, f"{len(found)} of them; allowed: at most {MOST_HOSTS}")
+        for name, address in found.items():
+            if not is_name(name.lower()):
+                words = f"found the name {name[:60]!r}; allowed: letters, digits, - and ."
+                self.fail(HOSTS.key, words, typed=name in typed)
+            if not addresses.is_address(address):
+                words = f"found {address[:60]!r} for {name}; allowed: an IP address"
+                self.fail(HOSTS.key, words, typed=name in typed)
+        return tuple(found.items())
 
     def beside(self, key: str, text: str, folder: Path) -> Path:
         """A path of a job file: below the file's folder, whoever wrote it, and wherever links lead.
@@ -233,7 +264,7 @@ def job_from_options(
     Raises `JobError` as `load_job` does, with "command line" in the file's place.
     """
     reading = _Reading(_COMMAND_LINE, options)
-    stem = Path(options.command[0]).name if options.command else "job"
+    stem = Path(options.command[0]).name if options.command else "cell"
     return _build(reading, Written(), folder or Path.cwd(), stem, limits, options)
 
 
@@ -257,12 +288,13 @@ def _build(
     name = file.get(NAME) if chosen.name is None else chosen.name
     job = Job(
         name=reading.name(_as_name(stem) if name is None else name),
-        command=reading.command(chosen.command or file.get(COMMAND) or ()),
+        command=reading.command(chosen.command or file.get(COMMAND) or (), idle=chosen.idle),
         inputs=reading.inputs(file, folder, chosen),
         excludes=(*(file.get(EXCLUDE) or ()), *chosen.excludes),
         outputs=reading.outputs((*(file.get(OUTPUTS) or ()), *chosen.outputs, *everything)),
         landing=reading.landing(file, chosen),
         env=reading.env(_pairs(file, ENV) | dict(chosen.env)),
+        hosts=reading.hosts(_pairs(file, HOSTS), dict(chosen.hosts)),
         vpn=vpn,
         vpn_beneath=folder if vpn is not None and chosen.vpn is None else None,
         gateway=gateway,
@@ -274,6 +306,8 @@ def _build(
             for row, value in values.items()
             if row.by is By.PERMISSION and row.name not in typed and value != row.default
         ),
+        stdin=chosen.stdin,
+        terminal=chosen.terminal,
     )
     return with_values(job, values)
 
@@ -286,10 +320,11 @@ def _tunnel(
     reading: _Reading, file: Written, folder: Path, chosen: JobOptions, anchor: Path
 ) -> tuple[Path | None, GatewayAsked | None]:
     """The job's one tunnel. With neither [vpn] nor [gateway]: the gateway, with nothing open."""
-    asks_gateway = bool(chosen.allow or chosen.services)
+    asks_gateway = bool(chosen.allow or chosen.services or chosen.publish)
     if chosen.vpn is not None:
         if asks_gateway:
-            reading.fail("--vpn", "can't be combined with --allow or --service: one tunnel a cell")
+            words = "can't be combined with --allow, --service or --publish: one tunnel a cell"
+            reading.fail("--vpn", words)
         return anchor / chosen.vpn, None
     config = file.get(VPN)
     if config is not None:
@@ -298,9 +333,11 @@ def _tunnel(
         return reading.beside(VPN.key, config, folder), None
     allow = tuple(dict.fromkeys((*(file.get(ALLOW) or ()), *chosen.allow)))
     services = _pairs(file, SERVICES) | dict(chosen.services)
+    publish = tuple(dict.fromkeys((*(file.get(PUBLISH) or ()), *chosen.publish)))
     for what, found, most in (
         (ALLOW.key, allow, MOST_RULES),
         (SERVICES.key, services, MOST_SERVICES),
+        (PUBLISH.key, publish, MOST_PUBLISHED),
     ):
         if len(found) > most:
             reading.fail(what, f"{len(found)} of them; allowed: at most {most}")
@@ -311,20 +348,38 @@ def _tunnel(
         except PolicyError as error:
             reading.fail(ALLOW.key, error.message, error.hint, typed=rule in chosen.allow)
     for inner, outer in services.items():
-        from wgcell.gateway.model.parsing import (
-            check_services,  # 5 ms that most cells need not wait for
-        )
-
         try:
-            check_services((parse_service(inner, outer),), inside.TAKEN)
+            placed((parse_service(inner, outer),), inside.TAKEN, _GATEWAY)
         except PolicyError as error:
             reading.fail(SERVICES.key, error.message, error.hint, typed=inner in typed)
+    try:
+        placed(tuple(parse_service(*pair) for pair in services.items()), inside.TAKEN, _GATEWAY)
+    except PolicyError as error:
+        reading.fail(SERVICES.key, error.message, error.hint)
+    _check_published(reading, publish, chosen.publish)
     return None, GatewayAsked(
         allow,
         tuple(services.items()),
+        publish=publish,
         file_allow=tuple(rule for rule in allow if rule not in chosen.allow),
         file_services=tuple(pair for pair in services.items() if pair[0] not in typed),
+        file_publish=tuple(one for one in publish if one not in chosen.publish),
     )
+
+
+def _check_published(reading: _Reading, publish: Sequence[str], typed: Sequence[str]) -> None:
+    """Refuse what is no published port, and one place that is published twice."""
+    seen: set[tuple[str, int]] = set()
+    for text in publish:
+        try:
+            place = parse_published(text).place
+        except PolicyError as error:
+            reading.fail(PUBLISH.key, error.message, error.hint, typed=text in typed)
+        if place in seen:
+            where = addresses.written(*place)
+            reading.fail(PUBLISH.key, f"{where} is published twice", typed=text in typed)
+        if place[1]:
+            seen.add(place)
 
 
 def _one_name_each(reading: _Reading, inputs: list[Input]) -> None:

@@ -26,11 +26,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 from wgcell.acquiring import acquired
 from wgcell.cell import consent, endpoint, probe
-from wgcell.cell.children import GatewayProcess, RelayProcess, b64
+from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.disks import FILES, Disks
 from wgcell.cell.ending import in_thread
 from wgcell.cell.events import EventLog
@@ -45,8 +45,10 @@ from wgcell.cell.tasks import together
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.errors import HostError
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig
 from wgcell.net.routes import has_ipv6
 from wgcell.relay import link
+from wgcell.relay.control import Configure
 from wgcell.relay.seal import unprivileged_id
 from wgcell.vm import backends
 from wgcell.vm.kill_switch import KillSwitch
@@ -61,7 +63,7 @@ AGENT = "control"
 """The port over which the guest's agent speaks."""
 PORTS = (AGENT, *protocol.STREAMS, OUTPUTS, protocol.SESSIONS)
 
-SpawnRelay = Callable[..., Coroutine[Any, Any, RelayProcess]]
+SpawnRelay = Callable[..., Coroutine[object, None, RelayProcess]]
 
 
 class Step(Enum):
@@ -127,7 +129,7 @@ class Launch:
         self._cgroup: cgroup.Cgroup | None = None
         self._jail: Jail | None = None
         self._udp: socket.socket | None = None
-        self._inputs: Mapping[str, Any] = MappingProxyType({})
+        self._inputs: Mapping[str, object] = MappingProxyType({})
 
     # The steps, in order.
 
@@ -148,7 +150,6 @@ class Launch:
         self._udp = endpoint.unconnected(4)
         self.stack.callback(self._udp.close)
         self._passed(Step.SOCKET)
-        vpn: VpnConfig
         vpn, _, _ = await together(
             self._tunnel(hears), self._start_relay(nic, self._udp), self._start_machine(card, hears)
         )
@@ -178,13 +179,13 @@ class Launch:
         if relay is None or self.machine is None:
             raise HostError("the cell ended while it was being prepared")
         await relay.configure(
-            {
-                "guest_public_key": b64(consent.public_key(vpn.private_key)),
-                "endpoint_public_key": b64(vpn.peer_public_key),
-                "mtu": vpn.mtu,
-                "rate": self._job.rate,
-                "quota": self._job.quota,
-            },
+            Configure(
+                guest_public_key=consent.public_key(vpn.private_key),
+                endpoint_public_key=vpn.peer_public_key,
+                mtu=vpn.mtu,
+                rate=self._job.rate,
+                quota=self._job.quota,
+            )
         )
         self._passed(Step.CONFIGURED)
         relay.replace_udp(own, met=False)
@@ -269,6 +270,7 @@ class Launch:
         self.own_machine(machine)
         self._passed(Step.MACHINE)
         card.close()
+        disks.close()  # else a disk that is deleted takes its space until the stack's end
         hears.hear_machine(machine)
         await machine.attest()
         self._passed(Step.ATTESTED)
@@ -353,9 +355,9 @@ class Launch:
             )
 
 
-def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> protocol.GuestConfig:
+def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> GuestConfig:
     """What the guest is told, but for the time, which it is told when it asks."""
-    return protocol.GuestConfig(
+    return GuestConfig(
         time=0,
         hostname=job.name,
         walls=job.guest_walls,
@@ -368,9 +370,12 @@ def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> protocol.GuestConfig:
         keepalive=vpn.keepalive,
         dns=tuple(map(str, vpn.dns)),
         search=vpn.search,
+        hosts=job.hosts,
         probe=str(probe.choose(vpn.addresses, vpn.allowed_ips, vpn.dns)),
         inputs=bool(job.inputs),
         command=job.command,
         environment=job.env,
         outputs=job.outputs,
+        stdin=job.stdin,
+        terminal=job.terminal,
     )

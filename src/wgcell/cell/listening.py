@@ -39,6 +39,7 @@ class Rate:
 RATES: Mapping[str, Rate] = MappingProxyType(
     {
         **dict.fromkeys(("flow", "flow_end"), Rate(5, 200)),
+        **dict.fromkeys(("session_opened", "session_exited"), Rate(5, 200)),
         # How many were not written; each time, the counts since the last.
         "unlogged": Rate(0.2, 4),
     }

@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from wgcell.cell.archive import Unpacked
 from wgcell.cell.core.events import Looked
 from wgcell.cell.folder import CappedLog
 from wgcell.cell.host import HostContext
 from wgcell.cell.job import Job
-from wgcell.cell.streams import ArrivingOutputs, Sink, Stream
+from wgcell.cell.streams import ArrivingOutputs, Log, Sink, Stream
 from wgcell.cell.unpacking import Unpacking
 from wgcell.guest import protocol
 
@@ -49,10 +50,13 @@ class Outlets:
         self._sinks = sinks
         self._heard = heard
 
-    def carry(self, take: Callable[[str], socket.socket]) -> None:
-        """Start both streams, with a log each. ``take`` gives the host's end of a channel."""
+    def carry(
+        self, take: Callable[[str], socket.socket], logged: Callable[[str, Path], Log]
+    ) -> None:
+        """Start both streams. ``take`` gives the host's end of a channel, ``logged`` makes the log
+        of a stream, by its name, at a path."""
         for name in protocol.STREAMS:
-            log = CappedLog(self._folder / f"{name}.log")
+            log = logged(name, self._folder / f"{name}.log")
             stream = self.streams[name] = Stream(name, self._sinks[name], log, self._heard)
             stream.carry(take(name))
         if self._job.outputs:

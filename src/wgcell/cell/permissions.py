@@ -10,19 +10,21 @@ Times have a bound in their rows besides, for a provider without ceilings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
-from wgcell.cell.job import Job
+from wgcell.cell.job import GatewayAsked, Job
 from wgcell.cell.provider import Provider
 from wgcell.cell.settings import SETTINGS
 from wgcell.errors import JobError
 from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.published import parse_published
 from wgcell.gateway.model.rules import Rule, parse_rule
 from wgcell.guest.walls import Wall
 from wgcell.home import config_path
 from wgcell.net import addresses
 from wgcell.net.addresses import Address, Network
 
-__all__ = ["vet"]
+__all__ = ["vet", "vet_rule"]
 
 
 def vet(job: Job, provider: Provider, own: Callable[[], Sequence[Network]]) -> None:
@@ -42,32 +44,56 @@ def vet(job: Job, provider: Provider, own: Callable[[], Sequence[Network]]) -> N
             typed = " ".join((*row.flags[-1:], word)) if row.flags else ""
             found = f"found {word!r}, which a job file may not say here"
             raise _refused(job, row.key, found, typed, f"{row.why} = true")
-    if job.gateway is not None and (job.gateway.file_allow or job.gateway.file_services):
-        _vet_gateway(job, provider, own)
+    if job.gateway is not None:
+        _vet_gateway(job, job.gateway, provider, cache(own))
+        _vet_published(job, job.gateway, provider)
 
 
-def _vet_gateway(job: Job, provider: Provider, own: Callable[[], Sequence[Network]]) -> None:
-    asked = job.gateway
-    if asked is None:
-        return
-    rules = [(text, parse_rule(text)) for text in asked.file_allow]
-    single = [(text, rule) for text, rule in rules if rule.single]
-    if not single and not asked.file_services:
-        return
-    # A rule opens a protected address only by being that very one; ranges and names never do.
-    side = Policy(protected=tuple(own()))
-    for text, rule in single:
-        address = None if rule.network is None else rule.network.network_address
-        kind = "" if address is None else side.protection(address)
-        protocols = (rule.protocol,) if rule.protocol else ("tcp", "udp")
-        ports = rule.first_port, rule.last_port
-        if kind and not all(
-            _listed(provider.allow_targets, "", address, ports, protocol) for protocol in protocols
-        ):
+def vet_rule(text: str, provider: Provider, own: Callable[[], Sequence[Network]]) -> str:
+    """What an ``allow`` of that rule, by a stranger, would open that the provider does not give;
+    in words, empty if nothing. Raises `PolicyError` if it is no rule.
+
+    ``own`` has the meaning of `vet`'s.
+    """
+    rule = parse_rule(text)
+    if not rule.single or rule.network is None:
+        # A rule opens a protected address only by being that very one: ranges and names never do.
+        return ""
+    address = rule.network.network_address
+    kind = Policy(protected=tuple(own())).protection(address)
+    protocols = (rule.protocol,) if rule.protocol else ("tcp", "udp")
+    ports = rule.first_port, rule.last_port
+    if not kind or all(
+        _listed(provider.allow_targets, "", address, ports, protocol) for protocol in protocols
+    ):
+        return ""
+    return f"{text!r} is {kind}, on this side of the tunnel"
+
+
+def _vet_published(job: Job, asked: GatewayAsked, provider: Provider) -> None:
+    for text in asked.file_publish:
+        port = parse_published(text)
+        # Any free port may be any port.
+        ports = (port.port, port.port) if port.port else (1, 65535)
+        if not _listed(provider.allow_publish, "", port.address, ports, "tcp"):
+            where = addresses.written(str(port.address), port.port) if port.port else ""
+            place = where or f"{addresses.written(str(port.address), 1)}-65535"
             raise _refused(
-                *(job, "gateway.allow", f"{text!r} is {kind}, on this side of the tunnel"),
+                *(job, "gateway.publish", f"{text!r} is a port of this machine's"),
+                *(f"--publish {text}", f'allow_publish = ["{place}"]'),
+            )
+
+
+def _vet_gateway(
+    job: Job, asked: GatewayAsked, provider: Provider, own: Callable[[], Sequence[Network]]
+) -> None:
+    for text in asked.file_allow:
+        if refused := vet_rule(text, provider, own):
+            raise _refused(
+                *(job, "gateway.allow", refused),
                 *(f"--allow {text}", f'allow_targets = ["{text}"]'),
             )
+    side = Policy(protected=tuple(own())) if asked.file_services else Policy()
     for inside, outside in asked.file_services:
         host, port = addresses.host_and_port(outside)
         address = addresses.address(host) if addresses.is_address(host) else None

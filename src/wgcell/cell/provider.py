@@ -9,6 +9,7 @@
     gateway_engine = "auto"                # or "namespace", or "embedded"; see GatewayEngine
     allow_learn = true                     # whether --learn may open everything public
     allow_targets = ["192.168.1.5:8000"]   # what a job file may open on this side of the tunnel
+    allow_publish = ["127.0.0.1:8000-8009"]  # what of this machine's ports a job file may publish
     allow_freeze = false                   # whether a job file may have a rogue machine kept
     allow_guest_walls_off = false          # whether a job file may start its guest without walls
     resolver = ["192.0.2.53"]              # where cells' names are asked, not this host's own
@@ -89,6 +90,9 @@ class Provider:
     allow_learn: bool = True
     allow_targets: tuple[Rule, ...] = ()
     """What a job file may open although it is on this side: by a rule, or as a service."""
+    allow_publish: tuple[Rule, ...] = ()
+    """Where on this machine a job file may have a port of its cell's published: addresses and
+    ports, and so how many."""
     permissions: frozenset[str] = frozenset()
     """Of `PERMISSIONS`, those that a job file has here."""
     resolver: tuple[str, ...] = ()
@@ -107,6 +111,7 @@ class _File:
     gateway_engine: str = GatewayEngine.AUTO.value
     allow_learn: bool = True
     allow_targets: list[str] = field(default_factory=list)
+    allow_publish: list[str] = field(default_factory=list)
     resolver: list[str] = field(default_factory=list)
     ceilings: object = None
     """A dataclass of `CEILINGS`, in the `model`."""
@@ -148,6 +153,7 @@ def load_provider(path: Path | None = None) -> Provider:
         gateway_engine=_gateway_engine(file.gateway_engine, place),
         allow_learn=file.allow_learn,
         allow_targets=_targets(file.allow_targets, place),
+        allow_publish=_places(file.allow_publish, place),
         permissions=frozenset(name for name in PERMISSIONS if getattr(file, name)),
         resolver=tuple(file.resolver),
         ceilings=_ceilings(file.ceilings, place),
@@ -168,6 +174,17 @@ def _targets(texts: list[str], place: Path) -> tuple[Rule, ...]:
         raise JobError(f"{place}: allow_targets: {error.message}") from None
     if any(rule.any for rule in rules):
         raise JobError(f"{place}: allow_targets: found *; allowed: names and addresses")
+    return rules
+
+
+def _places(texts: list[str], place: Path) -> tuple[Rule, ...]:
+    try:
+        rules = tuple(map(parse_rule, texts))
+    except PolicyError as error:
+        raise JobError(f"{place}: allow_publish: {error.message}") from None
+    for text, rule in zip(texts, rules, strict=True):
+        if rule.network is None:
+            raise JobError(f"{place}: allow_publish: found {text[:80]!r}; allowed: ADDRESS:PORTS")
     return rules
 
 

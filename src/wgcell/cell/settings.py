@@ -47,9 +47,11 @@ __all__ = [
     "COMMAND",
     "ENV",
     "EXCLUDE",
+    "HOSTS",
     "INPUTS",
     "NAME",
     "OUTPUTS",
+    "PUBLISH",
     "SERVICES",
     "SETTINGS",
     "TABLE",
@@ -122,9 +124,20 @@ SERVICES = Row(
     by=By.PERMISSION,
     why="allow_targets",
     option=Option(
-        "A service in the tunnel: 10.99.0.5:80=127.0.0.1:8000.",
+        "A service in the tunnel: 10.99.0.5:80=127.0.0.1:8000, or db=… for db.internal.",
         names=("--service",),
         metavar="INSIDE=OUTSIDE",
+    ),
+)
+PUBLISH = Row(
+    "gateway.publish",
+    TEXTS,
+    by=By.PERMISSION,
+    why="allow_publish",
+    option=Option(
+        "A port of this machine's, 127.0.0.1 unless said, joined to one of the cell's: 8080:80.",
+        names=("-p", "--publish"),
+        metavar="[ADDRESS:]PORT:PORT",
     ),
 )
 
@@ -204,6 +217,17 @@ ENV = Row(
         "For the workload; without a value, the one that NAME has here.",
         names=("-e", "--env"),
         metavar="NAME[=VALUE]",
+    ),
+)
+
+
+HOSTS = Row(
+    "hosts",
+    PAIRS,
+    by=By.HARMLESS,
+    why="Lines of the workload's own /etc/hosts; what may be reached, the gateway's rules say.",
+    option=Option(
+        "A line of the guest's /etc/hosts.", names=("--add-host",), metavar="NAME:ADDRESS"
     ),
 )
 
@@ -292,8 +316,8 @@ SETTINGS = rows_of(Settings)
 TABLE: tuple[Row[object], ...] = cast(
     "tuple[Row[object], ...]",
     (
-        *(NAME, COMMAND, VPN, ALLOW, SERVICES, *_SHAPE),
-        *(INPUTS, EXCLUDE, OUTPUTS, ENV, *SETTINGS[len(_SHAPE) :]),
+        *(NAME, COMMAND, VPN, ALLOW, SERVICES, PUBLISH, *_SHAPE),
+        *(INPUTS, EXCLUDE, OUTPUTS, ENV, HOSTS, *SETTINGS[len(_SHAPE) :]),
     ),
 )
 """Every row, in the order of the options."""

@@ -19,12 +19,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from wgcell.cell.core.events import StreamFacts
-from wgcell.cell.folder import CappedLog
 from wgcell.errors import GuestError, WgcellError
 
-__all__ = ["ArrivingOutputs", "Sink", "Stream"]
+__all__ = ["ArrivingOutputs", "Log", "Sink", "Stream"]
 
 _CHUNK = 1 << 16
 _TAR_BUFFER = 1 << 18
@@ -38,6 +38,16 @@ BrokenPipeError means that nobody reads it any more, any other OSError that it c
 """
 
 
+class Log(Protocol):
+    """What keeps a stream's bytes on the disk."""
+
+    def write(self, data: bytes) -> None:
+        """Keep them. Raises StateError."""
+
+    def close(self) -> None:
+        """Close the file. Raises OSError."""
+
+
 class Stream:
     """One of the workload's two streams, from its port to its log and to whoever reads it.
 
@@ -45,7 +55,7 @@ class Stream:
     reader is gone, the sink failed, the port ended. The attributes then say what.
     """
 
-    def __init__(self, name: str, sink: Sink, log: CappedLog, heard: Callable[[], None]) -> None:
+    def __init__(self, name: str, sink: Sink, log: Log, heard: Callable[[], None]) -> None:
         self.name = name
         self.delivered = 0
         """Bytes that the reader has taken (or that were dropped, once it was gone)."""

@@ -1,39 +1,45 @@
 """Starts, watches and ends one cell: the loop around the core.
 
-Whatever is heard becomes an event for `wgcell.cell.core`, whose actions are executed here, in
-order. The walk through a cell's life is `Supervisor.live`, read downwards; what ends it is
-``wgcell.cell.conclusion``. Sockets and clocks are here, decisions are not.
+Everything that the cell's parts report becomes an event for `wgcell.cell.core`, and the core's
+actions are executed (`wgcell.cell.dispatch`). `Supervisor.live`, read downwards, is the walk
+through a cell's start; `wgcell.cell.conclusion` has the steps of its end. Sockets and clocks are
+here, decisions are not.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections import deque
 from collections.abc import Callable
 
 from wgcell.cell import followers
 from wgcell.cell.children import GatewayProcess, RelayProcess
 from wgcell.cell.conclusion import Conclusion
 from wgcell.cell.control.listener import Listener
+from wgcell.cell.controlled import ControlledCell
 from wgcell.cell.core import Core, Terms
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
+from wgcell.cell.dispatch import Dispatcher
 from wgcell.cell.effects import Effects
-from wgcell.cell.ending import EndStep, run_all, words
+from wgcell.cell.ending import EndStep, run_all
 from wgcell.cell.events import Event, EventLog
 from wgcell.cell.host import HostContext
 from wgcell.cell.job import Job
 from wgcell.cell.launch import AGENT, Launch, SpawnRelay, guest_config
+from wgcell.cell.machine_end import MachineEnd
 from wgcell.cell.outlets import Outlets, copy
+from wgcell.cell.pausing import Pausing
 from wgcell.cell.result import CellResult
 from wgcell.cell.roaming import Roaming
+from wgcell.cell.sessions.links import Sessions
+from wgcell.cell.sessions.refusal import refused
 from wgcell.cell.states import Cause
 from wgcell.cell.streams import Sink
 from wgcell.cell.tasks import Tasks
 from wgcell.cell.vouched import job_digests
-from wgcell.errors import HostError, StateError
+from wgcell.guest import protocol
+from wgcell.guest.frames import Subject
 from wgcell.vm.machine import Backend, Machine
 from wgcell.vm.spec import CONSOLE
 
@@ -63,14 +69,20 @@ class Supervisor:
         self.host = host
         self.core = Core(Terms.of(job, host.accelerator), time.monotonic())
         self.log = EventLog(host.folder.path / "events.jsonl", self._record)
-        self.control = Listener(host.folder, self)
         self._report = report
+        self.sessions = Sessions(self._refused, self.post)
         self.outlets = Outlets(job, host, {"stdout": stdout, "stderr": stderr}, self._heard)
         self.tasks = Tasks(lambda cause, reason: self.post(seen.Caused(cause, reason)))
         self.launch = Launch(job, host, self.log, spawn_relay=spawn_relay, backend=backend)
+        self.machine_end = MachineEnd(self.core, self.launch, self.log)
         self.conclusion = Conclusion(
             *(job, host, self.core, self.log, self.launch, self.outlets, self.tasks),
-            *(self.feed, self._kill),
+            *(self.feed, self.machine_end.kill),
+        )
+        self._over = asyncio.Event()
+        """The machine must be ended, or the record has failed."""
+        self.dispatcher = Dispatcher(
+            *(self.core, self.outlets.look, self._execute, self._over.set),
         )
         self._effects = Effects(
             self.log,
@@ -78,38 +90,33 @@ class Supervisor:
             self.outlets,
             wake=self._wake,
             end=self._end_soon,
-            record_failed=self._record_failed,
+            record_failed=self.dispatcher.record_failed,
             unpack=self._unpack,
+            resume=self._resume,
         )
-        self._cancelled = asyncio.Event()
-        self._over = asyncio.Event()
-        """The machine must be ended, or the record has failed."""
-        self._ending: do.EndMachine | None = None
-        self._record_error: StateError | None = None
-        self._frozen = False
-        self._waiting: deque[seen.Event] = deque()
-        self._feeding = False
+        self._pausing = Pausing(self.core, self.launch, self.feed)
+        self._controlled = ControlledCell(
+            *(self.core, self.sessions, self._pausing, self.machine_end, self.conclusion),
+            cancel=self.cancel,
+            abort=self.abort,
+        )
+        self.control = Listener(host.folder, self._controlled)
 
-    # What others may ask of a running cell.
+    # How others end a running cell.
 
     def cancel(self, reason: str) -> None:
         """End the cell in order; called again, at once. A signal's callback may call it."""
-        self._cancelled.set()
+        self.machine_end.cancelled.set()
         self.post(seen.CancelAsked(reason))
 
     def abort(self, reason: str) -> None:
         """End the cell at once: no grace period, no results."""
-        self._cancelled.set()
+        self.machine_end.cancelled.set()
         self.post(seen.AbortAsked(reason))
 
-    def stop(self, *, now: bool) -> None:
-        """`abort` or `cancel`, asked for over the control socket."""
-        (self.abort if now else self.cancel)("stopped")
-
-    @property
-    def state(self) -> str:
-        """The cell's state, in a word."""
-        return "frozen" if self._frozen else self.core.state.value
+    def fail(self, reason: str) -> None:
+        """End the cell in order, as an error: the program that follows it lost a part of it."""
+        self.post(seen.Caused(Cause.OUTPUT_FAILED, reason))
 
     async def run(self) -> CellResult:
         """Live the cell's life; its result, which is also in ``result.json``.
@@ -126,7 +133,10 @@ class Supervisor:
             self.feed(seen.Began())
             self.conclusion.starting = self.tasks.spawn(self.live(), "the cell's start")
             await self._over.wait()
-            await self._end_machine()
+            self.dispatcher.require_record()
+            await self.machine_end.end(self.conclusion.write_evidence)
+            self.feed(seen.MachineEnded())
+            self.dispatcher.require_record()
         except BaseException as error:
             # The record, or the supervisor, failed: nothing was completed.
             self.core.handle(seen.Crashed(str(error) or type(error).__name__), time.monotonic())
@@ -135,7 +145,9 @@ class Supervisor:
             try:
                 await run_all(self.steps(), self.conclusion.failed)
             finally:
+                self.sessions.end(self.conclusion.result().exit_code)
                 await self.control.close()
+                self.sessions.close()
             if self.conclusion.unrecorded is not None:
                 raise self.conclusion.unrecorded
         return self.conclusion.result()
@@ -143,6 +155,11 @@ class Supervisor:
     def steps(self) -> tuple[EndStep, ...]:
         """What is done when the cell has ended."""
         return self.conclusion.steps()
+
+    def _refused(self, subject: Subject) -> str:
+        """Why no session may be opened now; empty if one may."""
+        connected, state = self.sessions.is_connected, self._controlled.state
+        return refused(subject, state, connected=connected, reads=self.job.stdin)
 
     def _record(self, event: Event) -> None:
         """An event is on the disk."""
@@ -152,77 +169,39 @@ class Supervisor:
     # Events in, actions out.
 
     def feed(self, event: seen.Event) -> None:
-        """Give the core ``event``, and do what it asks for: all of it, whatever fails meanwhile.
-
-        From within an action (``report`` may call `cancel`) it is fed when that event's actions
-        are done. Raises the first of the failures.
-        """
-        self._waiting.append(event)
-        if self._feeding:
-            return
-        failed: Exception | None = None
-        self._feeding = True
-        try:
-            while self._waiting:
-                failed = self._fed(self._waiting.popleft(), failed)
-        finally:
-            self._feeding = False
-        if failed is not None:
-            raise failed
-
-    def _fed(self, event: seen.Event, failed: Exception | None) -> Exception | None:
-        """The first failure, ``failed`` if there was one before."""
-        actions: list[do.Action] = []
-        for one in (self.outlets.look(), event):
-            try:
-                actions += self.core.handle(one, time.monotonic())
-            except Exception as error:
-                failed = failed or error
-        for action in actions:
-            if self._record_error and not isinstance(action, do.Record | do.EndMachine):
-                continue  # what was not written down is not done
-            try:
-                self._effects.execute(action)
-            except Exception as error:
-                failed = failed or error
-        return failed
+        """See `Dispatcher.feed`."""
+        self.dispatcher.feed(event)
 
     def post(self, event: seen.Event) -> None:
-        """`feed`, for callbacks of the loop: an error there is a cause and not a traceback."""
-        try:
-            self.feed(event)
-        except Exception as error:
-            with contextlib.suppress(Exception):
-                self.feed(seen.Caused(Cause.HOST_FAULTED, words(error)))
+        """See `Dispatcher.post`."""
+        self.dispatcher.post(event)
+
+    def _execute(self, action: do.Action) -> None:
+        self._effects.execute(action)
 
     def _heard(self) -> None:
         """A stream has changed."""
         self.post(self.outlets.look())
 
     def _wake(self, at: float) -> None:
-        asyncio.get_running_loop().call_at(at, self.post, seen.Alarm())
+        self.tasks.call_at(at, lambda: self.post(seen.Alarm()))
 
     def _end_soon(self, ending: do.EndMachine) -> None:
-        self._ending = ending
-        if self.launch.machine is not None and not ending.freeze:
-            self.launch.machine.kill()  # before anything is written down
+        self.machine_end.ask(ending)
         self._over.set()
 
-    def _record_failed(self, error: StateError) -> None:
-        """A cell whose states are not on record must not live on."""
-        self._record_error = self._record_error or error
-        self.core.handle(seen.Crashed(str(error)), time.monotonic())
-        self._over.set()
+    def _resume(self) -> None:
+        self.tasks.spawn(self._pausing.resume(), "the machine's resumption")
 
     def _unpack(self) -> None:
         unpacking = self.outlets.start_unpacking()
         if unpacking is not None:
             self.tasks.spawn(followers.follow_unpacking(unpacking, self.feed), "the outputs")
 
-    # The walk: prepare, obtain consent, boot. What follows is driven by what is heard.
+    # The walk: prepare, obtain consent, boot. Everything behind it is driven by events.
 
     async def live(self) -> None:
-        """Start everything, in the order that is a wall: see `wgcell.cell.launch`."""
+        """Start everything, in an order that is a wall: see `wgcell.cell.launch`."""
         launch = self.launch
         vpn = await launch.prepare(self)
         self.feed(seen.Caused(Cause.PREPARED))
@@ -236,7 +215,8 @@ class Supervisor:
         config = self._effects.config = guest_config(self.job, vpn, mtu)
         self.feed(seen.Booting(config, machine.pid))
         self.tasks.drain(self.outlets.copy_console(machine.take(CONSOLE)))
-        self.outlets.carry(machine.take)
+        self.outlets.carry(machine.take, self.sessions.tap)
+        await self.sessions.connect(machine.take(protocol.SESSIONS))
         agent = followers.follow_guest(machine.take(AGENT), self.feed, self._effects.attach)
         self.tasks.spawn(agent, "the guest's reports")
         await launch.run()
@@ -249,7 +229,7 @@ class Supervisor:
         self.tasks.spawn(followers.follow_gateway(gateway, self.feed), "the gateway's reports")
 
     def hear_machine(self, machine: Machine) -> None:
-        """Listen to the machine: its death, and what it says of itself."""
+        """Listen to the machine: its death, and its diagnostics."""
         if machine.diagnostics is not None:
             self.tasks.drain(copy(machine.diagnostics, self.outlets.diagnostics.write))
         death = followers.follow_machine(machine, self.launch.kill_switch, self.feed)
@@ -263,34 +243,3 @@ class Supervisor:
             self.feed(seen.Tick(time.time()))
             await asyncio.sleep(1)
             self.log.settle()
-
-    # The machine's end.
-
-    async def _end_machine(self) -> None:
-        """First the machine, then the words about it, which wait for the disk."""
-        ending, machine = self._ending, self.launch.machine
-        if self._record_error is not None:
-            raise self._record_error
-        if ending is not None and machine is not None:
-            if ending.freeze and await machine.freeze():
-                self.conclusion.write_evidence()  # whoever looks into the machine reads this first
-                self._frozen = True
-                self.log.append("frozen", reason=ending.reason)
-                await followers.cancelled_or_dead(self._cancelled, machine)
-                self._frozen = False
-            with contextlib.suppress(HostError):  # the conclusion tries again, and says so
-                await self._kill()
-        self.feed(seen.MachineEnded())
-        if self._record_error is not None:
-            raise self._record_error
-
-    async def _kill(self) -> None:
-        """Kill the machine and wait until it is dead; more than once does no harm."""
-        machine = self.launch.machine
-        if machine is None:
-            return
-        machine.kill()
-        await machine.dead()
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        self.core.handle(seen.MachineDead(now), time.monotonic())
-        await machine.reap()

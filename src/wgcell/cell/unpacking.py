@@ -20,7 +20,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from wgcell import programs
 from wgcell.cell.archive import MOST_MEMBERS, Unpacked
@@ -67,12 +66,18 @@ class Unpacking:
     """One such process: `start` it, then have it all `unpacked`."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, tar: int, destination: Path, task: Task
+        self,
+        process: asyncio.subprocess.Process,
+        tar: int,
+        destination: Path,
+        task: Task,
+        at_first: float,
     ) -> None:
         self._process = process
         self._tar = tar
         self._destination = destination
         self._task = task
+        self._at_first = at_first
         self._globs = sum(Pattern.parse(one).is_glob for one in task.asked)
         self._given = 0
         self._budgeted = 0.0
@@ -87,10 +92,12 @@ class Unpacking:
         asked: Sequence[str],
         disk: int,
         known_links: frozenset[tuple[str, str]] = frozenset(),
+        seconds_at_first: float = SECONDS_AT_FIRST,
     ) -> Unpacking:
         """Start it; ``destination`` is made here if need be (mode 0700).
 
-        ``disk`` are the bytes of the guest's scratch disk. Raises StateError if the folder can't be
+        ``disk`` are the bytes of the guest's scratch disk, ``seconds_at_first`` the processor time
+        that it has before it was given anything. Raises StateError if the folder can't be
         made, LaunchError if the process can't be started.
         """
         task = Task(tuple(asked), disk, limit_of_members(disk), known_links, Filters.compiled())
@@ -129,7 +136,7 @@ class Unpacking:
                 if isinstance(error, OSError):
                     raise LaunchError(f"the unpacking: {error.strerror}", argv=argv) from error
                 raise
-        return cls(process, ours, destination, task)
+        return cls(process, ours, destination, task, seconds_at_first)
 
     @property
     def pid(self) -> int:
@@ -147,8 +154,8 @@ class Unpacking:
     def _afford(self) -> None:
         """Let it have the processor time that is due for what it was given."""
         per_mib = SECONDS_PER_MIB + SECONDS_PER_GLOB * self._globs
-        budget = SECONDS_AT_FIRST + per_mib * self._given / _MIB
-        if budget < self._budgeted + SECONDS_AT_FIRST / 4:
+        budget = self._at_first + per_mib * self._given / _MIB
+        if budget < self._budgeted + self._at_first / 4:
             return
         self._budgeted = budget
         with contextlib.suppress(ProcessLookupError):
@@ -232,7 +239,7 @@ class Unpacking:
         return await self._process.stdout.readline() if self._process.stdout else b""
 
 
-def _decoded(line: bytes) -> dict[str, Any]:
+def _decoded(line: bytes) -> dict[str, object]:
     try:
         told = json.loads(line)
     except (ValueError, RecursionError):
@@ -244,12 +251,14 @@ def _text(value: object, most: int = 300) -> str:
     return "".join(one for one in str(value)[:most] if one.isprintable())
 
 
-def judged(told: Mapping[str, Any], task: Task) -> Unpacked:
+def judged(told: Mapping[str, object], task: Task) -> Unpacked:
     """``told`` as a result, if it can be one of ``task``'s. Pure. Raises GuestError."""
     try:
         missing = told["missing"]
+        if not isinstance(missing, list):
+            raise ValueError("missing")
         places = [_count(place, len(task.asked) - 1) for place in missing]
-        if not isinstance(missing, list) or places != sorted(set(places)):
+        if places != sorted(set(places)):
             raise ValueError("missing")
         stopped = told["stopped"]
         if not isinstance(stopped, str) or stopped != _text(stopped):

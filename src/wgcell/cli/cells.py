@@ -45,6 +45,7 @@ IN_WORDS = {
     "running": "running",
     "terminating": "being ended",
     "stopping": "bringing results home",
+    "paused": "paused",
     "frozen": "frozen, waits for you",
     "died": "died without an end",
 }

@@ -7,6 +7,7 @@ them means anything to a shell.
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from wgcell.errors import WgcellError
 
@@ -16,14 +17,20 @@ _IMAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 
 def cells(incomplete: str) -> list[tuple[str, str]]:
-    """Each cell's id that begins so, with its state."""
+    """Each cell's id that begins so, with its state; and each name that only one cell has."""
     from wgcell.cell.folder import all_cells, state_folders
 
     try:
         every = all_cells(*state_folders())
     except (WgcellError, OSError):
         return []
-    return [(cell.id, cell.status()) for cell in every if cell.id.startswith(incomplete)]
+    names = Counter(cell.name for cell in every)
+    return [
+        (word, cell.status())
+        for cell in every
+        for word in ((cell.name, cell.id) if names[cell.name] == 1 else (cell.id,))
+        if word.startswith(incomplete)
+    ]
 
 
 def images(incomplete: str) -> list[str]:

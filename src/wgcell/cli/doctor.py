@@ -2,245 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import socket
-import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from wgcell import programs
-from wgcell.cell import emulation
-from wgcell.cell.children import GatewayProcess, RelayProcess, b64
-from wgcell.cell.folder import all_cells, state_folders
-from wgcell.cell.provider import load_provider
-from wgcell.cli.cells import frozen_hint
+from wgcell.cli.checks import Finding, examine
 from wgcell.cli.terminal import out
 from wgcell.display import one_line
-from wgcell.errors import LaunchError, WgcellError
-from wgcell.gateway.model.keys import generate_private_key
-from wgcell.home import config_path
-from wgcell.image import store
-from wgcell.relay.seal import unprivileged_id
-from wgcell.vm.qemu.accelerator import choose
-from wgcell.vm.qemu.process import find_qemu
-from wgcell.vm.sandbox import cgroup
-from wgcell.vm.sandbox.jail import find_jail
-from wgcell.vm.spec import Accelerator
 
-__all__ = ["Finding", "doctor", "examine", "why_no_namespace_engine"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. ``needed``: without it no cell runs."""
-
-    what: str
-    good: bool
-    found: str
-    fix: str = ""
-    needed: bool = True
-
-
-def _program(name: str, package: str) -> Callable[[], Finding]:
-    def look() -> Finding:
-        path = programs.find(name)
-        return Finding(name, path is not None, path or "not found", f"apt-get install {package}")
-
-    return look
-
-
-def _namespaces() -> Finding:
-    try:
-        argv = [programs.path_of("unshare"), "--user", "--map-root-user", "--net"]
-        done = subprocess.run(
-            [*argv, programs.path_of("true")],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=programs.environment(),
-        )
-        good, found = done.returncode == 0, done.stderr.strip() or "work"
-    except OSError as error:
-        good, found = False, str(error)
-    return Finding("user namespaces", good, found, _namespaces_fix(), needed=False)
-
-
-def _image() -> Finding:
-    try:
-        image = store.load("debian")
-    except WgcellError as error:
-        return Finding("image debian", False, error.message, "wgcell image build")
-    return Finding("image debian", True, f"whole, kernel {image.manifest.get('kernel_version')}")
-
-
-def _kvm() -> Finding:
-    try:
-        image = store.load("debian")
-        chosen, reason = choose(find_qemu(), image.kernel, store.cache_folder().parent)
-    except WgcellError as error:
-        return Finding("KVM", False, f"not probed: {error.message}", needed=False)
-    if chosen is Accelerator.KVM:
-        return Finding("KVM", True, "boots a guest")
-    found = f"{reason}: {emulation.MEANING}"
-    return Finding("KVM", False, found, emulation.remedy(reason), needed=False)
-
-
-def _namespaces_fix() -> str:
-    """What opens user namespaces here: each system closes them in a way of its own."""
-    for setting, closed, fix in (
-        (
-            "kernel/apparmor_restrict_unprivileged_userns",
-            "1",
-            "=0, or AppArmor profiles for unshare and bwrap",
-        ),
-        ("user/max_user_namespaces", "0", "=15000"),
-        ("kernel/unprivileged_userns_clone", "0", "=1"),
-    ):
-        with contextlib.suppress(OSError):
-            if Path("/proc/sys", setting).read_text().strip() == closed:
-                return f"sysctl {setting.replace('/', '.')}{fix}"
-    return "user namespaces must be allowed to this user"
-
-
-def _seal() -> Finding:
-    try:
-        missing = asyncio.run(_sealed())
-    except (WgcellError, OSError, TimeoutError) as error:
-        return Finding("wall: seal", False, str(error), needed=False)
-    if not missing:
-        return Finding("wall: seal", True, "whole")
-    extra = set(missing) == {"landlock"}
-    found = "; ".join(f"{stage}: {why}" for stage, why in missing.items())
-    fix = "an older kernel has no Landlock: an extra, never the wall"
-    if "namespaces" in missing:
-        fix = _namespaces_fix()
-    if "seccomp" in missing:
-        fix = "apt-get install libseccomp2"
-    return Finding("wall: seal", extra, found, fix, needed=False)
-
-
-async def _sealed() -> Mapping[str, str]:
-    """Start a relay that goes nowhere, and ask it what is missing of its seal."""
-    nic, ours = socket.socketpair()
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.connect(("127.0.0.1", 9))  # connects, sends nothing
-    key = b64(bytes(32))
-    asked = {"guest_public_key": key, "endpoint_public_key": key, "mtu": 1420}
-    with ours:
-        relay = await RelayProcess.start(nic, udp, asked)
-        await relay.quit()
-        relay.close()
-    return relay.missing
-
-
-def _jail() -> Finding:
-    jail = find_jail(unprivileged_id("doctor"), None)
-    if jail.bwrap is not None:
-        return Finding("wall: jail", True, "works")
-    fix = "apt-get install bubblewrap libseccomp2"
-    if "not installed" not in jail.missing:
-        fix = _namespaces_fix()
-    return Finding("wall: jail", False, jail.missing, fix, needed=False)
-
-
-def _cgroup() -> Finding:
-    place = cgroup.find()
-    if not isinstance(place, str):
-        return Finding("limits: cgroup", True, ", ".join(place.controllers))
-    fix = "an extra: systemd-run --user --scope -p Delegate=yes wgcell run …"
-    return Finding("limits: cgroup", False, place, fix, needed=False)
-
-
-def _gateway() -> Finding:
-    """Start the namespace engine for nobody: it says what it lacks."""
-    what = "gateway: namespace"
-    said = why_no_namespace_engine()
-    if said:
-        found, _, fix = said.partition("\n")
-        fix = _namespaces_fix() if "namespace:" in found else fix.strip()
-        instead = "until then the embedded engine, whose refusals are late or silent"
-        return Finding(what, False, found, f"{fix or 'fix that'}; {instead}", needed=False)
-    return Finding(what, True, "works")
-
-
-def why_no_namespace_engine() -> str:
-    """Why the namespace engine can't be here, with the fix in a second line; empty if it can."""
-    try:
-        asyncio.run(_started_and_ended())
-    except TimeoutError:
-        return "it did not start in time"
-    except LaunchError as error:
-        return error.output or error.message
-    return ""
-
-
-async def _started_and_ended() -> None:
-    asked = {"listen": "127.0.0.1:0", "private_key": generate_private_key()}
-    gateway = await GatewayProcess.start(asked, "namespace")
-    await gateway.quit()
-
-
-def _configuration() -> Finding:
-    """The provider's file: a limit that is not understood would stop every cell."""
-    what = "configuration"
-    try:
-        place = config_path()
-        load_provider(place)
-    except WgcellError as error:
-        fix = error.hint or "correct the file, or take it away: every cell is refused until then"
-        return Finding(what, False, error.message, fix)
-    return Finding(what, True, str(place) if place.exists() else f"the defaults: no {place}")
-
-
-def _frozen() -> Finding:
-    what = "frozen machines"
-    try:
-        waiting = [cell for cell in all_cells(*state_folders()) if cell.status() == "frozen"]
-    except WgcellError as error:
-        return Finding(what, False, error.message, error.hint)
-    found = ", ".join(cell.id for cell in waiting) or "none"
-    fix = "\n".join(map(frozen_hint, waiting))
-    return Finding(what, not waiting, found, fix, needed=False)
-
-
-LOOKS: tuple[Callable[[], Finding], ...] = (
-    _program("qemu-system-x86_64", "qemu-system-x86"),
-    _program("mke2fs", "e2fsprogs"),
-    _program("mmdebstrap", "mmdebstrap"),
-    _program("mkfs.erofs", "erofs-utils"),
-    _namespaces,
-    _image,
-    _kvm,
-    _seal,
-    _jail,
-    _gateway,
-    _cgroup,
-    _configuration,
-    _frozen,
-)
-
-
-def examine() -> list[Finding]:
-    """Look at everything once. A look that fails is a finding too."""
-    return [_looked(look) for look in LOOKS]
-
-
-def _looked(look: Callable[[], Finding]) -> Finding:
-    try:
-        return look()
-    except (WgcellError, OSError) as error:
-        what = look.__name__.strip("_")
-        return Finding(what, False, f"can't be looked at: {error}", needed=False)
+__all__ = ["doctor"]
 
 
 def doctor(
-    install: Annotated[
+    print_fixes: Annotated[
         bool, typer.Option("--print-fixes", help="Only the fixing commands, one a line.")
+    ] = False,
+    print_mends: Annotated[
+        bool, typer.Option("--print-mends", help="The former name of --print-fixes.", hidden=True)
     ] = False,
 ) -> None:
     """Say what is missing on this machine, and the command that fixes it, on standard output.
@@ -248,16 +26,20 @@ def doctor(
     Exits 0 when a cell can run here, 1 when something needed is missing.
     """
     findings = examine()
-    if install:
-        for finding in findings:
-            if not finding.good and finding.needed:
-                out(one_line(finding.fix))
+    missing = [finding for finding in findings if finding.needed and not finding.ok]
+    if print_fixes or print_mends:
+        for finding in missing:
+            out(one_line(finding.fix))
     else:
         for finding in findings:
-            mark = "ok" if finding.good else "missing" if finding.needed else "note"
-            out(f"{mark:<7} {finding.what:<20} {one_line(finding.found)}")
-            if not finding.good and finding.fix:
-                for line in finding.fix.splitlines():
-                    out(f"{'':<28} {one_line(line)}")
-    if any(not finding.good and finding.needed for finding in findings):
+            _show(finding)
+    if missing:
         raise typer.Exit(1)
+
+
+def _show(finding: Finding) -> None:
+    mark = "ok" if finding.ok else "missing" if finding.needed else "note"
+    out(f"{mark:<7} {finding.subject:<20} {one_line(finding.found)}")
+    if not finding.ok:
+        for line in finding.fix.splitlines():
+            out(f"{'':<28} {one_line(line)}")

@@ -8,9 +8,11 @@ import json
 import signal
 import stat
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,14 +22,13 @@ from wgcell.cell.folder import find, state_folder
 from wgcell.cli import flows
 from wgcell.cli.terminal import as_json, clean, console, out, warn
 from wgcell.errors import HostError, PolicyError, StateError
-from wgcell.gateway import control
+from wgcell.gateway import words
 from wgcell.gateway.configfile import (
     add_peer,
     check_name,
+    load,
     load_config,
     new_gateway,
-    parse_toml,
-    read_text,
     remove_peer,
     write_secret,
 )
@@ -36,7 +37,7 @@ from wgcell.gateway.engines.nftables.machine import INTERFACE
 from wgcell.gateway.model import remarks, wgquick
 from wgcell.gateway.model.config import GatewayConfig
 from wgcell.gateway.model.keys import generate_private_key, public_key
-from wgcell.gateway.model.parsing import parse_config
+from wgcell.gateway.model.parsing import configured
 from wgcell.gateway.model.policy import Policy
 from wgcell.gateway.peer.tally import Tally
 from wgcell.net import addresses
@@ -72,17 +73,11 @@ class Export(Enum):
     WG_QUICK = "wg-quick"
 
 
-def _raw(file: Path, *, learn: bool) -> dict[str, Any]:
+def _order(file: Path, *, learn: bool) -> words.Configure:
     """A gateway file as its process takes it, with this machine's own networks protected."""
-    text = read_text(file)
-    raw = parse_toml(file, text)
-    own = [str(network) for network in endpoint.host_networks()]
-    parse_config(raw, str(file), text)
-    return {
-        **raw,
-        "protected": [*raw.get("protected", []), *own],
-        "learn": learn or raw.get("learn", False),
-    }
+    order, _ = load(file)
+    own = map(str, endpoint.host_networks())
+    return replace(order, protected=(*order.protected, *own), learn=learn or order.learn)
 
 
 class _Log:
@@ -95,7 +90,7 @@ class _Log:
         except OSError as error:
             raise StateError(f"--log {path}: {error.strerror}") from None
 
-    def write(self, event: dict[str, Any]) -> None:
+    def write(self, event: Mapping[str, object]) -> None:
         self._file.write(as_json(event) + "\n")
         self._file.flush()
         if self._path is not None and self._file.tell() > _LARGEST_LOG:
@@ -106,9 +101,9 @@ class _Log:
 
 async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...]) -> int:
     mark = file.stat()
-    raw = _raw(file, learn=learn)
-    gateway = await GatewayProcess.start(raw, *arguments)
-    _say(f"listening on {_places(gateway, parse_config(raw))}, by the {gateway.engine} engine")
+    order = _order(file, learn=learn)
+    gateway = await GatewayProcess.start(order, *arguments)
+    _say(f"listening on {_places(gateway, configured(order))}, by the {gateway.engine} engine")
     tally = Tally()
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -122,11 +117,11 @@ async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...])
         nonlocal code
         try:
             async for word in gateway.flows():
-                if isinstance(word, control.Fault):
+                if isinstance(word, words.Fault):
                     warn(word.detail)
-                elif isinstance(word, control.Applied):
+                elif isinstance(word, words.Applied):
                     _say(f"{file} has changed, and is applied")
-                event = control.SAID.entry(word)
+                event = words.EVENTS.entry(word)
                 tally.add(event)
                 log.write(event)
         except OSError as error:
@@ -147,11 +142,11 @@ async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...])
             if (now.st_mtime_ns, now.st_ino) != (mark.st_mtime_ns, mark.st_ino):
                 mark = now
                 try:
-                    raw = _raw(file, learn=learn)
-                    _warn_of_rules(parse_config(raw))
-                    if raw.get("engine", gateway.engine) != gateway.engine:
+                    order = _order(file, learn=learn)
+                    _warn_of_rules(configured(order))
+                    if order.engine != gateway.engine:
                         warn(f"the engine stays {gateway.engine}: another one takes a restart")
-                    gateway.apply(raw)
+                    gateway.send(order)
                 except PolicyError as error:
                     warn(f"the file is not applied: {error}")
     code = await gateway.quit() or code
@@ -248,8 +243,7 @@ def export(
     The sets of names are filled by wgcell's resolver: without it, rules with names open nothing.
     wg-quick's text holds the private key.
     """
-    raw = _raw(file, learn=False)
-    config: GatewayConfig = parse_config(raw, str(file))
+    config = configured(_order(file, learn=False), str(file))
     if engine is Export.WG_QUICK:
         out(wgquick.server_file(config), end="")
     else:
@@ -293,7 +287,7 @@ def keys() -> None:
 
 def _best_engine() -> Engine:
     """Of those that take no root: the one that refuses in the network's own words, if it can be."""
-    from wgcell.cli.doctor import why_no_namespace_engine
+    from wgcell.cli.checks import why_no_namespace_engine
 
     why = why_no_namespace_engine()
     if not why:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import time
@@ -22,34 +21,30 @@ from wgcell.image import store
 
 __all__ = ["app", "build_with_progress"]
 
-_MIRROR = "WGCELL_MIRROR"
-"""The variable in place of ``--mirror``."""
-
 app = typer.Typer(no_args_is_help=True, help="Build, list and remove guest images.")
 
 
 def build_with_progress(name: str, mirrors: Sequence[str] = ()) -> store.Image:
-    """Build an image, saying what is being done and for how long.
+    """Build an image, and print each step with the time since the start.
 
-    Without ``mirrors``, those of the environment's WGCELL_MIRROR, one a line.
+    Without ``mirrors``, the lines of WGCELL_MIRROR are the mirrors. Raises ImageError.
     """
-    mirrors = mirrors or os.environ.get(_MIRROR, "").split("\n")
-    named = [mirror.strip() for mirror in mirrors if mirror.strip()]
+    named = [mirror.strip() for mirror in mirrors if mirror.strip()] or builder.mirrors()
     started = time.monotonic()
     with console.status(f"building image {name}") as status:
 
-        def progress(words: str) -> None:
-            status.update(words)
+        def progress(step: str) -> None:
+            status.update(step)
             elapsed = time.monotonic() - started
-            console.print(f"[dim]wgcell: {elapsed:5.1f} s[/] {words}")
+            console.print(f"[dim]wgcell: {elapsed:5.1f} s[/] {step}")
 
-        with _ending_in_order():
+        with _signals_interrupt():
             return builder.build(valid_name(name), progress, scripts(), named)
 
 
 @contextlib.contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP are as Ctrl-C, once: what was begun is taken away."""
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, once, so that the build cleans up."""
 
     def end(number: int, frame: object) -> None:
         for one in before:
@@ -71,7 +66,7 @@ def _ending_in_order() -> Iterator[None]:
 
 
 def valid_name(name: str) -> str:
-    """``name``, if it can be an image's: it becomes a folder's. Raises ImageError."""
+    """``name``, if a folder may have it too. Raises ImageError."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise ImageError(
             f"an image can't be called {name[:60]!r}", hint="allowed: 1-64 of a-z, 0-9 and . _ -"
@@ -93,7 +88,7 @@ def build(
         ),
     ] = None,
 ) -> None:
-    """Build an image from packages of Debian 12, whatever this machine runs.
+    """Build an image from packages of Debian 12, on any machine.
 
     Nothing is done if nothing has changed.
     """

@@ -18,11 +18,11 @@ import codecs
 import json
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from wgcell.cell.events import Event
 
-__all__ = ["JsonLines"]
+__all__ = ["JsonLines", "following"]
 
 _PATIENCE = 5.0
 """Seconds without a line taken, at the end, after which a reader is given up."""
@@ -31,9 +31,14 @@ _Item = tuple[bytes, "threading.Event | None"]
 
 
 class JsonLines:
-    """Lines to one descriptor; `close` at the end. ``write`` raises OSError when it can't."""
+    """Lines to one descriptor; `close` at the end. ``write`` raises OSError when it can't.
 
-    def __init__(self, cell: str, write: Callable[[bytes], None]) -> None:
+    ``place`` is the descriptor's name in messages.
+    """
+
+    def __init__(
+        self, cell: str, write: Callable[[bytes], None], place: str = "standard output"
+    ) -> None:
         self._cell = cell
         self._write = write
         self._lines: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
@@ -42,8 +47,16 @@ class JsonLines:
         self._count = 0
         self._over = False
         self.failure: OSError | None = None
-        """Why lines could not be written; what came after it is lost."""
+        """Why a line could not be written; that line and all later ones are lost."""
+        self._place = place
         threading.Thread(target=self._carry, name="json lines", daemon=True).start()
+
+    @property
+    def fault(self) -> str:
+        """`failure` in words. Empty without one, and if the reader is gone: it misses no line."""
+        if self.failure is None or isinstance(self.failure, BrokenPipeError):
+            return ""
+        return f"{self._place}: {self.failure.strerror}: events are missing in it"
 
     def event(self, event: Event) -> None:
         """Print an event's line; does not wait."""
@@ -109,6 +122,21 @@ class JsonLines:
         with self._taken:
             self._over = True
             self._taken.notify_all()
+
+
+def following(streams: Sequence[JsonLines], fail: Callable[[str], None]) -> Callable[[Event], None]:
+    """A function that prints each event on all ``streams``.
+
+    It calls ``fail`` with the reason, at the next event, if an event could not be printed.
+    """
+
+    def follow(event: Event) -> None:
+        for stream in streams:
+            if stream.fault:
+                fail(stream.fault)
+            stream.event(event)
+
+    return follow
 
 
 def _base64(data: bytes) -> str:

@@ -17,7 +17,7 @@ import typer
 import wgcell as package
 from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cli import stdio
-from wgcell.cli.terminal import all_said, complain
+from wgcell.cli.terminal import complain, finish_writing
 from wgcell.errors import HostError, WgcellError
 
 VERBS: Mapping[str, str] = MappingProxyType(
@@ -26,6 +26,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "ps": "ps",
         **dict.fromkeys(("logs", "events", "inspect"), "records"),
         "stop": "stop",
+        "wait": "wait",
+        **dict.fromkeys(("pause", "unpause"), "pause"),
         **dict.fromkeys(("rm", "prune"), "rm"),
         "doctor": "doctor",
         "prove": "prove",
@@ -88,7 +90,7 @@ def program() -> None:
         main()
     except SystemExit as end:
         code = end.code
-    all_said()
+    finish_writing()
     # The interpreter taken apart module by module costs 35 ms, and every file is closed by now.
     # It would also end with 120 if standard output fails, and 120 means a rogue frame.
     os._exit(code if isinstance(code, int) else 0)
@@ -169,7 +171,7 @@ def _has_working_folder() -> bool:
     return True
 
 
-def _usage(words: Sequence[str], error: Any) -> list[str]:
+def _usage(words: Sequence[str], error: Exception) -> list[str]:
     """What to do about a command line that is not understood."""
     if words and words[0] == "run" and (typed := _command_without_dashes(words[1:], error)):
         job, *rest = typed
@@ -179,9 +181,9 @@ def _usage(words: Sequence[str], error: Any) -> list[str]:
     return ["wgcell --help lists the verbs, wgcell VERB --help their options"]
 
 
-def _command_without_dashes(words: Sequence[str], error: Any) -> list[str]:
+def _command_without_dashes(words: Sequence[str], error: Exception) -> list[str]:
     """The words from the first that is neither an option nor an option's value."""
-    command = error.ctx.command if error.ctx is not None else None
+    command = getattr(getattr(error, "ctx", None), "command", None)
     flags = {
         name
         for parameter in getattr(command, "params", ())

@@ -3,71 +3,77 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from wgcell import api
-from wgcell.cell import emulation, endpoint
+from wgcell import announcement, api
 from wgcell.cell.counts import shown
 from wgcell.cell.environment import environment
 from wgcell.cell.events import Event
 from wgcell.cell.folder import check_writable, state_folder
-from wgcell.cell.job import Job, JobOptions
+from wgcell.cell.job import JobOptions
 from wgcell.cell.outputs import Landed
-from wgcell.cell.provider import Provider, load_provider
-from wgcell.cell.renewal import MOST_ASKED
-from wgcell.cell.rows import Written
-from wgcell.cell.settings import ALLOW, ENV, EXCLUDE, INPUTS, NAME, OUTPUTS, SERVICES, SETTINGS, VPN
-from wgcell.cell.survey import Survey
-from wgcell.cell.wgquick import VpnConfig
+from wgcell.cell.provider import load_provider
+from wgcell.cell.rows import Row, Written
+from wgcell.cell.settings import (
+    ALLOW,
+    ENV,
+    EXCLUDE,
+    HOSTS,
+    INPUTS,
+    NAME,
+    OUTPUTS,
+    PUBLISH,
+    SERVICES,
+    SETTINGS,
+    VPN,
+)
+from wgcell.cell.start import Start
+from wgcell.cli.detached import detached, show
 from wgcell.cli.image import build_with_progress
-from wgcell.cli.lines import JsonLines
+from wgcell.cli.lines import JsonLines, following
 from wgcell.cli.options import After, with_settings
+from wgcell.cli.progress import EventPrinter, Verbosity
 from wgcell.cli.terminal import (
-    Narrator,
-    Words,
-    all_said,
     clean,
     console,
+    finish_writing,
     raw_sink,
     restore,
     sink,
-    speak_aside,
     warn,
+    write_in_background,
 )
+from wgcell.display import one_line
 from wgcell.errors import JobError, StateError
-from wgcell.gateway.model import remarks
-from wgcell.gateway.model.rules import parse_rule
 from wgcell.home import expanded
 from wgcell.image import store
-from wgcell.net.addresses import Address
-from wgcell.net.routes import has_route
-from wgcell.vm.spec import Accelerator
+from wgcell.obedience import Interrupted, interruptible, until_its_end
 
 __all__ = ["run"]
 
 
-def _pairs(option: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _pairs(row: Row[Any], given: Sequence[str], between: str = "=") -> tuple[tuple[str, str], ...]:
     """``["A=B"]`` -> pairs. Raises JobError naming the option."""
-    form = "INSIDE=OUTSIDE" if option == "--service" else "NAME=VALUE"
     for text in given:
-        if "=" not in text:
-            raise JobError(f"command line: {option}: found {text!r}; allowed: {form}")
-    return tuple((left, right) for left, _, right in (text.partition("=") for text in given))
+        if between not in text:
+            form = row.option.metavar if row.option else ""
+            raise JobError(
+                f"command line: {row.flags[-1]}: found {one_line(text, 80)!r}; allowed: {form}"
+            )
+    return tuple((left, right) for left, _, right in (text.partition(between) for text in given))
 
 
-def _job(
-    file: Path | None, options: JobOptions, cells: Path, provider: Provider, learn: bool
-) -> Job:
-    def read() -> Job:
-        return api.read_job(options, file, cells=cells, provider=provider, learn=learn)
+T = TypeVar("T")
 
+
+def _hinted(file: Path | None, options: JobOptions, read: Callable[[], T]) -> T:
+    """What ``read`` makes of a job; a JobError of a ``file`` that may be meant for a command says
+    so."""
     if file is None:
         return read()
     looks_like_one = file.suffix == ".toml" or bool(options.command)
@@ -87,78 +93,15 @@ def _build(name: str, why: str) -> store.Image:
     return build_with_progress(name)
 
 
-def _show_inputs(narrator: Narrator, job: Job, survey: Survey) -> None:
-    if job.inputs:
-        excluded = f", {survey.excluded} excluded" if survey.excluded else ""
-        narrator.line(f"inputs: {survey.files} files{excluded}", Words.ALL)
-    for counted in survey.left_out:
-        narrator.line(f"[yellow]input left out:[/] {clean(str(counted))}")
-    for counted in survey.links_out:
-        narrator.line(f"input {clean(str(counted))}")
-
-
-def _announce(narrator: Narrator, cell: api.Cell) -> None:
-    """What is about to run, what it may reach, and what is odd about that."""
-    plan, job = cell.plan, cell.plan.job
-    narrator.line(f"cell {cell.id}; {_opens(job, plan.tunnel, plan.addresses)}")
-    rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
-    for remark in (*remarks.of_rules(rules), *remarks.without_way(rules, has_route)):
-        warn(remark)
-    for remark in plan.tunnel.remarks if plan.tunnel else ():
-        warn(remark)
-    if plan.survey is not None:
-        _show_inputs(narrator, job, plan.survey)
-
-
 def _agree(summary: str) -> bool:
     for line in summary.splitlines():
         console.print(clean(line))
-    if not all_said():
+    if not finish_writing():
         return False
     try:
         return typer.confirm("make these changes?", err=True)
     except typer.Abort:
         return False  # Ctrl-C, or the end of the input
-
-
-class _Ended(BaseException):
-    """A signal that is to end us, and is no answer to a question."""
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Any of `ENDINGS` raises here: the loop, which else hears of them, stands still.
-
-    A signal that was ignored when we were started stays so. At a question Ctrl-C is an answer.
-    """
-
-    def interrupt(number: int, _: object) -> None:
-        kind = KeyboardInterrupt if number == signal.SIGINT else _Ended
-        raise kind(ENDINGS[signal.Signals(number)])
-
-    before = {number: signal.getsignal(number) for number in ENDINGS}
-    try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, interrupt)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _opens(job: Job, vpn: VpnConfig | None, addresses: Sequence[Address]) -> str:
-    """What the cell can reach, for rich."""
-    if vpn is not None:
-        first = addresses[:MOST_ASKED]
-        where = " or ".join(f"{endpoint.shown(one, vpn.endpoint_port)}" for one in first)
-        return f"its only way out is the tunnel to {clean(where)}"
-    asked = job.gateway
-    rules = [f"allow {rule}" for rule in asked.allow] if asked else []
-    rules += [f"{inside} is {outside}" for inside, outside in asked.services] if asked else []
-    if asked and asked.learn:
-        rules.append("everything public, to learn")
-    return f"it may reach: {clean(', '.join(rules) or 'nothing (no --allow, no --service)')}"
 
 
 def _expanded_text(text: str) -> str:
@@ -216,6 +159,17 @@ def run(
         list[str] | None,
         typer.Option(metavar="CIDR", help="Endpoints to accept although they are not public."),
     ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "-d",
+            "--detach",
+            help="Print the cell's id once its tunnel is verified, and leave it running.",
+        ),
+    ] = False,
+    remove: Annotated[
+        bool, typer.Option("--rm", help="Delete the cell's folder, records too, at its end.")
+    ] = False,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON object a line: the events, and the output."),
@@ -242,6 +196,8 @@ def run(
 
     wgcell run job.toml
 
+    wgcell run --detach --allow api.example.com:443
+
     Limits that a provider sets in ~/.config/wgcell/config.toml lower the defaults.
 
     The exit code is the workload's; 118 an output is missing, 119 quota spent, 120 a frame
@@ -250,9 +206,11 @@ def run(
     """
     cells = state_folder(state_dir and expanded(state_dir))
     check_writable(cells)
-    words = Words.ERRORS if quiet or as_json else Words.ALL if verbose else Words.FEW
+    verbosity = (
+        Verbosity.QUIET if quiet or as_json else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
+    )
     variables, unset = environment(typed.words(ENV), map(expanded, env_file or ()), os.environ)
-    if unset and words >= Words.FEW:
+    if unset and verbosity >= Verbosity.NORMAL:
         warn(f"not set here, so not passed on: {', '.join(unset)}")
     vpn = typed.get(VPN)
     options = JobOptions(
@@ -266,24 +224,52 @@ def run(
         env=variables,
         vpn=None if vpn is None else expanded(Path(vpn)),
         allow=typed.words(ALLOW),
-        services=_pairs("--service", typed.words(SERVICES)),
+        services=_pairs(SERVICES, typed.words(SERVICES)),
+        publish=typed.words(PUBLISH),
+        hosts=_pairs(HOSTS, typed.words(HOSTS), ":"),
         settings={row.name: typed.values[row.key] for row in SETTINGS if row.key in typed.values},
+        idle=detach,
     )
+    if detach:
+        if as_json or json_file is not None:
+            raise JobError(
+                "command line: --detach can't be combined with --json or --json-file",
+                hint="wgcell events --follow CELL prints a cell's events",
+            )
+        start = Start(
+            options,
+            None if file is None else expanded(file),
+            cells,
+            tuple(allow_endpoint or ()),
+            learn=learn,
+            force=force,
+            agreed=yes,
+            remove=remove,
+        )
+        raise typer.Exit(_hinted(start.file, options, lambda: detached(start, verbosity)))
     provider = load_provider()
-    job = _job(file and expanded(file), options, cells, provider, learn)
+    job_file = None if file is None else expanded(file)
+    job = _hinted(
+        job_file,
+        options,
+        lambda: api.read_job(options, job_file, cells=cells, provider=provider, learn=learn),
+    )
     plan = api.plan(
         job, provider=provider, allow_endpoints=allow_endpoint or (), force=force, make=_build
     )
-    if plan.platform.accelerator is Accelerator.TCG and words >= Words.FEW:
-        warn(emulation.told(plan.platform.reason))
+    for remark in announcement.about_machine(plan):
+        show(remark, verbosity)
     into = None if json_file is None else raw_sink(_opened(expanded(json_file)))
     with api.Cell(plan, cells) as cell:
-        raise typer.Exit(_lived(cell, words, yes=yes, as_json=as_json, into=into, file=json_file))
+        code = _lived(cell, verbosity, yes=yes, as_json=as_json, into=into, file=json_file)
+    if remove:
+        cell.folder.remove()
+    raise typer.Exit(code)
 
 
 def _lived(
     cell: api.Cell,
-    words: Words,
+    verbosity: Verbosity,
     *,
     yes: bool,
     as_json: bool,
@@ -291,17 +277,18 @@ def _lived(
     file: Path | None,
 ) -> int:
     """The cell's whole life on the terminal; its exit code. Raises StateError."""
-    speak_aside()
-    narrator = Narrator(words)
-    _announce(narrator, cell)
-    files = [JsonLines(cell.id, into)] if into else []
+    write_in_background()
+    printer = EventPrinter(verbosity)
+    for remark in announcement.about_cell(cell.plan, cell.id):
+        show(remark, verbosity)
+    files = [JsonLines(cell.id, into, f"--json-file: {file}")] if into else []
     printed = JsonLines(cell.id, raw_sink(sys.stdout.fileno())) if as_json else None
     lines = [*files, printed] if printed else files
+    follow = following(lines, cell.fail)
 
-    def tell(event: Event) -> None:
-        for one in lines:
-            one.event(event)
-        narrator(event)
+    def happened(event: Event) -> None:
+        follow(event)
+        printer(event)
 
     if printed:
         out, err = printed.output("stdout"), printed.output("stderr")
@@ -311,60 +298,24 @@ def _lived(
     agree = (lambda summary: True) if yes else _agree if can_ask else None
 
     def land(arrived: api.Arrived) -> Landed:
-        narrator.stop()
+        printer.stop()
         restore()  # a question may be asked
         try:
-            with _interruptible():
+            with interruptible():
                 return cell.land(arrived, agree)
-        except (KeyboardInterrupt, _Ended) as end:
+        except (KeyboardInterrupt, Interrupted) as end:
             where = f"what has not landed is in {shown(str(cell.folder.path / 'outputs'))}"
             return Landed(f"{end} while outputs landed; {where}", False, interrupted=True)
 
     try:
-        result = _until_its_end(cell, event=tell, stdout=out, stderr=err, land=land)
+        result = until_its_end(cell, event=happened, stdout=out, stderr=err, land=land)
     finally:
-        narrator.stop()
+        printer.stop()
         restore()
         for one in lines:
             one.close()
         cell.close()
     for one in lines:
-        if one.failure is not None and not isinstance(one.failure, BrokenPipeError):
-            place = "standard output" if one is printed else f"--json-file: {file}"
-            raise StateError(f"{place}: {one.failure.strerror}: events are missing in it")
+        if one.fault and one.fault != result.reason:  # the last events, or an error before it
+            raise StateError(one.fault)
     return result.exit_code
-
-
-ENDINGS = {
-    signal.SIGINT: "interrupted (Ctrl-C)",
-    signal.SIGTERM: "stopped",
-    signal.SIGHUP: "the terminal closed",
-    signal.SIGQUIT: "killed",
-}
-"""What a user or the system sends us to end the cell, and the cell's reason."""
-
-
-def _until_its_end(
-    cell: api.Cell,
-    *,
-    event: Callable[[Event], None],
-    stdout: api.Sink,
-    stderr: api.Sink,
-    land: Callable[[api.Arrived], Landed],
-) -> api.Result:
-    """The cell's whole life; what a user or the system sends us ends it.
-
-    In order, with a grace period, at the first signal; at once at the second, or at SIGQUIT. A
-    signal that was ignored when we were started stays so, as nohup has it for SIGHUP.
-    """
-    import asyncio
-
-    async def watched() -> api.Result:
-        loop = asyncio.get_running_loop()
-        for number, words in ENDINGS.items():
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                end = cell.abort if number is signal.SIGQUIT else cell.cancel
-                loop.add_signal_handler(number, end, words)
-        return await cell.run(event=event, stdout=stdout, stderr=stderr, land=land)
-
-    return asyncio.run(watched())

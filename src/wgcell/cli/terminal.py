@@ -1,7 +1,7 @@
-"""wgcell's own words, on standard error: a cell's events as lines a person reads.
+"""The terminal: wgcell's own lines on standard error, a verb's result on standard output.
 
-Everything that goes to a terminal is made fit for it here or in `wgcell.display`: a workload's
-bytes pass a `TerminalFilter`, a stranger's text within our own lines is spelled out by `clean`.
+Everything for a terminal is made safe here or in `wgcell.display`: a workload's bytes pass a
+`TerminalFilter`, and `clean` escapes a stranger's text within a line of wgcell's.
 """
 
 from __future__ import annotations
@@ -12,70 +12,65 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from enum import IntEnum
-from typing import IO, Any, cast
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 from rich.text import Text
 
+from wgcell.cli.background import BackgroundWriter
 from wgcell.cli.escapes import RESET, TerminalFilter
-from wgcell.cli.voice import Voice
 from wgcell.display import one_line, paragraph
 from wgcell.errors import HostError, WgcellError
-from wgcell.gateway.peer.tally import Tally
 
 __all__ = [
-    "Narrator",
     "SafeConsole",
-    "Words",
-    "all_said",
     "as_json",
     "clean",
     "complain",
     "console",
+    "finish_writing",
     "out",
     "printable",
     "raw_sink",
     "restore",
     "sink",
-    "speak_aside",
     "warn",
+    "write_in_background",
     "writer",
 ]
 
 _filters: list[TerminalFilter] = []
-"""Of this process's streams that are terminals, most often the one that wgcell speaks on too."""
+"""The filters of this process's streams that are terminals. wgcell's own lines go there too."""
 
 
-class _OwnWords:
-    """Standard error as rich writes to it: words that can't be said are no error.
+class _StandardError:
+    """Standard error, for rich: a line that can't be written is no error.
 
-    A workload may have left the terminal coloured, concealed, or in the midst of a line. So the
-    first words after it begin with a reset, on a line of their own, in one write: the terminal
-    puts nothing of another thread's between.
+    A workload may have left the terminal coloured, concealed, or within a line. So the first line
+    behind its output begins with a reset, and a newline if needed. Both go in one write with the
+    line, so that no other thread writes between them.
     """
 
     encoding = "utf-8"
-    voice: Voice | None = None
+    background: BackgroundWriter | None = None
 
     def write(self, text: str) -> int:
-        if self.voice is not None:
-            self.voice.say(text)
+        if self.background is not None:
+            self.background.write(text)
             return len(text)
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            self._stream().write(_behind_others(text))
+            self._stream().write(_reset_before(text))
         return len(text)
 
     def flush(self) -> None:
-        if self.voice is None:
+        if self.background is None:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 self._stream().flush()
 
     @staticmethod
     def _stream() -> IO[str]:
-        """Standard error itself: while a spinner stands, rich has put our own console before it."""
+        """Standard error itself: while a spinner is shown, rich has a proxy in its place."""
         stream: IO[str] = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
         return stream
 
@@ -86,8 +81,8 @@ class _OwnWords:
         return sys.stderr.fileno()
 
 
-def _behind_others(text: str) -> str:
-    """``text`` as it must be said now, behind what a workload has left on the terminal."""
+def _reset_before(text: str) -> str:
+    """``text`` behind a reset, if a workload has left the terminal coloured or within a line."""
     dirty = [one for one in _filters if one.coloured or one.line_open]
     if dirty:
         text = RESET + ("\n" if any(one.line_open for one in dirty) else "") + text
@@ -97,49 +92,49 @@ def _behind_others(text: str) -> str:
 
 
 class SafeConsole(Console):
-    """A console that no text moves, whoever printed it and forgot to clean it.
+    """A console on which no text controls the terminal, even if its caller did not `clean` it.
 
-    Newlines pass, for they may be our own: a stranger's text goes through `clean` before.
+    Newlines pass, because they may be wgcell's own; `clean` escapes those of a stranger.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """What `Console.render_str` makes of ``text``, its unsafe characters spelled out."""
+        """As `Console.render_str`, with the unsafe characters of ``text`` escaped."""
         return super().render_str(paragraph(text), **options)
 
 
-_own_words = _OwnWords()
-console = SafeConsole(file=cast(IO[str], _own_words), highlight=False, soft_wrap=True)
+_standard_error = _StandardError()
+console = SafeConsole(file=cast(IO[str], _standard_error), highlight=False, soft_wrap=True)
 
 
-def speak_aside() -> None:
-    """From now on a thread says our words: nobody waits for whoever reads standard error."""
+def write_in_background() -> None:
+    """Let a thread write the lines: a reader of standard error that stops blocks nothing else."""
     try:
         write, encoding = raw_sink(sys.stderr.fileno()), sys.stderr.encoding
     except (OSError, ValueError, AttributeError):
-        return  # there is none
+        return  # there is no standard error
     sys.stderr.flush()
-    _own_words.voice = Voice(
-        lambda text: write(_behind_others(text).encode(encoding, "backslashreplace"))
+    _standard_error.background = BackgroundWriter(
+        lambda text: write(_reset_before(text).encode(encoding, "backslashreplace"))
     )
 
 
-def all_said() -> bool:
-    """Wait until our words are said, if somebody listens; whether they are."""
-    return _own_words.voice is None or _own_words.voice.finish()
+def finish_writing() -> bool:
+    """Wait until all lines are written, if they are read at all; whether they are written."""
+    return _standard_error.background is None or _standard_error.background.finish()
 
 
 def printable(data: bytes) -> bytes:
-    r"""``data`` with control characters spelled out (``\x1b``); tab and newline stay."""
+    r"""``data`` with its control characters escaped (``\x1b``), but for tab and newline."""
     return paragraph(data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")).encode()
 
 
 def clean(value: object, most: int = 0) -> str:
-    """A stranger's text on one line, for rich."""
+    """A stranger's text as one line, escaped for rich; ``most`` characters, if not 0."""
     return escape(one_line(value, most))
 
 
 def raw_sink(fd: int) -> Callable[[bytes], None]:
-    """Write to ``fd`` as it comes, all of it, however long that takes. Raises OSError."""
+    """A function that writes all of its data to ``fd``, and blocks meanwhile. Raises OSError."""
 
     def write(data: bytes) -> None:
         view = memoryview(data)
@@ -147,14 +142,14 @@ def raw_sink(fd: int) -> Callable[[bytes], None]:
             try:
                 view = view[os.write(fd, view) :]
             except BlockingIOError:
-                # Somebody else made this open file non-blocking.
+                # Another process has made this open file non-blocking.
                 select.select((), (fd,), ())
 
     return write
 
 
-def sink(stream: Any) -> Callable[[bytes], None]:
-    """Where a workload's bytes go: filtered on a terminal, untouched in a pipe or a file."""
+def sink(stream: TextIO) -> Callable[[bytes], None]:
+    """A function for a workload's bytes: filtered on a terminal, unchanged in a pipe or a file."""
     write = raw_sink(stream.fileno())
     if not stream.isatty():
         return write
@@ -163,8 +158,8 @@ def sink(stream: Any) -> Callable[[bytes], None]:
     return lambda data: write(terminal.feed(data))
 
 
-def writer(stream: Any) -> Callable[[bytes], None]:
-    """`sink`, for a verb whose output it is: what can't be written is an error with a name."""
+def writer(stream: TextIO) -> Callable[[bytes], None]:
+    """A `sink` for a verb that prints records. Raises HostError, which names the stream."""
     write = sink(stream)
     name = "standard error" if stream is sys.stderr else "standard output"
 
@@ -182,180 +177,34 @@ def writer(stream: Any) -> Callable[[bytes], None]:
 
 
 def restore() -> None:
-    """Take a workload's colours off the terminal; at a run's end."""
+    """Reset the colours that a workload has left on the terminal."""
     if any(one.coloured for one in _filters):
         for one in _filters:
             one.mark_reset()
-        _own_words.write(RESET)
+        _standard_error.write(RESET)
 
 
 def out(text: str = "", *, end: str = "\n", flush: bool = False) -> None:
-    """One or more lines of a verb's result, on standard output. Raises OSError if it can't be."""
+    """Print lines of a verb's result on standard output. Raises OSError."""
     print(paragraph(text), end=end, flush=flush)
 
 
 def as_json(value: object, indent: int | None = None) -> str:
-    """JSON in plain ASCII: nothing in it moves a terminal."""
+    """JSON in plain ASCII, which can't control a terminal."""
     return json.dumps(value, indent=indent, default=str)
 
 
 def warn(text: str) -> None:
-    """One line of warning."""
+    """Print a warning, as one line."""
     console.print(f"[yellow]wgcell:[/] {clean(text)}")
 
 
 def complain(error: WgcellError | str, *more: str) -> None:
-    """An error: its first line behind our name, the others indented.
+    """Print an error: its first line behind wgcell's name, the others indented.
 
-    Text of strangers within it can't begin a line that looks like wgcell's own.
+    So a stranger's text in it can't forge a line of wgcell's.
     """
     first, *rest = map(paragraph, str(error).split("\n"))
     console.print(f"[red]wgcell:[/] {escape(first)}")
     for line in (*rest, *map(one_line, more)):
         console.print(escape(line if line.startswith("  ") else f"  {line}"))
-
-
-class Words(IntEnum):
-    """How much a run says of itself."""
-
-    ERRORS = 0
-    """``-q``: only an ending that is an error."""
-    FEW = 1
-    """How it begins, what warns, how it ends."""
-    ALL = 2
-    """``-v``: each step."""
-
-
-STATES = {
-    "preparing": "preparing the cell",
-    "consent": "asking the endpoint for consent",
-    "booting": "booting the machine",
-    "verifying": "verifying the tunnel from outside",
-    "running": "tunnel verified, the workload runs",
-    "terminating": "the workload is asked to end, and has its grace period",
-    "stopping": "bringing the results home",
-}
-
-_COLOURS = {"completed": "green", **dict.fromkeys(("cancelled", "timeout", "incomplete"), "yellow")}
-
-
-_MOST_REFUSALS = 20
-_LONGEST_REASON = 1000
-"""Characters; a guest's fault may be 24,000."""
-
-
-class Narrator:
-    """Tells a cell's events, one line each; a spinner stands while nothing else is said."""
-
-    def __init__(self, words: Words = Words.FEW) -> None:
-        self._words = words
-        self._status: Status | None = None
-        self._tally = Tally()
-        self._folder = ""
-        self._verdict = ""
-        """What is missing of the outputs; the reason of an outcome that is not about that."""
-        self._left = ""
-        """Why outputs did not land."""
-        if console.is_terminal and words >= Words.FEW:
-            self._status = console.status("preparing the cell")
-            self._status.start()
-
-    def line(self, text: str, words: Words = Words.FEW) -> None:
-        """One line, already escaped for rich, if so many ``words`` are wanted."""
-        if words <= self._words:
-            console.print(f"[dim]wgcell:[/] {text}")
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Tell one event."""
-        if "folder" in event:
-            self._folder = str(event["folder"])
-        match event["event"]:
-            case "state" if event["state"] in STATES:
-                words = STATES[event["state"]]
-                if self._status is not None:
-                    self._status.update(words)
-                    if event["state"] == "running":
-                        self._status.stop()  # from here on the workload's output has the screen
-                self.line(words, Words.ALL)
-            case "gateway":
-                self.line(f"the gateway's engine: {clean(event['engine'])}", Words.ALL)
-                if event.get("reason"):
-                    self.line(
-                        "[yellow]refused connections fail slowly or hang:[/] "
-                        f"{clean(event['reason'])}; wgcell doctor names the fix",
-                        Words.ALL,
-                    )
-            case "flow" | "flow_end" | "flows_omitted":
-                if self._tally.add(event):
-                    why = event.get("reason") or "no rule allows it"
-                    what, how = clean(self._tally.what(event)), self._tally.told(event)
-                    self.line(f"[yellow]{how}[/] {what} ({clean(why)})", Words.ALL)
-            case "walls" if not (event["seal"] and event["jail"]):
-                for wall, why in event["missing"].items():
-                    self.line(f"[red]not up:[/] {clean(wall)}: {clean(why)}")
-            case "frozen":
-                self.line("the machine is frozen and waits; [bold]wgcell ps[/] says how to look in")
-            case "path_mtu":
-                self.line(
-                    f"the path carries {clean(event['path'])} bytes: the tunnel's MTU is now "
-                    f"{clean(event['tunnel'])}, and was {clean(event['before'])}",
-                    Words.ALL,
-                )
-            case "out_of_memory":
-                victim = clean(event["victim"] or "a process")
-                self.line(
-                    "[yellow]the guest's memory was used up:[/] its kernel "
-                    f"killed {victim}; --memory gives it more"
-                )
-            case "exited":
-                self.line(f"the workload has ended with {clean(event['exit_code'])}", Words.ALL)
-            case "reader_stopped":
-                self.line(
-                    f"[red]cut off:[/] {clean(event['stream'])} after {clean(event['delivered'])} "
-                    "bytes: its reader did not read on"
-                )
-            case "changed":
-                self.line(f"[red]the guest's {clean(event.get('what'))} changed[/]")
-            case "outputs":
-                for left_out in event.get("left_out", ()):
-                    self.line(f"[yellow]output left out:[/] {clean(left_out)}")
-                self._verdict = str(event.get("verdict") or event.get("reason") or "")
-                if "files" in event:
-                    files, size = clean(event["files"]), clean(event["bytes"])
-                    self.line(f"{files} files home, {size} bytes", Words.ALL)
-            case "landed":
-                if event["whole"]:
-                    self.line(clean(event["sentence"]))
-                else:
-                    self._left = str(event["sentence"])
-            case "ended":
-                self._ended(event)
-
-    def _ended(self, event: dict[str, Any]) -> None:
-        self.stop()
-        for refusal in self._tally.summary()[:_MOST_REFUSALS]:
-            self.line(clean(refusal))
-        if learned := self._tally.learned():
-            self.line("learned; this would have sufficed:")
-            self.line(clean(" ".join(f"--allow {rule}" for rule in learned)))
-        outcome = str(event["outcome"])
-        if self._verdict and outcome != "incomplete":
-            self.line(f"[yellow]{clean(self._verdict)}[/]")
-        if self._left and self._left != event["reason"]:
-            self.line(f"[yellow]{clean(self._left)}[/]", Words.ERRORS)
-        colour = _COLOURS.get(outcome, "red")
-        told = event["reason"] and outcome != "completed"
-        reason = f": {clean(event['reason'], _LONGEST_REASON)}" if told else ""
-        kept = f"; records in {clean(self._folder)}" if self._folder else ""
-        if outcome == "rogue":
-            place = f"{self._folder}/rogue.pcapng" if self._folder else "rogue.pcapng"
-            kept = f"; the frame is in {clean(place)}, which Wireshark opens"
-        self.line(
-            f"[{colour}]{clean(outcome)}[/]{reason} (exit code {clean(event['exit_code'])}){kept}",
-            Words.FEW if outcome == "completed" else Words.ERRORS,
-        )
-
-    def stop(self) -> None:
-        """Take the spinner off the screen."""
-        if self._status is not None:
-            self._status.stop()

@@ -3,8 +3,8 @@
 ENGINE is ``embedded`` (the default), ``namespace``, ``kernel`` with the name of its interface, or
 ``auto``: the namespace engine where it is possible, else the embedded one.
 
-The first line of JSON on stdin is the configuration, each further line the next one. JSON lines on
-stdout are its events: ``ready`` first, then the flows. The process ends when stdin ends, stdout is
+Its orders come on stdin, a configuration first; its events go to stdout, ``ready`` first, then the
+flows (see `words`). The process ends when stdin ends, stdout is
 closed or its parent dies: it never outlives the process that started it.
 """
 
@@ -13,29 +13,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import json
 import os
 import resource
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wgcell.errors import HostError, WgcellError
-from wgcell.gateway import control
+from wgcell.gateway import words
 from wgcell.gateway.model.config import GatewayConfig
-from wgcell.gateway.model.parsing import parse_config
+from wgcell.gateway.model.parsing import configured
 from wgcell.gateway.model.ratelimit import TokenBucket
+from wgcell.gateway.orders import Orders
+from wgcell.wire.lines import LineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wgcell.gateway.engines.engine import Engine
+    from wgcell.gateway.engines.nftables.host import HostContext
+    from wgcell.gateway.engines.nftables.publishing import Listening
     from wgcell.gateway.peer.events import Report
 
 _PR_SET_PDEATHSIG = 1
 """linux/prctl.h."""
-_LONGEST_LINE = 1 << 20
-"""Bytes of a configuration."""
 _MOST_MEMORY = 2 << 30
 _FILES = 8192
 
@@ -57,11 +58,11 @@ def _die_with(parent: int) -> Callable[[], None]:
     return lambda: _end_with(parent)
 
 
-def report(event: dict[str, object]) -> None:
+def report(event: words.Event) -> None:
     """Write one event to stdout. Ends the process if that fails."""
     try:
         # A flow is reported before a byte of it moves, so this must reach the pipe at once.
-        sys.stdout.write(control.SAID.line_of(event).decode())
+        sys.stdout.write(words.EVENTS.line(event).decode())
         sys.stdout.flush()
     except (OSError, ValueError):
         # Nobody hears us, and a gateway that can't log must not forward.
@@ -92,35 +93,63 @@ async def started(
     Raises WgcellError, OSError and RuntimeError. With ``auto``, the ``ready`` event of the embedded
     engine has the reason why it is not the namespace engine.
     """
-    preexec, reason = _die_with(os.getpid()), ""
+    reason = ""
+    ports: Listening = {}
+    if name != "embedded" and any(peer.published for peer in config.peers):
+        from wgcell.gateway.engines.nftables.publishing import listening
+
+        # Before this process has a network of its own, and fewer rights outside.
+        ports = listening(config)
     if name in ("namespace", "auto"):
-        from wgcell.gateway.engines.nftables.engine import NftablesEngine
         from wgcell.gateway.engines.nftables.private import PrivateHost
 
         try:
-            host = PrivateHost(config)
-            engine = NftablesEngine(config, report, host, preexec=preexec, give_up=give_up)
-            await engine.start()
+            return await _with_nftables(PrivateHost, config, ports, report, give_up)
         except (HostError, OSError, RuntimeError) as error:
             # The embedded engine finds out itself what it lacks, too, such as a free port.
             if name == "namespace":
                 raise
             reason = error.message if isinstance(error, HostError) else str(error)
-        else:
-            return engine
+            if ports:
+                raise HostError(
+                    f"a published port needs the namespace engine: {reason}",
+                    hint="wgcell doctor lists what this machine lacks",
+                ) from error
     if name == "kernel":
-        from wgcell.gateway.engines.nftables.engine import NftablesEngine
         from wgcell.gateway.engines.nftables.machine import INTERFACE, MachineHost
 
-        machine = MachineHost(interface or INTERFACE)
-        kernel = NftablesEngine(config, report, machine, preexec=preexec, give_up=give_up)
-        await kernel.start()
-        return kernel
+        def machine(config: GatewayConfig) -> MachineHost:
+            return MachineHost(interface or INTERFACE)
+
+        return await _with_nftables(machine, config, ports, report, give_up)
     from wgcell.gateway.engines.embedded.engine import EmbeddedEngine
 
     embedded = EmbeddedEngine(config, report, reason)
     await embedded.start()
     return embedded
+
+
+async def _with_nftables(
+    host: Callable[[GatewayConfig], HostContext],
+    config: GatewayConfig,
+    ports: Listening,
+    report: Report,
+    give_up: Callable[[], None],
+) -> Engine:
+    """The nftables engine on ``host``, started. Raises HostError and OSError."""
+    from wgcell.gateway.engines.nftables.engine import NftablesEngine
+
+    try:
+        preexec = _die_with(os.getpid())
+        engine = NftablesEngine(
+            config, report, host(config), ports, preexec=preexec, give_up=give_up
+        )
+        await engine.start()
+    except BaseException:
+        for sock in ports.values():
+            sock.close()
+        raise
+    return engine
 
 
 class UncaughtErrors:
@@ -133,17 +162,25 @@ class UncaughtErrors:
         self._bucket = TokenBucket(1, 8)
         self._report = report
 
-    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         if self._bucket.take(loop.time()):
             error = context.get("exception")
             detail = f"{context.get('message')}: {error!r}"[:500]
-            self._report({"event": "stumble", "detail": detail})
+            self._report(words.Stumble(detail))
+
+
+def _order(line: bytes) -> words.Order:
+    """The order that ``line`` is. Raises HostError: whoever started this process is wgcell too."""
+    try:
+        return words.ORDERS.word(line)
+    except LineError as error:
+        raise HostError(f"the gateway was given an order that is none: {error}") from None
 
 
 async def _serve(name: str = "embedded", interface: str = "") -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(UncaughtErrors(report))
-    reader, code = asyncio.StreamReader(limit=_LONGEST_LINE), 0
+    reader, code = asyncio.StreamReader(limit=words.ORDERS.longest), 0
 
     def give_up() -> None:
         nonlocal code
@@ -152,18 +189,21 @@ async def _serve(name: str = "embedded", interface: str = "") -> int:
 
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     try:
-        line = await reader.readline()
-        config = parse_config(json.loads(line))
+        order = _order(await reader.readline())
+        if not isinstance(order, words.Configure):
+            raise HostError("the gateway's first order is no configuration")
+        config = configured(order)
         engine = await started(config, name, interface, report, give_up)
+        orders = Orders(engine, config, report, give_up)
     except (WgcellError, ValueError, OSError, RuntimeError) as error:
-        report({"event": "fault", "detail": str(error)})
+        report(words.Fault(str(error)))
         return 125
     while (line := await reader.readline()) and not code:
         try:
-            await engine.apply(parse_config(json.loads(line)))
-            report({"event": "applied"})
+            await orders.obey(_order(line))
         except (WgcellError, ValueError, OSError) as error:
-            report({"event": "fault", "detail": str(error)})
+            report(words.Fault(str(error)))
+    await orders.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             await engine.stop()

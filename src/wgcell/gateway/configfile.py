@@ -12,24 +12,25 @@ import re
 import secrets
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from wgcell import toml
 from wgcell.errors import PolicyError
 from wgcell.gateway.model.config import GatewayConfig, Peer, is_peer_name
+from wgcell.gateway.model.document import written
 from wgcell.gateway.model.keys import generate_private_key, public_key
-from wgcell.gateway.model.parsing import parse_config, split_endpoint
+from wgcell.gateway.model.parsing import configured, parse_config, split_endpoint
 from wgcell.gateway.model.policy import Policy
+from wgcell.gateway.model.source import Source
 from wgcell.gateway.model.wgquick import peer_file
+from wgcell.gateway.words import Configure
 from wgcell.net.addresses import Address
 
 __all__ = [
     "add_peer",
     "check_name",
+    "load",
     "load_config",
     "new_gateway",
-    "parse_toml",
-    "read_text",
     "remove_peer",
     "write_secret",
 ]
@@ -40,11 +41,20 @@ _MOST = 254
 
 def load_config(path: Path) -> GatewayConfig:
     """Read a file's configuration. Raises `PolicyError` with the file and the line."""
-    text = read_text(path)
-    return parse_config(parse_toml(path, text), str(path), text)
+    return load(path)[1]
 
 
-def read_text(path: Path) -> str:
+def load(path: Path) -> tuple[Configure, GatewayConfig]:
+    """A file's configuration, as the order to a gateway and as what it means.
+
+    Raises `PolicyError` with the file and the line.
+    """
+    text = _read_text(path)
+    order = written(_parse_toml(path, text), Source(str(path), text))
+    return order, configured(order, str(path), text)
+
+
+def _read_text(path: Path) -> str:
     """The text of a gateway's file, at most 1 MiB of UTF-8. Raises `PolicyError`."""
     try:
         with path.open("rb") as file:
@@ -60,7 +70,7 @@ def read_text(path: Path) -> str:
         raise PolicyError(f"{path}:{line}: not UTF-8 text") from None
 
 
-def parse_toml(path: Path, text: str) -> dict[str, Any]:
+def _parse_toml(path: Path, text: str) -> dict[str, object]:
     """The tables of a gateway's file. Raises `PolicyError` with the line."""
     try:
         return toml.parse(text.encode())
@@ -112,8 +122,8 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
     ``endpoint`` is the host in the peer's file; empty for the one in the gateway's file. The
     embedded engine can't use a preshared key. Raises `PolicyError`.
     """
-    text = read_text(path)
-    config = parse_config(parse_toml(path, text), str(path), text)
+    text = _read_text(path)
+    config = parse_config(_parse_toml(path, text), str(path), text)
     check_name(name)
     if any(peer.name == name for peer in config.peers):
         raise PolicyError(
@@ -153,7 +163,7 @@ def add_peer(path: Path, name: str, *, endpoint: str, preshared: bool) -> tuple[
         lines.append(f'address6 = "{peer.address6}"')
     lines += [""] if config.one_port else [f"port = {peer.port}", ""]
     new = text.rstrip("\n") + "\n" + "\n".join(lines)
-    parse_config(parse_toml(path, new), str(path), new)
+    parse_config(_parse_toml(path, new), str(path), new)
     write_secret(path, new)
     return peer, peer_file(config, peer, private)
 
@@ -176,10 +186,11 @@ def _free_port(config: GatewayConfig) -> int:
 
 def remove_peer(path: Path, name: str) -> None:
     """Remove a peer from the file. Raises `PolicyError`, also if the text can't be cut safely."""
-    text = read_text(path)
-    before = parse_toml(path, text)
-    if name not in before.get("peers", {}):
-        known = ", ".join(before.get("peers", {})) or "none"
+    text = _read_text(path)
+    before = _parse_toml(path, text)
+    peers = before.get("peers", {})
+    if not isinstance(peers, dict) or name not in peers:
+        known = ", ".join(peers) if isinstance(peers, dict) and peers else "none"
         raise PolicyError(f"{path}: there is no peer {name!r}", hint=f"there are: {known}")
     kept: list[str] = []
     inside = False
@@ -191,8 +202,8 @@ def remove_peer(path: Path, name: str) -> None:
         if not inside:
             kept.append(line)
     new = "".join(kept)
-    del before["peers"][name]
-    after = parse_toml(path, new)
+    del peers[name]
+    after = _parse_toml(path, new)
     if {**after, "peers": after.get("peers", {})} != before:
         raise PolicyError(f"{path}: peer {name} is not a table [peers.{name}] of its own")
     write_secret(path, new)

@@ -1,13 +1,14 @@
-"""What runs inside the machine, and how the host speaks with it.
+"""The guest's own programs, and the protocol between host and guest.
 
 ``init`` is the first process, in the initramfs: IPv6 off, modules, firewall, then the card. Beside
-it starts the ``agent``, in Python: it takes the configuration from the host, sets up the link, wg0
-(in the workload's namespace, its UDP socket in the first) and the root, reports what stands, waits
-for release, starts the workload, watches, and brings the results home. ``lean`` holds stand-ins for
-modules that it can't afford; ``collect`` is the shell that makes the outputs' tar. ``protocol`` and
-``firewall`` are used by both ends; ``verify`` is the host's.
+it starts the ``agent``, in Python: it reads the configuration from the host, sets up the link, wg0
+(in the workload's namespace, its UDP socket in the first) and the root, reports the result, waits
+for release, starts the workload, watches, and sends the results to the host. ``lean`` has stand-ins
+for modules that are too slow to load there; ``collect`` is the shell that makes the outputs' tar.
+Both ends use ``protocol``, ``config``, ``fields``, ``walls`` and ``firewall``; ``verify`` is the
+host's.
 
-Once the workload runs, nothing in here is believed.
+Once the workload runs, the host believes nothing that the guest says.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ __all__ = ["AGENT", "scripts"]
 AGENT = "lib/agent"
 """Where Python finds the agent's modules, in the initramfs."""
 _SHELL = {"init": "init", "collect": "bin/collect"}
-_MODULES = ("channel.py", "firewall.py", "frames.py", "protocol.py", "walls.py")
+_MODULES = (
+    *("channel.py", "config.py", "fields.py", "firewall.py", "frames.py", "protocol.py"),
+    "walls.py",
+)
 _STAND_INS = {
     "dataclasses.py": "dataclasses.py",
     "enum.py": "enum.py",

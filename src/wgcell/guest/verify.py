@@ -5,8 +5,9 @@ from __future__ import annotations
 import binascii
 from collections.abc import Mapping, Sequence
 
+from wgcell.guest.config import GuestConfig
 from wgcell.guest.firewall import ENDPOINT, PORT, comparable, ruleset
-from wgcell.guest.protocol import REPORTS, GuestConfig
+from wgcell.guest.protocol import REPORTS
 from wgcell.guest.walls import Wall
 from wgcell.net.addresses import network
 

@@ -25,14 +25,21 @@ from wgcell.image import debian, initramfs
 from wgcell.image.kernel import uncompressed_kernel, without_trailing_zeros
 from wgcell.image.store import FILES, Image, cache_folder, digest, load
 
-__all__ = ["base_key", "build", "is_current"]
+__all__ = ["base_key", "build", "is_current", "mirrors"]
 
 Progress = Callable[[str], None]
 
 BASE_CPIO = "base.cpio"
 """The initramfs's first archive, which the next build of the scripts uses again."""
+_MIRROR = "WGCELL_MIRROR"
 _FORMAT = 9
 """Increased when a change of the code, and not of a table, makes another base."""
+
+
+def mirrors() -> list[str]:
+    """The mirrors in the variable WGCELL_MIRROR, one on each line."""
+    named = os.environ.get(_MIRROR, "").split("\n")
+    return [mirror.strip() for mirror in named if mirror.strip()]
 
 
 def build(
@@ -110,7 +117,7 @@ def _reusable(name: str, key: str) -> Image | None:
     except ImageError:
         return None
     base = image.folder / BASE_CPIO
-    recorded = image.manifest["sha256"].get(BASE_CPIO)
+    recorded = image.digests.get(BASE_CPIO)
     whole = image.manifest.get("base") == key and base.exists() and digest(base) == recorded
     return image if whole else None
 

@@ -1,8 +1,8 @@
-"""Images on this machine: where they are, and whether they are whole.
+"""The images on this machine: their folders and manifests, and the check of each before a boot.
 
 An image is a folder ``$XDG_CACHE_HOME/wgcell/images/<name>`` with ``kernel``, ``initramfs``,
-``rootfs`` and ``manifest.json``, which holds the SHA-256 of each: a byte that changed is found
-before anything boots.
+``rootfs`` and ``manifest.json``. The manifest has the SHA-256 of each file, so a changed byte is
+found before anything boots.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wgcell.errors import ImageError
 from wgcell.home import home
@@ -27,7 +26,7 @@ _REBUILD = "wgcell image build"
 
 
 def cache_folder() -> Path:
-    """The folder of all images: below WGCELL_CACHE_DIR or the XDG cache folder."""
+    """The folder of all images, in WGCELL_CACHE_DIR or else in the XDG cache folder."""
     if named := os.environ.get("WGCELL_CACHE_DIR"):
         return Path(named).absolute() / "images"
     base = os.environ.get("XDG_CACHE_HOME") or str(home() / ".cache")
@@ -36,15 +35,22 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image's files, and what its manifest says of them."""
+    """One image: its files and its manifest."""
 
     name: str
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Mapping[str, object]
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """The SHA-256 of each of its files, hexadecimal, as the manifest has them."""
+        found = self.manifest.get("sha256")
+        named = found.items() if isinstance(found, dict) else ()
+        return {str(name): value for name, value in named if isinstance(value, str)}
 
     @property
     def kernel(self) -> Path:
-        """An uncompressed vmlinux, or a bzImage where none could be taken out."""
+        """An uncompressed vmlinux."""
         return self.folder / "kernel"
 
     @property
@@ -65,7 +71,7 @@ def digest(path: Path) -> str:
 
 
 def exists(name: str) -> bool:
-    """Whether there is an image of that name, whole or not."""
+    """Whether an image has that name; it may be damaged."""
     return (cache_folder() / name / "manifest.json").exists()
 
 
@@ -73,29 +79,29 @@ def _open(name: str) -> Image:
     folder = cache_folder() / name
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        digests = manifest["sha256"]
-        if not all(isinstance(digests[file], str) for file in FILES):
+        image = Image(name, folder, manifest if isinstance(manifest, dict) else {})
+        if not set(FILES) <= set(image.digests):
             raise ValueError("no digests")
     except FileNotFoundError:
         raise ImageError(
             f"there is no image {name!r} in {folder.parent}",
             hint=f"wgcell image ls lists those here; {_REBUILD} {name} makes one of Debian 12",
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ImageError(
             f"{folder}/manifest.json can't be read: {error}", hint=f"{_REBUILD} {name}"
         ) from None
-    return Image(name, folder, manifest)
+    return image
 
 
 def load(name: str) -> Image:
-    """The image, each file compared with its digest. Raises ImageError naming the hint."""
+    """The image, once each file has its digest. Raises ImageError with a hint."""
     image = _open(name)
-    with ThreadPoolExecutor(len(FILES)) as threads:  # hashing lets the other threads run
+    with ThreadPoolExecutor(len(FILES)) as threads:  # hashing releases the GIL
         found = threads.map(lambda file: digest(image.folder / file), FILES)
         for file in FILES:
             try:
-                same = next(found) == image.manifest["sha256"][file]
+                same = next(found) == image.digests[file]
             except OSError as error:
                 raise ImageError(
                     f"{image.folder / file}: {error.strerror}", hint=f"{_REBUILD} {name}"

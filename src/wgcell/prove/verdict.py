@@ -1,7 +1,7 @@
-"""What an observation proves. Pure: no socket, no clock, and nothing the relay says.
+"""What an observation proves. No I/O, and no word of the relay counts.
 
-The verdict is the capture's. A relay that claims to have stopped a frame which the capture saw has
-leaked it; one that claims to have let it pass when nothing came has not.
+The captures decide. A relay that reports a frame as stopped has leaked it if the captures show it;
+a relay that reports it as passed has not leaked it if they do not.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ __all__ = ["Observation", "Phase", "Result", "Status", "Verdict", "accepted", "j
 
 
 class Verdict(Enum):
-    """What must become of a probe."""
+    """The outcome of a probe."""
 
     KILL = "kill"
     """Nothing leaves, and the link is cut."""
     DROP = "drop"
-    """Nothing leaves, and the cell lives on."""
+    """Nothing leaves, and the cell goes on."""
     STOP = "stop"
-    """Nothing leaves, whatever becomes of the cell: all that can be asked of a stranger's frame."""
+    """Nothing leaves, and the cell may end or go on: all that is due for a user's own frame."""
     PASS = "pass"  # noqa: S105 - a verdict
-    """It arrives, as payload at the other end of the tunnel and nowhere else."""
+    """The payload arrives at the other end of the tunnel, and nowhere else."""
 
 
 class Phase(Enum):
-    """Where in its life the cell is when the probe comes."""
+    """The cell's state when the probe is sent."""
 
     BOOT = "boot"
     BEFORE = "before the tunnel"
@@ -38,20 +38,20 @@ class Phase(Enum):
 
 
 class Status(Enum):
-    """What is known after a case was played."""
+    """The result of a case."""
 
     HELD = "held"
     LEAKED = "leaked"
     WRONG = "wrong verdict"
-    """Nothing leaked, but the cell did not end, or ended, when it should not have."""
+    """Nothing leaked, but the cell ended, or went on, against the verdict that was due."""
     NOT_PROVEN = "not proven"
-    """The control was not seen, or the capture has holes: whatever the wall did, nobody saw it."""
+    """The captures have missed the control, or other packets: they show nothing of the wall."""
     NOT_PLAYED = "not played"
 
 
 def accepted(verdict: Verdict, phase: Phase) -> frozenset[Verdict]:
-    """What may become of a probe of that verdict in a phase other than the one it is stated for."""
-    # In boot nothing of the requester's runs yet, and either way the cell is never released.
+    """The outcomes that are right for a probe with ``verdict`` in ``phase``."""
+    # During the boot nothing of the requester's runs yet, and the cell is never released.
     mild = verdict is Verdict.KILL and phase is Phase.BOOT
     if mild or verdict is Verdict.STOP:
         return frozenset({Verdict.DROP, Verdict.KILL})
@@ -60,14 +60,15 @@ def accepted(verdict: Verdict, phase: Phase) -> frozenset[Verdict]:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One case, played once.
+    """One case, run once.
 
-    ``leaks``: packets that were on their way out and are not the tunnel's, and frames that reached
-    the guest and should not have, a line each. ``cut``: the NIC was closed from the host's side,
-    or the machine was ended. ``alive``: an honest message still came through behind the probe.
-    ``arrived``: a probe that must pass did. ``beyond``: bounds of the host's that
-    did not hold. ``control`` is None where none was played. ``said`` is the relay's own word,
-    shown and never judged.
+    ``leaks`` has a line for each packet that has left the host outside the tunnel, and for each
+    frame that has reached the guest against the rules. ``cut``: the host has closed the NIC or
+    ended the machine. ``alive``: an honest message passed behind the probe. ``arrived``: a probe
+    that must pass has passed. ``beyond`` has a sentence for each bound of the host that did not
+    hold. ``lost`` is the number of packets that the captures have missed. ``control``: whether
+    they have shown the control, None without one. ``said`` is the relay's own account, which is
+    shown and decides nothing.
     """
 
     leaks: tuple[str, ...] = ()
@@ -85,14 +86,14 @@ class Observation:
 def judge(
     verdict: Verdict, phase: Phase, seen: Observation, *, control_asked: bool = True
 ) -> tuple[Status, str]:
-    """The status, and why in a sentence; the worst that is true comes first."""
+    """The status and the reason for it; the worst status that applies."""
     if seen.leaks:
         more = f" and {len(seen.leaks) - 1} more" if len(seen.leaks) > 1 else ""
         return Status.LEAKED, seen.leaks[0] + more
     if seen.lost:
         return Status.NOT_PROVEN, f"the capture lost {seen.lost} packets"
     if control_asked and seen.control is None:
-        return Status.NOT_PROVEN, "no control was played"
+        return Status.NOT_PROVEN, "no control was run"
     if seen.control is False:
         return Status.NOT_PROVEN, "with the wall down the probe was not seen either"
     if seen.beyond:
@@ -128,6 +129,6 @@ class Result:
 
 
 def passes(results: Iterable[Result]) -> bool:
-    """Whether a run proves what it should: something was played, and all that was held."""
+    """Whether every case that was run has held, and at least one was run."""
     played = [result for result in results if result.status is not Status.NOT_PLAYED]
     return bool(played) and all(result.status is Status.HELD for result in played)

@@ -38,7 +38,7 @@ def main() -> int:
         return 1
     nic, udp = (socket.socket(fileno=each) for each in given[:2])
     owned = Descriptors(nic.fileno(), udp.fileno(), control.fileno(), *given[2:])
-    control.sendall(words.SAID.line(words.Begun()))
+    control.sendall(words.EVENTS.line(words.Begun()))
     loop = Loop(nic, udp, control, owned.kill_switch)
     loop.warm()
     load()
@@ -60,7 +60,7 @@ def _last_words(control: socket.socket, error: BaseException) -> None:
         line, trace = trace.tb_lineno, trace.tb_next
     fault = words.Fault(f"{type(error).__name__}: {error} (line {line})")
     with contextlib.suppress(OSError):
-        control.sendall(words.SAID.line(fault))
+        control.sendall(words.EVENTS.line(fault))
 
 
 if __name__ == "__main__":

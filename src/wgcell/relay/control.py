@@ -1,7 +1,7 @@
-"""The words between the relay and its supervisor, on the control socket.
+"""The words between the relay and its supervisor, on the control socket. Both ends use this module.
 
-`SAID` is what the relay says, `TOLD` what it is told. It is sealed, and yet the supervisor believes
-it no more than a line can hold: see `wgcell.wire.lines`.
+`EVENTS` come from the relay, `ORDERS` go to it: one encoder and one strict decoder, see
+`wgcell.wire.lines`. The relay is sealed, and yet the supervisor trusts no line of it.
 """
 
 from __future__ import annotations
@@ -10,68 +10,69 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from wgcell.wire.lines import Counts, Data, Flag, Number, OneOf, Seconds, Text, Texts, Vocabulary
+from wgcell.wire.lines import Data, Flag, Number, OneOf, Seconds, Table, Text, Vocabulary
 
 __all__ = [
+    "EVENTS",
     "EVIDENCE_BYTES",
-    "SAID",
-    "TOLD",
+    "ORDERS",
     "Alive",
     "Begun",
     "Closed",
     "Configure",
+    "Event",
     "Fault",
     "Handshake",
+    "Order",
     "OutOfStep",
     "Quit",
     "Quota",
     "Ready",
     "Renewed",
     "Rogue",
-    "Said",
     "Stats",
-    "Told",
     "Verified",
 ]
 
 LONGEST_LINE = 16 * 1024
 """Bytes. The longest are a rogue frame's, with its evidence, and the statistics."""
 EVIDENCE_BYTES = 2048
-"""Of a rogue frame, so many are reported."""
+"""Of a rogue frame that are reported."""
 
 _Reason = Annotated[str, Text(64)]
 _Detail = Annotated[str, Text(300)]
 _Count = Annotated[int, Number()]
-_Counts = Annotated[Mapping[str, int], Counts(64)]
+_Counts = Annotated[Mapping[str, int], Table(64, Number())]
 _Key = Annotated[bytes, Data(32, 32)]
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """It runs, and has its descriptors."""
+    """The relay runs, and has its descriptors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """It is configured and sealed: whether wholly, and which stages are missing, and why."""
+    """The relay is configured. ``seal``: every stage of its seal stands."""
 
     seal: Annotated[bool, Flag()]
-    missing: Annotated[Mapping[str, str], Texts(16, 300)]
+    missing: Annotated[Mapping[str, str], Table(16, Text(300))]
+    """The stages that do not stand, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A handshake that the guest asked for is complete, and transport has passed both ways."""
+    """A handshake that the guest began is complete: transport has passed both ways."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """A valid message of the endpoint's has come; at most once a second."""
+    """A valid message of the endpoint has come; at most one event a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """One is complete, and who asked for it."""
+    """A handshake is complete. ``initiator`` began it."""
 
     initiator: Annotated[str, OneOf(("guest", "endpoint"))]
 
@@ -86,12 +87,12 @@ class Rogue:
     time: Annotated[float, Seconds()]
     """Unix time."""
     boottime: Annotated[float, Seconds()]
-    """Seconds since boot, when it was read."""
+    """Seconds since boot, when the frame was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutOfStep:
-    """A message was dropped that loss or reordering can explain; a reason at most once a second."""
+    """A dropped message that loss or reordering can explain; one event a second for a reason."""
 
     reason: _Reason
     detail: _Detail
@@ -106,7 +107,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What has passed and what was refused so far; at most once a second, and at the end."""
+    """Messages that have passed or were refused so far; at most once a second, and at the end."""
 
     messages_out: _Count
     messages_in: _Count
@@ -133,7 +134,7 @@ class Fault:
     detail: _Detail
 
 
-Said = (
+Event = (
     Begun
     | Ready
     | Verified
@@ -147,7 +148,7 @@ Said = (
     | Fault
 )
 
-SAID: Vocabulary[Said] = Vocabulary(
+EVENTS: Vocabulary[Event] = Vocabulary(
     "event",
     LONGEST_LINE,
     {
@@ -168,7 +169,7 @@ SAID: Vocabulary[Said] = Vocabulary(
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """The first word: whose tunnel it is. ``rate`` is bytes a second each way, ``quota`` bytes."""
+    """The first order: the tunnel. ``rate`` is bytes a second each way, ``quota`` bytes."""
 
     guest_public_key: _Key
     endpoint_public_key: _Key
@@ -181,9 +182,9 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """With this line comes a fresh UDP socket, in the old one's place.
+    """A fresh UDP socket comes with this line, and takes the old one's place.
 
-    ``met``: it leads to another address, so what was agreed with the old one is void.
+    ``met``: it is connected to another address, so the old one's sessions are void.
     """
 
     met: Annotated[bool, Flag()]
@@ -191,13 +192,13 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True)
 class Quit:
-    """Say the last figures, and end."""
+    """Report the last figures, and end."""
 
 
-Told = Configure | Renewed | Quit
+Order = Configure | Renewed | Quit
 
-TOLD: Vocabulary[Told] = Vocabulary(
-    "command",
+ORDERS: Vocabulary[Order] = Vocabulary(
+    "order",
     LONGEST_LINE,
     {"configure": Configure, "renewed": Renewed, "quit": Quit},
 )

@@ -65,27 +65,27 @@ class Loop:
         self._udp = udp
         self._datagrams = Datagrams(udp)
         self._control = control
-        self._told = b""
+        self._partial = b""
         self._fresh: list[int] = []
-        """Sockets that came, until the word that says what they are has been read."""
+        """Sockets that have arrived before the order that they belong to."""
         self._pending: list[bytes | memoryview] = []
         self._relay: Relay | None = None
         self._stats_sent: words.Stats | None = None
         self._stats_due = 0.0
-        self._untold = True
-        self._alive_told = 0.0
+        self._unreported = True
+        self._alive_at = 0.0
         self._read_at = 0.0
-        self._stumble_told: dict[str, float] = {}
+        self._out_of_step_at: dict[str, float] = {}
         self._limiters: tuple[RateLimiter, RateLimiter] | None = None
-        """Out and in, where the job has a rate."""
+        """Out and in, if the job has a rate."""
         self._quota = 0
         self._held: dict[int, float] = {}
-        """Descriptors that are not read for now, and until when."""
+        """Descriptors that are not read until that time of CLOCK_BOOTTIME."""
         self._done = False
 
     @staticmethod
     def warm() -> None:
-        """Run every kind of code once, so that nothing is left to be loaded behind the seal."""
+        """Run every kind of code once, so that nothing has to be loaded behind the seal."""
         relay = Relay(SessionTable(bytes(32), bytes(32), 1420))
         covered = b"\x01\0\0\0" + bytes(112)
         message = covered + wireguard.mac1(bytes(32), covered) + bytes(16)
@@ -95,26 +95,26 @@ class Loop:
             relay.outbound(len(record), boottime())
         relay.inbound([Arrived(message, (message,))], boottime())
         rogue = words.Rogue("é", "", message, time.time(), boottime())
-        words.SAID.word(words.SAID.line(rogue))
+        words.EVENTS.word(words.EVENTS.line(rogue))
         with contextlib.suppress(LineError):
-            words.TOLD.word(b'{"command": "warm"}')
+            words.ORDERS.word(b'{"order": "warm"}')
         socket.CMSG_SPACE(4)
         array.array("i")
 
     def run(self, seal: Seal) -> None:
-        """Serve until the end; ``seal`` is what the supervisor is told of the seal."""
+        """Serve until the end. ``seal`` is reported to the supervisor."""
         self._configure()
         self._poll = select.poll()
         self._poll.register(self._control, select.POLLIN)
         self._watch()
         supervisor, udp = self._control.fileno(), self._udp.fileno()
-        self._tell(words.Ready(seal.whole, seal.missing))
+        self._report_event(words.Ready(seal.whole, seal.missing))
         while not self._done:
             for fd, events in self._poll.poll(self._patience()):
                 if fd == supervisor:
                     self._obey()
                     continue
-                self._untold = True
+                self._unreported = True
                 if fd == udp:
                     self._read_udp()
                 elif self._nic is not None:
@@ -129,28 +129,28 @@ class Loop:
 
     # The supervisor.
 
-    def _tell(self, word: words.Said) -> None:
+    def _report_event(self, word: words.Event) -> None:
         try:
-            self._control.sendall(words.SAID.line(word))
+            self._control.sendall(words.EVENTS.line(word))
         except OSError:
             self._done = True
 
-    def _lines(self) -> list[words.Told]:
+    def _lines(self) -> list[words.Order]:
         try:
             data, fresh, _, _ = socket.recv_fds(self._control, 65536, 1)
         except ConnectionResetError:
-            data, fresh = b"", []  # gone with something of ours unread
+            data, fresh = b"", []  # the supervisor has ended, and left something unread
         self._fresh += fresh
         if not data:
             self._done = True
             return []
-        *lines, self._told = (self._told + data).split(b"\n")
-        return [words.TOLD.word(line) for line in lines if line]
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        return [words.ORDERS.word(line) for line in lines if line]
 
     def _renew(self, *, met: bool) -> None:
         """A fresh socket to the endpoint takes the old one's number: the host's network changed.
 
-        ``met``: it leads to another address, and what was agreed with the old one is void first.
+        ``met``: it is connected to another address, so the old one's sessions are forgotten first.
         """
         descriptor = self._fresh.pop(0)
         if met and self._relay is not None:
@@ -160,7 +160,7 @@ class Loop:
         self._datagrams.renew()
 
     def _configure(self) -> None:
-        lines: list[words.Told] = []
+        lines: list[words.Order] = []
         while not lines and not self._done:
             lines = self._lines()
         if not lines:
@@ -175,13 +175,13 @@ class Loop:
             self._limiters = RateLimiter(first.rate), RateLimiter(first.rate)
         self._quota = first.quota or 0
         for line in rest:
-            self._one(line)
+            self._execute(line)
 
     def _obey(self) -> None:
         for line in self._lines():
-            self._one(line)
+            self._execute(line)
 
-    def _one(self, word: words.Told) -> None:
+    def _execute(self, word: words.Order) -> None:
         match word:
             case words.Renewed(met):
                 self._renew(met=met)
@@ -204,10 +204,10 @@ class Loop:
             count = 0
         if not count:
             self._unplug()
-            self._tell(words.Closed("nic"))
+            self._report_event(words.Closed("nic"))
             return
         self._read_at, carried = boottime(), self._relay.bytes_out
-        self._do(self._relay.outbound(count, self._read_at))
+        self._execute_commands(self._relay.outbound(count, self._read_at))
         if self._limiters is not None and self._nic is not None:
             passed = self._relay.bytes_out - carried
             self._hold(self._nic, self._limiters[0].spend(passed, self._read_at))
@@ -222,16 +222,16 @@ class Loop:
             return
         before, carried = self._relay.messages_in, self._relay.bytes_in
         now = boottime()
-        self._do(self._relay.inbound(arrived, now))
+        self._execute_commands(self._relay.inbound(arrived, now))
         if self._limiters is not None:
             self._hold(self._udp, self._limiters[1].spend(self._relay.bytes_in - carried, now))
         if self._quota:
             self._count()
-        if self._relay.messages_in > before and now - self._alive_told >= 1:
-            self._alive_told = now
-            self._tell(words.Alive())
+        if self._relay.messages_in > before and now - self._alive_at >= 1:
+            self._alive_at = now
+            self._report_event(words.Alive())
 
-    def _do(self, commands: list[Command]) -> None:
+    def _execute_commands(self, commands: list[Command]) -> None:
         send = self._datagrams.send
         for command in commands:
             if type(command) is Send:  # nearly all are
@@ -241,9 +241,9 @@ class Loop:
                 case WriteNic(buffers):
                     self._write(buffers)
                 case Handshake(initiator):
-                    self._tell(words.Handshake(initiator.value))
+                    self._report_event(words.Handshake(initiator.value))
                 case Verified():
-                    self._tell(words.Verified())
+                    self._report_event(words.Verified())
                 case Report(refusal, frame):
                     self._report(refusal.reason.value, refusal.detail, refusal.rogue, frame)
                 case Cut():
@@ -251,13 +251,13 @@ class Loop:
 
     def _report(self, reason: str, detail: str, rogue: bool, frame: bytes) -> None:
         if rogue:
-            self._tell(words.Rogue(reason, detail, frame, time.time(), self._read_at))
-        elif boottime() - self._stumble_told.get(reason, -1.0) >= 1:
-            self._stumble_told[reason] = boottime()
-            self._tell(words.OutOfStep(reason, detail))
+            self._report_event(words.Rogue(reason, detail, frame, time.time(), self._read_at))
+        elif boottime() - self._out_of_step_at.get(reason, -1.0) >= 1:
+            self._out_of_step_at[reason] = boottime()
+            self._report_event(words.OutOfStep(reason, detail))
 
     def _write(self, buffers: list[bytes | memoryview]) -> None:
-        """All of it to the NIC's socket; what it does not take waits, and the endpoint with it."""
+        """Write to the NIC's socket. The rest waits if it is full, and so does the endpoint."""
         if self._nic is None:
             return
         waited = bool(self._pending)
@@ -274,7 +274,7 @@ class Loop:
             self._watch()
 
     def _watch(self) -> None:
-        """What to wake for: to read from whom, and whether the NIC's socket takes more."""
+        """Set what wakes the loop: bytes to read, and room in the NIC's socket."""
         if self._nic is not None:
             reads = 0 if self._nic.fileno() in self._held else select.POLLIN
             self._want(self._nic, reads | (select.POLLOUT if self._pending else 0))
@@ -282,7 +282,7 @@ class Loop:
         self._want(self._udp, 0 if self._pending or held else select.POLLIN)
 
     def _want(self, sock: socket.socket, events: int) -> None:
-        """Merely masked, an error of the path would still wake us."""
+        # A socket that is merely masked still wakes the loop at an error of the path.
         if events:
             self._poll.register(sock, events)
         else:
@@ -305,24 +305,24 @@ class Loop:
             self._watch()
 
     def _patience(self) -> int | None:
-        """Milliseconds to wait at most. Nothing new to tell, nobody held: nothing to wake for."""
-        patience = 1000 if self._untold else None
+        """The most milliseconds to wait; None if no figures are to come and nobody is held."""
+        patience = 1000 if self._unreported else None
         if self._held:
             soon = max(1, ceil((min(self._held.values()) - boottime()) * 1000))
             patience = soon if patience is None else min(patience, soon)
         return patience
 
     def _count(self) -> None:
-        """Cut the link when all that the job may carry, both ways together, has been carried."""
+        """Cut the link when the job's quota, both ways together, has been carried."""
         relay = self._relay
         if relay is None or relay.cut or relay.bytes_out + relay.bytes_in < self._quota:
             return
         # The machine lives on without a link: its workload has a grace period.
         self._unplug()
-        self._tell(words.Quota(relay.bytes_out + relay.bytes_in))
+        self._report_event(words.Quota(relay.bytes_out + relay.bytes_in))
 
     def _cut(self) -> None:
-        """First the machine, then the words about it."""
+        """Kill the machine; the event comes later."""
         if self._kill_switch >= 0:
             os.close(self._kill_switch)
             self._kill_switch = -1
@@ -344,7 +344,7 @@ class Loop:
         if relay is None or (boottime() < self._stats_due and not now):
             return
         self._stats_due = boottime() + 1
-        self._untold = False
+        self._unreported = False
         stats = words.Stats(
             messages_out=relay.messages_out,
             messages_in=relay.messages_in,
@@ -358,11 +358,11 @@ class Loop:
         )
         if stats != self._stats_sent or now:
             self._stats_sent = stats
-            self._tell(stats)
+            self._report_event(stats)
 
 
 def _behind(buffers: list[bytes | memoryview], written: int) -> list[bytes | memoryview]:
-    """What is left when so many bytes are written."""
+    """The rest of ``buffers`` when so many bytes are written."""
     if written == sum(map(len, buffers)):
         return []
     for n, buffer in enumerate(buffers):

@@ -1,11 +1,11 @@
 """The relay without its sockets: bytes in, commands out, in order.
 
-A rogue frame cuts the link for good: of what stands behind it in the same read, nothing passes.
+A rogue frame cuts the link for good: nothing behind it in the same read passes.
 
-Out, ``room`` says where the next bytes of QEMU's stream go, and ``outbound`` that they are there;
-what leaves are views of that buffer, to be sent before ``room`` is asked again. Messages of one
-size, and one shorter at their end, leave as one command: the host's UDP sends them as segments.
-In, the endpoint's datagrams come as the host's UDP has coalesced them.
+Outbound, ``room`` is the place for the next bytes of QEMU's stream, and ``outbound`` takes them.
+The payloads in its commands are views of that buffer, to be sent before the next call of ``room``.
+Messages of one size, and one shorter at their end, are one command: the host's UDP sends them as
+segments. Inbound, the endpoint's datagrams come as the host's UDP has coalesced them.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class WriteNic:
 
 @dataclass(slots=True)
 class Arrived:
-    """Datagrams that came together: ``whole`` is all of them side by side, each as long as the
-    first of ``payloads``, but the last, which may be shorter."""
+    """Datagrams that came together. ``whole`` is all of them side by side, each as long as the
+    first of ``payloads``; the last may be shorter."""
 
     whole: Bytes
     payloads: Sequence[Bytes]
@@ -70,7 +70,7 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A refusal that the supervisor must hear of, with the frame."""
+    """A refusal to report to the supervisor, with the frame."""
 
     refusal: Refusal
     frame: bytes
@@ -83,7 +83,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The first handshake of the guest's asking is complete: transport has passed both ways."""
+    """The first handshake that the guest began is complete: transport has passed both ways."""
 
 
 Command = Send | WriteNic | Report | Cut | Handshake | Verified
@@ -98,7 +98,7 @@ def _heads(size: int, count: int) -> struct.Struct:
 
 
 def _alike(group: Arrived, size: int) -> int:
-    """How many of the first are of that size; 0 if they don't all begin as the first does."""
+    """The number of the first ones of that size; 0 if one begins differently from the first."""
     count = len(group.payloads) - (len(group.payloads[-1]) != size)
     heads = b"".join(_heads(size, count).unpack_from(group.whole))
     return count if heads == heads[: _HEAD.size] * count else 0
@@ -106,12 +106,12 @@ def _alike(group: Arrived, size: int) -> int:
 
 @lru_cache(maxsize=2048)
 def _header(size: int) -> bytes:
-    """What stands before a payload of that size on its way to QEMU."""
+    """The bytes before a payload of that size on its way to QEMU."""
     return (link.HEADERS + size).to_bytes(PREFIX, "big") + link.headers(size)
 
 
 def _room(size: int) -> int:
-    """How many datagrams of that size one send may have."""
+    """The most datagrams of that size in one send."""
     return min(SEGMENTS_MOST, SEGMENTS_BYTES // max(size, 1))
 
 
@@ -139,19 +139,19 @@ class Relay:
 
     @property
     def unanswered(self) -> int:
-        """The guest's latest initiations that nobody has answered."""
+        """The number of the guest's latest initiations without an answer."""
         return self._sessions.unanswered
 
     def meet(self) -> None:
-        """The way out leads to another address from now on: see `SessionTable.meet`."""
+        """The socket is connected to another address: see `SessionTable.meet`."""
         self._sessions.meet()
 
     def room(self) -> memoryview:
-        """Where the next bytes of QEMU's stream go; voids what was to be sent."""
+        """The place for the next bytes of QEMU's stream. Voids all payloads not yet sent."""
         return self._stream.room()
 
     def outbound(self, received: int, now: float) -> list[Command]:
-        """So many bytes have come to ``room``: any number of frames, or a part of one."""
+        """The commands for ``received`` new bytes in ``room``: frames, and a part of one."""
         commands: list[Command] = []
         if self.cut:
             return commands
@@ -183,8 +183,11 @@ class Relay:
         return commands
 
     def _send(self, commands: list[Command], payloads: list[memoryview]) -> None:
-        """As segments: a datagram joins the last send if it is no longer than the first of it, and
-        none of it was shorter."""
+        """Send ``payloads`` as segments.
+
+        One joins the last send if it is no longer than that send's first payload, and all others of
+        that send are as long as the first.
+        """
         self.messages_out += len(payloads)
         last = commands[-1] if commands else None
         group = last.payloads if isinstance(last, Send) else []
@@ -201,7 +204,7 @@ class Relay:
                 commands.append(Send(group))
 
     def _send_alike(self, commands: list[Command], payloads: list[memoryview]) -> None:
-        """The same for payloads of one size."""
+        """`_send` for payloads of one size."""
         size = len(payloads[0])
         last = commands[-1] if commands else None
         if isinstance(last, Send) and len(last.payloads[0]) == size == len(last.payloads[-1]):
@@ -215,7 +218,7 @@ class Relay:
         self.bytes_out += size * len(payloads)
 
     def _lie(self, length: int) -> list[Command]:
-        """The stream can't be followed any further, however lenient."""
+        """Cut the link, lenient or not: nobody knows where the next frame begins."""
         refusal = Refusal(Reason.STREAM, f"a frame's length of {length}")
         self.refused[refusal.reason.value] += 1
         self.cut = True
@@ -232,7 +235,7 @@ class Relay:
         return [Cut(), Report(refusal, frame)]
 
     def inbound(self, arrived: Iterable[Arrived], now: float) -> list[Command]:
-        """Datagrams of the endpoint's."""
+        """The commands for datagrams from the endpoint."""
         if self.cut:
             return []
         buffers: list[Bytes] = []
@@ -270,12 +273,12 @@ class Relay:
         return commands
 
     def _live(self, head: int, size: int, now: float) -> bool:
-        """Whether what begins so is transport of a live session."""
+        """Whether a datagram that begins with ``head`` is transport of a live session."""
         kind, receiver = head & 0xFFFFFFFF, head >> 32
         return kind == MessageType.TRANSPORT and self._sessions.receives(receiver, size, now)
 
     def _progress(self) -> list[Command]:
-        """What the last messages completed."""
+        """The handshakes that the last messages completed, as commands."""
         done: list[Command] = list(self._sessions.handshakes())
         if not done:  # nearly always
             return done

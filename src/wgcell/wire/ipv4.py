@@ -33,8 +33,14 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def header(source: bytes, destination: bytes, payload_length: int, ttl: int = 64) -> bytes:
-    """A UDP packet's header: DF set, identification 0 (RFC 6864: atomic datagrams need none)."""
+def header(
+    source: bytes,
+    destination: bytes,
+    payload_length: int,
+    ttl: int = 64,
+    protocol: int = PROTOCOL_UDP,
+) -> bytes:
+    """A packet's header: DF set, identification 0 (RFC 6864: atomic datagrams need none)."""
     head = struct.pack(
         ">BBHHHBBH4s4s",
         VERSION_4_IHL_5,
@@ -43,7 +49,7 @@ def header(source: bytes, destination: bytes, payload_length: int, ttl: int = 64
         0,
         DONT_FRAGMENT,
         ttl,
-        PROTOCOL_UDP,
+        protocol,
         0,
         source,
         destination,

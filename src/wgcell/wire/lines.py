@@ -1,13 +1,13 @@
-"""What our own processes say to each other: words, as JSON objects, one a line.
+"""Messages between wgcell's own processes: words, as JSON objects, one a line.
 
-A word is a frozen dataclass. What each of its fields may hold stands in its annotation
-(``Annotated[str, Text(64)]``), and a `Vocabulary` names the words that one end may say. Both ends
-use the same: one encoder, one decoder.
+A word is a frozen dataclass. The annotation of each field (``Annotated[str, Text(64)]``) says which
+values it may hold, and a `Vocabulary` names the words that one end may send. Both ends use the
+same: one encoder, one decoder.
 
-The process that speaks may have been taken over by the guest whose bytes it handles. So the decoder
-takes nothing that the encoder would not have made: no unknown word, no field too many or too few,
-no other type, no number out of range, no time that is infinite or below 0, no text that is too
-long. It raises `LineError`, and whoever listens ends the cell.
+A guest may have taken over the process that handles its bytes. So the decoder accepts nothing that
+the encoder would not have made: no unknown word, no field too many or too few, no other type, no
+number out of range, no time that is infinite or below 0, no text that is too long. It raises
+`LineError`, and the process that reads ends the cell.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ import base64
 import binascii
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, Protocol, TypeVar, get_type_hints
+from typing import Generic, NoReturn, Protocol, TypeVar, get_type_hints
 
 __all__ = [
-    "Counts",
     "Data",
+    "Exact",
     "Flag",
     "LineError",
     "Number",
     "OneOf",
+    "Record",
     "Seconds",
+    "Several",
+    "Table",
     "Text",
-    "Texts",
     "Vocabulary",
 ]
 
@@ -39,32 +41,45 @@ LATEST = 1e12
 
 
 class LineError(ValueError):
-    """A line that is no word of its vocabulary, or a word that can't be said in it."""
+    """A line that is no word of its vocabulary, or a word that can't be encoded in it."""
 
 
-class Kind(Protocol):
-    """What a field may hold."""
+class FieldType(Protocol):
+    """The values that a field may hold."""
 
-    def said(self, value: Any) -> Any:
-        """``value`` as JSON has it; texts that are too long are cut. Raises LineError."""
+    def encoded(self, value: object) -> object:
+        """``value`` for JSON. Raises LineError for a value that the field may not hold."""
 
-    def heard(self, found: Any) -> Any:
-        """The value that JSON's ``found`` stands for. Raises LineError."""
+    def decoded(self, found: object) -> object:
+        """The value of JSON's ``found``. Raises LineError for one that the field may not hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Up to ``most`` characters."""
+    """Up to ``most`` characters, for people: a longer text is cut."""
 
     most: int
 
-    def said(self, value: Any) -> Any:
-        return self.heard(str(value).encode("utf-8", "backslashreplace").decode()[: self.most])
+    def encoded(self, value: object) -> object:
+        return self.decoded(str(value).encode("utf-8", "backslashreplace").decode()[: self.most])
 
-    def heard(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, str) or len(found) > self.most or not _whole(found):
             raise LineError(f"no text of up to {self.most} characters")
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Up to ``most`` characters, for a program: never cut, since a part has another meaning."""
+
+    most: int
+
+    def encoded(self, value: object) -> object:
+        return Text(self.most).decoded(value)
+
+    def decoded(self, found: object) -> object:
+        return Text(self.most).decoded(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +88,10 @@ class OneOf:
 
     texts: tuple[str, ...]
 
-    def said(self, value: Any) -> Any:
-        return self.heard(value)
+    def encoded(self, value: object) -> object:
+        return self.decoded(value)
 
-    def heard(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, str) or found not in self.texts:
             raise LineError(f"none of {', '.join(self.texts)}")
         return found
@@ -88,11 +103,11 @@ class Number:
 
     most: int = MOST
 
-    def said(self, value: Any) -> Any:
-        return self.heard(value)
+    def encoded(self, value: object) -> object:
+        return self.decoded(value)
 
-    def heard(self, found: Any) -> Any:
-        if type(found) is not int or not 0 <= found <= self.most:
+    def decoded(self, found: object) -> object:
+        if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= self.most:
             raise LineError(f"no number from 0 to {self.most}")
         return found
 
@@ -101,11 +116,13 @@ class Number:
 class Seconds:
     """Seconds from 0 to `LATEST`: a duration, or a time of some clock."""
 
-    def said(self, value: Any) -> Any:
-        return self.heard(value)
+    def encoded(self, value: object) -> object:
+        return self.decoded(value)
 
-    def heard(self, found: Any) -> Any:
-        if type(found) not in (int, float) or not 0 <= found <= LATEST:  # not a number: not <=
+    def decoded(self, found: object) -> object:
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise LineError("no seconds")
+        if not 0 <= found <= LATEST:  # not a number: not <=
             raise LineError("no seconds")
         return float(found)
 
@@ -114,26 +131,28 @@ class Seconds:
 class Flag:
     """True or false."""
 
-    def said(self, value: Any) -> Any:
-        return self.heard(value)
+    def encoded(self, value: object) -> object:
+        return self.decoded(value)
 
-    def heard(self, found: Any) -> Any:
-        if type(found) is not bool:
+    def decoded(self, found: object) -> object:
+        if not isinstance(found, bool):
             raise LineError("neither true nor false")
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Up to ``most`` bytes, as base64; at least ``least``."""
+    """``least`` to ``most`` bytes, as base64. More bytes are cut."""
 
     most: int
     least: int = 0
 
-    def said(self, value: Any) -> Any:
+    def encoded(self, value: object) -> object:
+        if not isinstance(value, bytes):
+            raise LineError("no bytes")
         return base64.b64encode(value[: self.most]).decode("ascii")
 
-    def heard(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         try:
             data = base64.b64decode(found, validate=True) if isinstance(found, str) else None
         except (binascii.Error, ValueError):
@@ -144,42 +163,62 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """Up to ``most`` numbers, each with a name of up to 64 characters."""
+class Several:
+    """A tuple of up to ``most`` values of one ``kind``."""
 
     most: int
+    kind: FieldType
 
-    def said(self, value: Any) -> Any:
-        return self.heard(dict(value))
+    def encoded(self, value: object) -> object:
+        if not isinstance(value, tuple) or len(value) > self.most:
+            raise LineError(f"no list of up to {self.most}")
+        return [self.kind.encoded(one) for one in value]
 
-    def heard(self, found: Any) -> Any:
-        return _table(found, self.most, Number())
+    def decoded(self, found: object) -> object:
+        if not isinstance(found, list) or len(found) > self.most:
+            raise LineError(f"no list of up to {self.most}")
+        return tuple(self.kind.decoded(one) for one in found)
+
+
+_NAME = Text(64)
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """Up to ``most`` texts of up to ``longest`` characters, each with a name of up to 64."""
+class Table:
+    """Up to ``most`` values of one ``kind``, each with a name of up to 64 characters."""
 
     most: int
-    longest: int
+    kind: FieldType
 
-    def said(self, value: Any) -> Any:
-        text = Text(self.longest)
-        return _table({name: text.said(one) for name, one in value.items()}, self.most, text)
+    def encoded(self, value: object) -> object:
+        return self._each(value, self.kind.encoded)
 
-    def heard(self, found: Any) -> Any:
-        return _table(found, self.most, Text(self.longest))
+    def decoded(self, found: object) -> object:
+        return self._each(found, self.kind.decoded)
+
+    def _each(self, table: object, way: Callable[[object], object]) -> dict[object, object]:
+        if not isinstance(table, Mapping) or len(table) > self.most:
+            raise LineError(f"no table of up to {self.most}")
+        return {_NAME.decoded(name): way(one) for name, one in table.items()}
 
 
-def _table(found: Any, most: int, kind: Kind) -> dict[str, Any]:
-    if not isinstance(found, dict) or len(found) > most:
-        raise LineError(f"no table of up to {most}")
-    name = Text(64)
-    return {name.heard(key): kind.heard(value) for key, value in found.items()}
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A frozen dataclass within a word, its fields annotated as a word's are."""
+
+    word: type
+
+    def encoded(self, value: object) -> object:
+        if type(value) is not self.word:
+            raise LineError(f"no {self.word.__name__}")
+        return _said(value)
+
+    def decoded(self, found: object) -> object:
+        return self.word(**_heard(self.word, found))
 
 
 def _whole(text: str) -> bool:
-    """Whether it can be written as UTF-8: JSON's escapes can spell half a character."""
+    """Whether UTF-8 can encode it: JSON's escapes can spell half a character."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -187,29 +226,71 @@ def _whole(text: str) -> bool:
     return True
 
 
-Word = TypeVar("Word")
-
-
 @dataclass(frozen=True, slots=True)
 class _Field:
     name: str
-    kind: Kind
+    kind: FieldType
     optional: bool
-    default: Any
+    default: object
+
+
+_FIELDS: dict[type, tuple[_Field, ...]] = {}
+"""By word or record, once it was used."""
 
 
 def _fields(word: type) -> tuple[_Field, ...]:
+    if word not in _FIELDS:
+        _FIELDS[word] = tuple(_declared(word))
+    return _FIELDS[word]
+
+
+def _declared(word: type) -> Iterator[_Field]:
     hints = get_type_hints(word, include_extras=True)
-    found = []
     for one in dataclasses.fields(word):
         (kind,) = hints[one.name].__metadata__
-        optional = one.default is not dataclasses.MISSING
-        found.append(_Field(one.name, kind, optional, one.default if optional else None))
-    return tuple(found)
+        default: object = one.default
+        if one.default_factory is not dataclasses.MISSING:
+            default = one.default_factory()
+        yield _Field(one.name, kind, default is not dataclasses.MISSING, default)
+
+
+def _said(word: object) -> dict[str, object]:
+    """The fields of ``word`` for JSON, without those that hold their default."""
+    made = {}
+    for field in _fields(type(word)):
+        value: object = getattr(word, field.name)
+        if not (field.optional and value == field.default):
+            made[field.name] = _named(field, field.kind.encoded, value)
+    return made
+
+
+def _heard(word: type, found: object, key: str = "") -> dict[str, object]:
+    """The fields of a ``word`` from JSON; the field ``key`` is no part of it."""
+    if not isinstance(found, dict):
+        raise LineError("no table")
+    values = {}
+    for field in _fields(word):
+        if field.name in found:
+            values[field.name] = _named(field, field.kind.decoded, found[field.name])
+        elif not field.optional:
+            raise LineError(f"{field.name} is missing")
+    if extra := set(found) - set(values) - {key}:
+        raise LineError(f"a field too many: {min(extra)[:40]!r}")
+    return values
+
+
+def _named(field: _Field, way: Callable[[object], object], value: object) -> object:
+    try:
+        return way(value)
+    except LineError as error:
+        raise LineError(f"{field.name}: {error}") from None
+
+
+Word = TypeVar("Word")
 
 
 class Vocabulary(Generic[Word]):
-    """The words of one end. ``key`` is the name of the field that says which word a line is."""
+    """The words that one end may send. ``key`` is the name of the field that has a word's name."""
 
     def __init__(self, key: str, longest: int, words: Mapping[str, type[Word]]) -> None:
         """``longest``: bytes of a line, with its newline."""
@@ -217,38 +298,30 @@ class Vocabulary(Generic[Word]):
         self.longest = longest
         self.words = dict(words)
         self._names = {word: name for name, word in words.items()}
-        self._fields = {name: _fields(word) for name, word in words.items()}
+        self._make: dict[str, Callable[..., Word]] = dict(words)
+        for word in words.values():
+            _fields(word)  # now, so that no line waits for it
 
-    def entry(self, word: Word) -> dict[str, Any]:
-        """``word`` as the JSON object that it is said as. Raises LineError.
+    def entry(self, word: Word) -> dict[str, object]:
+        """The JSON object of ``word``. Raises LineError.
 
         A field that has a default and holds it is left out.
         """
         name = self._names[type(word)]
-        made: dict[str, Any] = {self.key: name}
-        for field in self._fields[name]:
-            value = getattr(word, field.name)
-            if not (field.optional and value == field.default):
-                made[field.name] = _named(name, field, field.kind.said, value)
-        return made
+        try:
+            return {self.key: name, **_said(word)}
+        except LineError as error:
+            raise LineError(f"{name}: {error}") from None
 
     def line(self, word: Word) -> bytes:
-        """``word`` as a line. Raises LineError if it can't be said."""
+        """``word`` as a line. Raises LineError if it can't be encoded."""
         line = json.dumps(self.entry(word), separators=(",", ":"), allow_nan=False).encode() + b"\n"
         if len(line) > self.longest:
             raise LineError(f"{self._names[type(word)]}: a line of {len(line)} bytes")
         return line
 
-    def line_of(self, entry: Mapping[str, Any]) -> bytes:
-        """The line of a word whose fields are values still, not JSON's. Raises LineError."""
-        values = {name: value for name, value in entry.items() if name != self.key}
-        try:
-            return self.line(self.words[entry[self.key]](**values))
-        except (KeyError, TypeError) as error:
-            raise LineError(f"no word that is known: {error}") from None
-
     def word(self, line: bytes) -> Word:
-        """The word that ``line`` is. Raises LineError."""
+        """The word in ``line``. Raises LineError."""
         if len(line) > self.longest:
             raise LineError(f"a line of more than {self.longest} bytes")
         try:
@@ -257,30 +330,18 @@ class Vocabulary(Generic[Word]):
             raise LineError(f"no JSON: {error}"[:200]) from None
         return self.made(found)
 
-    def made(self, found: Any) -> Word:
-        """The word that a JSON object stands for. Raises LineError."""
+    def made(self, found: object) -> Word:
+        """The word of a JSON object. Raises LineError."""
         name = found.get(self.key) if isinstance(found, dict) else None
         if not isinstance(name, str) or name not in self.words:
             raise LineError(f"no word that is known: {str(name)[:40]!r}")
-        values = {}
-        for field in self._fields[name]:
-            if field.name in found:
-                values[field.name] = _named(name, field, field.kind.heard, found[field.name])
-            elif not field.optional:
-                raise LineError(f"{name}: {field.name} is missing")
-        if extra := set(found) - set(values) - {self.key}:
-            raise LineError(f"{name}: a field too many: {min(extra)[:40]!r}")
-        return self.words[name](**values)
+        try:
+            return self._make[name](**_heard(self.words[name], found, self.key))
+        except LineError as error:
+            raise LineError(f"{name}: {error}") from None
 
 
-def _named(name: str, field: _Field, way: Any, value: Any) -> Any:
-    try:
-        return way(value)
-    except LineError as error:
-        raise LineError(f"{name}: {field.name}: {error}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise LineError("a field twice")

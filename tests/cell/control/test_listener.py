@@ -16,8 +16,8 @@ import pytest
 from tests.support.waiting import GENEROUS, lulled, pace, soon
 
 from wgcell.cell.control import listener, words
-from wgcell.cell.control.client import Unreachable, ask
-from wgcell.cell.control.listener import MOST_CALLERS, Listener
+from wgcell.cell.control.client import Unreachable, ask, begin
+from wgcell.cell.control.listener import MOST, PATIENCE, Kind, Listener
 from wgcell.cell.control.place import NAME
 from wgcell.cell.events import EventLog
 from wgcell.cell.folder import Folder, create
@@ -29,21 +29,39 @@ LONG_PATH = "a" * 120
 class Cell:
     """What a socket can ask of a cell; and a folder with a record."""
 
-    def __init__(self, cells: Path) -> None:
+    def __init__(self, cells: Path, patience: float) -> None:
         self.folder = create(cells, "x")
         self.state = "running"
         self.stopped: list[bool] = []
-        self.listener = Listener(self.folder, self)
+        self.served: list[tuple[bytes, int, bool]] = []
+        self.asked: list[tuple[str, int]] = []
+        self.refuses = ""
+        self.end = words.Ended("completed", 3, "")
+        self.listener = Listener(self.folder, self, patience)
         self.log = EventLog(self.folder.path / "events.jsonl", lambda event: self.listener.wake())
 
     def stop(self, *, now: bool) -> None:
         self.stopped.append(now)
 
+    async def serve(
+        self, transport: asyncio.Transport, first: bytes, uid: int, *, detached: bool
+    ) -> None:
+        self.served.append((first, uid, detached))
+        transport.close()
+
+    async def pause(self, uid: int) -> None:
+        if self.refuses:
+            raise StateError(self.refuses)
+        self.asked.append(("paused", uid))
+
+    async def unpause(self, uid: int) -> None:
+        self.asked.append(("unpaused", uid))
+
 
 @asynccontextmanager
-async def listening(cells: Path) -> AsyncIterator[Cell]:
+async def listening(cells: Path, patience: float = PATIENCE) -> AsyncIterator[Cell]:
     cells.mkdir(parents=True, exist_ok=True)
-    cell = Cell(cells)
+    cell = Cell(cells, patience)
     await cell.listener.start()
     try:
         yield cell
@@ -61,10 +79,15 @@ ANSWERED: dict[type, tuple[words.Question, type]] = {
     words.Events: (words.Events(0, False), words.Event),
     words.Outputs: (words.Outputs(0, 0, 0, "workload", False), words.Output),
     words.Stop: (words.Stop(False), words.Stopping),
+    words.Pause: (words.Pause(), words.Status),
+    words.Unpause: (words.Unpause(), words.Status),
 }
 
 
-@pytest.mark.parametrize("kind", sorted(set(get_args(words.Question)) - {words.Hello}, key=str))
+ANSWERED_IN_WORDS = set(get_args(words.Question)) - {words.Hello, words.End, words.Sessions}
+
+
+@pytest.mark.parametrize("kind", sorted(ANSWERED_IN_WORDS, key=str))
 def test_each_question_has_its_answer(tmp_path: Path, kind: type) -> None:
     question, answer = ANSWERED[kind]
 
@@ -75,7 +98,50 @@ def test_each_question_has_its_answer(tmp_path: Path, kind: type) -> None:
             (said,) = await asked(cell, question)
             assert type(said) is answer
             assert cell.stopped == ([False] if kind is words.Stop else [])
+            wanted = {words.Pause: ["paused"], words.Unpause: ["unpaused"]}.get(kind, [])
+            assert cell.asked == [(word, os.getuid()) for word in wanted]
             assert kind is not words.State or said == words.Status("running", os.getpid())
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_client_with_sessions_is_handed_over(tmp_path: Path, detached: bool) -> None:
+    async def body() -> None:
+        async with listening(tmp_path) as cell:
+            sock = await asyncio.to_thread(begin, cell.folder, words.Sessions(detached))
+            await soon(lambda: cell.served)
+            assert cell.served == [(b"", os.getuid(), detached)]
+            sock.close()
+
+    asyncio.run(body())
+
+
+def test_an_end_is_answered_when_it_has_come_and_not_before(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with listening(tmp_path) as cell:
+            heard: list[words.Answer] = []
+
+            def wait() -> None:
+                heard.extend(ask(cell.folder, words.End(), follow=True))
+
+            waiting = asyncio.create_task(asyncio.to_thread(wait))
+            await soon(lambda: cell.listener._answering)
+            cell.listener.wake()  # something else has happened
+            await lulled(0.1)
+            assert not heard
+        await waiting
+        assert heard == [cell.end]
+
+    asyncio.run(body())
+
+
+def test_what_a_cell_cannot_do_is_refused_with_its_reason(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with listening(tmp_path) as cell:
+            cell.refuses = "it is paused already"
+            with pytest.raises(StateError, match=r"x-[0-9a-f]{6}: it is paused already"):
+                await asked(cell, words.Pause())
 
     asyncio.run(body())
 
@@ -202,11 +268,9 @@ def test_the_first_words_of_every_version() -> None:
     assert words.ANSWERS.line(words.Refused("why")) == b'{"say":"refused","reason":"why"}\n'
 
 
-def test_whoever_says_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "PATIENCE", 0.1)
-
+def test_whoever_says_nothing_is_left(tmp_path: Path) -> None:
     async def body() -> None:
-        async with listening(tmp_path) as cell:
+        async with listening(tmp_path, patience=0.1) as cell:
             reader, writer = await asyncio.open_unix_connection(cell.folder.path / NAME)
             with closing(writer):
                 said = words.ANSWERS.word(await asyncio.wait_for(reader.read(), GENEROUS))
@@ -216,29 +280,49 @@ def test_whoever_says_nothing_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_no_caller_holds_up_another_nor_the_cells_end(tmp_path: Path) -> None:
-    """Some follow and read nothing, one after another; the last finds no place."""
+    """Some follow and read nothing, one after another; the last is told that there is no place."""
+    most = MOST[Kind.CALLER]
 
     async def body() -> None:
         async with listening(tmp_path) as cell:
             (cell.folder.path / "stdout.log").write_bytes(bytes(8 << 20))
             idle = []
             question = words.QUESTIONS.line(words.Outputs(0, 0, 0, "workload", True))
-            for _ in range(MOST_CALLERS - 1):
+            for _ in range(most - 1):
                 sock = socket.socket(socket.AF_UNIX)
                 sock.connect(str(cell.folder.path / NAME))
                 sock.sendall(HELLO + question)
                 idle.append(sock)
-            await soon(lambda: len(cell.listener._answering) == MOST_CALLERS - 1)
+            await soon(lambda: cell.listener._counts[Kind.CALLER] == most - 1)
             assert len(await asked(cell, words.State())) == 1
-            await soon(lambda: len(cell.listener._answering) == MOST_CALLERS - 1)
+            await soon(lambda: cell.listener._counts[Kind.CALLER] == most - 1)
             sock = socket.socket(socket.AF_UNIX)
             sock.connect(str(cell.folder.path / NAME))
+            sock.sendall(HELLO + question)
             idle.append(sock)
-            await soon(lambda: len(cell.listener._answering) == MOST_CALLERS)
-            with pytest.raises(Unreachable):
+            await soon(lambda: cell.listener._counts[Kind.CALLER] == most)
+            with pytest.raises(StateError, match="64 others are being answered"):
                 await asked(cell, words.State())
         for sock in idle:
             sock.close()
+
+    asyncio.run(asyncio.wait_for(body(), GENEROUS))
+
+
+def test_however_many_say_nothing_there_is_a_bound(tmp_path: Path) -> None:
+    most = MOST[Kind.WAITING]
+
+    async def body() -> None:
+        async with listening(tmp_path) as cell:
+            with ExitStack() as callers:
+                for _ in range(most + 9):
+                    caller = callers.enter_context(socket.socket(socket.AF_UNIX))
+                    await asyncio.to_thread(caller.connect, str(cell.folder.path / NAME))
+                await soon(lambda: len(cell.listener._answering) == most)
+                with pytest.raises(StateError, match="have yet to ask"):
+                    await asked(cell, words.State())
+            await soon(lambda: not cell.listener._answering)
+            assert len(await asked(cell, words.State())) == 1
 
     asyncio.run(asyncio.wait_for(body(), GENEROUS))
 

@@ -11,7 +11,7 @@ What these can't show: that the supervisor hears everything, and does what the c
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -20,127 +20,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.guests import BARE
-from tests.support.supervisors import job
+from tests.support.scripts import QUIET, REPORTS, Script, as_asked  # noqa: F401
 
 import wgcell.cell.core
 from wgcell.cell.archive import Unpacked
-from wgcell.cell.core import Core, Terms
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import core as core_module
 from wgcell.cell.core import events as seen
 from wgcell.cell.core.home import LAST_BYTES, MOST_IN_FLIGHT, STALL, START
 from wgcell.cell.job import OnRogue
 from wgcell.cell.states import Cause, Outcome, State
-from wgcell.gateway import control as gateway
-from wgcell.guest import protocol, verify
+from wgcell.gateway import words as gateway
+from wgcell.guest import protocol
 from wgcell.guest.walls import Wall
 from wgcell.relay import control as relay
-from wgcell.vm.spec import Accelerator
 
-REPORTS = dict.fromkeys(protocol.REPORTS, "as asked")
 ROGUE = relay.Rogue("mac1", "a frame", b"frame", 7.0, 100.0)
 UNPACKED = Unpacked(1, 0, 0, 10, (), (), (), "")
-QUIET = (seen.StreamFacts("stdout"), seen.StreamFacts("stderr"))
-
-
-@pytest.fixture(autouse=True)
-def as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports are right if they say so: what they must be is ``guest/test_protocol.py``'s."""
-    monkeypatch.setattr(
-        verify,
-        "mismatch",
-        lambda config, reports: None if reports == REPORTS else "the guest's links are wrong",
-    )
-
-
-class Script:
-    """One core, its clock, and all that it has asked for."""
-
-    def __init__(self, **changed: Any) -> None:
-        self.core = Core(Terms.of(job(**changed), Accelerator.KVM), 0.0)
-        self.now = 0.0
-        self.clock = 1e9
-        self.actions: list[do.Action] = []
-        self.streams = {facts.name: facts for facts in QUIET}
-        self.tar = (0, 0.0)
-
-    def feed(self, *events: Any, after: float = 0.0) -> list[do.Action]:
-        """Give it ``events``; what they have it ask for."""
-        self.now += after
-        asked: list[do.Action] = []
-        for event in events:
-            looked = seen.Looked(tuple(self.streams.values()), *self.tar)
-            asked += self.core.handle(looked, self.now)
-            asked += self.core.handle(event, self.now)
-        self.actions += asked
-        return asked
-
-    def guest(self, *messages: protocol.Message, after: float = 0.0) -> list[do.Action]:
-        return self.feed(*map(seen.FromGuest, messages), after=after)
-
-    def relay(self, *messages: relay.Said, after: float = 0.0) -> list[do.Action]:
-        return self.feed(*map(seen.FromRelay, messages), after=after)
-
-    def stream(self, name: str, **changed: Any) -> list[do.Action]:
-        """Something happened to a stream."""
-        self.streams[name] = replace(self.streams[name], **changed)
-        return self.feed(seen.Alarm())
-
-    def seconds(self, count: float, *, heartbeat: bool = True) -> list[do.Action]:
-        """Let time pass: ticks, and whatever alarm is due. The others are heard meanwhile."""
-        asked: list[do.Action] = []
-        until = self.now + count
-        while self.now < until:
-            due = [one.at for one in self.actions if isinstance(one, do.Wake) and one.at > self.now]
-            step = min(1.0, until - self.now, *(at - self.now for at in due))
-            if heartbeat:
-                self.guest(protocol.Heartbeat(1, 0))
-                self.relay(relay.Alive())
-            self.clock += step
-            asked += self.feed(seen.Alarm(), seen.Tick(self.clock), after=step)
-        return asked
-
-    def until(self, state: State) -> Script:
-        """The ordinary life, as far as ``state``."""
-        steps: list[tuple[State, Callable[[], Any]]] = [
-            (State.PREPARING, lambda: self.feed(seen.Began())),
-            (State.CONSENT, lambda: self.feed(seen.Caused(Cause.PREPARED))),
-            (State.BOOTING, lambda: self.feed(seen.Caused(Cause.CONSENTED))),
-            (State.VERIFYING, self._boot),
-            (State.RUNNING, self._verify),
-            (State.STOPPING, lambda: self.guest(protocol.Exited(0, 10, 0))),
-        ]
-        for reached, step in steps:
-            step()
-            assert self.core.state is reached
-            if reached is state:
-                return self
-        raise AssertionError(f"no ordinary way to {state}")
-
-    def _boot(self) -> None:
-        self.feed(seen.Booting(BARE, 7), seen.Tick(self.clock))
-        self.guest(protocol.Hello(1))
-
-    def _verify(self) -> None:
-        self.guest(protocol.Report(REPORTS), protocol.Ready())
-        self.relay(relay.Verified())
-
-    def end(self) -> Outcome | None:
-        """What the supervisor does when it must end the machine; the outcome."""
-        assert self.asked(do.EndMachine), "nothing ended it"
-        self.feed(seen.MachineDead(100.5), seen.MachineEnded(), seen.RecordClosed())
-        assert self.core.state is State.ENDED
-        assert len(self.asked(do.Ended)) == 1
-        return self.core.outcome
-
-    def asked(self, kind: Any) -> list[Any]:
-        return [action for action in self.actions if isinstance(action, kind)]
-
-    def sent(self) -> list[bytes]:
-        return [action.line for action in self.asked(do.SendGuest)]
-
-    def logged(self) -> list[str]:
-        return [action.event for action in self.asked(do.Log | do.LogBounded)]
 
 
 # The whole life.
@@ -250,7 +146,7 @@ ENDINGS: dict[str, tuple[State, Any, Outcome, str]] = {
         State.RUNNING,
         seen.FromRelay(relay.Ready(True, {})),
         Outcome.ERROR,
-        "the relay said out of its turn that it is ready",
+        "the relay said a second time that it is ready",
     ),
     "the relay dies": (State.RUNNING, seen.RelayGone(), Outcome.ERROR, "the relay died"),
     "the gateway dies": (State.RUNNING, seen.GatewayGone(), Outcome.ERROR, "the gateway died"),
@@ -258,7 +154,7 @@ ENDINGS: dict[str, tuple[State, Any, Outcome, str]] = {
         State.RUNNING,
         seen.FromGateway(gateway.Ready("192.0.2.1", 1, {}, "embedded", "")),
         Outcome.ERROR,
-        "the gateway said out of its turn that it is ready",
+        "the gateway said a second time that it is ready",
     ),
     "the machine dies": (
         State.RUNNING,
@@ -271,6 +167,18 @@ ENDINGS: dict[str, tuple[State, Any, Outcome, str]] = {
         seen.FromGuest(protocol.Fault("no disk")),
         Outcome.GUEST_FAULT,
         "the guest could not start: no disk",
+    ),
+    "the agent fails behind the release": (
+        State.RUNNING,
+        seen.FromGuest(protocol.Fault("no room for a process")),
+        Outcome.GUEST_FAULT,
+        "the guest's agent failed: no room for a process",
+    ),
+    "the agent fails behind the exit": (
+        State.STOPPING,
+        seen.FromGuest(protocol.Fault("no outputs")),
+        Outcome.GUEST_FAULT,
+        "the guest's agent failed: no outputs",
     ),
     "the guest greets twice": (
         State.RUNNING,

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tests.support.gateways import SERVER, config_of
 
 from wgcell.errors import PolicyError
-from wgcell.gateway.configfile import add_peer, load_config, new_gateway, remove_peer
+from wgcell.gateway.configfile import add_peer, load, load_config, new_gateway, remove_peer
 from wgcell.gateway.model.keys import generate_private_key, public_key
-from wgcell.gateway.model.parsing import parse_config
+from wgcell.gateway.model.parsing import configured, parse_config
+from wgcell.gateway.words import ORDERS
 
 ALICE, BOB = public_key(generate_private_key()), public_key(generate_private_key())
 GOOD = f"""listen = "203.0.113.1:51820"
@@ -141,6 +142,23 @@ def test_no_config_raises_anything_but_policy_errors(key: str, value: object) ->
         parse_config(config_of(**{key: value}))
     except PolicyError:
         return
+
+
+def test_a_file_means_the_same_to_the_gateway_that_it_is_handed_to(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    many = "".join(
+        f'[peers.p{number}]\npublic_key = "{public_key(generate_private_key())}"\n'
+        f'preshared_key = "{SERVER}"\naddress = "10.98.0.{number}"\naddress6 = "fd98::{number}"\n'
+        "limits = { bytes_per_second = 0, queries_per_second = 7 }\n"
+        for number in range(1, 40)
+    )
+    head = 'address6 = "fd99::1"\nlearn = true\nengine = "kernel"\nendpoint = "vpn.example.com"\n'
+    head += 'protected = ["198.51.100.0/24"]\nresolver = ["192.0.2.53", "[2001:db8::1]:5353"]\n'
+    for text in (GOOD, new_gateway("namespace"), head + GOOD + many):
+        file.write_text(text)
+        order, meant = load(file)
+        handed = ORDERS.word(ORDERS.line(order))
+        assert handed == order and configured(handed) == meant
 
 
 def test_peers_are_added_and_taken_out_and_the_rest_stays(tmp_path: Path) -> None:

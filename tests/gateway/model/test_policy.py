@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from wgcell.gateway.model import remarks
 from wgcell.gateway.model.policy import Policy
 from wgcell.gateway.model.rules import Action, parse_line
+from wgcell.gateway.model.services import Service
 from wgcell.net.addresses import Address
 
 A, R = Action.ALLOW, Action.REFUSE
@@ -147,6 +148,19 @@ def test_a_flow_is_allowed_by_the_names_that_may_be_reached_and_by_no_other() ->
         (["allow 0.0.0.0/0:*"], "api.example.com", False),
         (["allow *:443"], "api.example.com", True),
         (["deny *:*", "allow *:443"], "api.example.com", False),
+        # What is denied of a rule is what the rule is not: in parts, too.
+        (["deny api.example.com:443", "allow api.example.com:443"], "api.example.com", False),
+        (["deny api.example.com:443/udp", "allow *.example.com:443"], "api.example.com", True),
+        (["deny api.example.com:443/udp", "allow *.example.com:443/udp"], "api.example.com", False),
+        (
+            ["deny *:50-60", "deny *:1-49", "deny *:55-99", "allow api.example.com:9-99"],
+            *("api.example.com", False),
+        ),
+        (
+            ["deny *:50-60", "deny *:1-48", "deny *:55-99", "allow api.example.com:9-99"],
+            *("api.example.com", True),
+        ),
+        (["deny *:1-98", "deny *:99", "allow *.example.com:9-100"], "api.example.com", True),
     ],
 )
 def test_which_names_may_be_asked(rules: list[str], name: str, asked: bool) -> None:
@@ -154,8 +168,8 @@ def test_which_names_may_be_asked(rules: list[str], name: str, asked: bool) -> N
 
 
 def test_a_service_answers_on_its_port_only_and_goes_to_its_target() -> None:
-    policy = Policy.parse([], {"10.99.0.5:80": "127.0.0.1:8000"})
     address = ipaddress.ip_address("10.99.0.5")
+    policy = Policy(services=(Service(address, 80, "127.0.0.1", 8000),))
     assert policy.evaluate(address, 80, "tcp").target == ("127.0.0.1", 8000)
     assert policy.evaluate(address, 81, "tcp").action is R
     assert policy.evaluate(address, 80, "udp").action is R

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from wgcell.errors import PolicyError
 from wgcell.gateway.model import remarks
-from wgcell.gateway.model.rules import parse_line, parse_rule, parse_service
+from wgcell.gateway.model.rules import parse_line, parse_rule
 
 
 @pytest.mark.parametrize(
@@ -77,21 +77,6 @@ def test_a_line_begins_with_its_verb() -> None:
         parse_line("api.example.com:443")
 
 
-@pytest.mark.parametrize(
-    ("inside", "outside"),
-    [
-        ("10.99.0.5", "127.0.0.1:8000"),
-        ("data:80", "127.0.0.1:8000"),
-        ("10.99.0.5:80", "127.0.0.1"),
-        ("10.99.0.5:80-81", "127.0.0.1:8000"),
-        ("10.99.0.5:80", "a b:1"),
-    ],
-)
-def test_bad_services_are_refused(inside: str, outside: str) -> None:
-    with pytest.raises(PolicyError):
-        parse_service(inside, outside)
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.text(), st.from_regex(r"\[?[0-9a-f.:/*-]{0,20}\]?:[0-9*-]{0,8}(/tcp)?")))
 def test_the_parser_raises_nothing_but_policy_errors(text: str) -> None:
@@ -101,17 +86,6 @@ def test_the_parser_raises_nothing_but_policy_errors(text: str) -> None:
         return
     assert 1 <= rule.first_port <= rule.last_port <= 65535
     assert (rule.network is None) is bool(rule.name)
-
-
-@pytest.mark.parametrize(
-    ("target", "instead"), [("0.0.0.0:80", "127.0.0.1:80"), ("[::]:80", "[::1]:80")]
-)
-def test_where_servers_listen_is_no_target_and_what_to_write_is_said(
-    target: str, instead: str
-) -> None:
-    with pytest.raises(PolicyError) as caught:
-        parse_service("10.99.0.5:80", target)
-    assert caught.value.hint.endswith(f" write {instead}")
 
 
 @pytest.mark.parametrize(

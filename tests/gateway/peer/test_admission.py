@@ -7,24 +7,23 @@ import ipaddress
 import time
 from typing import Any
 
-import pytest
 from tests.support.gateways import config_of
 from tests.support.waiting import forever, soon
 
+from wgcell.gateway import words
 from wgcell.gateway.model.parsing import parse_config
 from wgcell.gateway.model.policy import LEARNED
 from wgcell.gateway.model.rules import Action
-from wgcell.gateway.peer import admission
-from wgcell.gateway.peer.admission import Admission
+from wgcell.gateway.peer.admission import MOST_FLOWS, Admission
 from wgcell.gateway.proxy.udp import splice_datagrams
 
 WORLD = ipaddress.ip_address("203.0.113.7")
 
 
-def made(**changes: Any) -> tuple[Admission, list[dict[str, object]]]:
+def made(most_flows: int = MOST_FLOWS, **changes: Any) -> tuple[Admission, list[Any]]:
     config = parse_config(config_of(**changes))
-    told: list[dict[str, object]] = []
-    return Admission(config, config.peers[0], told.append), told
+    told: list[words.Event] = []
+    return Admission(config, config.peers[0], told.append, most_flows=most_flows), told
 
 
 def begin(one: Admission) -> tuple[Action, str]:
@@ -34,8 +33,8 @@ def begin(one: Admission) -> tuple[Action, str]:
 
 def test_what_a_limit_refuses_no_rule_would_allow() -> None:
     one, told = made(learn=True, limits={"flows": 1, "flows_per_second": 1})
-    assert begin(one)[0] is Action.ALLOW and told[-1]["mend"] == "203.0.113.7:80"
-    assert begin(one)[0] is Action.REFUSE and told[-1]["mend"] == ""
+    assert begin(one)[0] is Action.ALLOW and told[-1].mend == "203.0.113.7:80"
+    assert begin(one)[0] is Action.REFUSE and told[-1].mend == ""
 
 
 def ask(one: Admission, ago: float, ttl: float = 1) -> None:
@@ -51,7 +50,7 @@ def test_a_connection_after_its_answers_end_is_told_as_that() -> None:
     ask(one, 75)
     ended = "the answer for api.example.com ended 15 s ago, and it was not asked again"
     assert begin(one) == (Action.REFUSE, ended)
-    assert (told[-1]["name"], told[-1]["mend"]) == ("api.example.com", "")
+    assert (told[-1].name, told[-1].mend) == ("api.example.com", "")
     # It is not what another port, or an address that no name led to, is told.
     decision = one.decide(one.new_flow("tcp", WORLD, 81), one.peer.address)
     assert decision.reason == "no rule allows it"
@@ -109,15 +108,14 @@ def test_a_datagram_that_this_machine_can_not_send_is_told_as_not_reached() -> N
     decision = one.decide(flow, one.peer.address)
     asyncio.run(one.carry(flow, decision, splice_datagrams(Silent(), flow, False)))
     begun, end = told
-    assert (begun["event"], begun["verdict"]) == ("flow", "allow")
-    assert (end["event"], end["verdict"]) == ("flow_end", "fail")
-    assert end["reason"] == "target 255.255.255.255:9: Permission denied"
+    assert (type(begun), begun.verdict) == (words.Flow, "allow")
+    assert (type(end), end.verdict) == (words.FlowEnd, "fail")
+    assert end.reason == "target 255.255.255.255:9: Permission denied"
 
 
-def test_all_peers_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_peers_together_have_a_bound() -> None:
     """Each flow takes descriptors, and the gateway needs some to cut off who took the others."""
-    monkeypatch.setattr(admission, "MOST_FLOWS", 2)
-    gates = [made(rules=["allow 203.0.113.7:80"])[0] for _ in range(3)]
+    gates = [made(2, rules=["allow 203.0.113.7:80"])[0] for _ in range(3)]
 
     async def together() -> list[str]:
         ended, holding, joined = asyncio.Event(), [0], []

@@ -8,19 +8,23 @@ import json
 import pytest
 
 from wgcell.cli.flows import FlowTable, line_of
-from wgcell.gateway.model.flow import FAILED, Flow
+from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.peer.events import flow_end, flow_event
 from wgcell.gateway.peer.tally import FlowCounts, Tally
+from wgcell.gateway.words import EVENTS, FAILED, Event
 from wgcell.net.addresses import Address
 
 V4, V6 = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("2001:db8::7")
 
 
 def refusal(**changes: object) -> dict[str, object]:
-    event = flow_event(
-        Flow(1, "cell", "tcp", V4, 443, "cdn.example.com"), "flow", "refuse", "no rule"
-    )
-    return {**event, "mend": "cdn.example.com:443", **changes}
+    flow = Flow(1, "cell", "tcp", V4, 443, "cdn.example.com")
+    event = flow_event(flow, "refuse", "no rule", mend="cdn.example.com:443")
+    return {**EVENTS.entry(event), **changes}
+
+
+def line(event: Event) -> str:
+    return EVENTS.line(event).decode()
 
 
 def test_the_summary_has_the_rule_that_would_allow() -> None:
@@ -81,8 +85,8 @@ def test_a_bare_address_is_told_with_advice_that_is_no_address(
 @pytest.mark.parametrize("address", [V4, V6])
 def test_what_could_not_be_reached_is_told_once_and_with_its_reason(address: Address) -> None:
     tally, flow = Tally(), Flow(1, "cell", "tcp", address, 443)
-    begun = {**flow_event(flow, "flow", "allow", "a rule allows it"), "mend": ""}
-    end = flow_end(flow, FAILED, "target x: Network is unreachable")
+    begun = EVENTS.entry(flow_event(flow, "allow", "a rule allows it"))
+    end = EVENTS.entry(flow_end(flow, FAILED, "target x: Network is unreachable"))
     assert [tally.add(event) for event in (begun, end, begun, end)] == [False, True, False, False]
     assert tally.told(end) == "could not be reached"
     assert tally.summary() == [
@@ -125,13 +129,13 @@ def test_the_watched_table_gathers_and_escapes() -> None:
     from rich.console import Console
 
     flows = FlowTable()
-    for line in ("", "x", "[]", json.dumps(refusal()), json.dumps(refusal(name="\x1b[2J"))):
-        flows.add(line)
+    for one in ("", "x", "[]", json.dumps(refusal()), json.dumps(refusal(name="\x1b[2J"))):
+        flows.add(one)
     flows.add(json.dumps({**refusal(), "verdict": "allow", "rule": "allow x"}))
     end = flow_end(
         Flow(1, "cell", "tcp", V4, 443, "cdn.example.com", bytes_in=2_000_000), "allow", ""
     )
-    flows.add(json.dumps(end))
+    flows.add(line(end))
     console = Console(width=120, force_terminal=False)
     with console.capture() as capture:
         console.print(flows.table(20))
@@ -143,13 +147,15 @@ def test_the_watched_table_gathers_and_escapes() -> None:
 
 def test_a_flow_whose_target_was_not_reached_stands_in_one_row() -> None:
     flows, flow = FlowTable(), Flow(7, "cell", "tcp", V4, 443)
-    flows.add(json.dumps(flow_event(flow, "flow", "allow", "a rule allows it")))
-    flows.add(json.dumps(flow_end(flow, FAILED, "target 203.0.113.7:443: Connection refused")))
+    flows.add(line(flow_event(flow, "allow", "a rule allows it")))
+    flows.add(line(flow_end(flow, FAILED, "target 203.0.113.7:443: Connection refused")))
     (row,) = flows._rows.values()
     assert (row.verdict, row.count, row.open) == (FAILED, 1, 0)
     assert row.rule == "target 203.0.113.7:443: Connection refused"
-    line = line_of(json.dumps(flow_end(flow, FAILED, "why")))
-    assert line == "cell  could not be reached  203.0.113.7:443  why"
+    assert (
+        line_of(line(flow_end(flow, FAILED, "why")))
+        == "cell  could not be reached  203.0.113.7:443  why"
+    )
 
 
 def test_a_refused_ping_is_listed_without_a_rule() -> None:

@@ -10,11 +10,11 @@ import asyncio
 import socket
 from typing import Any
 
-from wgcell.prove.oracle import Packet
-from wgcell.prove.quick import Nic, Stand
+from wgcell.prove.runners.harness import Harness, Nic
+from wgcell.prove.testbed.capture import Packet
 
 
-class Ground:
+class Captures:
     """Shows what it is given."""
 
     def __init__(self, packets: list[Packet]) -> None:
@@ -30,13 +30,13 @@ def packet(place: str, payload: bytes) -> Packet:
 
 
 async def leaked(packets: list[Packet]) -> list[Packet]:
-    ground: Any = Ground(packets)
+    testbed: Any = Captures(packets)
     relay: Any = None
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        stand = Stand(ground, Nic(ours), relay, 0)
-        stand.allowed[b"once"] += 1
-        return stand.leaked()
+        harness = Harness(testbed, Nic(ours), relay, 0)
+        harness.allowed[b"once"] += 1
+        return harness.leaks()
 
 
 def test_the_same_payload_seen_in_both_captures_is_one_message() -> None:

@@ -19,11 +19,17 @@ from wgcell.cell.folder import Folder
 from wgcell.errors import StateError
 from wgcell.wire.lines import LineError
 
-__all__ = ["PATIENCE", "Unreachable", "ask"]
+__all__ = ["PATIENCE", "Unreachable", "ask", "asked", "begin", "word_of"]
 
 PATIENCE = 5.0
 """Seconds for what is answered at once."""
-_ONE: dict[type, type] = {words.State: words.Status, words.Stop: words.Stopping}
+_ONE: dict[type, type] = {
+    words.State: words.Status,
+    words.Stop: words.Stopping,
+    words.Pause: words.Status,
+    words.Unpause: words.Status,
+    words.End: words.Ended,
+}
 """The questions whose answer is one word."""
 _PIECE = 1 << 16
 
@@ -49,12 +55,7 @@ def ask(
     """
     try:
         with _connected(folder, patience) as sock:
-            said = words.QUESTIONS.line(words.Hello(words.VERSION)) + words.QUESTIONS.line(question)
-            sock.sendall(said)
-            lines = _Lines(sock, patience)
-            answers = _answers(folder, lines)
-            if not isinstance(next(answers, None), words.Hello):
-                raise StateError(f"{folder.id}: what answers is no cell")
+            lines, answers = _asked(folder, sock, question, patience)
             if follow:
                 lines.patience = None
             if (one := _ONE.get(type(question))) is not None:
@@ -62,6 +63,50 @@ def ask(
             yield from answers
     except OSError as error:
         raise Unreachable(error.strerror or str(error)) from error
+
+
+def begin(folder: Folder, question: words.Sessions, patience: float = PATIENCE) -> socket.socket:
+    """A connection on which both ends speak frames from now on; blocking, and the caller's.
+
+    Raises Unreachable and StateError as `ask` does.
+    """
+    try:
+        with _connected(folder, patience) as sock:
+            _, answers = _asked(folder, sock, question, patience)
+            if not isinstance(next(answers, None), words.Accepted):
+                raise StateError(f"{folder.id}: this is no answer to what was asked")
+            sock.settimeout(None)
+            return sock.dup()
+    except OSError as error:
+        raise Unreachable(error.strerror or str(error)) from error
+
+
+def asked(folder: Folder, question: words.Question, patience: float = PATIENCE) -> socket.socket:
+    """A connection on which the question was said, for a caller that reads the answer itself, line
+    by line with `word_of`; blocking, and the caller's. Raises Unreachable."""
+    try:
+        with _connected(folder, patience) as sock:
+            sock.sendall(_said(question))
+            sock.settimeout(None)
+            return sock.dup()
+    except OSError as error:
+        raise Unreachable(error.strerror or str(error)) from error
+
+
+def _said(question: words.Question) -> bytes:
+    return words.QUESTIONS.line(words.Hello(words.VERSION)) + words.QUESTIONS.line(question)
+
+
+def _asked(
+    folder: Folder, sock: socket.socket, question: words.Question, patience: float
+) -> tuple[_Lines, Iterator[words.Answer]]:
+    """Say the question; the answer's words, behind its hello."""
+    sock.sendall(_said(question))
+    lines = _Lines(sock, patience)
+    answers = _answers(folder, lines)
+    if not isinstance(next(answers, None), words.Hello):
+        raise StateError(f"{folder.id}: what answers is no cell")
+    return lines, answers
 
 
 class _Lines:
@@ -104,22 +149,27 @@ def _one(folder: Folder, answers: Iterator[words.Answer], kind: type) -> Iterato
 
 
 def _answers(folder: Folder, lines: _Lines) -> Iterator[words.Answer]:
-    while True:
-        line = lines.next(words.ANSWERS.longest)
-        if not line:
-            raise Unreachable("it has ended")
-        try:
-            word = words.ANSWERS.word(line)
-        except LineError as error:
-            raise StateError(
-                f"{folder.id}: its answer makes no sense: {error}",
-                hint="use the wgcell that has started it",
-            ) from None
-        if isinstance(word, words.Over):
-            return
-        if isinstance(word, words.Refused):
-            raise StateError(f"{folder.id}: {word.reason}")
+    while not isinstance(word := word_of(folder, lines.next(words.ANSWERS.longest)), words.Over):
         yield word
+
+
+def word_of(folder: Folder, line: bytes) -> words.Answer:
+    """The word that a line of an answer is; a line that is empty is the connection's end.
+
+    Raises Unreachable at that; StateError for what is no word, and if the cell refuses.
+    """
+    if not line:
+        raise Unreachable("it has ended")
+    try:
+        word = words.ANSWERS.word(line)
+    except LineError as error:
+        raise StateError(
+            f"{folder.id}: its answer makes no sense: {error}",
+            hint="use the wgcell that has started it",
+        ) from None
+    if isinstance(word, words.Refused):
+        raise StateError(f"{folder.id}: {word.reason}")
+    return word
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@ The socket lies in the cell's folder, which is its owner's alone (0700), and is 
 caller's user is checked all the same: the owner's, or root. It goes when the cell or its folder
 goes.
 
-A caller costs little, and holds up nobody: there are `MOST_CALLERS` at most, each says its question
-within `PATIENCE` seconds or is left, and is read for no further. What it does not take waits in the
-files, not in memory.
+A caller costs little, and holds up nobody: each says its question within `PATIENCE` seconds or is
+left, and is read for no further. Of each `Kind` there is a bound, so however many have sessions,
+`stop` and `ps` are heard. What a caller does not take waits in the files, not in memory; for a
+client with sessions, see `wgcell.cell.sessions`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,32 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from enum import Enum
+from types import MappingProxyType
+from typing import BinaryIO, Protocol, cast
 
 from wgcell.cell.control import words
 from wgcell.cell.control.place import NAME, address, caller_uid
 from wgcell.cell.folder import Folder
+from wgcell.errors import StateError
 from wgcell.wire.lines import LineError
 
-__all__ = ["MOST_CALLERS", "PATIENCE", "Listener"]
+__all__ = ["MOST", "PATIENCE", "Kind", "Listener"]
 
-MOST_CALLERS = 64
+
+class Kind(Enum):
+    """What a caller is there for."""
+
+    WAITING = "have yet to ask"
+    CALLER = "are being answered"
+    CLIENT = "have sessions"
+
+
+MOST: Mapping[Kind, int] = MappingProxyType({Kind.WAITING: 256, Kind.CALLER: 64, Kind.CLIENT: 128})
+"""Callers at once."""
 PATIENCE = 5.0
 """Seconds."""
 LAST_WORDS = 1.0
@@ -44,8 +59,23 @@ class Controlled(Protocol):
     def state(self) -> str:
         """In a word."""
 
+    @property
+    def end(self) -> words.Ended:
+        """How it has ended."""
+
     def stop(self, *, now: bool) -> None:
         """Begin to end it."""
+
+    def serve(
+        self, transport: asyncio.Transport, first: bytes, uid: int, *, detached: bool
+    ) -> Coroutine[object, None, None]:
+        """Speak frames with a client of that user until it is gone; see `Sessions.serve`."""
+
+    async def pause(self, uid: int) -> None:
+        """Let its machine stand still, for that user. Raises StateError with why it can't."""
+
+    async def unpause(self, uid: int) -> None:
+        """Let its machine go on, for that user. Raises StateError with why it can't."""
 
 
 class _Unanswerable(Exception):
@@ -58,15 +88,16 @@ class _Caller:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    uid: int
 
-    async def heard(self) -> words.Question:
-        """The next word. Raises _Unanswerable, also if none comes in time."""
+    async def heard(self, patience: float) -> words.Question:
+        """The next word. Raises _Unanswerable, also if none comes within ``patience`` seconds."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(patience):
                 line = await self.reader.readline()
             return words.QUESTIONS.word(line)
         except TimeoutError:
-            raise _Unanswerable(f"no question within {PATIENCE:g} s") from None
+            raise _Unanswerable(f"no question within {patience:g} s") from None
         except ValueError as error:  # a line that is too long, too
             raise _Unanswerable(
                 f"this is no question of version {words.VERSION}: {error}"
@@ -77,15 +108,30 @@ class _Caller:
         self.writer.write(words.ANSWERS.line(word))
         await self.writer.drain()
 
+    async def finish(self) -> None:
+        """Close the connection, once the caller has taken all that was said."""
+        self.writer.close()
+        await self.writer.wait_closed()
+
+    async def hand_over(self) -> tuple[asyncio.Transport, bytes]:
+        """The connection, for whoever is to speak on it, and what was read of it by now."""
+        transport = cast(asyncio.Transport, self.writer.transport)
+        transport.pause_reading()
+        self.reader.feed_eof()
+        return transport, await self.reader.read()
+
 
 class Listener:
     """Answers callers for as long as a cell lives."""
 
-    def __init__(self, folder: Folder, cell: Controlled) -> None:
+    def __init__(self, folder: Folder, cell: Controlled, patience: float = PATIENCE) -> None:
+        """``patience``: the seconds in which a caller must say each of its words."""
+        self._patience = patience
         self._folder = folder
         self._cell = cell
         self._server: asyncio.Server | None = None
         self._answering: set[asyncio.Task[None]] = set()
+        self._counts: Counter[Kind] = Counter()
         self._changed = asyncio.Event()
         self._over = False
         self._ending = contextlib.ExitStack()
@@ -108,7 +154,7 @@ class Listener:
             sock.bind(address(place))
             os.chmod(NAME, 0o600, dir_fd=place)
             self._server = await asyncio.start_unix_server(
-                self._come, sock=sock, limit=words.QUESTIONS.longest
+                self._come, sock=sock, limit=words.QUESTIONS.longest, backlog=MOST[Kind.WAITING]
             )
             self._ending = ending.pop_all()
 
@@ -132,21 +178,29 @@ class Listener:
         self._folder.discard(NAME)
 
     def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        allowed = caller_uid(writer.get_extra_info("socket")) in (os.geteuid(), 0)
-        if not allowed or len(self._answering) >= MOST_CALLERS:
+        uid = caller_uid(writer.get_extra_info("socket"))
+        if uid not in (os.geteuid(), 0):
             writer.transport.abort()
             return
-        task = asyncio.create_task(self._serve(_Caller(reader, writer)))
+        task = asyncio.create_task(self._serve(_Caller(reader, writer, uid)))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
+
+    @contextlib.contextmanager
+    def _counted(self, kind: Kind) -> Iterator[None]:
+        """Count a caller. Raises _Unanswerable for one too many."""
+        if self._counts[kind] >= MOST[kind]:
+            raise _Unanswerable(f"{MOST[kind]} others {kind.value} here: try again later")
+        self._counts[kind] += 1
+        try:
+            yield
+        finally:
+            self._counts[kind] -= 1
 
     async def _serve(self, caller: _Caller) -> None:
         try:
             with contextlib.suppress(OSError):  # the caller is gone
                 await self._answer(caller)
-                caller.writer.close()
-                # It counts as a caller until it has taken the rest, or the cell has ended.
-                await caller.writer.wait_closed()
         except asyncio.CancelledError:
             caller.writer.transport.abort()
         finally:
@@ -154,22 +208,51 @@ class Listener:
 
     async def _answer(self, caller: _Caller) -> None:
         try:
-            said = await caller.heard()
-            await caller.say(words.Hello(words.VERSION))
-            if not isinstance(said, words.Hello) or said.version != words.VERSION:
-                version = said.version if isinstance(said, words.Hello) else 0
-                raise _Unanswerable(
-                    f"this cell speaks version {words.VERSION}, and you {version or 'none'}: use "
-                    "the wgcell that has started it"
-                )
-            async with contextlib.aclosing(self._words(await caller.heard())) as answer:
+            with self._counted(Kind.WAITING):
+                question = await self._question(caller)
+            if isinstance(question, words.Sessions):
+                with self._counted(Kind.CLIENT):
+                    await self._serve_sessions(caller, question)
+            else:
+                with self._counted(Kind.CALLER):
+                    await self._reply(caller, question)
+        except _Unanswerable as error:
+            await caller.say(words.Refused(str(error)))
+            await caller.finish()
+
+    async def _question(self, caller: _Caller) -> words.Question:
+        said = await caller.heard(self._patience)
+        await caller.say(words.Hello(words.VERSION))
+        if not isinstance(said, words.Hello) or said.version != words.VERSION:
+            version = said.version if isinstance(said, words.Hello) else 0
+            raise _Unanswerable(
+                f"this cell speaks version {words.VERSION}, and you {version or 'none'}: use "
+                "the wgcell that has started it"
+            )
+        question = await caller.heard(self._patience)
+        if isinstance(question, words.Hello):
+            raise _Unanswerable("hello was said before")
+        return question
+
+    async def _serve_sessions(self, caller: _Caller, question: words.Sessions) -> None:
+        await caller.say(words.Accepted())
+        transport, first = await caller.hand_over()
+        await self._cell.serve(transport, first, caller.uid, detached=question.detached)
+
+    async def _reply(self, caller: _Caller, question: words.Question) -> None:
+        try:
+            async with contextlib.aclosing(self._words(question, caller.uid)) as answer:
                 async for word in answer:
                     await caller.say(word)
             await caller.say(words.Over())
-        except (_Unanswerable, LineError) as error:
+        except (_Unanswerable, LineError, StateError) as error:
             await caller.say(words.Refused(str(error)))
+        # It counts as a caller until it has taken the rest, or the cell has ended.
+        await caller.finish()
 
-    async def _words(self, question: words.Question) -> AsyncGenerator[words.Answer, None]:
+    async def _words(
+        self, question: words.Question, uid: int
+    ) -> AsyncGenerator[words.Answer, None]:
         match question:
             case words.State():
                 yield words.Status(self._cell.state, os.getpid())
@@ -184,8 +267,16 @@ class Listener:
             case words.Stop():
                 self._cell.stop(now=question.now)
                 yield words.Stopping()
-            case words.Hello():
-                raise _Unanswerable("hello was said before")
+            case words.Pause():
+                await self._cell.pause(uid)
+                yield words.Status(self._cell.state, os.getpid())
+            case words.Unpause():
+                await self._cell.unpause(uid)
+                yield words.Status(self._cell.state, os.getpid())
+            case words.End():
+                while not self._over:
+                    await self._changed.wait()
+                yield self._cell.end
 
     async def _events(self, question: words.Events) -> AsyncGenerator[words.Answer, None]:
         number = 0

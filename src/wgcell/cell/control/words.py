@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from wgcell.cell.states import Outcome
 from wgcell.wire.lines import Data, Flag, Number, OneOf, Text, Vocabulary
 
 __all__ = [
@@ -19,19 +20,25 @@ __all__ = [
     "OUTPUTS",
     "QUESTIONS",
     "VERSION",
+    "Accepted",
     "Answer",
+    "End",
+    "Ended",
     "Event",
     "Events",
     "Hello",
     "Output",
     "Outputs",
     "Over",
+    "Pause",
     "Question",
     "Refused",
+    "Sessions",
     "State",
     "Status",
     "Stop",
     "Stopping",
+    "Unpause",
 ]
 
 VERSION = 1
@@ -83,12 +90,47 @@ class Stop:
     now: Annotated[bool, Flag()]
 
 
-Question = Hello | State | Events | Outputs | Stop
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Begin sessions on this connection, which speaks frames from the answer `Accepted` on.
+
+    They are hung up when it closes; ``detached`` ones go on, and what they print is dropped.
+    """
+
+    detached: Annotated[bool, Flag()]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let the machine's processors stand still; its memory stays, and its time stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpause:
+    """Let a paused machine go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How the cell has ended: answered then."""
+
+
+Question = Hello | State | Events | Outputs | Stop | Pause | Unpause | End | Sessions
 
 QUESTIONS: Vocabulary[Question] = Vocabulary(
     "ask",
     _LONGEST_QUESTION,
-    {"hello": Hello, "state": State, "events": Events, "outputs": Outputs, "stop": Stop},
+    {
+        "hello": Hello,
+        "state": State,
+        "events": Events,
+        "outputs": Outputs,
+        "stop": Stop,
+        "sessions": Sessions,
+        "pause": Pause,
+        "unpause": Unpause,
+        "end": End,
+    },
 )
 
 
@@ -128,11 +170,25 @@ class Stopping:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """The last word: what follows on this connection are frames, of `wgcell.guest.channel`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The cell has ended, as ``result.json`` says, whatever becomes of that file."""
+
+    outcome: Annotated[str, OneOf(tuple(outcome.value for outcome in Outcome))]
+    exit_code: Annotated[int, Number(255)]
+    reason: Annotated[str, Text(4096)]
+
+
+@dataclass(frozen=True, slots=True)
 class Over:
     """The answer is whole."""
 
 
-Answer = Hello | Refused | Status | Event | Output | Stopping | Over
+Answer = Hello | Refused | Status | Event | Output | Stopping | Accepted | Ended | Over
 
 ANSWERS: Vocabulary[Answer] = Vocabulary(
     "say",
@@ -144,6 +200,8 @@ ANSWERS: Vocabulary[Answer] = Vocabulary(
         "event": Event,
         "output": Output,
         "stopping": Stopping,
+        "accepted": Accepted,
+        "ended": Ended,
         "over": Over,
     },
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from wgcell.cell.states import State
 
@@ -21,6 +20,7 @@ __all__ = [
     "Log",
     "LogBounded",
     "Record",
+    "ResumeMachine",
     "SendConfiguration",
     "SendGuest",
     "SetGuestClock",
@@ -43,7 +43,7 @@ class Log:
     """Write an event into the cell's record, to the disk."""
 
     event: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class LogBounded:
     """Write an event that a guest, a relay or a gateway can cause at will: at a bounded rate."""
 
     event: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 Record = StateEntered | Log | LogBounded
@@ -100,6 +100,11 @@ class GiveUpReader:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumeMachine:
+    """Let a machine that was paused go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """Feed an `Alarm` at this time, in seconds of the clock that `Core.handle` is given."""
 
@@ -133,6 +138,7 @@ Action = (
     | ExpectOutputs
     | StartUnpacking
     | GiveUpReader
+    | ResumeMachine
     | Wake
     | EndMachine
     | Ended

@@ -7,18 +7,19 @@ which has *seen* the guest's handshake and transport both ways; ``tampered`` nee
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import shlex
+from collections.abc import Callable, Mapping
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
 from wgcell.cell.core.home import LAST_BYTES, MOST_IN_FLIGHT, STOPPED, Results, how_it_exited
-from wgcell.cell.core.life import Life
+from wgcell.cell.core.life import RULES_OF_LIFE
+from wgcell.cell.core.pausing import RULES_OF_PAUSES, Pausing
 from wgcell.cell.core.terms import Terms
 from wgcell.cell.core.verification import Verification
 from wgcell.cell.core.watch import Watch
 from wgcell.cell.states import Cause, Outcome, State
-from wgcell.gateway import control as gateway
+from wgcell.gateway import words as gateway
 from wgcell.gateway.peer.tally import FlowCounts
 from wgcell.guest import protocol
 from wgcell.relay import control as relay
@@ -33,9 +34,12 @@ _LOOK = 0.25
 """Seconds between two looks at a workload that was killed."""
 _SHOWN = 16 * 1024
 """Characters of each of a guest's wrong reports that are kept."""
+_LONGEST_COMMAND = 1000
+_LONGEST_REASON = 200
+"""Characters of a session's command, and of the guest's words about its end, that are recorded."""
 
 
-class Core(Life):
+class Core(Pausing):
     """One cell's decisions. ``started`` is when the supervisor began, by the clock of `handle`."""
 
     def __init__(self, terms: Terms, started: float) -> None:
@@ -64,6 +68,7 @@ class Core(Life):
         return self._actions
 
     def _entered(self, state: State) -> None:
+        super()._entered(state)
         match state:
             case State.RUNNING:
                 self._release()
@@ -133,7 +138,7 @@ class Core(Life):
             case relay.Fault(detail):
                 self._cause(Cause.HOST_FAULTED, f"the relay: {detail}")
             case relay.Begun() | relay.Ready():
-                reason = "the relay said out of its turn that it is ready"
+                reason = "the relay said a second time that it is ready"
                 self._cause(Cause.HOST_FAULTED, reason)
 
     def _rogue(self, rogue: relay.Rogue) -> None:
@@ -153,12 +158,12 @@ class Core(Life):
         message = event.message
         self._gateway_fault = message.detail if isinstance(message, gateway.Fault) else ""
         if isinstance(message, gateway.Ready):
-            reason = "the gateway said out of its turn that it is ready"
+            reason = "the gateway said a second time that it is ready"
             self._cause(Cause.HOST_FAULTED, reason)
             return
-        entry = gateway.SAID.entry(message)
+        entry = gateway.EVENTS.entry(message)
         entry.pop("time", None)
-        self._log_bounded(entry.pop("event"), **entry)
+        self._log_bounded(str(entry.pop("event")), **entry)
         if isinstance(message, gateway.Flow):
             self.flows.begun(message.flow, message.verdict)
         elif isinstance(message, gateway.FlowEnd):
@@ -210,7 +215,8 @@ class Core(Life):
             self._cause(Cause.TAMPERED, f"the guest's {message.what} changed")
 
     def _guest_fault(self, message: protocol.Fault) -> None:
-        self._fault(f"the guest could not start: {message.text}")
+        how = "the guest's agent failed" if self.was_released else "the guest could not start"
+        self._fault(f"{how}: {message.text}")
 
     def _oom(self, message: protocol.OutOfMemory) -> None:
         if self._out_of_memory is None:
@@ -324,12 +330,12 @@ class Core(Life):
     # The watch.
 
     def _tick(self, event: seen.Tick) -> None:
-        passed = self._watch.tick(self._now, event.clock)
+        passed = self._watch.tick(self._now, event.clock, stands_still=self.is_paused)
         if passed is None:
             return
         if self.state is State.STOPPING:
             self._watch_results(passed)
-        elif self.state is State.RUNNING:
+        elif self.state is State.RUNNING and not self.is_paused:
             if self._watch.must_set_clock(self._now, event.clock, passed):
                 self._do(do.SetGuestClock())
             silent = self._watch.silence(self._now, self._terms)
@@ -362,12 +368,21 @@ class Core(Life):
         self._do(do.SetGuestClock())
         self._do(do.SendGuest(protocol.RECONNECT))
 
+    # The sessions: recorded, and nothing else.
 
-_RULES: dict[type, Callable[[Core, Any], None]] = {
-    seen.Began: Core._began,
-    seen.Caused: Core._caused,
-    seen.CancelAsked: Core._cancel,
-    seen.AbortAsked: Core._abort,
+    def _session_opened(self, event: seen.SessionOpened) -> None:
+        fields = {"session": event.session, "kind": event.kind, "uid": event.uid}
+        command = shlex.join(event.words)[:_LONGEST_COMMAND]
+        self._log_bounded("session_opened", **fields, command=command, terminal=event.terminal)
+
+    def _session_exited(self, event: seen.SessionExited) -> None:
+        fields = {"session": event.session, "exit_code": event.exit_code}
+        self._log_bounded("session_exited", **fields, reason=event.reason[:_LONGEST_REASON])
+
+
+_RULES: Mapping[type, Callable[..., None]] = {
+    **RULES_OF_LIFE,
+    **RULES_OF_PAUSES,
     seen.Booting: Core._booting,
     seen.FromGuest: Core._from_guest,
     seen.FromRelay: Core._from_relay,
@@ -378,16 +393,11 @@ _RULES: dict[type, Callable[[Core, Any], None]] = {
     seen.UnpackingEnded: Core._unpacking_ended,
     seen.PathSeen: Core._path_seen,
     seen.AddressMet: Core._address_met,
+    seen.SessionOpened: Core._session_opened,
+    seen.SessionExited: Core._session_exited,
     seen.Tick: Core._tick,
-    seen.Alarm: Core._alarm,
-    seen.MachineDead: Core._machine_dead,
-    seen.MachineEnded: Core._machine_ended,
-    seen.StepFailed: Core._step_failed,
-    seen.Crashed: Core._crashed,
-    seen.LandingEnded: Core._landed,
-    seen.RecordClosed: Core._record_closed,
 }
-_GUEST_RULES: dict[type, Callable[[Core, Any], None]] = {
+_GUEST_RULES: dict[type, Callable[..., None]] = {
     protocol.Hello: Core._hello,
     protocol.Report: Core._report,
     protocol.Ready: Core._ready,

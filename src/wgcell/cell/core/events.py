@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from wgcell.cell.archive import Unpacked
 from wgcell.cell.states import Cause
-from wgcell.gateway import control as gateway
+from wgcell.gateway import words as gateway
 from wgcell.guest import protocol
+from wgcell.guest.config import GuestConfig
 from wgcell.relay import control as relay
 
 __all__ = [
@@ -29,12 +30,16 @@ __all__ = [
     "MachineDead",
     "MachineEnded",
     "PathSeen",
+    "Paused",
     "RecordClosed",
     "RelayGone",
+    "SessionExited",
+    "SessionOpened",
     "StepFailed",
     "StreamFacts",
     "Tick",
     "UnpackingEnded",
+    "Unpaused",
 ]
 
 
@@ -66,10 +71,24 @@ class AbortAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """The machine stands still now; that user asked for it."""
+
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaused:
+    """The machine goes on; that user asked for it."""
+
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Booting:
     """The relay stands and the machine is about to run. ``pid`` is the machine's."""
 
-    config: protocol.GuestConfig
+    config: GuestConfig
     pid: int
 
 
@@ -84,14 +103,14 @@ class FromGuest:
 class FromRelay:
     """The relay has sent a message."""
 
-    message: relay.Said
+    message: relay.Event
 
 
 @dataclass(frozen=True, slots=True)
 class FromGateway:
     """The cell's own gateway has sent a message."""
 
-    message: gateway.Said
+    message: gateway.Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +175,31 @@ class AddressMet:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """Somebody asked for a session beside the workload, and the guest was asked to begin it.
+
+    ``session`` is 0 for a client that is attached to the workload itself.
+    """
+
+    session: int
+    kind: str
+    words: tuple[str, ...]
+    """The command, or the path."""
+    terminal: bool
+    uid: int
+    """The user who asked, as the kernel says."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionExited:
+    """A session is over. ``exit_code`` None: it never began, or the machine ended before it did."""
+
+    session: int
+    exit_code: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """A second has passed. ``clock`` is the time of day, in Unix seconds."""
 
@@ -214,6 +258,8 @@ Event = (
     | Caused
     | CancelAsked
     | AbortAsked
+    | Paused
+    | Unpaused
     | Booting
     | FromGuest
     | FromRelay
@@ -224,6 +270,8 @@ Event = (
     | UnpackingEnded
     | PathSeen
     | AddressMet
+    | SessionOpened
+    | SessionExited
     | Tick
     | Alarm
     | MachineDead

@@ -8,15 +8,14 @@ the relay's message comes behind the machine's death.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
 from wgcell.cell.core.terms import Terms
 from wgcell.cell.states import TRANSITIONS, Cause, Outcome, State, settled, step
 
-__all__ = ["Life"]
+__all__ = ["RULES_OF_LIFE", "Life"]
 
 _EVEN_NOW = (Cause.HOST_FAULTED, Cause.OUTPUT_FAILED, Cause.ROGUE_FRAME)
 """Causes that count although the cell has ended: they are about what happened before."""
@@ -60,10 +59,10 @@ class Life:
         if self._ending is None or isinstance(action, do.Record | do.EndMachine | do.Ended):
             self._actions.append(action)
 
-    def _log(self, event: str, **fields: Any) -> None:
+    def _log(self, event: str, **fields: object) -> None:
         self._do(do.Log(event, fields))
 
-    def _log_bounded(self, event: str, **fields: Any) -> None:
+    def _log_bounded(self, event: str, **fields: object) -> None:
         self._do(do.LogBounded(event, fields))
 
     def _wake(self, seconds: float, act: Callable[[], None]) -> None:
@@ -159,3 +158,19 @@ class Life:
         self._alarms = [(at, act) for at, act in self._alarms if at > self._now + _SOON]
         for act in due:
             act()
+
+
+RULES_OF_LIFE: Mapping[type, Callable[..., None]] = {
+    seen.Began: Life._began,
+    seen.Caused: Life._caused,
+    seen.CancelAsked: Life._cancel,
+    seen.AbortAsked: Life._abort,
+    seen.Alarm: Life._alarm,
+    seen.MachineDead: Life._machine_dead,
+    seen.MachineEnded: Life._machine_ended,
+    seen.StepFailed: Life._step_failed,
+    seen.Crashed: Life._crashed,
+    seen.LandingEnded: Life._landed,
+    seen.RecordClosed: Life._record_closed,
+}
+"""What each event does."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from wgcell.guest import protocol, verify
+from wgcell.guest import verify
+from wgcell.guest.config import GuestConfig
 
 __all__ = ["Verification"]
 
@@ -17,7 +18,7 @@ __all__ = ["Verification"]
 class Verification:
     """What both sides have reported so far."""
 
-    config: protocol.GuestConfig | None = None
+    config: GuestConfig | None = None
     """What the guest was asked to be."""
     greeted: bool = False
     """The guest has said ``hello``."""

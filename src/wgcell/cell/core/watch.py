@@ -34,14 +34,17 @@ class Watch:
         """The workload is released: silence counts from now on."""
         self.last_valid = self.last_heartbeat = now
 
-    def tick(self, now: float, clock: float) -> float | None:
-        """The seconds since the last tick; None for the first, which has none before it."""
+    def tick(self, now: float, clock: float, *, stands_still: bool = False) -> float | None:
+        """The seconds since the last tick; None for the first, which has none before it.
+
+        ``stands_still``: the machine was paused, so nobody in it could say anything.
+        """
         if self._ticked is None:
             self._ticked = self._clock_set = now
             self._clock_offset = clock - now
             return None
         passed, self._ticked = now - self._ticked, now
-        if passed > STOPPED:
+        if passed > STOPPED or stands_still:
             self.last_valid += passed
             self.last_heartbeat += passed
         return passed

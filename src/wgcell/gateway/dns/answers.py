@@ -22,13 +22,16 @@ import dns.rrset
 from wgcell.net.addresses import Address
 from wgcell.net.addresses import address as address_of
 
-__all__ = ["Answer", "Question", "blocked", "error", "filtered", "parse_question"]
+__all__ = ["Answer", "Question", "blocked", "error", "filtered", "own", "parse_question"]
 
 LONGEST_TTL = 86400
 """Seconds; a day, as resolvers have it."""
 UDP_ANSWER = 1232
 """Bytes; a larger answer is truncated, and the peer asks again over TCP (DNS flag day 2020)."""
 _TCP_ANSWER = 65535
+_OWN_TTL = 60
+"""Seconds for the gateway's own names: a service may be closed at any moment."""
+_VERSIONS = {dns.rdatatype.A: 4, dns.rdatatype.AAAA: 6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,18 @@ def blocked(question: Question, why: str, *, exists: bool) -> Answer:
             pad=message.pad,
         )
     return Answer(message)
+
+
+def own(question: Question, every: tuple[Address, ...]) -> Answer:
+    """The answer for a name of the gateway's own, whose addresses are ``every``."""
+    message = error(question, dns.rcode.NOERROR).message
+    version = _VERSIONS.get(question.kind)
+    addresses = tuple(one for one in every if one.version == version)
+    if addresses:
+        asked, texts = question.message.question[0].name, [str(one) for one in addresses]
+        records = dns.rrset.from_text(asked, _OWN_TTL, "IN", question.kind.name, *texts)
+        message.answer.append(records)
+    return Answer(message, addresses, _OWN_TTL)
 
 
 def filtered(

@@ -28,6 +28,7 @@ MOST_ASKED = 64
 """
 _BURST_SECONDS = 4
 NO_RULE = "no rule names it"
+_NOT_ALLOWED = "no rule allows this name"
 
 
 class NameEvents(Protocol):
@@ -44,6 +45,11 @@ class NameEvents(Protocol):
         returns."""
 
 
+def _bucket(policy: Policy) -> TokenBucket:
+    rate = policy.limits.queries_per_second
+    return TokenBucket(rate, rate * _BURST_SECONDS)
+
+
 class Nameserver:
     """Answers the queries of one peer by its policy."""
 
@@ -58,9 +64,14 @@ class Nameserver:
         self._upstream = upstream
         self._events = events
         self._has_route = has_route
-        rate = policy.limits.queries_per_second
-        self._bucket = TokenBucket(rate, rate * _BURST_SECONDS)
+        self._bucket = _bucket(policy)
         self._waiting = 0
+
+    def change(self, policy: Policy) -> None:
+        """Answer by another policy from now on, also queries that wait for an upstream."""
+        if policy.limits.queries_per_second != self.policy.limits.queries_per_second:
+            self._bucket = _bucket(policy)
+        self.policy = policy
 
     async def reply(self, raw: bytes, *, tcp: bool = False) -> bytes:
         """The answer to one query; no bytes if ``raw`` is no query. No hostile bytes raise."""
@@ -74,11 +85,13 @@ class Nameserver:
         if not self._bucket.take(time.monotonic()) or self._waiting >= MOST_ASKED:
             self._events.name_refused(question.name, "too many queries")
             return answers.error(question, dns.rcode.REFUSED)
+        if own := self.policy.services_named(question.name):
+            return await self._answer_own(question, own)
         # A rule would read a dot within a label as the end of the label.
         if not is_name(question.name) or not self.policy.rule_for_name(question.name):
             self._events.name_refused(question.name, NO_RULE)
             above = self.policy.is_above(question.name)
-            return answers.blocked(question, "no rule allows this name", exists=above)
+            return answers.blocked(question, _NOT_ALLOWED, exists=above)
         if not question.addresses:
             # Other records could carry addresses past us (HTTPS, SVCB), or anything at all (TXT).
             return answers.error(question, dns.rcode.NOERROR)
@@ -88,8 +101,21 @@ class Nameserver:
         finally:
             self._waiting -= 1
 
+    async def _answer_own(
+        self, question: answers.Question, services: tuple[Address, ...]
+    ) -> answers.Answer:
+        """The answer for the name of a service; no other resolver is asked."""
+        answer = answers.own(question, services)
+        if answer.addresses:
+            await self._events.name_resolved(question.name, answer.addresses, answer.ttl)
+        return answer
+
     async def _resolve(self, question: answers.Question) -> answers.Answer:
         found = await self._upstream.ask(question.message.question[0].name, question.kind)
+        if not self.policy.rule_for_name(question.name):
+            # Denied since it was asked.
+            self._events.name_refused(question.name, NO_RULE)
+            return answers.blocked(question, _NOT_ALLOWED, exists=False)
         answer = answers.filtered(question, found, self.policy.protection, self._has_route)
         if why := self._failure(found, answer):
             self._events.name_failed(question.name, why)

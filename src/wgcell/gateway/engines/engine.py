@@ -16,9 +16,11 @@ class Engine(Protocol):
         """Serve, and report ``ready``. Raises HostError, PolicyError or OSError; then nothing of
         the engine stays."""
 
-    async def apply(self, config: GatewayConfig) -> None:
-        """Change to ``config``. Raises as `start` does. Which peers are then served, each engine
-        says."""
+    async def apply(self, config: GatewayConfig) -> int:
+        """Change to ``config``. Returns how many open flows that has ended: those of peers that
+        are gone, and those that the rules no longer allow.
+
+        Raises as `start` does. Which peers are then served, each engine says."""
 
     async def stop(self) -> None:
         """End all flows, and take away everything that was made."""

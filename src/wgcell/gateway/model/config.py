@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 
 from wgcell.gateway.model.policy import Policy
-from wgcell.gateway.model.rules import Service
+from wgcell.gateway.model.published import Published
+from wgcell.gateway.model.services import Service
 from wgcell.net.addresses import Address, Network
 
 __all__ = ["GatewayConfig", "Peer", "both", "is_peer_name"]
@@ -39,6 +40,8 @@ class Peer:
     """Base64; empty for none. The embedded engine can use none."""
     address6: Address | None = None
     """A second one, of IPv6, beside one of IPv4."""
+    published: tuple[Published, ...] = ()
+    """Its ports that the gateway publishes on its own side."""
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -8,11 +8,7 @@ from dataclasses import dataclass, field
 from wgcell.gateway.model.rules import may_be_advised
 from wgcell.net.addresses import Address
 
-__all__ = ["FAILED", "Flow", "hint", "learned_rule"]
-
-FAILED = "fail"
-"""In place of a verdict: an allowed name that was not found; an allowed target, or a service, that
-could not be reached."""
+__all__ = ["Flow", "hint", "learned_rule"]
 
 
 @dataclass(slots=True)
@@ -37,6 +33,14 @@ class Flow:
     """On the monotonic clock, in seconds."""
     bytes_out: int = 0
     bytes_in: int = 0
+
+    def count_out(self, count: int) -> None:
+        """That many bytes more went out of the cell."""
+        self.bytes_out += count
+
+    def count_in(self, count: int) -> None:
+        """That many bytes more went into it."""
+        self.bytes_in += count
 
 
 def hint(protocol: str, port: int, host: str, *, checked: bool = True) -> str:

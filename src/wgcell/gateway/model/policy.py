@@ -17,12 +17,11 @@ control where the name leads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from wgcell.errors import PolicyError
-from wgcell.gateway.model.rules import Action, Rule, Service, parse_rule, parse_service
-from wgcell.net import addresses
+from wgcell.gateway.model.rules import Action, Rule
+from wgcell.gateway.model.services import Service
 from wgcell.net.addresses import Address, Network
 from wgcell.net.special import TARGETS, special
 
@@ -31,6 +30,8 @@ __all__ = ["LEARNED", "PROTECTED", "Decision", "Limits", "Policy"]
 PROTECTED: tuple[tuple[Network, str], ...] = tuple((row.network, row.kind) for row in TARGETS)
 """Ranges on this side of the tunnel's end, the narrow ones first, each with its kind."""
 
+
+_EVERY_PORT = (1, 65535)
 
 LEARNED = "learn"
 """In place of a rule: no rule refuses the flow, and the policy is being learned."""
@@ -76,21 +77,6 @@ class Policy:
     learn: bool = False
     """Allow what no rule refuses, to learn what a workload needs; but no protected address."""
 
-    @staticmethod
-    def parse(
-        allow: Iterable[str], services: Mapping[str, str], *, protected: Iterable[str] = ()
-    ) -> Policy:
-        """A policy that only allows, from its text. Raises `PolicyError` naming what is wrong."""
-        try:
-            networks = tuple(addresses.network(text, strict=False) for text in protected)
-        except ValueError as error:
-            raise PolicyError(f"protected: {error}") from None
-        return Policy(
-            rules=tuple(parse_rule(text) for text in allow),
-            services=tuple(parse_service(*pair) for pair in services.items()),
-            protected=networks,
-        )
-
     def evaluate(
         self, address: Address, port: int, protocol: str, names: Iterable[str] = ()
     ) -> Decision:
@@ -120,20 +106,31 @@ class Policy:
         return Decision(Action.ALLOW, rule.text, "a rule allows it", checked=rule.checked)
 
     def rule_for_name(self, name: str) -> str:
-        """The rule by which ``name`` may be asked of the resolver; empty if it may not."""
+        """The rule by which ``name`` may be asked of the resolver; empty if it may not.
+
+        A rule allows it if the rules before it have not denied all that it would open.
+        """
+        denied: list[Rule] = []
         for rule in self.rules:
-            if rule.names(name):
-                if rule.action is Action.ALLOW:
-                    return rule.text
-                if (rule.first_port, rule.last_port, rule.protocol) == (1, 65535, ""):
-                    return ""
-        return LEARNED if self.learn else ""
+            if not rule.names(name):
+                continue
+            if rule.action is Action.REFUSE:
+                denied.append(rule)
+            elif _leaves_open(denied, (rule.first_port, rule.last_port), rule.protocol):
+                return rule.text
+        return LEARNED if self.learn and _leaves_open(denied, _EVERY_PORT, "") else ""
 
     def is_above(self, name: str) -> bool:
-        """Whether a rule allows names below ``name``: then it exists in the DNS (RFC 8020)."""
+        """Whether a rule, or a service, has a name below ``name``: then ``name`` exists in the DNS
+        (RFC 8020)."""
+        below = f".{name}"
         return any(
-            rule.action is Action.ALLOW and rule.name.endswith(f".{name}") for rule in self.rules
-        )
+            rule.action is Action.ALLOW and rule.name.endswith(below) for rule in self.rules
+        ) or any(service.name.endswith(below) for service in self.services)
+
+    def services_named(self, name: str) -> tuple[Address, ...]:
+        """The addresses of the services with that name."""
+        return tuple(dict.fromkeys(one.address for one in self.services if one.name == name))
 
     def listed(self, address: Address) -> bool:
         """Whether a rule allows that very address, on any port."""
@@ -172,6 +169,20 @@ class Policy:
             learned = Decision(Action.ALLOW, LEARNED, "learning: no rule refuses it")
             return learned, bool(names)
         return Decision(Action.REFUSE, "", refusal), False
+
+
+def _leaves_open(denied: Iterable[Rule], ports: tuple[int, int], protocol: str) -> bool:
+    """Whether a port of ``ports``, by ``protocol`` or either, is denied by none of ``denied``."""
+    every = list(denied)
+    for one in (protocol,) if protocol else ("tcp", "udp"):
+        spans = sorted((r.first_port, r.last_port) for r in every if r.protocol in ("", one))
+        least = ports[0]
+        for first, last in spans:
+            if first <= least:
+                least = max(least, last + 1)
+        if least <= ports[1]:
+            return True
+    return False
 
 
 def _article(word: str) -> str:

@@ -1,4 +1,4 @@
-"""The rules and the services of a policy: their meaning and their syntax. Pure.
+"""The rules of a policy: their meaning and their syntax. Pure.
 
 A rule is ``allow`` or ``deny`` and HOST:PORT. HOST is an address, a CIDR, ``[V6]``, a name or
 ``*.suffix`` (every name below it, not itself); PORT is a number, a range ``8000-8010`` or ``*``.
@@ -20,17 +20,15 @@ from enum import Enum
 
 from wgcell.errors import PolicyError
 from wgcell.net import addresses
-from wgcell.net.addresses import Address, Network
+from wgcell.net.addresses import Network
 
 __all__ = [
     "Action",
     "Rule",
-    "Service",
     "is_name",
     "may_be_advised",
     "parse_line",
     "parse_rule",
-    "parse_service",
 ]
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
@@ -39,13 +37,7 @@ _SHAPE = (
     "HOST:PORT, *.NAME:PORT, CIDR:PORT or [V6]:PORT, with PORT a number, a range like 8000-8010 "
     "or *, and /tcp or /udp behind it to narrow it; *:PORT is any public host"
 )
-_SERVICE = (
-    "first an address in the tunnel that nobody has, then where one of yours is reached from here, "
-    "as 10.99.0.5:80 = 127.0.0.1:8000"
-)
 _ANY = "*"
-_SHOWN = 80
-"""Characters of foreign text that a message quotes."""
 _UNCHECKED = "/unchecked"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)")
 _URL_PORTS = {"http": 80, "ws": 80, "ssh": 22, "ftp": 21, "git": 9418, "mqtt": 1883}
@@ -100,16 +92,6 @@ class Rule:
     def single(self) -> bool:
         """Whether the rule's host is one address."""
         return self.network is not None and self.network.num_addresses == 1
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """An address and a port inside the tunnel, whose TCP flows go to a target outside."""
-
-    address: Address
-    port: int
-    target_host: str
-    target_port: int
 
 
 def _ports(text: str, rule: str) -> tuple[int, int]:
@@ -216,36 +198,3 @@ def parse_line(text: str) -> Rule:
     if verb not in actions:
         raise PolicyError(f"rule {text!r} does not begin with allow or deny")
     return parse_rule(rest, actions[verb])
-
-
-def _endpoint(text: str, whole: str) -> tuple[str, int]:
-    try:
-        host, port = addresses.host_and_port(text)
-    except ValueError as error:
-        raise PolicyError(f"service {whole}: {error}, with one port", hint=_SERVICE) from None
-    if not port:
-        raise PolicyError(f"service {whole}: port 0 is nobody's")
-    return host, port
-
-
-def parse_service(inside: str, outside: str) -> Service:
-    """The service at ``inside`` (ADDRESS:PORT) whose target is ``outside`` (HOST:PORT).
-
-    Raises `PolicyError`.
-    """
-    whole = f"{inside[:_SHOWN]!r} = {outside[:_SHOWN]!r}"
-    address_text, port = _endpoint(inside, whole)
-    target_host, target_port = _endpoint(outside, whole)
-    try:
-        address = addresses.address(address_text)
-    except ValueError as error:
-        raise PolicyError(f"service {whole}: {error}", hint=_SERVICE) from None
-    if not addresses.is_address(target_host) and not is_name(target_host.lower()):
-        raise PolicyError(f"service {whole}: {target_host!r} is not a host", hint=_SERVICE)
-    if addresses.is_address(target_host) and addresses.address(target_host).is_unspecified:
-        loopback = "[::1]" if ":" in target_host else "127.0.0.1"
-        raise PolicyError(
-            f"service {whole}: at {target_host} servers listen, but none can be reached there",
-            hint=f"for one on this machine write {loopback}:{target_port}",
-        )
-    return Service(address, port, target_host, target_port)

@@ -15,30 +15,32 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wgcell.gateway.dns.cache import DnsCache, Resolved
 from wgcell.gateway.model.config import GatewayConfig, Peer
-from wgcell.gateway.model.flow import FAILED, Flow, hint, learned_rule
+from wgcell.gateway.model.flow import Flow, hint, learned_rule
 from wgcell.gateway.model.policy import LEARNED, Decision, Limits
 from wgcell.gateway.model.ratelimit import TokenBucket
 from wgcell.gateway.model.rules import Action
 from wgcell.gateway.peer.events import EventLog, Report, flow_end, flow_event
 from wgcell.gateway.proxy.splice import CHUNK, FlowRefused, Unreachable
+from wgcell.gateway.words import FAILED
 from wgcell.net import addresses
 from wgcell.net.addresses import Address
 
 if TYPE_CHECKING:
     from wgcell.gateway.dns.server import Nameserver
 
-__all__ = ["DNS_PORT", "MOST_FLOWS", "Admission", "OnResolved"]
+__all__ = ["CUT_OFF", "DNS_PORT", "MOST_FLOWS", "Admission", "OnResolved"]
 
 DNS_PORT = 53
 MOST_FLOWS = 3500
 """Flows that this process proxies for all peers together. Each takes two descriptors; the rest of
 the 8,192 that `gateway.__main__` allows are for everything else."""
 _NUMBERS = itertools.count(1)
-_CUT_OFF = "cut off"
+CUT_OFF = "cut off"
+"""The reason of the end of a flow that another policy, or the gateway's end, has ended."""
 _MOST_FAILED = 512
 """Names that were not found, each reported once."""
 
@@ -58,12 +60,15 @@ class Admission:
         peer: Peer,
         report: Report,
         on_resolved: OnResolved | None = None,
+        most_flows: int = MOST_FLOWS,
     ) -> None:
+        """``most_flows`` bounds the open flows of all peers together."""
         self.peer = peer
         self.events = EventLog(peer.name, report)
         self.cache = DnsCache()
         self._config = config
         self._on_resolved = on_resolved
+        self._most_flows = most_flows
         self._open: dict[asyncio.Task[None], tuple[Flow, Decision]] = {}
         self._closed = False
         self._failed: set[str] = set()
@@ -88,17 +93,35 @@ class Admission:
         upstream = Upstream(self._config.resolver or host_resolvers())
         return Nameserver(self.peer.policy, upstream, self)
 
-    def change(self, peer: Peer) -> None:
-        """Set another policy for the same peer. Flows that it does not allow end now."""
+    def change(self, peer: Peer) -> int:
+        """Set another policy for the same peer. Returns how many flows it ends.
+
+        Flows that it does not allow end now, and queries that wait are answered by it.
+        """
         if peer.policy.limits != self.peer.policy.limits:
             self._set_limits()
         self.peer = peer
-        vars(self).pop("nameserver", None)
+        known: Nameserver | None = vars(self).get("nameserver")
+        if known is not None:
+            known.change(peer.policy)
+        ended = 0
         for task, (flow, decision) in list(self._open.items()):
-            again = peer.policy.evaluate(flow.address, flow.port, flow.protocol, flow.names)
+            if self._is_to_resolver(flow):
+                continue
+            again = self.decide_again(flow)
             if again.action is Action.REFUSE or again.target != decision.target:
-                task.cancel()
+                ended += task.cancel()
             flow.rule, flow.names, flow.checked = again.rule, again.names, again.checked
+        return ended
+
+    def _is_to_resolver(self, flow: Flow) -> bool:
+        return flow.port == DNS_PORT and flow.address in self._config.addresses
+
+    def decide_again(self, flow: Flow) -> Decision:
+        """What the policy says of an open flow. It is about the names that have allowed the flow,
+        or if a rule for the address has, about those that lead there."""
+        names = flow.names or self.cache.names(flow.address, time.monotonic())
+        return self.peer.policy.evaluate(flow.address, flow.port, flow.protocol, names)
 
     def end_flows(self) -> list[asyncio.Task[None]]:
         """Cancel every open flow and report the summary. Returns the tasks of the flows."""
@@ -136,16 +159,15 @@ class Admission:
         if decision.names:
             flow.name = decision.names[-1]
         flow.rule, flow.names, flow.checked = decision.rule, decision.names, decision.checked
-        event = flow_event(flow, "flow", decision.action.value, decision.reason)
-        self.events.add({**event, "mend": rule})
+        self.events.add(flow_event(flow, decision.action.value, decision.reason, mend=rule))
         return decision
 
     def _beyond(self, limits: Limits) -> str:
         """The limit that a new flow would exceed, in words; empty if there is none."""
         if len(self._open) >= limits.flows:
             return f"{limits.flows} flows are open already"
-        if Admission._all_open >= MOST_FLOWS:
-            return f"{MOST_FLOWS} flows of all peers are open already"
+        if Admission._all_open >= self._most_flows:
+            return f"{self._most_flows} flows of all peers are open already"
         if not self._new.take(time.monotonic()):
             return f"more than {limits.flows_per_second} new flows a second"
         return ""
@@ -211,7 +233,7 @@ class Admission:
         """Report a refused query. ``name`` is empty if it was no query."""
         flow = Flow(next(_NUMBERS), self.peer.name, "dns", self._config.address, DNS_PORT, name)
         rule = hint("dns", DNS_PORT, name) if reason == "no rule names it" else ""
-        self.events.add({**flow_event(flow, "flow", Action.REFUSE.value, reason), "mend": rule})
+        self.events.add(flow_event(flow, Action.REFUSE.value, reason, mend=rule))
 
     def name_failed(self, name: str, reason: str) -> None:
         """Report an allowed name without an answer, once until it has one."""
@@ -219,7 +241,7 @@ class Admission:
             self._failed.add(name)
             own = self._config.address
             flow = Flow(next(_NUMBERS), self.peer.name, "dns", own, DNS_PORT, name)
-            self.events.add({**flow_event(flow, "flow", FAILED, reason), "mend": ""})
+            self.events.add(flow_event(flow, FAILED, reason))
 
     async def name_resolved(self, name: str, addresses: tuple[Address, ...], ttl: float) -> None:
         """Remember an answer before it leaves."""
@@ -235,7 +257,7 @@ class Admission:
         """Counts the current task as an open flow meanwhile; false if there is no room for it."""
         task = asyncio.current_task()
         full = len(self._open) >= self.peer.policy.limits.flows
-        if task is None or self._closed or full or Admission._all_open >= MOST_FLOWS:
+        if task is None or self._closed or full or Admission._all_open >= self._most_flows:
             yield False
             return
         self._open[task] = flow, decision
@@ -246,14 +268,16 @@ class Admission:
             del self._open[task]
             Admission._all_open -= 1
 
-    async def carry(self, flow: Flow, decision: Decision, work: Coroutine[Any, Any, str]) -> str:
+    async def carry(
+        self, flow: Flow, decision: Decision, work: Coroutine[object, None, str]
+    ) -> str:
         """Run ``work``, which returns the reason of its end, as an open flow; report and return it.
 
         A flow that is refused after it has begun is reported as refused. The end of a flow whose
         target or service could not be reached says so.
         """
         with self.counted(flow, decision) as counted:
-            verdict, reason = Action.ALLOW.value, _CUT_OFF
+            verdict, reason = Action.ALLOW.value, CUT_OFF
             if not counted:
                 work.close()
                 return reason
@@ -264,8 +288,7 @@ class Admission:
                 host, checked = refused.host, not refused.unchecked
                 asked = host if checked else flow.name
                 rule = hint(flow.protocol, flow.port, asked, checked=checked)
-                event = flow_event(flow, "flow", verdict, reason)
-                self.events.add({**event, "host": host, "mend": rule})
+                self.events.add(flow_event(flow, verdict, reason, mend=rule, host=host))
             except Unreachable as error:
                 verdict, reason = FAILED, str(error)
             except OSError as error:

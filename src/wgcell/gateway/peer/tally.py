@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wgcell.gateway.model.flow import FAILED
 from wgcell.gateway.model.policy import LEARNED
+from wgcell.gateway.words import FAILED
 
 __all__ = ["FlowCounts", "Tally"]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
+import struct
 import time
 from typing import Protocol
 
@@ -17,11 +20,15 @@ __all__ = [
     "Stream",
     "Unreachable",
     "cancel",
+    "reset",
     "until_done",
 ]
 
 CHUNK = 65536
 """Bytes of one read."""
+
+_RESET = struct.pack("ii", 1, 0)
+"""The value of SO_LINGER with which a close resets the connection (socket(7))."""
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 """One end of a TCP flow."""
@@ -99,3 +106,10 @@ async def cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection so that its other end gets a reset."""
+    with contextlib.suppress(OSError):  # it may have ended by itself
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    writer.transport.abort()

@@ -7,6 +7,7 @@ import sys
 import time
 
 from wgcell.errors import GuestError
+from wgcell.guest import config as configuration
 from wgcell.guest import protocol
 from wgcell.guest.agent import files, kernel, network, root, standing, tools
 from wgcell.guest.agent.loop import READABLE, Loop
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
     from wgcell.guest.agent.sessions import Sessions
     from wgcell.guest.agent.workload import Workload
-    from wgcell.guest.protocol import GuestConfig, Message
+    from wgcell.guest.config import GuestConfig
+    from wgcell.guest.protocol import Message
 
 
 class Lines:
@@ -102,7 +104,8 @@ def ports() -> Mapping[str, str]:
 class Agent:
     """One guest's. What goes wrong while it is set up is said to the host, and ends the machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_beat: float = _FIRST_BEAT) -> None:
+        self._first_beat = first_beat
         self._loop = Loop()
         self._init = Init()
         self._namespaces = network.Namespaces()
@@ -145,7 +148,7 @@ class Agent:
         lines = [control.next()]
         while lines[-1] != b"end":
             lines.append(control.next())
-        return protocol.parse_config(lines)
+        return configuration.parse_config(lines)
 
     def _set_up(self, config: GuestConfig) -> None:
         # The endpoint has seen the host's clock, in the consent, and this one must not be behind.
@@ -179,7 +182,7 @@ class Agent:
         try:
             self._namespaces.inside(lambda: network.connect(self._config))
         except OSError:  # no room for a process
-            self._loop.after(_FIRST_BEAT, self._reconnect)
+            self._loop.after(self._first_beat, self._reconnect)
             return
         self._probe_moved(_PROBES)
 
@@ -202,7 +205,7 @@ class Agent:
         work, sessions = self._run(config)
         # A guest that was asked to leave a wall out is not watched for what it lacks.
         self._watched = config.walls == frozenset(Wall)
-        self._loop.after(_FIRST_BEAT, self._begin_watch)
+        self._loop.after(self._first_beat, self._begin_watch)
         self.runs(work)
         return work, sessions
 
@@ -264,7 +267,7 @@ class Agent:
         try:
             follow()
         except OSError:
-            self._loop.after(_FIRST_BEAT, lambda: self._follow_soon(follow))
+            self._loop.after(self._first_beat, lambda: self._follow_soon(follow))
 
     def _follow(self, what: str, *argv: str) -> None:
         """Tell the host each change that a program tells of."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from wgcell.guest.protocol import GuestConfig
+    from wgcell.guest.config import GuestConfig
 
     Result = TypeVar("Result")
 

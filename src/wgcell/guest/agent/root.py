@@ -25,7 +25,7 @@ _LINKS = {
 }
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from wgcell.guest.protocol import GuestConfig
+    from wgcell.guest.config import GuestConfig
 
 
 def put_together(config: GuestConfig) -> None:
@@ -64,7 +64,8 @@ def write_names(root: str, config: GuestConfig) -> None:
     if config.search:
         resolver.append(f"search {' '.join(config.search)}")
     _write(f"{root}/etc/resolv.conf", "".join(f"{line}\n" for line in resolver))
-    _write(f"{root}/etc/hosts", f"127.0.0.1 localhost {config.hostname}\n")
+    hosts = [("localhost " + config.hostname, "127.0.0.1"), *config.hosts]
+    _write(f"{root}/etc/hosts", "".join(f"{address} {name}\n" for name, address in hosts))
     _write(f"{root}/etc/hostname", f"{config.hostname}\n")
 
 

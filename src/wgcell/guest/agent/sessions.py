@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from wgcell.guest.agent.enclosure import Enclosure
     from wgcell.guest.agent.loop import Loop
     from wgcell.guest.agent.workload import Workload
+    from wgcell.guest.config import GuestConfig
     from wgcell.guest.frames import Frame, Subject
-    from wgcell.guest.protocol import GuestConfig
 
 
 class Sessions:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from wgcell.guest.agent.enclosure import Enclosure, Inside
     from wgcell.guest.agent.loop import Loop
     from wgcell.guest.agent.wires import Wires
+    from wgcell.guest.config import GuestConfig
     from wgcell.guest.frames import Terminal
-    from wgcell.guest.protocol import GuestConfig, Order
+    from wgcell.guest.protocol import Order
 
 
 def enclosure(walls: frozenset[Wall], root: str, inside: Inside) -> Enclosure:

@@ -7,7 +7,8 @@ import contextlib
 import socket
 from pathlib import Path
 
-from wgcell.acquiring import acquired
+from wgcell.acquiring import acquired, to_its_end
+from wgcell.errors import LaunchError
 from wgcell.vm.kill_switch import KillSwitch
 from wgcell.vm.machine import Machine
 from wgcell.vm.qemu.accelerator import choose, host_tsc_khz
@@ -81,6 +82,22 @@ class Qemu:
             )
             ours.pop_all()  # they are the machine's now
         if kill_switch is not None:
-            with contextlib.suppress(ProcessLookupError):
-                kill_switch.arm(machine.process.pid)
+            await _arm(kill_switch, machine)
         return machine
+
+
+async def _arm(kill_switch: KillSwitch, machine: QemuMachine) -> None:
+    """Arm the switch for ``machine``. Raises LaunchError if that fails, with the machine dead."""
+    try:
+        with contextlib.suppress(ProcessLookupError):  # it is dead, which `ended` will report
+            kill_switch.arm(machine.process.pid)
+    except (OSError, ValueError) as error:
+        # No caller knows the machine yet: it would wait, stopped, for this process's death.
+        await to_its_end(_discard(machine))
+        raise LaunchError(f"QEMU's kill switch can't be armed: {error}") from error
+
+
+async def _discard(machine: QemuMachine) -> None:
+    machine.kill()
+    await machine.reap()
+    await machine.close()

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 import signal
@@ -26,16 +25,16 @@ from contextlib import contextmanager
 import dns.rcode
 import pytest
 from tests.support.bytepeer import FIN, RST, SYN, Peer
-from tests.support.gateways import CLIENT, SERVER, Gateway, config_of
+from tests.support.gateways import CLIENT, LOOPBACK, SERVER, Gateway, config_of, order_of
 from tests.support.waiting import lull, pace
 
 from wgcell.cell import consent
 from wgcell.cell.endpoint import connect
 from wgcell.errors import ConsentError
+from wgcell.gateway import words
 from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 from wgcell.gateway.peer.events import MOST_REPORTED
 
-LOOPBACK = ipaddress.ip_address("127.0.0.1")
 Start = Callable[..., Gateway]
 
 
@@ -222,8 +221,11 @@ def test_a_bad_config_is_a_fault_and_exit_125(line: str) -> None:
 
 def test_a_bad_second_config_is_a_fault_and_changes_nothing(gateway: Start) -> None:
     started = gateway()
-    started.tell({"colour": 1})
-    assert "unknown key" in started.event("fault")["detail"]
+    for order in ({"order": "configure", "colour": 1}, {"order": "paint"}, [], {}):
+        started.say(json.dumps(order).encode() + b"\n")
+        assert "an order that is none" in started.event("fault")["detail"]
+    started.tell(config_of(listen="nowhere"))
+    assert "listen: found" in started.event("fault")["detail"]
     with peer_of(started) as peer:
         assert peer.ask("attacker.example", "A").rcode() == dns.rcode.NXDOMAIN
 
@@ -240,7 +242,7 @@ def test_it_dies_with_its_parent() -> None:
         [sys.executable, "-c", script], stdin=reader, stdout=subprocess.PIPE, text=True
     )
     os.close(reader)
-    os.write(writer, json.dumps(config_of()).encode() + b"\n")
+    os.write(writer, words.ORDERS.line(order_of(config_of())))
     assert parent.stdout
     assert json.loads(parent.stdout.readline())["event"] == "ready"
     parent.send_signal(signal.SIGKILL)

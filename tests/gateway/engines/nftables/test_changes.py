@@ -121,11 +121,12 @@ def test_half_of_a_change_opens_nothing(
     gateway: Gateway, topology: Topology, alice: Tunnel, breaking: Breaking
 ) -> None:
     """The sets behind names are called by their rules' numbers, which the change has turned."""
+    service = {"10.99.0.9:80": "198.51.100.2:7002"}  # so that more than the rules changes
     with topology.world.socket(socket.SOCK_DGRAM) as target:
         target.bind(("203.0.113.7", 9000))
         target.settimeout(0.5)
         with breaking("wg"):
-            gateway.tell(config_of(rules=RULES[::-1]))
+            gateway.tell(config_of(rules=RULES[::-1], services=service))
             assert "made to fail" in gateway.event("fault")["detail"]
         assert alice.ask("api.example.com").answer
         alice.datagram("203.0.113.7", 9000, timeout=0.3)

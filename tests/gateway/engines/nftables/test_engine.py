@@ -13,6 +13,7 @@ import pytest
 from tests.support.gateways import config_of
 
 from wgcell.errors import HostError
+from wgcell.gateway import words
 from wgcell.gateway.engines.nftables import engine as module
 from wgcell.gateway.engines.nftables.device import Device
 from wgcell.gateway.engines.nftables.engine import NftablesEngine
@@ -104,7 +105,7 @@ def open_descriptors() -> int:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_start_that_fails_half_way_leaves_nothing(step: str) -> None:
-    told: list[dict[str, object]] = []
+    told: list[words.Event] = []
 
     async def body() -> None:
         host = FakeHost(step)
@@ -122,7 +123,7 @@ def test_a_start_that_fails_half_way_leaves_nothing(step: str) -> None:
 
 
 def test_the_steps_of_a_start_and_of_an_end() -> None:
-    told: list[dict[str, object]] = []
+    told: list[words.Event] = []
 
     async def body() -> None:
         host = FakeHost()
@@ -130,7 +131,7 @@ def test_the_steps_of_a_start_and_of_an_end() -> None:
         engine = NftablesEngine(parse_config(config_of()), told.append, host)
         await engine.start()
         assert list(dict.fromkeys(host.steps)) == list(STEPS)
-        assert [event["event"] for event in told] == ["ready"]
+        assert [type(event) for event in told] == [words.Ready]
         await engine.stop()
         assert host.closed == 1
         assert open_descriptors() == before
@@ -147,10 +148,29 @@ def test_a_change_that_fails_is_taken_back() -> None:
         await engine.start()
         del host.steps[:]
         host.fails_at = "_configure"
+        services = {"10.99.0.5:80": "127.0.0.1:8000"}
         with pytest.raises(HostError, match="_configure"):
-            await engine.apply(parse_config(config_of(rules=["allow 203.0.113.7:80"])))
+            await engine.apply(parse_config(config_of(services=services)))
         took_back = ["_apply_rules", "_configure"]
         assert host.steps == ["changing", *took_back, *took_back, "changed back"]
+        # What was half changed is set anew by the next change, whatever that is about.
+        host.fails_at = ""
+        del host.steps[:]
+        await engine.apply(parse_config(config_of(rules=["allow 203.0.113.7:80"])))
+        assert host.steps[:3] == ["changing", *took_back]
+        await engine.stop()
+
+    asyncio.run(body())
+
+
+def test_other_rules_touch_neither_wireguard_nor_the_interface() -> None:
+    async def body() -> None:
+        host = FakeHost()
+        engine = NftablesEngine(parse_config(config_of()), lambda event: None, host)
+        await engine.start()
+        del host.steps[:]
+        await engine.apply(parse_config(config_of(rules=["allow 203.0.113.7:80"])))
+        assert "_apply_rules" in host.steps and "_configure" not in host.steps
         await engine.stop()
 
     asyncio.run(body())

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.gateway.engines.embedded.test_server import LOOPBACK, connect
-from tests.support.gateways import CLIENT, SERVER, Gateway, config_of
+from tests.support.gateways import CLIENT, LOOPBACK, SERVER, Gateway, config_of
 from tests.support.waiting import forever, paced
 
 from wgcell.cell import consent
+from wgcell.cell.endpoint import connect
 from wgcell.gateway import __main__ as process
+from wgcell.gateway import words
 from wgcell.gateway.engines.nftables import private, transparent
 from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.keys import decode_key, public_key
@@ -209,7 +210,7 @@ def test_whatever_the_namespace_lacks_the_embedded_engine_is_there(
             raise error
 
     monkeypatch.setattr(private, "PrivateHost", Lacking)
-    told: list[dict[str, object]] = []
+    told: list[words.Event] = []
     config = parse_config(config_of())
 
     async def body() -> None:
@@ -219,7 +220,9 @@ def test_whatever_the_namespace_lacks_the_embedded_engine_is_there(
             await process.started(config, "namespace", "", told.append, lambda: None)
 
     asyncio.run(body())
-    assert (told[0]["engine"], told[0]["reason"]) == ("embedded", str(error))
+    (ready,) = told
+    assert isinstance(ready, words.Ready)
+    assert (ready.engine, ready.reason) == ("embedded", str(error))
 
 
 def test_a_namespace_begins_with_none_of_the_machines_settings(

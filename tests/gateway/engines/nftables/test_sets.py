@@ -43,7 +43,7 @@ def config_of(*rules: str) -> dict[str, object]:
     return {
         "listen": f"192.0.2.1:{PORT}",
         "private_key": SERVER,
-        "rules": [*rules, "allow *.many.example.com:8080"],
+        "rules": [*rules, "allow *.many.example.com:8080-8081"],
         "resolver": ["198.51.100.2:5354"],
         "peers": {"alice": {"public_key": public_key(ALICE), "address": "10.99.0.2", "port": PORT}},
     }

@@ -9,6 +9,7 @@ import socket
 from dataclasses import replace
 
 from wgcell.errors import PolicyError
+from wgcell.gateway import words
 from wgcell.gateway.engines.embedded.server import PeerServer
 from wgcell.gateway.model.config import GatewayConfig
 from wgcell.gateway.peer.events import Report
@@ -36,14 +37,13 @@ class EmbeddedEngine:
         if self._servers:
             host, port = next(iter(self._servers.values())).place
         ports = {name: server.place[1] for name, server in self._servers.items()}
-        what = {"engine": "embedded", "reason": self._reason}
-        self._report({"event": "ready", "host": host, "port": port, "peers": ports, **what})
+        self._report(words.Ready(host, port, ports, "embedded", self._reason))
         for server in self._servers.values():
             server.warm()
 
-    async def apply(self, config: GatewayConfig) -> None:
+    async def apply(self, config: GatewayConfig) -> int:
         """Change to ``config``: stop the servers of former peers, change policies in place, start
-        the servers of new peers.
+        the servers of new peers. Returns how many open flows that has ended.
 
         Raises as `start` does. The servers that were started by then stay.
         """
@@ -53,26 +53,34 @@ class EmbeddedEngine:
                     f"peers.{peer.name}: preshared_key: the embedded engine can't use one",
                     hint='"namespace" and "kernel" can; or take it out of both files',
                 )
+            if peer.published:
+                raise PolicyError(
+                    f"peers.{peer.name}: publish: the embedded engine can't open connections into "
+                    "the tunnel",
+                    hint='"namespace" and "kernel" can',
+                )
         wanted = {peer.name: peer for peer in config.peers}
         same = config.listen, config.private_key, config.addresses, config.resolver
         known = self._config.listen, self._config.private_key, self._config.addresses
         unchanged = same == (*known, self._config.resolver)
+        ended = 0
         for name, server in list(self._servers.items()):
             now = wanted.get(name)
             # Only a policy can change in place. With anything else changed it is another peer.
             same_peer = now is not None and replace(now, policy=server.peer.policy) == server.peer
             if not unchanged or not same_peer:
                 del self._servers[name]
-                await server.close()
+                ended += await server.close()
         self._config = config
         for name, peer in wanted.items():
             if name in self._servers:
-                self._servers[name].change(peer)
+                ended += self._servers[name].change(peer)
             else:
                 server = PeerServer(config, peer, self._report)
                 _check_free((config.listen[0], peer.port))
                 await server.open()
                 self._servers[name] = server
+        return ended
 
     async def stop(self) -> None:
         """Stop every server, which ends its flows."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import Any
 
 import mitmproxy_rs
 
+from wgcell.gateway import words
 from wgcell.gateway.model.config import GatewayConfig, Peer
 from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.policy import Decision
@@ -51,7 +51,7 @@ class PeerServer:
         self._admission = Admission(config, peer, report)
         self._tasks = Tasks()
         self._refused = 0
-        self._server: Any = None
+        self._server: mitmproxy_rs.wireguard.WireGuardServer
         self._closing = False
         self.place = ("", 0)
 
@@ -85,8 +85,8 @@ class PeerServer:
             await self._server.wait_closed()
             if self._closing:
                 return
-            about = {"time": round(time.time(), 3), "peer": self.peer.name}
-            self._report({"event": "door_broken", **about, "again_in": RESTART_AFTER})
+            now = round(time.time(), 3)
+            self._report(words.ServerBroken(now, self.peer.name, RESTART_AFTER))
             self._admission.end_flows()
             await asyncio.sleep(RESTART_AFTER)
             with suppress(OSError):
@@ -98,8 +98,9 @@ class PeerServer:
             self._admission.events.summarise()
             await self._admission.extend()
 
-    async def close(self) -> None:
-        """Cut the peer off: its flows end now, and nothing more is received from it."""
+    async def close(self) -> int:
+        """Cut the peer off: its flows end now, and nothing more is received from it. Returns how
+        many flows."""
         self._closing = True
         self._server.close()
         flows = self._admission.close()
@@ -107,10 +108,12 @@ class PeerServer:
         await asyncio.gather(*flows, return_exceptions=True)
         await self._server.wait_closed()
         self._admission.events.summarise()
+        return len(flows)
 
-    def change(self, peer: Peer) -> None:
-        """Set another policy for the same peer. Flows that it does not allow end now."""
-        self._admission.change(peer)
+    def change(self, peer: Peer) -> int:
+        """Set another policy for the same peer. Flows that it does not allow end now; returns how
+        many."""
+        return self._admission.change(peer)
 
     def _flow_of(self, stream: mitmproxy_rs.Stream, protocol: str) -> tuple[Flow, Address]:
         host, port = stream.get_extra_info("sockname")[:2]

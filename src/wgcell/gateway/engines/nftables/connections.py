@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import struct
 from typing import Protocol
 
 from wgcell.gateway.engines.nftables.host import HostContext
@@ -21,7 +19,7 @@ from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.policy import Decision
 from wgcell.gateway.model.rules import Action
 from wgcell.gateway.peer.admission import Admission
-from wgcell.gateway.proxy.splice import Connection, Unreachable
+from wgcell.gateway.proxy.splice import Connection, Unreachable, reset
 from wgcell.gateway.proxy.tcp import Splice, connect
 from wgcell.gateway.tasks import Tasks
 from wgcell.net import addresses
@@ -30,8 +28,6 @@ __all__ = ["TAKES_REST", "TcpFlows", "finish"]
 
 TAKES_REST = 30.0
 """Seconds that a peer may take for the last bytes after both ends have ended."""
-_RESET = struct.pack("ii", 1, 0)
-"""The value of SO_LINGER with which a close resets the connection (socket(7))."""
 
 
 class TcpFlows:
@@ -100,7 +96,7 @@ class TcpFlows:
                 syn = self._pending.find(*source, *destination)
                 if syn is not None and syn.accept((reader, writer)):
                     return  # `_proxy` ends the connection
-        _reset(writer)
+        reset(writer)
 
 
 class _Runs(Protocol):
@@ -127,14 +123,8 @@ async def finish(
         if ended == "closed":
             writer.transport.abort()
         else:
-            _reset(writer)
+            reset(writer)
     return ended
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):  # the peer has closed it already
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    writer.transport.abort()
 
 
 class _Stream:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections.abc import Iterable
 
 from wgcell.gateway.engines.nftables import netlink
 from wgcell.gateway.engines.nftables.host import HostContext
@@ -15,6 +16,7 @@ from wgcell.gateway.engines.nftables.table import LOG_GROUP, PREFIX
 from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.policy import LEARNED
 from wgcell.gateway.model.rules import Action
+from wgcell.gateway.peer.admission import CUT_OFF
 from wgcell.gateway.peer.events import EventLog, flow_end, flow_event
 
 __all__ = ["FlowObserver"]
@@ -34,6 +36,8 @@ class FlowObserver:
         self._host = host
         self._peers = peers
         self._open: dict[tuple[object, ...], tuple[Flow, EventLog]] = {}
+        self._cut: set[tuple[object, ...]] = set()
+        """Open flows that the kernel was told to forget."""
         self._sockets: tuple[socket.socket, ...] = ()
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -95,13 +99,41 @@ class FlowObserver:
         else:
             again, rule = admission.explain(flow, again)
             flow.rule, reason = again.rule, again.reason
-        admission.events.add({**flow_event(flow, "flow", verdict, reason), "mend": rule})
+        admission.events.add(flow_event(flow, verdict, reason, mend=rule))
+
+    def allows(self, flow: netlink.KernelFlow) -> bool:
+        """Whether the policy of its peer allows a flow that the kernel forwards.
+
+        A flow whose begin was seen is about the names that it had then. Of any other, every name
+        that has led there counts: an answer may end before the flows that it has opened.
+        """
+        served = self._peers.get(flow.source)
+        if served is None:
+            return False
+        admission, now = served.admission, time.monotonic()
+        known, _ = self._open.get(_key(flow), (None, None))
+        if known is not None and known.names:
+            names = known.names
+        else:
+            expired = tuple(admission.cache.expired(flow.address, now))
+            names = (*expired, *admission.cache.names(flow.address, now))
+        policy = admission.peer.policy
+        decision = policy.evaluate(flow.address, flow.port, flow.protocol, names)
+        return decision.action is Action.ALLOW
+
+    def cut(self, flows: Iterable[netlink.KernelFlow]) -> None:
+        """These are cut: their end, of which the kernel reports, is for that reason."""
+        for flow in flows:
+            if _key(flow) in self._open:
+                self._cut.add(_key(flow))
 
     def _ended(self, end: netlink.FlowDestroyed) -> None:
         flow, events = self._open.pop(_key(end), (None, None))
         if flow is not None and events is not None:
             flow.bytes_out, flow.bytes_in = end.bytes_out, end.bytes_in
-            events.add(flow_end(flow, "allow", "closed"))
+            reason = CUT_OFF if _key(end) in self._cut else "closed"
+            events.add(flow_end(flow, "allow", reason))
+        self._cut.discard(_key(end))
 
     async def _sweep(self, ends: socket.socket) -> None:
         while True:
@@ -115,5 +147,7 @@ class FlowObserver:
                 await served.admission.extend(flows)
 
 
-def _key(flow: netlink.FirstPacket | netlink.FlowDestroyed) -> tuple[object, ...]:
+def _key(
+    flow: netlink.FirstPacket | netlink.FlowDestroyed | netlink.KernelFlow,
+) -> tuple[object, ...]:
     return flow.source, flow.source_port, flow.address, flow.port, flow.protocol

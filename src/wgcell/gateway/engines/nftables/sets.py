@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from wgcell.errors import HostError
+from wgcell.gateway import words
 from wgcell.gateway.dns.cache import Resolved, lifetime
 from wgcell.gateway.engines.nftables.table import SET_SIZE, sets_for
 from wgcell.gateway.engines.nftables.transactions import add_elements
@@ -44,10 +45,10 @@ class ServedPeer:
         self.closed = False
         self._expiries: Expiries = {}
 
-    def close(self) -> None:
-        """End the peer's flows. Its sets get nothing more."""
+    def close(self) -> list[asyncio.Task[None]]:
+        """End the peer's flows, and return them. Its sets get nothing more."""
         self.closed = True
-        self.admission.close()
+        return self.admission.close()
 
     def carried_over(self, peer: Peer) -> list[Element]:
         """The elements for the new, empty sets of ``peer``: this peer with another policy.
@@ -161,4 +162,4 @@ class NameSets:
 
     def _fault(self, why: str) -> None:
         if self._faults.take(time.monotonic()):
-            self._report({"event": "fault", "detail": f"names: {why}"})
+            self._report(words.Fault(f"names: {why}"))

@@ -1,0 +1,93 @@
+"""A cell's whole life in this process, and the signals that end it.
+
+The first signal ends a cell in order, with its grace period; the second, or SIGQUIT, at once. A
+signal that was ignored when the process was started stays so, as nohup has it for SIGHUP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+from wgcell import api
+from wgcell.cell.events import Event
+from wgcell.cell.outputs import Landed
+
+__all__ = ["ENDINGS", "Interrupted", "interruptible", "until_its_end"]
+
+ENDINGS: Mapping[signal.Signals, str] = MappingProxyType(
+    {
+        signal.SIGINT: "interrupted (Ctrl-C)",
+        signal.SIGTERM: "stopped",
+        signal.SIGHUP: "the terminal closed",
+        signal.SIGQUIT: "killed",
+    }
+)
+"""What a user or the system sends a supervisor to end its cell, and the cell's reason."""
+
+
+class Interrupted(BaseException):
+    """A signal that is to end us, and is no answer to a question."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Any of `ENDINGS` raises here: the loop, which else hears of them, stands still.
+
+    SIGINT is KeyboardInterrupt, which at a question is an answer; the others are `Interrupted`.
+    """
+
+    def interrupt(number: int, _: object) -> None:
+        kind = KeyboardInterrupt if number == signal.SIGINT else Interrupted
+        raise kind(ENDINGS[signal.Signals(number)])
+
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def until_its_end(
+    cell: api.Cell,
+    *,
+    event: Callable[[Event], None],
+    stdout: api.Sink,
+    stderr: api.Sink,
+    land: Callable[[api.Arrived], Landed],
+    began: Callable[[Callable[[str], None]], None] = lambda cancel: None,
+) -> api.Result:
+    """The cell's whole life, and what it came to.
+
+    ``began`` is called once, and given what ends the cell in order from any thread, with a reason.
+    The rest is as `wgcell.api.Cell.run` has it.
+    """
+    import asyncio
+
+    async def watched() -> api.Result:
+        loop = asyncio.get_running_loop()
+        for number, words in ENDINGS.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                end = cell.abort if number is signal.SIGQUIT else cell.cancel
+                loop.add_signal_handler(number, end, words)
+
+        def cancel(reason: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the cell has ended
+                loop.call_soon_threadsafe(cell.cancel, reason)
+
+        async def landed(arrived: api.Arrived) -> Landed:
+            # In this thread, which is the main one: `interruptible` needs it, to read a signal as
+            # an answer. The loop stands still meanwhile, and has nothing else to do.
+            return land(arrived)
+
+        began(cancel)
+        return await cell.run(event=event, stdout=stdout, stderr=stderr, land=landed)
+
+    return asyncio.run(watched())
