@@ -131,7 +131,7 @@ class Agent:
         self._wait_for_release(control)
         work, sessions = self._start(config)
         self._loop.run(lambda: not (work.carried and sessions.over))
-        self._bring_home(config, work)
+        self._send_results(config, work)
         self._loop.run(lambda: True)  # the host ends the machine when it has it all
 
     # Until the workload may run.
@@ -318,7 +318,7 @@ class Agent:
 
     # The results.
 
-    def _bring_home(self, config: GuestConfig, work: Workload) -> None:
+    def _send_results(self, config: GuestConfig, work: Workload) -> None:
         # Only now: what it imports costs time.
         from wgcell.guest.agent import results
 
