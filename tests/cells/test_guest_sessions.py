@@ -55,7 +55,8 @@ def test_a_cell_serves_sessions_of_every_kind(
 
 def it_has_the_workloads_rights_and_nothing_more(opener: Opener, printed: bytearray) -> None:
     heard = opener.run(shell(SEE))
-    assert heard.code == 0 and heard.stdout + b"\n" == printed
+    assert heard.code == 0
+    until(lambda: heard.stdout + b"\n" == printed, "what the workload sees, which is the same")
     assert b"CapEff:\t00000000800405fb\n" in heard.stdout
 
 
