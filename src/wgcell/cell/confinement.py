@@ -1,4 +1,4 @@
-"""Walls around a process that may write below one folder and do nothing else.
+"""The walls of a process that may write below one folder and do nothing else.
 
 The parent compiles the filter (`filter_of_calls`) and hands over descriptors; the child loads all
 its code and then calls `confine`, whose stages are built in this order:

@@ -1,9 +1,9 @@
 """The words on a cell's control socket: one question a connection, its answer, the end.
 
-A client says `Hello` with the version it speaks, then one question. The cell says `Hello`, the
-answer's words, and `Over`. Where it can't answer, it says `Refused`, with a reason to print. The
-shape of `Hello` and of `Refused` is the same in every version, so a client of another version still
-learns why it gets no answer. See `wgcell.wire.lines` for what a line may hold.
+A client sends `Hello` with its version, then one question. The cell sends `Hello`, the answer's
+words, and `Over`; or `QuestionRefused`, with a reason to print. `Hello` and `QuestionRefused` have
+the same form in every version, so a client of another version still learns why it gets no answer.
+See `wgcell.wire.lines` for the values that a line may hold.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
     "Over",
     "Pause",
     "Question",
-    "Refused",
+    "QuestionRefused",
     "Sessions",
     "State",
     "Status",
@@ -135,7 +135,7 @@ QUESTIONS: Vocabulary[Question] = Vocabulary(
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class QuestionRefused:
     """There is no answer, and why."""
 
     reason: Annotated[str, Text(300)]
@@ -188,14 +188,14 @@ class Over:
     """The answer is whole."""
 
 
-Answer = Hello | Refused | Status | Event | Output | Stopping | Accepted | Ended | Over
+Answer = Hello | QuestionRefused | Status | Event | Output | Stopping | Accepted | Ended | Over
 
 ANSWERS: Vocabulary[Answer] = Vocabulary(
     "say",
     _LONGEST_ANSWER,
     {
         "hello": Hello,
-        "refused": Refused,
+        "refused": QuestionRefused,
         "status": Status,
         "event": Event,
         "output": Output,
