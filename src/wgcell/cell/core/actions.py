@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wgcell.cell.states import State
+from wgcell.gateway import words as gateway
 
 __all__ = [
     "Action",
+    "AnswerOrder",
     "EndMachine",
     "Ended",
     "ExpectOutputs",
@@ -23,6 +25,7 @@ __all__ = [
     "Record",
     "ResumeMachine",
     "SendConfiguration",
+    "SendGateway",
     "SendGuest",
     "SetGuestClock",
     "StartUnpacking",
@@ -63,6 +66,20 @@ class SendGuest:
     """Send the guest's agent this line."""
 
     line: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendGateway:
+    """Give the cell's own gateway this order."""
+
+    order: gateway.Order
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOrder:
+    """Give whoever has asked for an order the gateway's answer, or a part of it."""
+
+    answer: gateway.PolicyChanged | gateway.OrderRefused | gateway.RulesListed
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +150,8 @@ Action = (
     | Log
     | LogBounded
     | SendGuest
+    | SendGateway
+    | AnswerOrder
     | SendConfiguration
     | SetGuestClock
     | FreeBootFiles

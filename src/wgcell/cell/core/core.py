@@ -13,15 +13,14 @@ from typing import Any
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
+from wgcell.cell.core.gateway import RULES_OF_THE_GATEWAY, Gateway
 from wgcell.cell.core.home import LAST_BYTES, MOST_IN_FLIGHT, STOPPED, Results, how_it_exited
 from wgcell.cell.core.life import RULES_OF_LIFE
-from wgcell.cell.core.pausing import RULES_OF_PAUSES, Pausing
+from wgcell.cell.core.pausing import RULES_OF_PAUSES
 from wgcell.cell.core.terms import Terms
 from wgcell.cell.core.verification import Verification
 from wgcell.cell.core.watch import Watch
 from wgcell.cell.states import Cause, Outcome, State
-from wgcell.gateway import words as gateway
-from wgcell.gateway.peer.tally import FlowCounts
 from wgcell.guest import protocol
 from wgcell.relay import control as relay
 from wgcell.relay.evidence import CapturedFrame
@@ -40,7 +39,7 @@ _LONGEST_REASON = 200
 """Characters of a session's command, and of the guest's words about its end, that are recorded."""
 
 
-class Core(Pausing):
+class Core(Gateway):
     """One cell's decisions. ``started`` is when the supervisor began, by the clock of `handle`."""
 
     def __init__(self, terms: Terms, started: float) -> None:
@@ -48,7 +47,6 @@ class Core(Pausing):
         self.exit_code: int | None = None
         self.drops = 0
         self.stats: relay.Stats | None = None
-        self.flows = FlowCounts()
         self.frames: list[CapturedFrame] = []
         self.results = Results(terms.outputs, terms.disk)
         self._verification = Verification()
@@ -57,7 +55,6 @@ class Core(Pausing):
         """The tunnel's, as it was last sent to the guest."""
         self._out_of_memory: protocol.OutOfMemory | None = None
         self._exit_logged = False
-        self._gateway_fault = ""
         # Of the grace period.
         self._killed_most = 0
         self._silent = 0.0
@@ -152,28 +149,6 @@ class Core(Pausing):
     def _relay_gone(self, event: seen.RelayGone) -> None:
         if self.state is not State.ENDED:
             self._cause(Cause.HOST_FAULTED, "the relay died")
-
-    # The gateway's messages.
-
-    def _from_gateway(self, event: seen.FromGateway) -> None:
-        message = event.message
-        self._gateway_fault = message.detail if isinstance(message, gateway.Fault) else ""
-        if isinstance(message, gateway.Ready):
-            reason = "the gateway said a second time that it is ready"
-            self._cause(Cause.HOST_FAULTED, reason)
-            return
-        entry = gateway.EVENTS.entry(message)
-        entry.pop("time", None)
-        self._log_bounded(str(entry.pop("event")), **entry)
-        if isinstance(message, gateway.Flow):
-            self.flows.begun(message.flow, message.verdict)
-        elif isinstance(message, gateway.FlowEnd):
-            self.flows.ended(message.flow, message.verdict)
-
-    def _gateway_gone(self, event: seen.GatewayGone) -> None:
-        if self.state is not State.ENDED:
-            why = f": {self._gateway_fault}" if self._gateway_fault else ""
-            self._cause(Cause.HOST_FAULTED, f"the gateway died{why}")
 
     # The guest's messages: hostile, one rule each.
 
@@ -384,12 +359,11 @@ class Core(Pausing):
 _RULES: Mapping[type, Callable[[Core, Any], None]] = {
     **RULES_OF_LIFE,
     **RULES_OF_PAUSES,
+    **RULES_OF_THE_GATEWAY,
     seen.Booting: Core._booting,
     seen.FromGuest: Core._from_guest,
     seen.FromRelay: Core._from_relay,
-    seen.FromGateway: Core._from_gateway,
     seen.RelayGone: Core._relay_gone,
-    seen.GatewayGone: Core._gateway_gone,
     seen.Looked: Core._looked,
     seen.UnpackingEnded: Core._unpacking_ended,
     seen.PathSeen: Core._path_seen,
