@@ -73,7 +73,7 @@ def machineless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     `tests/support/machineless.py` says what such a cell can do. At the end all are killed.
     """
     from wgcell.cell.folder import all_cells
-    from wgcell.client import process
+    from wgcell.client import supervised as process
 
     for name in ("WGCELL_STATE_DIR", "WGCELL_CACHE_DIR", "XDG_CONFIG_HOME"):
         folder = tmp_path / name.lower()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 __all__ = ["acquired", "discard_process", "to_its_end"]
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 async def acquired(
-    work: Coroutine[Any, Any, T], discard: Callable[[T], Awaitable[object] | None]
+    work: Coroutine[object, None, T], discard: Callable[[T], Awaitable[object] | None]
 ) -> T:
     """What ``work`` returns, or if the caller is cancelled, nothing: it was discarded."""
     working = asyncio.ensure_future(work)
@@ -32,7 +32,7 @@ async def acquired(
         raise
 
 
-async def to_its_end(work: Coroutine[Any, Any, Any]) -> None:
+async def to_its_end(work: Coroutine[object, None, object]) -> None:
     """Do ``work``, although the caller is cancelled meanwhile, and whatever it raises."""
     working = asyncio.ensure_future(work)
     await _finished(working)
@@ -40,7 +40,7 @@ async def to_its_end(work: Coroutine[Any, Any, Any]) -> None:
         working.exception()
 
 
-async def _finished(work: asyncio.Future[Any]) -> None:
+async def _finished(work: asyncio.Future[T]) -> None:
     """Wait for ``work``: a second cancellation, and a third, would leave it to nobody."""
     while not work.done():
         with contextlib.suppress(asyncio.CancelledError):

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wgcell.cell import emulation, endpoint, outputs, permissions
 from wgcell.cell.events import Event
@@ -257,13 +257,15 @@ class Result:
     """All of it."""
 
     @staticmethod
-    def of(record: Mapping[str, Any]) -> Result:
+    def of(record: Mapping[str, object]) -> Result:
         """The result that a record tells of."""
+        relay = record["relay"]
+        refused = relay.get("refused", {}) if isinstance(relay, dict) else {}
         return Result(
             Outcome(record["outcome"]),
-            int(record["exit_code"]),
+            int(str(record["exit_code"])),
             str(record["reason"] or ""),
-            dict((record["relay"] or {}).get("refused", {})),
+            dict(refused),
             record,
         )
 

@@ -14,8 +14,17 @@
     │   ├── ImageError       an image that is missing, corrupt or could not be built
     │   ├── StateError       the state folder is full, read-only or not a cell's
     │   └── LaunchError      QEMU, the relay or the gateway did not start: argv, exit code, output
-    └── GuestError           the guest broke the protocol or sent something hostile
-        └── ArchiveError     a tar from the guest that may not be unpacked
+    ├── GuestError           the guest broke the protocol or sent something hostile
+    │   └── ArchiveError     a tar from the guest that may not be unpacked
+    └── CellError            one cell, for the program that asked: names its id and folder
+        ├── NeverRan         nothing of its workload has run: it is safe to try again
+        │   └── Unverified   no consent, or no verified tunnel
+        ├── OutcomeUnknown   its supervisor has died: what ran may have had its effect
+        ├── Ended            it ended before its workload did: names the outcome
+        │   ├── Rogue        a frame outside the tunnel
+        │   └── TimedOut     its time was up; or the time of a command in it
+        └── CommandFailed    a command exited with another code than 0
+            └── Refused      and the gateway had refused it something: names what would allow it
 
 Every message is one a user can act on: what was wrong, where, what to do.
 """
@@ -28,7 +37,10 @@ from wgcell.display import one_line, paragraph
 
 __all__ = [
     "ArchiveError",
+    "CellError",
+    "CommandFailed",
     "ConsentError",
+    "Ended",
     "EndpointError",
     "GuestError",
     "HostError",
@@ -37,8 +49,14 @@ __all__ = [
     "InputFileError",
     "JobError",
     "LaunchError",
+    "NeverRan",
+    "OutcomeUnknown",
     "PolicyError",
+    "Refused",
+    "Rogue",
     "StateError",
+    "TimedOut",
+    "Unverified",
     "VpnConfigError",
     "WgcellError",
 ]
@@ -135,3 +153,102 @@ class GuestError(WgcellError):
 
 class ArchiveError(GuestError):
     """A tar from the guest that may not be unpacked."""
+
+
+class CellError(WgcellError):
+    """What became of one cell, for the program that asked for it."""
+
+    def __init__(self, *lines: str, cell: str, folder: str, hint: str = "") -> None:
+        super().__init__(*lines, hint=hint)
+        self.cell = cell
+        """Its id."""
+        self.folder = folder
+        """The path of its records; they may have been deleted since."""
+
+
+class NeverRan(CellError):
+    """Nothing of its workload has run: it is safe to try again."""
+
+
+class Unverified(NeverRan):
+    """Its endpoint did not consent, or its tunnel was not verified."""
+
+
+class OutcomeUnknown(CellError):
+    """Its supervisor has died: what ran may have had its effect."""
+
+
+class Ended(CellError):
+    """It ended before its workload did."""
+
+    def __init__(
+        self,
+        *lines: str,
+        cell: str,
+        folder: str,
+        outcome: str,
+        exit_code: int,
+        hint: str = "",
+    ) -> None:
+        super().__init__(*lines, cell=cell, folder=folder, hint=hint)
+        self.outcome = outcome
+        """As in ``result.json``: ``tunnel_lost``, ``cancelled`` ..."""
+        self.exit_code = exit_code
+        """The one that ``wgcell run`` would have."""
+
+
+class Rogue(Ended):
+    """A frame outside the tunnel: the machine was terminated. The frame is in ``rogue.pcapng``."""
+
+
+class TimedOut(Ended):
+    """Its time was up; or the time of a command in it, which alone was ended then."""
+
+
+class CommandFailed(CellError):
+    """A command exited with another code than 0."""
+
+    def __init__(
+        self,
+        *lines: str,
+        cell: str,
+        folder: str,
+        exit_code: int,
+        stdout: bytes = b"",
+        stderr: bytes = b"",
+        hint: str = "",
+    ) -> None:
+        super().__init__(*lines, cell=cell, folder=folder, hint=hint)
+        self.exit_code = exit_code
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+class Refused(CommandFailed):
+    """A command failed, and meanwhile the gateway had refused the cell something.
+
+    ``rule`` would allow it (`Cell.allow`); ``what`` is what was refused. The first of several.
+    """
+
+    def __init__(
+        self,
+        *lines: str,
+        cell: str,
+        folder: str,
+        exit_code: int,
+        rule: str,
+        what: str,
+        stdout: bytes = b"",
+        stderr: bytes = b"",
+    ) -> None:
+        super().__init__(
+            *lines,
+            cell=cell,
+            folder=folder,
+            exit_code=exit_code,
+            stdout=stdout,
+            stderr=stderr,
+            hint=f"to allow it: {rule}" if rule else "",
+        )
+        self.rule = rule
+        self.what = what

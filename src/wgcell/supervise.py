@@ -1,6 +1,6 @@
 """A cell's supervisor as a process of its own: ``python -m wgcell.supervise``.
 
-`wgcell.client.process` starts it, with one `wgcell.cell.start.Start` on its standard input and
+`wgcell.client.supervised` starts it, with one `wgcell.cell.start.Start` on its standard input and
 three descriptors: where it reports until the tunnel is verified, its lifeline, and a pidfd of its
 starter. It reads the job, makes the cell and lives its life, as ``wgcell run`` does in the
 foreground. When the lifeline closes, or the starter ends, it ends the cell in order; unless it was

@@ -13,7 +13,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 __all__ = ["CALLED", "DEEPEST", "TomlError", "parse", "unknown_key"]
 
@@ -65,7 +64,7 @@ class TomlError(ValueError):
         return f"{path}:{self.line}: {self}" if self.line else f"{path}: {self}"
 
 
-def parse(raw: bytes) -> dict[str, Any]:
+def parse(raw: bytes) -> dict[str, object]:
     """The tables of a file's bytes, UTF-8 with or without a byte order mark. Raises `TomlError`."""
     try:
         text = raw.decode("utf-8-sig")

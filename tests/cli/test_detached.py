@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.support.waiting import until
 
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.cli import main
-from wgcell.client import process
+from wgcell.client import supervised as process
 
 pytestmark = pytest.mark.usefixtures("machineless")
 Typed = Callable[..., tuple[int, str, str]]
@@ -93,7 +94,7 @@ def test_whoever_is_interrupted_before_the_id_leaves_no_cell(
     number: signal.Signals,
 ) -> None:
     program = (
-        "import sys; from wgcell.client import process; from wgcell.cli import main; "
+        "import sys; from wgcell.client import supervised as process; from wgcell.cli import main; "
         f"process.PROGRAM = {process.PROGRAM!r}; "
         "main.main(['run', '--detach', '--', 'slow'])"
     )
@@ -132,18 +133,22 @@ def test_an_end_is_heard_although_the_folder_goes_with_it(typed: Typed, machinel
     """As docker's wait hears it of a container with --rm."""
     typed("run", "-dq", "--rm", "--name", "one", "--", "wait")
     (cell,) = all_cells(machineless)
+    pid = cell.supervisor() or 0
+    before = sockets(pid)
     waiting = subprocess.Popen(
         [sys.executable, "-P", "-m", "wgcell", "wait", "one"], stdout=subprocess.PIPE
     )
     with waiting:
-        until(lambda: connected(cell), "it waits")
+        until(lambda: sockets(pid) > before, "it waits")
         typed("stop", "one")
         assert waiting.communicate()[0] == b"130\n"
     until(lambda: not cell.path.exists())
 
 
-def connected(cell: Folder) -> bool:
-    """Whether somebody is connected to the cell's control socket."""
-    lines = Path("/proc/net/unix").read_text().splitlines()
-    # Fields: proc_net(5). A listener is in state 01, a connection in 03.
-    return any(line.split()[5] == "03" for line in lines if line.endswith("/control"))
+def sockets(pid: int) -> int:
+    """How many a process has open."""
+    found = 0
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            found += os.readlink(fd).startswith("socket:")
+    return found

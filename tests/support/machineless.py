@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 from tests.support.guests import CONFIG
+from tests.support.hostguest import HostGuest
 from tests.support.supervisors import Dead
 from tests.support.waiting import forever
 
@@ -45,11 +47,14 @@ class Standing(Dead):
 class Agent:
     """The guest's, as far as it obeys: a workload that is to end does."""
 
-    def __init__(self, cell: Supervisor) -> None:
-        self._cell = cell
+    def __init__(self, cell: Supervisor, guest: HostGuest) -> None:
+        self._cell, self._guest = cell, guest
 
     def write(self, line: bytes) -> None:
         if line in (protocol.TERMINATE, protocol.KILL):
+            for program in [*self._guest.programs.values()]:
+                program.hung_up.set()
+                program.input.put_nowait(b"")
             self.exit(143)
 
     def exit(self, code: int) -> None:
@@ -64,7 +69,12 @@ async def live(self: Supervisor) -> None:
         outlets.streams[name] = Stream(name, lambda data: None, log, lambda: None)
         log.close()
     self.launch.own_machine(Standing())  # type: ignore[arg-type]
-    agent = Agent(self)
+    ours, theirs = socket.socketpair()
+    work = folder / "work"
+    work.mkdir()
+    guest = HostGuest(theirs, work)
+    await self.sessions.connect(ours)
+    agent = Agent(self, guest)
     self._effects.attach(agent)  # type: ignore[arg-type]
     what, *words = self.job.command or ("wait",)
     if what == "slow":

@@ -111,7 +111,7 @@ def too_long(kind: Any) -> list[Any]:
             sizes = [most + 1] + ([least - 1] if least else [])
             return [base64.b64encode(bytes(size)).decode() for size in sizes]
         case Several(most, inner):
-            return [[plainest(inner)] * (most + 1), *([one] for one in too_long(inner))]
+            return [[plainest_entry(inner)] * (most + 1), *([one] for one in too_long(inner))]
         case Table(most, inner):
             full = {str(n): plainest_entry(inner) for n in range(most + 1)}
             return [full, {"a" * 65: plainest_entry(inner)}, *({"a": a} for a in too_long(inner))]

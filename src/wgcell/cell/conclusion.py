@@ -12,8 +12,8 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Required, TypedDict
 
 from wgcell.cell import outputs
 from wgcell.cell.core import Core
@@ -29,11 +29,27 @@ from wgcell.cell.outlets import UNPACKED_WITHIN, Outlets
 from wgcell.cell.result import FILE, CellResult
 from wgcell.cell.states import Outcome
 from wgcell.cell.tasks import Tasks
-from wgcell.cell.vouched import file_digest, record_digests
+from wgcell.cell.vouched import Records, file_digest, record_digests
 from wgcell.errors import GuestError, StateError
 from wgcell.relay import evidence
 
 __all__ = ["Conclusion"]
+
+
+class _Came(TypedDict, total=False):
+    """The fields of the event ``outputs``. Without ``reason`` it has all but `walls_missing`."""
+
+    complete: Required[bool]
+    reason: str
+    files: int
+    bytes: int
+    verdict: str | None
+    missing: list[str]
+    refused: list[str]
+    refused_count: int
+    left_out: list[str]
+    walls_missing: Mapping[str, str]
+
 
 DIGESTED_AT_LEAST = 20 << 20
 """Bytes a second of the outputs that a disk lets us read, at the least."""
@@ -61,8 +77,8 @@ class Conclusion:
         self._job, self._host, self._core, self._log = job, host, core, log
         self._launch, self._outlets, self._tasks = launch, outlets, tasks
         self._feed, self._kill = feed, kill
-        self._came: dict[str, Any] | None = None
-        self._records: dict[str, Any] = {"files": {}, "outputs": None}
+        self._came: _Came | None = None
+        self._records: Records = {"files": {}, "outputs": None}
         self._written = False
 
     def steps(self) -> tuple[EndStep, ...]:
@@ -170,7 +186,7 @@ class Conclusion:
         if self._core.outcome is Outcome.COMPLETED and came is not None and not came["complete"]:
             raise GuestError(came.get("reason") or "they did not come whole")
 
-    async def _outputs(self) -> dict[str, Any] | None:
+    async def _outputs(self) -> _Came | None:
         """What came of the outputs, for the record; None if none were asked for."""
         if self._outlets.arriving is None:
             return None
@@ -181,7 +197,7 @@ class Conclusion:
         except Exception as error:  # it may not cost the result
             return {"complete": False, "reason": str(error) or "their unpacking did not end"}
         without = self._outlets.walls_missing
-        return {
+        came: _Came = {
             "files": unpacked.files,
             "bytes": unpacked.bytes,
             "verdict": outputs.verdict(unpacked, self._job.outputs),
@@ -190,8 +206,10 @@ class Conclusion:
             "refused_count": unpacked.refused,
             "left_out": [str(counted) for counted in unpacked.left_out],
             "complete": unpacked.complete,
-            **({"walls_missing": without} if without else {}),
         }
+        if without:
+            came["walls_missing"] = without
+        return came
 
     # What is left on this host.
 

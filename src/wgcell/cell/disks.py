@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wgcell import programs
 from wgcell.cell.job import Job
@@ -30,7 +29,7 @@ class Disks:
     """The drives, open. ``inputs`` has the digest and the size of the inputs' tar."""
 
     drives: tuple[Drive, ...]
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, object]
     _descriptors: ExitStack
 
     @classmethod
@@ -39,7 +38,7 @@ class Disks:
 
         Raises HostError and InputFileError; then no descriptor stays open.
         """
-        inputs: Mapping[str, Any] = {}
+        inputs: Mapping[str, object] = {}
         with ExitStack() as opened:
 
             def drive(path: Path, *, writable: bool = False) -> Drive:

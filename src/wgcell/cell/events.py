@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from wgcell.cell.listening import Admission, Ceiling
 from wgcell.errors import StateError
@@ -41,7 +40,7 @@ def _digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
-class Event(dict[str, Any]):
+class Event(dict[str, object]):
     """One event's fields, and the line that they are on the disk, without its newline."""
 
     line: bytes = b""
@@ -74,7 +73,7 @@ class EventLog:
         self._ceiling = Ceiling()
         self._unlogged: Counter[str] = Counter()
 
-    def log_bounded(self, event: str, **fields: Any) -> bool:
+    def log_bounded(self, event: str, **fields: object) -> bool:
         """`append` for what a guest, a relay or a gateway can cause at will.
 
         Bounded by a `Ceiling`; False if it was only counted.
@@ -100,11 +99,11 @@ class EventLog:
             self.append("unlogged", counts=dict(self._unlogged))
             self._unlogged.clear()
 
-    def _admitted(self, event: str, fields: Mapping[str, Any]) -> Admission:
+    def _admitted(self, event: str, fields: Mapping[str, object]) -> Admission:
         size = len(json.dumps(fields, default=str)) + _AROUND
         return self._ceiling.admit(event, size, self._clock())
 
-    def append(self, event: str, **fields: Any) -> None:
+    def append(self, event: str, **fields: object) -> None:
         """Write one event. Raises StateError when the disk is full or read-only."""
         self._write(event, fields, sync=True)
 
@@ -126,7 +125,7 @@ class EventLog:
             hint="free some space, or choose another folder with --state-dir",
         )
 
-    def _write(self, event: str, fields: Mapping[str, Any], *, sync: bool) -> None:
+    def _write(self, event: str, fields: Mapping[str, object], *, sync: bool) -> None:
         entry = Event(
             seq=self._seq,
             time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from wgcell.errors import StateError
 from wgcell.home import home
@@ -168,7 +168,7 @@ class Folder:
             raise OSError(22, "Not a plain file", str(self.path / name))
         return os.fdopen(fd, "rb")
 
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
+    def write(self, name: str, content: Mapping[str, object]) -> None:
         """Write a JSON file whole or not at all. Raises StateError."""
         self.write_bytes(name, json.dumps(content, indent=2, default=str).encode() + b"\n")
 
@@ -191,7 +191,7 @@ class Folder:
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
 
-    def read(self, name: str) -> dict[str, Any] | None:
+    def read(self, name: str) -> dict[str, object] | None:
         """A JSON file of this folder; None if it is not there, not whole or larger than 16 MiB."""
         try:
             with self.open(name) as file:
@@ -209,11 +209,11 @@ class Folder:
             return "died"
         state, stands_still = "preparing", ""
         for entry in self.recorded("state", *_STANDS_STILL):
-            stands_still = _STANDS_STILL.get(entry["event"], "")
+            stands_still = _STANDS_STILL.get(str(entry["event"]), "")
             state = str(entry.get("state")) if entry["event"] == "state" else state
         return stands_still or state
 
-    def recorded(self, *events: str) -> Iterator[dict[str, Any]]:
+    def recorded(self, *events: str) -> Iterator[dict[str, object]]:
         """The cell's events of these kinds, in order; other lines are ignored."""
         wanted = [f'"event":"{event}"'.encode() for event in events]
         with contextlib.suppress(OSError), self.open("events.jsonl") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from wgcell.cell.folder import Folder
 from wgcell.cell.outputs import Landed
@@ -36,7 +35,7 @@ class HostContext:
     vet_rule: Callable[[str], str] | None = None
     """What a stranger's ``allow`` of a rule would open beyond the provider's limits; see
     `wgcell.cell.orders.Vet`. None: no stranger's wish is granted."""
-    land: Callable[[Mapping[str, Any]], Awaitable[Landed]] | None = None
+    land: Callable[[Mapping[str, object]], Awaitable[Landed]] | None = None
     """Moves the outputs to their place, when all else has ended; the argument is the event about
     their unpacking. None leaves them in the cell's folder. Raises StateError."""
     known_links: frozenset[tuple[str, str]] = frozenset()

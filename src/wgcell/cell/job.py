@@ -171,3 +171,5 @@ class JobOptions:
     idle: bool = False
     """Whether the job may do without a command: its cell then waits for sessions until it is
     stopped."""
+    keywords: bool = False
+    """Whether they are a program's keywords, and not a command line: an error names them so."""

@@ -63,6 +63,8 @@ _TUNNELS = ("vpn", "gateway")
 _COMMAND_LINE = "command line"
 _OPTIONS = {row.key: row.flags[-1] for row in TABLE if row.flags}
 """Of a job file's key: the option that says the same."""
+_KEYWORDS = {VPN.key: "vpn", "--input": "inputs"}
+"""Of a key, or an option: a program's keyword, where it is not called as they are."""
 
 
 @cache
@@ -101,12 +103,15 @@ class _Reading:
         typed = {row.key for row in SETTINGS if chosen.settings.get(row.name) is not None}
         typed |= {NAME.key} if chosen.name is not None else set()
         self._typed = _OPTIONS.keys() if source == _COMMAND_LINE else typed
+        self._keywords = chosen.keywords
 
     def fail(self, key: str, found: str, hint: str = "", *, typed: bool | None = None) -> NoReturn:
         """``typed``: whether an option said it; None if there is but one that can have said it."""
         where = f"{self.source}: {key}"
         if key in _OPTIONS and (key in self._typed if typed is None else typed):
             where = f"{_COMMAND_LINE}: {_OPTIONS[key]}"
+        if self._keywords and where.startswith(_COMMAND_LINE):
+            where = _KEYWORDS.get(key) or key.lstrip("-").rpartition(".")[2].replace("-", "_")
         # The key may be a stranger's, and "found" quotes one.
         raise JobError(f"{where}: {found}", hint=hint)
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 from wgcell.acquiring import acquired
 from wgcell.cell import consent, endpoint, probe
@@ -63,7 +63,7 @@ AGENT = "control"
 """The port over which the guest's agent speaks."""
 PORTS = (AGENT, *protocol.STREAMS, OUTPUTS, protocol.SESSIONS)
 
-SpawnRelay = Callable[..., Coroutine[Any, Any, RelayProcess]]
+SpawnRelay = Callable[..., Coroutine[object, None, RelayProcess]]
 
 
 class Step(Enum):
@@ -129,7 +129,7 @@ class Launch:
         self._cgroup: cgroup.Cgroup | None = None
         self._jail: Jail | None = None
         self._udp: socket.socket | None = None
-        self._inputs: Mapping[str, Any] = MappingProxyType({})
+        self._inputs: Mapping[str, object] = MappingProxyType({})
 
     # The steps, in order.
 
@@ -150,7 +150,6 @@ class Launch:
         self._udp = endpoint.unconnected(4)
         self.stack.callback(self._udp.close)
         self._passed(Step.SOCKET)
-        vpn: VpnConfig
         vpn, _, _ = await together(
             self._tunnel(hears), self._start_relay(nic, self._udp), self._start_machine(card, hears)
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from wgcell.cell.folder import Folder
 from wgcell.cell.states import EXIT_CODES, Outcome
@@ -57,7 +56,7 @@ class CellResult:
         """wgcell's own exit code."""
         return exit_code(self.outcome, self.workload_exit_code)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The content of ``result.json``."""
         return {
             "cell": self.cell,

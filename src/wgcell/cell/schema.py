@@ -11,9 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import MappingProxyType, UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from wgcell.toml import CALLED, unknown_key
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
 
 __all__ = ["EXPECTED", "Invalid", "keys", "validated"]
 
@@ -50,7 +54,7 @@ class Invalid(ValueError):
         self.faults = faults
 
 
-def validated(kind: type[_T], raw: Mapping[str, Any]) -> _T:
+def validated(kind: type[_T], raw: Mapping[str, object]) -> _T:
     """``raw`` with the fields of ``kind``, as an object that has them. Raises `Invalid`."""
     from pydantic import ValidationError
 
@@ -72,7 +76,7 @@ def keys(kind: type) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _sentences(kind: type, errors: list[Any]) -> tuple[str, ...]:
+def _sentences(kind: type, errors: list[ErrorDetails]) -> tuple[str, ...]:
     """One a key: of a value that may be of several types, pydantic names each one that it tried.
 
     A stranger's file can hold tens of thousands of errors, and a sentence takes milliseconds.
@@ -102,18 +106,19 @@ def _either(kinds: Iterable[str]) -> str:
     return " or ".join(k for k in every if k != CALLED[int] or CALLED[float] not in every)
 
 
-def _place(kind: type, location: tuple[Any, ...]) -> tuple[list[str], type]:
+def _place(kind: type, location: tuple[int | str, ...]) -> tuple[list[str], type]:
     """The keys that lead to an error, and the innermost table's dataclass.
 
     A last part that no value has is the branch of a union that pydantic tried: left out.
     """
     place: list[str] = []
-    table, hint = kind, cast(Any, kind)
+    table: type = kind
+    hint: object = kind
     for part in location:
         kinds = _kinds(hint)
         inner = next((cast(type, one) for one in kinds if is_dataclass(one)), None)
         if inner is not None:
-            table, hint = inner, get_type_hints(inner).get(part)
+            table, hint = inner, get_type_hints(inner).get(str(part))
         elif (whole := next((one for one in kinds if get_origin(one)), None)) is not None:
             hint = get_args(whole)[-1]  # a list's, or a table's values
         else:
@@ -122,19 +127,19 @@ def _place(kind: type, location: tuple[Any, ...]) -> tuple[list[str], type]:
     return place, table
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
+def _kinds(hint: object) -> tuple[object, ...]:
     """The types that a value may have: those of a union, or the one."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _called(table: type, name: str) -> str:
     """What a value of that field is called."""
-    kinds = _kinds(get_type_hints(table)[name])
-    return _either(CALLED[get_origin(one) or one] for one in kinds if one is not type(None))
+    plain = (get_origin(one) or one for one in _kinds(get_type_hints(table)[name]))
+    return _either(CALLED[one] for one in plain if isinstance(one, type) and one in CALLED)
 
 
 @cache  # 10 ms to build
-def model(kind: type) -> Any:
+def model(kind: type) -> type[BaseModel]:
     """pydantic's model of a dataclass."""
     from pydantic import ConfigDict, Field, create_model
 
@@ -147,10 +152,11 @@ def model(kind: type) -> Any:
             default = Field() if column.default is MISSING else Field(default=column.default)
         columns[column.name] = (_type(hints[column.name]), default)
     strict = ConfigDict(extra="forbid", strict=True, frozen=True)
-    return create_model(kind.__name__, __config__=strict, **columns)
+    made: type[BaseModel] = create_model(kind.__name__, __config__=strict, **columns)
+    return made
 
 
-def _type(hint: Any) -> Any:
+def _type(hint: object) -> object:
     """``hint`` with each dataclass in it as the model of it."""
     if is_dataclass(hint):
         return model(cast(type, hint))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -44,6 +44,7 @@ from wgcell.cell.settings import (
 )
 from wgcell.cell.states import Outcome
 from wgcell.errors import JobError, LaunchError, WgcellError
+from wgcell.guest.frames import Terminal
 from wgcell.wire.lines import Data, Flag, LineError, Number, OneOf, Text, Vocabulary
 
 __all__ = [
@@ -86,10 +87,10 @@ class _Native:
     """A text as the system has it: of a path, an argument, a variable. Bytes that are no UTF-8 are
     in it as Python has them (`os.fsdecode`). Never cut."""
 
-    def encoded(self, value: Any) -> Any:
+    def encoded(self, value: object) -> object:
         return self.decoded(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
-    def decoded(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, str) or len(found) > _LONGEST_WORD:
             raise LineError(f"no text of up to {_LONGEST_WORD} characters")
         try:
@@ -103,15 +104,15 @@ class _Native:
 class _Natives:
     """Many of them, in order."""
 
-    def encoded(self, value: Any) -> Any:
+    def encoded(self, value: object) -> object:
         return self._each(value, _Native().encoded)
 
-    def decoded(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, list):
             raise LineError("no list")
         return tuple(self._each(found, _Native().decoded))
 
-    def _each(self, value: Any, way: Any) -> list[Any]:
+    def _each(self, value: object, way: Callable[[object], object]) -> list[object]:
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
             raise LineError("no list of texts")
         found = list(map(way, value))
@@ -124,10 +125,12 @@ class _Natives:
 class _Pairs:
     """Names with their values, in order."""
 
-    def encoded(self, value: Any) -> Any:
+    def encoded(self, value: object) -> object:
+        if not isinstance(value, Iterable):
+            raise LineError("no pairs of texts")
         return self.decoded(dict(value))
 
-    def decoded(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         if not isinstance(found, dict) or len(found) > _MOST_WORDS:
             raise LineError(f"no table of up to {_MOST_WORDS}")
         native = _Native()
@@ -138,10 +141,10 @@ class _Pairs:
 class _Written:
     """One value of a setting as somebody wrote it: the setting's row reads it."""
 
-    def encoded(self, value: Any) -> Any:
+    def encoded(self, value: object) -> object:
         return self.decoded(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
-    def decoded(self, found: Any) -> Any:
+    def decoded(self, found: object) -> object:
         if isinstance(found, str):
             return _Native().decoded(found)
         if not isinstance(found, int | float) or not math.isfinite(found) or abs(found) >= 2**63:
@@ -177,6 +180,7 @@ class Start:
 
 
 _Path = Annotated[str | None, _Native()]
+_Side = Annotated[int | None, Number(65535)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +190,10 @@ class _Start:
     output_dir: _Path = None
     sync: _Path = None
     idle: Annotated[bool, Flag()] = False
+    keywords: Annotated[bool, Flag()] = False
+    stdin: Annotated[bool, Flag()] = False
+    rows: _Side = None
+    columns: _Side = None
     file: _Path = None
     cells: _Path = None
     allow_endpoints: Annotated[tuple[str, ...], _Natives()] = ()
@@ -226,6 +234,7 @@ _PARTS: Mapping[str, str] = MappingProxyType(
 )
 """Of the rows that are no settings, the fields of `JobOptions`."""
 _PATHS = ("output_dir", "sync")
+_FLAGS = ("idle", "keywords", "stdin")
 _OWN = tuple(one.name for one in fields(Start) if one.name != "options")
 
 
@@ -239,8 +248,10 @@ def encoded(start: Start) -> bytes:
     for row in TABLE:
         if (part := _PARTS.get(row.key)) is not None:
             said[_field(row)] = getattr(options, part) or None
-    said |= {name: getattr(options, name) for name in (*_PATHS, "idle")}
+    said |= {name: getattr(options, name) for name in (*_PATHS, *_FLAGS)}
     said |= {name: getattr(start, name) for name in _OWN}
+    if (terminal := options.terminal) is not None:
+        said |= {"rows": terminal.rows, "columns": terminal.columns}
     try:
         return _STARTS.line(_Line(**said))
     except LineError as error:
@@ -262,7 +273,10 @@ def decoded(line: bytes) -> Start:
     settings = {row.name: said[_field(row)] for row in SETTINGS if said[_field(row)] is not None}
     own = {name: said[name] for name in _OWN}
     own |= {name: None if own[name] is None else Path(own[name]) for name in ("file", "cells")}
-    return Start(JobOptions(**parts, settings=settings, idle=word.idle), **own)
+    flags = {name: said[name] for name in _FLAGS}
+    if word.rows is not None and word.columns is not None:
+        parts["terminal"] = Terminal(word.rows, word.columns)
+    return Start(JobOptions(**parts, settings=settings, **flags), **own)
 
 
 # What the supervisor says.

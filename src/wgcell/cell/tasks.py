@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TypeVar, overload
 
 from wgcell.cell.states import Cause
 from wgcell.errors import ConsentError, GuestError, WgcellError
 
 __all__ = ["Tasks", "together"]
+
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+_C = TypeVar("_C")
 
 
 class Tasks:
@@ -22,14 +26,14 @@ class Tasks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
 
-    def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[object, None, None], what: str) -> asyncio.Task[None]:
         """Run ``work``, called ``what``."""
         task = asyncio.create_task(self._watched(work, what))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def drain(self, work: Coroutine[Any, Any, None]) -> None:
+    def drain(self, work: Coroutine[object, None, None]) -> None:
         """Run ``work``, which ends by itself when the machine is dead."""
         self.drains.append(self.spawn(work, "the cell's output"))
 
@@ -52,7 +56,7 @@ class Tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watched(self, work: Coroutine[Any, Any, None], what: str) -> None:
+    async def _watched(self, work: Coroutine[object, None, None], what: str) -> None:
         try:
             await work
         except ConsentError as error:
@@ -65,11 +69,22 @@ class Tasks:
             self._failed(Cause.HOST_FAULTED, f"{what}: {type(error).__name__}: {error}")
 
 
-async def together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
+@overload
+async def together(
+    one: Coroutine[object, None, _A], two: Coroutine[object, None, _B], /
+) -> tuple[_A, _B]: ...
+@overload
+async def together(
+    one: Coroutine[object, None, _A],
+    two: Coroutine[object, None, _B],
+    three: Coroutine[object, None, _C],
+    /,
+) -> tuple[_A, _B, _C]: ...
+async def together(*works: Coroutine[object, None, object]) -> tuple[object, ...]:
     """All of ``works`` at once. When one fails, the others end before its error goes on."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
-        return await asyncio.gather(*tasks)
+        return tuple(await asyncio.gather(*tasks))
     except BaseException:
         for task in tasks:
             task.cancel()

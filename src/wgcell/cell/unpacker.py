@@ -14,7 +14,6 @@ import os
 import sys
 import tarfile
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from wgcell.cell import archive
 from wgcell.cell.confinement import Filters, confine
@@ -102,7 +101,7 @@ def _warm() -> None:
         json.dumps(str(error))
 
 
-def _say(words: dict[str, Any]) -> int:
+def _say(words: dict[str, object]) -> int:
     data = memoryview(json.dumps(words).encode() + b"\n")
     while data:
         data = data[os.write(1, data) :]

@@ -20,7 +20,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from wgcell import programs
 from wgcell.cell.archive import MOST_MEMBERS, Unpacked
@@ -240,7 +239,7 @@ class Unpacking:
         return await self._process.stdout.readline() if self._process.stdout else b""
 
 
-def _decoded(line: bytes) -> dict[str, Any]:
+def _decoded(line: bytes) -> dict[str, object]:
     try:
         told = json.loads(line)
     except (ValueError, RecursionError):
@@ -252,12 +251,14 @@ def _text(value: object, most: int = 300) -> str:
     return "".join(one for one in str(value)[:most] if one.isprintable())
 
 
-def judged(told: Mapping[str, Any], task: Task) -> Unpacked:
+def judged(told: Mapping[str, object], task: Task) -> Unpacked:
     """``told`` as a result, if it can be one of ``task``'s. Pure. Raises GuestError."""
     try:
         missing = told["missing"]
+        if not isinstance(missing, list):
+            raise ValueError("missing")
         places = [_count(place, len(task.asked) - 1) for place in missing]
-        if not isinstance(missing, list) or places != sorted(set(places)):
+        if places != sorted(set(places)):
             raise ValueError("missing")
         stopped = told["stopped"]
         if not isinstance(stopped, str) or stopped != _text(stopped):

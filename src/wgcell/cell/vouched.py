@@ -23,7 +23,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from wgcell.cell.events import first_bad
 from wgcell.cell.folder import Folder
@@ -37,7 +37,40 @@ OUTPUTS = "outputs"
 _LONGEST_LINE = 1 << 20
 
 
-def file_digest(path: Path) -> dict[str, Any]:
+class _Landing(TypedDict, total=False):
+    leave_for: str
+    """The folder of the caller's that the outputs leave for."""
+
+
+class FileDigest(TypedDict):
+    """Of a plain file: SHA-256 in hexadecimal, and its length."""
+
+    sha256: str
+    bytes: int
+
+
+class TreeDigest(_Landing):
+    """Of all that is below a folder: SHA-256 in hexadecimal, and how much it is."""
+
+    sha256: str
+    files: int
+    bytes: int
+
+
+class Unread(_Landing):
+    """Why there is no digest."""
+
+    error: str
+
+
+class Records(TypedDict):
+    """The fields of the event ``records``."""
+
+    files: dict[str, FileDigest | Unread]
+    outputs: TreeDigest | Unread | None
+
+
+def file_digest(path: Path) -> FileDigest:
     """``sha256`` (hexadecimal) and ``bytes`` of a plain file. Raises OSError; follows no link."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:  # noqa: PTH123  # a descriptor
@@ -59,7 +92,7 @@ def _entries(folder: Path, below: str = "") -> Iterator[tuple[str, os.DirEntry[s
             yield from _entries(folder / entry.name, f"{below}{entry.name}/")
 
 
-def tree_digest(folder: Path) -> dict[str, Any]:
+def tree_digest(folder: Path) -> TreeDigest:
     """``sha256``, ``files`` and ``bytes`` of all that is below a folder. Raises OSError.
 
     The digest is of a line each, in order: kind and permissions (octal), the file's digest or the
@@ -80,7 +113,7 @@ def tree_digest(folder: Path) -> dict[str, Any]:
     return {"sha256": whole.hexdigest(), "files": files, "bytes": size}
 
 
-def job_digests(folder: Path, image: Path) -> dict[str, Any]:
+def job_digests(folder: Path, image: Path) -> dict[str, str]:
     """The fields of the event ``job``; ``image`` is the image's folder. Raises StateError."""
     try:
         return {
@@ -92,12 +125,12 @@ def job_digests(folder: Path, image: Path) -> dict[str, Any]:
         raise StateError(f"{error.filename}: {error.strerror}") from error
 
 
-def record_digests(folder: Path) -> dict[str, Any]:
+def record_digests(folder: Path) -> Records:
     """The fields of the event ``records``: of each file of `KEPT` that there is, and the outputs.
 
     A file that can't be read is told as such. Reads all of it: not for an event loop.
     """
-    files: dict[str, Any] = {}
+    files: dict[str, FileDigest | Unread] = {}
     for name in KEPT:
         with contextlib.suppress(FileNotFoundError):
             try:
@@ -105,8 +138,8 @@ def record_digests(folder: Path) -> dict[str, Any]:
             except FileNotFoundError:
                 raise
             except OSError as error:
-                files[name] = {"error": error.strerror}
-    outputs: dict[str, Any] | None = None
+                files[name] = {"error": str(error.strerror)}
+    outputs: TreeDigest | Unread | None = None
     if (folder / OUTPUTS).is_dir():
         try:
             outputs = tree_digest(folder / OUTPUTS)
@@ -181,7 +214,7 @@ def verify(cell: Folder) -> Verified:
 
 def _check_records(
     number: int,
-    event: Mapping[str, Any],
+    event: Mapping[str, object],
     folder: Path,
     wrong: list[str],
     covered: list[str],
@@ -216,7 +249,7 @@ def _found(path: Path) -> str:
 def _check(
     number: int,
     name: str,
-    stated: Mapping[str, Any],
+    stated: Mapping[str, object],
     found: str,
     wrong: list[str],
     covered: list[str],

@@ -10,7 +10,7 @@ from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.cli.progress import EventPrinter, Verbosity
 from wgcell.cli.terminal import clean, console, out, warn
 from wgcell.client.beginning import Beginning
-from wgcell.client.process import Supervised
+from wgcell.client.supervised import Supervised
 from wgcell.errors import WgcellError
 
 __all__ = ["detached", "show"]

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.live import Live
 from rich.table import Table
@@ -104,7 +103,7 @@ class FlowTable:
         return made
 
 
-def _flow(line: str) -> dict[str, Any] | None:
+def _flow(line: str) -> dict[str, object] | None:
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -117,7 +116,7 @@ def _plain(text: str) -> Text:
     return Text(one_line(text, 80))
 
 
-def _number(value: Any) -> int:
+def _number(value: object) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 

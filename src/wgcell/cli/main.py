@@ -172,7 +172,7 @@ def _has_working_folder() -> bool:
     return True
 
 
-def _usage(words: Sequence[str], error: Any) -> list[str]:
+def _usage(words: Sequence[str], error: Exception) -> list[str]:
     """What to do about a command line that is not understood."""
     if words and words[0] == "run" and (typed := _command_without_dashes(words[1:], error)):
         job, *rest = typed
@@ -182,9 +182,9 @@ def _usage(words: Sequence[str], error: Any) -> list[str]:
     return ["wgcell --help lists the verbs, wgcell VERB --help their options"]
 
 
-def _command_without_dashes(words: Sequence[str], error: Any) -> list[str]:
+def _command_without_dashes(words: Sequence[str], error: Exception) -> list[str]:
     """The words from the first that is neither an option nor an option's value."""
-    command = error.ctx.command if error.ctx is not None else None
+    command = getattr(getattr(error, "ctx", None), "command", None)
     flags = {
         name
         for parameter in getattr(command, "params", ())

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Any
 
 from rich.status import Status
 
@@ -49,7 +48,7 @@ _MOST_REFUSALS = 20
 _LONGEST_REASON = 1000
 """Characters of the outcome's reason; a guest's fault may have 24,000."""
 
-_Event = Mapping[str, Any]
+_Event = Mapping[str, object]
 
 
 class EventPrinter:
@@ -87,7 +86,7 @@ class EventPrinter:
             self._spinner.stop()
 
     def _state(self, event: _Event) -> None:
-        words = STATES.get(event["state"])
+        words = STATES.get(str(event["state"]))
         if words is None:
             return
         if self._spinner is not None:
@@ -125,8 +124,9 @@ class EventPrinter:
         self.line(f"the rules have changed, by user {clean(event['by'])}: {rule}{lasts}")
 
     def _walls(self, event: _Event) -> None:
-        if not (event["seal"] and event["jail"]):
-            for wall, why in event["missing"].items():
+        missing = event["missing"]
+        if not (event["seal"] and event["jail"]) and isinstance(missing, dict):
+            for wall, why in missing.items():
                 self.line(f"[red]not up:[/] {clean(wall)}: {clean(why)}")
 
     def _frozen(self, event: _Event) -> None:
@@ -160,7 +160,8 @@ class EventPrinter:
         self.line(f"[red]the guest's {clean(event.get('what'))} changed[/]")
 
     def _outputs(self, event: _Event) -> None:
-        for left_out in event.get("left_out", ()):
+        names = event.get("left_out")
+        for left_out in names if isinstance(names, list) else ():
             self.line(f"[yellow]output left out:[/] {clean(left_out)}")
         self._missing_outputs = str(event.get("verdict") or event.get("reason") or "")
         if "files" in event:

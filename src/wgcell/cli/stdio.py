@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 __all__ = ["STDOUT", "whole"]
 
@@ -15,7 +18,7 @@ STDOUT = "standard output"
 class _Named(io.FileIO):
     """A descriptor whose errors say which it is, as a file's do."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         try:
             return super().write(data) or 0
         except BrokenPipeError:

@@ -12,7 +12,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from typing import IO, Any, cast
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -148,7 +148,7 @@ def raw_sink(fd: int) -> Callable[[bytes], None]:
     return write
 
 
-def sink(stream: Any) -> Callable[[bytes], None]:
+def sink(stream: TextIO) -> Callable[[bytes], None]:
     """A function for a workload's bytes: filtered on a terminal, unchanged in a pipe or a file."""
     write = raw_sink(stream.fileno())
     if not stream.isatty():
@@ -158,7 +158,7 @@ def sink(stream: Any) -> Callable[[bytes], None]:
     return lambda data: write(terminal.feed(data))
 
 
-def writer(stream: Any) -> Callable[[bytes], None]:
+def writer(stream: TextIO) -> Callable[[bytes], None]:
     """A `sink` for a verb that prints records. Raises HostError, which names the stream."""
     write = sink(stream)
     name = "standard error" if stream is sys.stderr else "standard output"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
 
 __all__ = ["Tasks"]
 
@@ -15,7 +14,7 @@ class Tasks:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[object, None, None]) -> None:
         """Start ``work``. An exception that it raises goes to the loop's exception handler."""
         task = asyncio.create_task(work)
         self._running.add(task)

@@ -117,7 +117,7 @@ def _reusable(name: str, key: str) -> Image | None:
     except ImageError:
         return None
     base = image.folder / BASE_CPIO
-    recorded = image.manifest["sha256"].get(BASE_CPIO)
+    recorded = image.digests.get(BASE_CPIO)
     whole = image.manifest.get("base") == key and base.exists() and digest(base) == recorded
     return image if whole else None
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wgcell.errors import ImageError
 from wgcell.home import home
@@ -40,7 +39,14 @@ class Image:
 
     name: str
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Mapping[str, object]
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """The SHA-256 of each of its files, hexadecimal, as the manifest has them."""
+        found = self.manifest.get("sha256")
+        named = found.items() if isinstance(found, dict) else ()
+        return {str(name): value for name, value in named if isinstance(value, str)}
 
     @property
     def kernel(self) -> Path:
@@ -73,19 +79,19 @@ def _open(name: str) -> Image:
     folder = cache_folder() / name
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        digests = manifest["sha256"]
-        if not all(isinstance(digests[file], str) for file in FILES):
+        image = Image(name, folder, manifest if isinstance(manifest, dict) else {})
+        if not set(FILES) <= set(image.digests):
             raise ValueError("no digests")
     except FileNotFoundError:
         raise ImageError(
             f"there is no image {name!r} in {folder.parent}",
             hint=f"wgcell image ls lists those here; {_REBUILD} {name} makes one of Debian 12",
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ImageError(
             f"{folder}/manifest.json can't be read: {error}", hint=f"{_REBUILD} {name}"
         ) from None
-    return Image(name, folder, manifest)
+    return image
 
 
 def load(name: str) -> Image:
@@ -95,7 +101,7 @@ def load(name: str) -> Image:
         found = threads.map(lambda file: digest(image.folder / file), FILES)
         for file in FILES:
             try:
-                same = next(found) == image.manifest["sha256"][file]
+                same = next(found) == image.digests[file]
             except OSError as error:
                 raise ImageError(
                     f"{image.folder / file}: {error.strerror}", hint=f"{_REBUILD} {name}"

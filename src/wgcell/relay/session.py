@@ -44,13 +44,15 @@ import hmac
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from wgcell.net.bucket import TokenBucket
 from wgcell.relay.tracking import SESSION_LIFETIME, Offer, Session, Side
 from wgcell.relay.verdict import Reason, Refusal
 from wgcell.wire import wireguard
 from wgcell.wire.wireguard import CookieReply, Initiation, MessageType, Response, Transport
+
+_Kept = TypeVar("_Kept")
 
 __all__ = ["Handshake", "SessionTable", "Side"]
 
@@ -319,7 +321,7 @@ class SessionTable:
         return Refusal(Reason.UNKNOWN_INDEX, f"0x{message.receiver:08x}")
 
     def _begin(
-        self, made: Session, waiting: dict[int, Any], counter: int, now: float
+        self, made: Session, waiting: dict[int, _Kept], counter: int, now: float
     ) -> Session | Refusal:
         refusal = made.refuse(counter, now)
         if refusal is not None:
@@ -358,7 +360,7 @@ class SessionTable:
         return Refusal(Reason.UNKNOWN_INDEX, f"0x{index:08x}")
 
 
-_RULES: dict[tuple[Side, type], Callable[[SessionTable, Any, float], Refusal | None]] = {
+_RULES: dict[tuple[Side, type], Callable[..., Refusal | None]] = {
     (Side.GUEST, Initiation): SessionTable._guest_asks,
     (Side.GUEST, Response): SessionTable._guest_answers,
     (Side.GUEST, CookieReply): SessionTable._guest_cookies,
@@ -370,7 +372,7 @@ _RULES: dict[tuple[Side, type], Callable[[SessionTable, Any, float], Refusal | N
 }
 
 
-def _remember(table: dict[int, Any], index: int, value: object, most: int) -> None:
+def _remember(table: dict[int, _Kept], index: int, value: _Kept, most: int) -> None:
     """Add ``index`` as the newest entry of at most ``most``."""
     table.pop(index, None)
     table[index] = value

@@ -19,7 +19,7 @@ from wgcell.cell.folder import Folder
 from wgcell.errors import StateError
 from wgcell.wire.lines import LineError
 
-__all__ = ["PATIENCE", "Unreachable", "ask", "begin"]
+__all__ = ["PATIENCE", "Unreachable", "ask", "asked", "begin", "word_of"]
 
 PATIENCE = 5.0
 """Seconds for what is answered at once."""
@@ -83,12 +83,27 @@ def begin(folder: Folder, question: words.Sessions, patience: float = PATIENCE) 
         raise Unreachable(error.strerror or str(error)) from error
 
 
+def asked(folder: Folder, question: words.Question, patience: float = PATIENCE) -> socket.socket:
+    """A connection on which the question was said, for a caller that reads the answer itself, line
+    by line with `word_of`; blocking, and the caller's. Raises Unreachable."""
+    try:
+        with _connected(folder, patience) as sock:
+            sock.sendall(_said(question))
+            sock.settimeout(None)
+            return sock.dup()
+    except OSError as error:
+        raise Unreachable(error.strerror or str(error)) from error
+
+
+def _said(question: words.Question) -> bytes:
+    return words.QUESTIONS.line(words.Hello(words.VERSION)) + words.QUESTIONS.line(question)
+
+
 def _asked(
     folder: Folder, sock: socket.socket, question: words.Question, patience: float
 ) -> tuple[_Lines, Iterator[words.Answer]]:
     """Say the question; the answer's words, behind its hello."""
-    said = words.QUESTIONS.line(words.Hello(words.VERSION)) + words.QUESTIONS.line(question)
-    sock.sendall(said)
+    sock.sendall(_said(question))
     lines = _Lines(sock, patience)
     answers = _answers(folder, lines)
     if not isinstance(next(answers, None), words.Hello):
@@ -136,22 +151,27 @@ def _one(folder: Folder, answers: Iterator[words.Answer], kind: type) -> Iterato
 
 
 def _answers(folder: Folder, lines: _Lines) -> Iterator[words.Answer]:
-    while True:
-        line = lines.next(words.ANSWERS.longest)
-        if not line:
-            raise Unreachable("it has ended")
-        try:
-            word = words.ANSWERS.word(line)
-        except LineError as error:
-            raise StateError(
-                f"{folder.id}: its answer makes no sense: {error}",
-                hint="use the wgcell that has started it",
-            ) from None
-        if isinstance(word, words.Over):
-            return
-        if isinstance(word, words.Refused):
-            raise StateError(f"{folder.id}: {word.reason}")
+    while not isinstance(word := word_of(folder, lines.next(words.ANSWERS.longest)), words.Over):
         yield word
+
+
+def word_of(folder: Folder, line: bytes) -> words.Answer:
+    """The word that a line of an answer is; a line that is empty is the connection's end.
+
+    Raises Unreachable at that; StateError for what is no word, and if the cell refuses.
+    """
+    if not line:
+        raise Unreachable("it has ended")
+    try:
+        word = words.ANSWERS.word(line)
+    except LineError as error:
+        raise StateError(
+            f"{folder.id}: its answer makes no sense: {error}",
+            hint="use the wgcell that has started it",
+        ) from None
+    if isinstance(word, words.Refused):
+        raise StateError(f"{folder.id}: {word.reason}")
+    return word
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mappi
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 from wgcell.cell.control import words
 from wgcell.cell.control.place import NAME, address, caller_uid
@@ -68,7 +68,7 @@ class Controlled(Protocol):
 
     def serve(
         self, transport: asyncio.Transport, first: bytes, uid: int, *, detached: bool
-    ) -> Coroutine[Any, Any, None]:
+    ) -> Coroutine[object, None, None]:
         """Speak frames with a client of that user until it is gone; see `Sessions.serve`."""
 
     async def pause(self, uid: int) -> None:

@@ -302,6 +302,11 @@ class SessionClient:
             raise
         return session
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection is gone: nothing can be begun on it any more."""
+        return self._lost is not None
+
     async def close(self) -> None:
         """Close the connection: what still runs is hung up."""
         self._hearing.cancel()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from wgcell.cell.states import State
 from wgcell.gateway import words as gateway
@@ -47,7 +46,7 @@ class Log:
     """Write an event into the cell's record, to the disk."""
 
     event: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class LogBounded:
     """Write an event that a guest, a relay or a gateway can cause at will: at a bounded rate."""
 
     event: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 Record = StateEntered | Log | LogBounded

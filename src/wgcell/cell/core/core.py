@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
@@ -356,7 +355,7 @@ class Core(Gateway):
         self._log_bounded("session_exited", **fields, reason=event.reason[:_LONGEST_REASON])
 
 
-_RULES: Mapping[type, Callable[[Core, Any], None]] = {
+_RULES: Mapping[type, Callable[..., None]] = {
     **RULES_OF_LIFE,
     **RULES_OF_PAUSES,
     **RULES_OF_THE_GATEWAY,
@@ -372,7 +371,7 @@ _RULES: Mapping[type, Callable[[Core, Any], None]] = {
     seen.SessionExited: Core._session_exited,
     seen.Tick: Core._tick,
 }
-_GUEST_RULES: dict[type, Callable[[Core, Any], None]] = {
+_GUEST_RULES: dict[type, Callable[..., None]] = {
     protocol.Hello: Core._hello,
     protocol.Report: Core._report,
     protocol.Ready: Core._ready,

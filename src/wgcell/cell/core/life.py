@@ -9,7 +9,6 @@ the relay's message comes behind the machine's death.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
@@ -60,10 +59,10 @@ class Life:
         if self._ending is None or isinstance(action, do.Record | do.EndMachine | do.Ended):
             self._actions.append(action)
 
-    def _log(self, event: str, **fields: Any) -> None:
+    def _log(self, event: str, **fields: object) -> None:
         self._do(do.Log(event, fields))
 
-    def _log_bounded(self, event: str, **fields: Any) -> None:
+    def _log_bounded(self, event: str, **fields: object) -> None:
         self._do(do.LogBounded(event, fields))
 
     def _wake(self, seconds: float, act: Callable[[], None]) -> None:
@@ -161,7 +160,7 @@ class Life:
             act()
 
 
-RULES_OF_LIFE: Mapping[type, Callable[[Any, Any], None]] = {
+RULES_OF_LIFE: Mapping[type, Callable[..., None]] = {
     seen.Began: Life._began,
     seen.Caused: Life._caused,
     seen.CancelAsked: Life._cancel,

@@ -8,7 +8,6 @@ again first: SIGTERM and a grace period mean nothing to one that stands still.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
@@ -71,7 +70,7 @@ class Pausing(Life):
             self._do(do.SendGuest(protocol.RECONNECT))
 
 
-RULES_OF_PAUSES: Mapping[type, Callable[[Any, Any], None]] = {
+RULES_OF_PAUSES: Mapping[type, Callable[..., None]] = {
     seen.Paused: Pausing._paused,
     seen.Unpaused: Pausing._unpaused,
 }

@@ -61,9 +61,9 @@ def parse_vpn_config(text: str | bytes, source: str = "the VPN configuration") -
     # One character for each byte, as for the tools: a comment may be in any encoding.
     file = Sections(raw.removeprefix(b"\xef\xbb\xbf").decode("latin-1"), source)
     file.refuse_actions()
-    private_key = file.required("Interface", "PrivateKey")
-    public_key = file.required("Peer", "PublicKey")
-    host, port = file.required("Peer", "Endpoint")
+    private_key = file.required("Interface", "PrivateKey", bytes)
+    public_key = file.required("Peer", "PublicKey", bytes)
+    host, port = file.required("Peer", "Endpoint", tuple)
     addresses, allowed = _addresses(file), _allowed_ips(file)
     dns, search = _dns(file, allowed)
     mtu = _mtu(file, 6 if any(one.version == 6 for one in (*addresses, *allowed)) else 4)
@@ -74,7 +74,7 @@ def parse_vpn_config(text: str | bytes, source: str = "the VPN configuration") -
             "that the tunnel works",
             "give AllowedIPs a network beyond your own Address, of the same family",
         )
-    preshared = file.get("PresharedKey")
+    preshared = file.get("PresharedKey", bytes)
     return VpnConfig(
         private_key=private_key,
         peer_public_key=public_key,
@@ -87,7 +87,7 @@ def parse_vpn_config(text: str | bytes, source: str = "the VPN configuration") -
         dns=dns,
         search=search,
         mtu=mtu,
-        keepalive=file.get("PersistentKeepalive") or DEFAULT_KEEPALIVE,
+        keepalive=file.get("PersistentKeepalive", int) or DEFAULT_KEEPALIVE,
         remarks=tuple(file.remarks),
     )
 
@@ -136,7 +136,7 @@ def _is_routing_domain(text: str) -> bool:
 
 
 def _allowed_ips(file: Sections) -> tuple[Network, ...]:
-    every: list[Network] = file.required("Peer", "AllowedIPs", "add: AllowedIPs = 0.0.0.0/0")
+    every: list[Network] = file.required("Peer", "AllowedIPs", list, "add: AllowedIPs = 0.0.0.0/0")
     four = [one for one in every if isinstance(one, ipaddress.IPv4Network)]
     six = [one for one in every if isinstance(one, ipaddress.IPv6Network)]
     joined: tuple[Network, ...] = (

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 from wgcell.cell.wgquick import values
 from wgcell.cell.wgquick.values import BadValue
@@ -20,6 +20,7 @@ __all__ = ["QUICK", "WG", "Sections", "Text"]
 # isspace(3) in the C locale; str.strip() removes more, some of it letters in other encodings.
 _SPACE = " \t\n\v\f\r"
 _NO_SPACE = dict.fromkeys(map(ord, _SPACE))
+_Value = TypeVar("_Value")
 _HOOKS = {
     "preup": "PreUp",
     "postup": "PostUp",
@@ -37,7 +38,7 @@ QUICK: Mapping[str, str] = MappingProxyType(
     }
 )
 """Keys that wg-quick takes out of [Interface] before wg sees the rest, by their small letters."""
-WG: Mapping[str, Mapping[str, tuple[str, Callable[[str], Any]]]] = MappingProxyType(
+WG: Mapping[str, Mapping[str, tuple[str, Callable[[str], object]]]] = MappingProxyType(
     {
         "Interface": {
             "privatekey": ("PrivateKey", values.key),
@@ -97,7 +98,7 @@ class Sections:
         self._source = source
         self._last_line = text.count("\n") + 1
         self._quick, rest = strip(text)
-        self._found: dict[str, Any] = {}
+        self._found: dict[str, object] = {}
         self.remarks: list[str] = []
         self._setconf(rest)
 
@@ -120,13 +121,14 @@ class Sections:
         """The last value of a key of wg-quick's."""
         return self._quick[key][-1] if self._quick[key] else None
 
-    def get(self, name: str) -> Any:
-        """The value of a key of wg's, by its spelling."""
-        return self._found.get(name)
+    def get(self, name: str, kind: type[_Value]) -> _Value | None:
+        """The value of a key of wg's, by its spelling. ``kind`` is what its parser makes."""
+        found = self._found.get(name)
+        return found if isinstance(found, kind) else None
 
-    def required(self, section: str, name: str, hint: str = "") -> Any:
+    def required(self, section: str, name: str, kind: type[_Value], hint: str = "") -> _Value:
         """`get`, for a key that a tunnel needs. Raises `VpnConfigError` if it is missing."""
-        if not (found := self._found.get(name)):
+        if not (found := self.get(name, kind)):
             self.fail(0, f"[{section}] has no {name}", hint)
         if found == bytes(32):
             self.fail(0, f"{name} is all zeros, which is no key")
@@ -177,7 +179,9 @@ class Sections:
             self.fail(line, f"{name} {bad}")
         # Of one key the last line counts, of AllowedIPs all.
         before = self._found.get(name)
-        self._found[name] = before + parsed if isinstance(before, list) else parsed
+        if isinstance(before, list) and isinstance(parsed, list):
+            parsed = before + parsed
+        self._found[name] = parsed
 
     def _unrecognized(self, line: int, section: str, cleaned: str) -> NoReturn:
         """Say why wg would not know this line, without its text."""

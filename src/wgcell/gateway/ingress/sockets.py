@@ -7,7 +7,6 @@ import contextlib
 import errno
 import socket
 import struct
-from typing import Any
 
 from wgcell.net import addresses
 
@@ -22,7 +21,7 @@ __all__ = [
     "send",
 ]
 
-SockAddr = tuple[Any, ...]
+SockAddr = tuple[str, int, *tuple[int, ...]]
 """An address as the kernel gives it: host and port, and for IPv6 two numbers more."""
 
 _BUFFER = 4 << 20

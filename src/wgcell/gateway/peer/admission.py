@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wgcell.gateway.dns.cache import DnsCache, Resolved
 from wgcell.gateway.model.config import GatewayConfig, Peer
@@ -268,7 +268,9 @@ class Admission:
             del self._open[task]
             Admission._all_open -= 1
 
-    async def carry(self, flow: Flow, decision: Decision, work: Coroutine[Any, Any, str]) -> str:
+    async def carry(
+        self, flow: Flow, decision: Decision, work: Coroutine[object, None, str]
+    ) -> str:
         """Run ``work``, which returns the reason of its end, as an open flow; report and return it.
 
         A flow that is refused after it has begun is reported as refused. The end of a flow whose

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from wgcell.prove.report.content import Report
@@ -13,7 +12,7 @@ from wgcell.prove.verdict import Result, Status
 __all__ = ["as_json", "as_junit"]
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _row(result: Result) -> dict[str, object]:
     seen = result.observation
     return {
         "case": result.case,

@@ -106,7 +106,7 @@ async def _live(
 # What the cell is made of.
 
 
-def _tasks(testbed: Testbed, boot: Boot, key: bytes) -> dict[str, Any]:
+def _tasks(testbed: Testbed, boot: Boot, key: bytes) -> dict[str, object]:
     """The guest runner's tasks: keys and cases, and how to run them.
 
     ``pause`` is the time in seconds between a case's marks and its frames: where one frame ends the
@@ -182,7 +182,7 @@ def altered_image(image: store.Image, folder: Path, overlay: bytes) -> store.Ima
     return store.Image("hostile", made, image.manifest)
 
 
-def _pass_through(testbed: Testbed) -> Callable[..., Coroutine[Any, Any, Any]]:
+def _pass_through(testbed: Testbed) -> Callable[..., Coroutine[object, None, Any]]:
     async def spawn(
         nic: socket.socket, udp: socket.socket, cell: str, fuse: Any
     ) -> PassThroughRelay:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from wgcell.prove.battery.bypass import BYPASSES, Bypass
 from wgcell.prove.battery.case import Attacker, Case
@@ -36,7 +35,7 @@ _COUNTER_AHEAD = 1000
 _ETH_P_ALL = 0x0003
 
 
-def report(**fields: Any) -> None:
+def report(**fields: object) -> None:
     """Print one line to the host, at once."""
     print(json.dumps(fields), flush=True)
 

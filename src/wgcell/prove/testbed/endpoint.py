@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any
 
 import mitmproxy_rs
 
@@ -26,11 +25,13 @@ class Endpoint:
         count = relays * 3 // _HANDSHAKES + _SPARE_KEYS
         self._peers = [generate_private_key() for _ in range(count)]
         self._next = 0
-        self._server: Any = None
+        self._server: mitmproxy_rs.wireguard.WireGuardServer | None = None
 
     @property
     def address(self) -> tuple[str, int]:
-        """The address and port that it listens on, once started."""
+        """The address and port that it listens on. Raises RuntimeError before it does."""
+        if self._server is None:
+            raise RuntimeError("the endpoint does not listen yet")
         host, port = self._server.getsockname()[:2]
         return host, port
 
@@ -50,8 +51,8 @@ class Endpoint:
         which the result is awaited.
         """
 
-        async def close(stream: Any) -> None:
-            stream.close()
+        async def close(stream: mitmproxy_rs.Stream) -> None:
+            stream.close()  # type: ignore[no-untyped-call]
 
         peers = [public_key(key) for key in self._peers]
         starting = mitmproxy_rs.wireguard.start_wireguard_server(

@@ -9,7 +9,6 @@ import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from wgcell import programs
 from wgcell.errors import HostError
@@ -131,7 +130,7 @@ def why_refused() -> str:
     return why
 
 
-def _call(name: str, *arguments: Any) -> None:
+def _call(name: str, *arguments: object) -> None:
     """Call libc's ``name``. Raises OSError."""
     if getattr(_libc, name)(*arguments) != 0:
         number = ctypes.get_errno()

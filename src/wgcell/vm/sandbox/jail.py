@@ -18,7 +18,6 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from wgcell import programs
 from wgcell.net import linux
@@ -94,9 +93,6 @@ def _why_not(jail: Jail) -> str:
     if not Path(CHILDREN.format(os.getpid())).exists():
         return "this kernel does not list a process's children (CONFIG_PROC_CHILDREN)"
     argv = [*namespace_holder(root=False), jail.bwrap, "--unshare-all", "--ro-bind", "/usr", "/usr"]
-    become: dict[str, Any] = {}
-    if jail.user is not None:
-        become = {"user": jail.user, "group": jail.user, "extra_groups": jail.groups}
     try:
         done = subprocess.run(
             [*argv, *_links(), "--", "/usr/bin/true"],
@@ -106,7 +102,9 @@ def _why_not(jail: Jail) -> str:
             check=False,
             cwd="/",
             env=programs.environment(),
-            **become,
+            user=jail.user,
+            group=jail.user,
+            extra_groups=None if jail.user is None else jail.groups,
         )
     except (OSError, subprocess.SubprocessError) as error:
         return f"the jail can't be started: {error}"

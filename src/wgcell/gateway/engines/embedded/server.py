@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import Any
 
 import mitmproxy_rs
 
@@ -52,7 +51,7 @@ class PeerServer:
         self._admission = Admission(config, peer, report)
         self._tasks = Tasks()
         self._refused = 0
-        self._server: Any = None
+        self._server: mitmproxy_rs.wireguard.WireGuardServer
         self._closing = False
         self.place = ("", 0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from wgcell.gateway.engines.nftables.host import HostContext
 from wgcell.gateway.engines.nftables.sets import Peers, ServedPeer
@@ -111,19 +110,21 @@ class _Resolver(asyncio.DatagramProtocol):
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
-        self._transport: Any = None
+        self._transport: asyncio.DatagramTransport | None = None
         self._tasks = Tasks()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        if isinstance(transport, asyncio.DatagramTransport):
+            self._transport = transport
 
-    def datagram_received(self, data: bytes, address: tuple[Any, ...]) -> None:
+    def datagram_received(self, data: bytes, address: tuple[object, ...]) -> None:
         served = next((s for a, s in self._peers.items() if str(a) == address[0]), None)
         if served is not None:
             self._tasks.spawn(self._answer(served, data, address))
 
-    async def _answer(self, served: ServedPeer, data: bytes, address: tuple[Any, ...]) -> None:
-        if answer := await served.admission.nameserver.reply(data):
+    async def _answer(self, served: ServedPeer, data: bytes, address: tuple[object, ...]) -> None:
+        answer = await served.admission.nameserver.reply(data)
+        if answer and self._transport is not None:
             self._transport.sendto(answer, address)
 
 

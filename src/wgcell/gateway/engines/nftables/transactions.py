@@ -7,8 +7,7 @@ and the last of them the table is not complete, so `shut` drops all new flows me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from wgcell.gateway.engines.nftables.table import chain, table_name
 from wgcell.net.addresses import Address
@@ -94,25 +93,33 @@ def portions(text: str) -> list[str]:
     return [*found, "\n".join([opening, *part, "}", ""])]
 
 
-def difference(text: str, seen: dict[str, Any]) -> str:
+def difference(text: str, seen: Mapping[str, object]) -> str:
     """What the table lacks of its ``text``; empty if it lacks nothing.
 
     ``seen`` is the output of ``nft -t -j list table``. Compared are the default policies and the
     number of rules of each chain.
     """
-    chains = {item["chain"]["name"]: item["chain"] for item in seen["nftables"] if "chain" in item}
+    chains = {chain.get("name"): chain for chain in _listed(seen, "chain")}
     for name in ("input", "forward"):
         if chains.get(name, {}).get("policy") != "drop":
             return f"chain {name} does not drop by default"
     counted: dict[str, int] = {}
-    for item in seen["nftables"]:
-        if "rule" in item:
-            name = item["rule"]["chain"]
-            counted[name] = counted.get(name, 0) + 1
+    for rule in _listed(seen, "rule"):
+        name = str(rule.get("chain"))
+        counted[name] = counted.get(name, 0) + 1
     for name, count in _rules_of(text).items():
         if counted.get(name, 0) != count:
             return f"chain {name} has {counted.get(name, 0)} rules, not {count}"
     return ""
+
+
+def _listed(seen: Mapping[str, object], kind: str) -> Iterator[Mapping[str, object]]:
+    """What the kernel has of a ``kind``: nft lists objects, each below its kind's name."""
+    items = seen.get("nftables")
+    for item in items if isinstance(items, list) else ():
+        found = item.get(kind) if isinstance(item, dict) else None
+        if isinstance(found, dict):
+            yield found
 
 
 def _rules_of(text: str) -> dict[str, int]:

@@ -18,9 +18,9 @@ from tests.support.waiting import alive, lull, until
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.cell.job import JobOptions
 from wgcell.cell.start import Happened, Made, Over, Remark, Start, Verified
-from wgcell.client import process
+from wgcell.client import supervised as process
 from wgcell.client.beginning import Beginning
-from wgcell.client.process import Supervised
+from wgcell.client.supervised import Supervised
 from wgcell.errors import HostError, InputFileError, JobError, LaunchError
 
 pytestmark = pytest.mark.usefixtures("machineless")
@@ -107,7 +107,7 @@ PROGRAM = """
 import os, sys, threading
 from wgcell.cell.job import JobOptions
 from wgcell.cell.start import Start
-from wgcell.client import process
+from wgcell.client import supervised as process
 from wgcell.client.beginning import Beginning
 process.PROGRAM = tuple(sys.argv[1:3])
 
