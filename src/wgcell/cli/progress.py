@@ -111,7 +111,8 @@ class EventPrinter:
             self.line(f"[yellow]{verdict}[/] {target} ({clean(why)})", Verbosity.VERBOSE)
 
     def _published(self, event: _Event) -> None:
-        place = written(str(event["address"]), event["port"])
+        port = event["port"]
+        place = written(str(event["address"]), port if isinstance(port, int) else 0)
         self.line(f"the cell's port {clean(event['inside'])} is at {clean(place)}")
 
     def _policy_changed(self, event: _Event) -> None:
@@ -119,8 +120,10 @@ class EventPrinter:
         if event["change"] == "expired":
             self.line(f"the time of [bold]{rule}[/] is over")
             return
-        seconds = None if event["until"] is None else max(0, event["until"] - time.time())
-        lasts = "" if seconds is None else f" for {duration_text(round(seconds) or 1)}"
+        until = event["until"]
+        lasts = ""
+        if isinstance(until, int | float):
+            lasts = f" for {duration_text(max(1, round(until - time.time())))}"
         self.line(f"the rules have changed, by user {clean(event['by'])}: {rule}{lasts}")
 
     def _walls(self, event: _Event) -> None:
