@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -199,25 +199,32 @@ def test_rules_change_while_it_runs_and_a_port_is_published(
         cell = typed("run", "--detach", "--name", "t", *options, "--", *command).strip()
         ending.callback(typed, "stop", "--now", cell)
 
-        def said() -> list[str]:
-            return typed("logs", cell).splitlines()
+        def lines(*begin: str) -> list[str]:
+            return [line for line in typed("logs", cell).splitlines() if line.startswith(begin)]
+
+        def comes(happened: Callable[[], object], what: str) -> None:
+            try:
+                until(happened, what, within=120, every=0.5)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{typed('logs', cell)}") from None
 
         # A service has a name, and /etc/hosts a line.
-        until(lambda: {"db service", "host 192.0.2.9"} <= {*said()}, within=120, every=0.5)
+        comes(lambda: lines("db service"), "a service by its name")
+        comes(lambda: lines("host 192.0.2.9"), "a line of /etc/hosts")
         # The name is refused; it is open once it is allowed, and refused again behind its time.
-        until(lambda: said().count("refused") == 1, within=120, every=0.5)
+        comes(lambda: len(lines("refused")) == 1, "a name that no rule allows")
         answer = typed("allow", cell, "files.example.com:8080", "--for", "20s")
         assert answer.startswith(f"{cell}: allow files.example.com:8080 until ")
-        until(lambda: "files" in said(), "the control: it is open meanwhile", within=120, every=0.5)
+        comes(lambda: lines("files"), "the control: it is open meanwhile")
         assert "allow files.example.com:8080" in typed("policy", cell)
-        until(lambda: said().count("refused") == 2, within=120, every=0.5)
+        comes(lambda: len(lines("refused")) == 2, "its time is over")
         assert "allow files.example.com:8080" not in typed("policy", cell)
         # The download runs; a deny cuts it.
-        counted = [line for line in said() if line.startswith("download")]
-        until(lambda: [line for line in said() if line.startswith("download")] != counted)
-        assert not [line for line in said() if line.startswith(("cut", "ended"))]
+        counted = len(lines("download"))
+        comes(lambda: len(lines("download")) > counted, "the control: the download goes on")
+        assert not lines("cut", "ended")
         assert "1 open flows cut" in typed("deny", cell, f"{THERE}:8081")
-        until(lambda: [line for line in said() if line.startswith(("cut", "ended"))], every=0.5)
+        comes(lambda: lines("cut", "ended"), "a download that a deny cuts")
         # A port of the guest's, from this host.
         place = typed("port", cell, "8000").strip()
         assert place.startswith("127.0.0.1:")
