@@ -15,7 +15,7 @@ from wgcell.cell.control import words
 from wgcell.cell.core import Core
 from wgcell.cell.machine_end import MachineEnd
 from wgcell.cell.orders import Orders
-from wgcell.cell.pausing import Pausing
+from wgcell.cell.pausing import Pauses
 from wgcell.cell.sessions.links import Sessions
 
 __all__ = ["ControlledCell"]
@@ -28,7 +28,7 @@ class ControlledCell:
         self,
         core: Core,
         sessions: Sessions,
-        pausing: Pausing,
+        pauses: Pauses,
         machine_end: MachineEnd,
         conclusion: Conclusion,
         orders: Orders,
@@ -37,7 +37,7 @@ class ControlledCell:
         abort: Callable[[str], None],
     ) -> None:
         self._core, self._sessions = core, sessions
-        self._pausing, self._machine_end, self._conclusion = pausing, machine_end, conclusion
+        self._pauses, self._machine_end, self._conclusion = pauses, machine_end, conclusion
         self._orders = orders
         self._cancel, self._abort = cancel, abort
 
@@ -65,12 +65,12 @@ class ControlledCell:
         await self._sessions.serve(transport, first, uid, detached=detached)
 
     async def pause(self, uid: int) -> None:
-        """See `Pausing.pause`."""
-        await self._pausing.pause(uid)
+        """See `Pauses.pause`."""
+        await self._pauses.pause(uid)
 
     async def unpause(self, uid: int) -> None:
-        """See `Pausing.unpause`."""
-        await self._pausing.unpause(uid)
+        """See `Pauses.unpause`."""
+        await self._pauses.unpause(uid)
 
     async def change_policy(
         self, question: words.Allow | words.Deny, uid: int

@@ -21,6 +21,7 @@ __all__ = [
     "READ_ONLY",
     "bring_clock_to",
     "correction",
+    "hide_memory",
     "keep_capabilities",
     "mount",
     "move_to_root",
@@ -38,7 +39,7 @@ LIVELY = 0x2 | 0x4 | 0x8
 # <linux/sched.h>
 NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
 # <linux/prctl.h>, <linux/capability.h>
-_CAPBSET_DROP = 24
+_SET_DUMPABLE, _CAPBSET_DROP = 4, 24
 _CAPABILITY_VERSION_3 = 0x20080522
 _MOST_CAPABILITIES = 64
 _EINVAL = 22
@@ -96,6 +97,13 @@ def setns(namespace: int, kind: int) -> None:
     _call("setns", namespace, kind)
 
 
+def hide_memory() -> None:
+    """Nobody but root of the first user namespace, with its capability to trace, reads or traces
+    this process, until it executes a program. A fork's memory is the agent's: it holds keys.
+    """
+    _call("prctl", _SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def keep_capabilities(kept: frozenset[int]) -> None:
     """Lose every other capability, for good: root that this process executes has no more either."""
     for number in range(_MOST_CAPABILITIES):
@@ -117,12 +125,12 @@ _MOST_BEHIND = 0.5
 
 
 def correction(host: float, here: float) -> str:
-    """What brings this clock to the host's: ``set``, ``slow`` or nothing.
+    """The way that brings this clock to the host's: ``set``, ``slow`` or none.
 
-    It is set forward only, never back: a WireGuard peer refuses an initiation that is not newer
-    than the last of the same key (whitepaper, 5.1), and what dates it is this clock. A clock that
-    is ahead goes 500 parts in a million slower until both agree (adjtime), so it still grows.
-    Timers and CLOCK_MONOTONIC don't see a clock that is set.
+    The clock is set forward only, never back: a WireGuard peer refuses an initiation that is not
+    newer than the last of the same key (whitepaper, 5.1), and this clock dates it. A clock that is
+    ahead goes 500 parts in a million slower until both agree (adjtime), so it still grows. Timers
+    and CLOCK_MONOTONIC don't see a clock that is set.
     """
     if host - here > _MOST_BEHIND:
         return "set"
