@@ -23,7 +23,7 @@ _REMEDIES = (
 
 
 def remedy(reason: str) -> str:
-    """What to do about KVM not working; ``reason`` is `wgcell.vm.qemu.accelerator.choose`'s."""
+    """What to do about KVM not working; ``reason`` is that of `Backend.probe`."""
     return next(words for part, words in _REMEDIES if part in reason)
 
 
