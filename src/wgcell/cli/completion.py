@@ -1,7 +1,7 @@
-"""What a shell completes: the names of cells and of images. Never an error, never a word of ours.
+"""The completions of a shell: the names of cells and of images. Never an error, never a message.
 
-Names come from folders' names; only those that can be names of ours are offered, so nothing in
-them means anything to a shell.
+Names come from folders' names. Only well-formed names are offered, so nothing in them means
+anything to a shell.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 
 from wgcell.errors import WgcellError
 
-__all__ = ["cells", "images"]
+__all__ = ["cells", "images", "places"]
 
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
@@ -31,6 +31,11 @@ def cells(incomplete: str) -> list[tuple[str, str]]:
         for word in ((cell.name, cell.id) if names[cell.name] == 1 else (cell.id,))
         if word.startswith(incomplete)
     ]
+
+
+def places(incomplete: str) -> list[tuple[str, str]]:
+    """Each cell that runs, with the colon that a path in it stands behind."""
+    return [(f"{word}:", status) for word, status in cells(incomplete) if status == "running"]
 
 
 def images(incomplete: str) -> list[str]:

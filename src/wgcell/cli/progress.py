@@ -180,7 +180,7 @@ class EventPrinter:
         )
 
     def _records(self, outcome: str) -> str:
-        """Where the records are, or the frame that has ended the cell."""
+        """The place of the records, or of the frame that has ended the cell."""
         if outcome == "rogue":
             place = f"{self._folder}/rogue.pcapng" if self._folder else "rogue.pcapng"
             return f"; the frame is in {clean(place)}, which Wireshark opens"

@@ -1,4 +1,4 @@
-"""Which backends there are: a line each, the one that is preferred first.
+"""The machine backends, a line each, the preferred one first.
 
 A new one is a folder beside ``qemu`` with a `wgcell.vm.machine.Backend`, and its line here.
 """

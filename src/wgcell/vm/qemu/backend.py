@@ -14,7 +14,7 @@ from wgcell.vm.kill_switch import KillSwitch
 from wgcell.vm.machine import Machine
 from wgcell.vm.qemu.accelerator import choose, host_tsc_khz
 from wgcell.vm.qemu.argv import QemuSpec, kernel_command_line
-from wgcell.vm.qemu.boot import Boot
+from wgcell.vm.qemu.boot import BootFiles
 from wgcell.vm.qemu.process import KVM_DEVICE, PACKAGE, QEMU, QemuMachine, find_qemu
 from wgcell.vm.sandbox.cgroup import Cgroup
 from wgcell.vm.sandbox.jail import Jail
@@ -24,7 +24,7 @@ __all__ = ["Qemu"]
 
 _MONITOR = "qmp"
 _PORT_PREFIX = "wgcell."
-"""What the guest's agent finds before each port's name."""
+"""The prefix of each port's name, as the guest's agent finds it."""
 
 
 class Qemu:
@@ -52,7 +52,9 @@ class Qemu:
     ) -> Machine:
         """Start QEMU, its processors stopped. Raises LaunchError; then nothing of it is left."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as handed_over:
-            boot = await acquired(asyncio.to_thread(Boot, spec.kernel, spec.initramfs), Boot.forget)
+            boot = await acquired(
+                asyncio.to_thread(BootFiles, spec.kernel, spec.initramfs), BootFiles.forget
+            )
             ours.callback(boot.forget)
             near: dict[str, socket.socket] = {}
             far: dict[str, int] = {}

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Bounds", "Cgroup", "Place", "find", "make"]
+__all__ = ["Bounds", "Cgroup", "Parent", "find", "make"]
 
 CONTROLLERS = ("cpu", "memory", "pids")
 _OWN = Path("/proc/self/cgroup")
@@ -47,7 +47,7 @@ class Bounds:
     processes: int = 128
 
     def files(self) -> Mapping[str, Mapping[str, str]]:
-        """What stands in the group's files, by controller."""
+        """The contents of the group's files, by controller."""
         # Half a CPU more than the guest's: disks, network and monitor have threads of their own.
         quota = self.cpus * _PERIOD + _PERIOD // 2
         return {
@@ -58,8 +58,11 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where groups can be made. ``aside``: we must leave ``folder`` for a leaf of it first."""
+class Parent:
+    """A group in which groups can be made.
+
+    ``aside``: this process must leave it first, for a leaf of it.
+    """
 
     folder: Path
     aside: bool
@@ -68,14 +71,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
-    """One cell's group; ``procs`` is a descriptor that moves whoever writes ``0`` to it."""
+    """One cell's group; ``procs`` is a descriptor that moves a process that writes ``0`` to it."""
 
     folder: Path
     procs: int
     controllers: tuple[str, ...]
 
     def remove(self) -> None:
-        """Kill whoever is left in it, and the group with them. Raises OSError if it stays."""
+        """Kill the processes that are left in it, and remove the group. Raises OSError if it
+        stays."""
         with contextlib.suppress(OSError):
             (self.folder / "cgroup.kill").write_text("1")
         with contextlib.suppress(OSError):
@@ -94,8 +98,8 @@ class Cgroup:
                 return
 
 
-def find(own: str | None = None, mounts: str | None = None) -> Place | str:
-    """Where this process may make groups, or why nowhere.
+def find(own: str | None = None, mounts: str | None = None) -> Parent | str:
+    """The group in which this process may make groups, or why there is none.
 
     ``own`` and ``mounts`` are the texts of /proc/self/cgroup and mountinfo unless given.
     """
@@ -112,7 +116,7 @@ def find(own: str | None = None, mounts: str | None = None) -> Place | str:
     if path != "/" and _delegated(ours.parent):
         enabled = _words(ours.parent / "cgroup.subtree_control")
         if enabled:
-            return Place(ours.parent, False, enabled)
+            return Parent(ours.parent, False, enabled)
     if not _delegated(ours):
         return "no cgroup is delegated to us"
     available = _words(ours / "cgroup.controllers")
@@ -120,33 +124,33 @@ def find(own: str | None = None, mounts: str | None = None) -> Place | str:
         return f"{ours} is delegated without cpu, memory or pids"
     if _pids(ours) - {os.getpid()}:
         return f"{ours} is delegated, and others are in it beside us"
-    return Place(ours, True, available)
+    return Parent(ours, True, available)
 
 
-def make(place: Place, name: str, bounds: Bounds) -> Cgroup:
+def make(parent: Parent, name: str, bounds: Bounds) -> Cgroup:
     """A group for the cell ``name``. Raises OSError; what was made is gone again then."""
-    _sweep(place.folder)
-    if place.aside:
-        leaf = place.folder / _LEAF
+    _sweep(parent.folder)
+    if parent.aside:
+        leaf = parent.folder / _LEAF
         leaf.mkdir(exist_ok=True)
         (leaf / "cgroup.procs").write_text("0")
-        for controller in place.controllers:
-            (place.folder / "cgroup.subtree_control").write_text(f"+{controller}")
-    folder = place.folder / f"{_PREFIX}{name}"
+        for controller in parent.controllers:
+            (parent.folder / "cgroup.subtree_control").write_text(f"+{controller}")
+    folder = parent.folder / f"{_PREFIX}{name}"
     folder.mkdir()
     try:
-        for controller in place.controllers:
+        for controller in parent.controllers:
             for file, value in bounds.files()[controller].items():
                 (folder / file).write_text(value)
         procs = os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
         folder.rmdir()
         raise
-    return Cgroup(folder, procs, place.controllers)
+    return Cgroup(folder, procs, parent.controllers)
 
 
 def _mounted(mounts: str) -> Path | None:
-    """Where cgroup2 is mounted, from mountinfo (proc_pid_mountinfo(5))."""
+    """The mount point of cgroup2, from mountinfo (proc_pid_mountinfo(5))."""
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
         if after.split(" ", 1)[0] == "cgroup2":
@@ -168,7 +172,7 @@ def _delegated(folder: Path) -> bool:
 
 
 def _words(file: Path) -> tuple[str, ...]:
-    """Which of the controllers that we want a file names."""
+    """The wanted controllers that a file names."""
     with contextlib.suppress(OSError):
         named = file.read_text().split()
         return tuple(controller for controller in CONTROLLERS if controller in named)
