@@ -94,6 +94,16 @@ GATEWAY: dict[type, Callable[[int], Any]] = {
     gateway.FlowsOmitted: lambda n: gateway.FlowsOmitted(1.0, BIG, n, n, n),
     gateway.ServerBroken: lambda n: gateway.ServerBroken(1.0, BIG, 1.0),
     gateway.Applied: lambda n: gateway.Applied(),
+    gateway.PolicyChanged: lambda n: gateway.PolicyChanged(
+        *(1.0, ("allow", "deny", "expired")[n % 3], "x" * 1200, 0, n),
+        number=n if n % 2 else None,
+        until=float(n),
+    ),
+    gateway.OrderRefused: lambda n: gateway.OrderRefused(n, BIG, BIG),
+    gateway.RulesListed: lambda n: gateway.RulesListed(
+        n, (gateway.RuleInForce("x" * 1200, "start"),) * gateway.RULES_AT_ONCE, True
+    ),
+    gateway.Published: lambda n: gateway.Published(BIG, BIG, 1, 1),
     gateway.Fault: lambda n: gateway.Fault(BIG),
     gateway.Stumble: lambda n: gateway.Stumble(BIG),
 }

@@ -30,6 +30,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("logs", "events", "inspect"), "records"),
         "stop": "stop",
         "wait": "wait",
+        **dict.fromkeys(("allow", "deny", "policy", "port"), "policy"),
         **dict.fromkeys(("pause", "unpause"), "pause"),
         **dict.fromkeys(("rm", "prune"), "rm"),
         "doctor": "doctor",

@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -57,6 +57,17 @@ class Cell:
     async def unpause(self, uid: int) -> None:
         self.asked.append(("unpaused", uid))
 
+    async def change_policy(
+        self, question: words.Allow | words.Deny, uid: int
+    ) -> words.PolicyChanged:
+        if self.refuses:
+            raise StateError(self.refuses)
+        self.asked.append((question.rule, uid))
+        return words.PolicyChanged(question.rule, 2)
+
+    async def policy(self) -> AsyncGenerator[words.Rule, None]:
+        yield words.Rule("allow a.example.com:443", "start")
+
 
 @asynccontextmanager
 async def listening(cells: Path, patience: float = PATIENCE) -> AsyncIterator[Cell]:
@@ -81,6 +92,9 @@ ANSWERED: dict[type, tuple[words.Question, type]] = {
     words.Stop: (words.Stop(False), words.Stopping),
     words.Pause: (words.Pause(), words.Status),
     words.Unpause: (words.Unpause(), words.Status),
+    words.Allow: (words.Allow("a.example.com:443", True, 60.0), words.PolicyChanged),
+    words.Deny: (words.Deny("a.example.com:443"), words.PolicyChanged),
+    words.Policy: (words.Policy(), words.Rule),
 }
 
 
@@ -99,6 +113,7 @@ def test_each_question_has_its_answer(tmp_path: Path, kind: type) -> None:
             assert type(said) is answer
             assert cell.stopped == ([False] if kind is words.Stop else [])
             wanted = {words.Pause: ["paused"], words.Unpause: ["unpaused"]}.get(kind, [])
+            wanted += [question.rule] if isinstance(question, words.Allow | words.Deny) else []
             assert cell.asked == [(word, os.getuid()) for word in wanted]
             assert kind is not words.State or said == words.Status("running", os.getpid())
 

@@ -28,6 +28,8 @@ _ONE: dict[type, type] = {
     words.Stop: words.Stopping,
     words.Pause: words.Status,
     words.Unpause: words.Status,
+    words.Allow: words.PolicyChanged,
+    words.Deny: words.PolicyChanged,
     words.End: words.Ended,
 }
 """The questions whose answer is one word."""

@@ -77,6 +77,14 @@ class Controlled(Protocol):
     async def unpause(self, uid: int) -> None:
         """Let its machine go on, for that user. Raises StateError with why it can't."""
 
+    async def change_policy(
+        self, question: words.Allow | words.Deny, uid: int
+    ) -> words.PolicyChanged:
+        """Change its own gateway's rules, for that user. Raises StateError with why it can't."""
+
+    def policy(self) -> AsyncGenerator[words.Rule, None]:
+        """The rules of its own gateway. Raises StateError with why there are none."""
+
 
 class _Unanswerable(Exception):
     """No answer can be given, for a reason that the caller is told."""
@@ -273,6 +281,12 @@ class Listener:
             case words.Unpause():
                 await self._cell.unpause(uid)
                 yield words.Status(self._cell.state, os.getpid())
+            case words.Allow() | words.Deny():
+                yield await self._cell.change_policy(question, uid)
+            case words.Policy():
+                async with contextlib.aclosing(self._cell.policy()) as rules:
+                    async for rule in rules:
+                        yield rule
             case words.End():
                 while not self._over:
                     await self._changed.wait()
