@@ -20,6 +20,8 @@ from tests.support.waiting import GENEROUS, until
 
 from wgcell.guest.frames import STDOUT
 
+pytestmark = pytest.mark.process
+
 DIRECTORY = typed(tarfile.DIRTYPE)
 
 

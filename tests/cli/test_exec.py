@@ -19,6 +19,8 @@ from wgcell.cell.core import events as seen
 from wgcell.guest.channel import WINDOW
 from wgcell.guest.frames import Signal, Terminal
 
+pytestmark = pytest.mark.process
+
 
 def ran(one: Running, *options: str, command: tuple[str, ...], **how: Any) -> Any:
     how = {"input": b"", "timeout": GENEROUS, "capture_output": True, **how}

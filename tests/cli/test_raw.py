@@ -19,6 +19,8 @@ from tests.support.waiting import alive, until
 from wgcell.cli import raw
 from wgcell.guest.frames import Signal, Size, Terminal
 
+pytestmark = pytest.mark.process
+
 
 @contextmanager
 def session(

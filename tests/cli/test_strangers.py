@@ -42,6 +42,8 @@ from wgcell.gateway.model.rules import parse_rule
 from wgcell.guest import protocol
 from wgcell.guest.walls import Wall
 
+pytestmark = pytest.mark.process
+
 FORGED = "wgcell: all is well"
 HOSTILE = [
     *("\x1b[2J\x1b[1A\x1b]0;title\x07", "\x9b2J", "\r", "\x08\x08", "\x00", "\x7f", "\x0b\x0c"),

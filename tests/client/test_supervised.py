@@ -23,7 +23,7 @@ from wgcell.client.beginning import Beginning
 from wgcell.client.supervised import Supervised
 from wgcell.errors import HostError, InputFileError, JobError, LaunchError
 
-pytestmark = pytest.mark.usefixtures("machineless")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("machineless")]
 
 
 def begun(*command: str, **more: Any) -> tuple[Supervised, Beginning, list[Any]]:
