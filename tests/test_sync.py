@@ -39,7 +39,8 @@ BLOCKING = {
 def public(kind: type) -> dict[str, Any]:
     return {
         name: value
-        for name, value in vars(kind).items()
+        for one in reversed(kind.__mro__[:-1])
+        for name, value in vars(one).items()
         if (not name.startswith("_") or name in BLOCKING or name in BLOCKING.values())
         and name not in INNER
     }
