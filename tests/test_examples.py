@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,6 @@ def test_a_farm_builds_at_once_and_tries_again_what_never_ran(
 
     names = names_of("farm")
     tried: list[str] = []
-    running: list[int] = []
 
     class Cell:
         def __init__(self, *command: str, inputs: list[str], **settings: Any) -> None:
@@ -78,8 +78,6 @@ def test_a_farm_builds_at_once_and_tries_again_what_never_ran(
 
         async def __aenter__(self) -> Cell:
             tried.append(self.name)
-            running.append(len(running) - running.count(-1) * 2 + 1)
-            await asyncio.sleep(0)
             about = {"cell": self.name, "folder": ""}
             if self.name == "never" or (self.name == "second" and tried.count("second") == 1):
                 raise wgcell.NeverRan("no memory", **about)
@@ -88,7 +86,7 @@ def test_a_farm_builds_at_once_and_tries_again_what_never_ran(
             return self
 
         async def __aexit__(self, *error: object) -> None:
-            running.append(-1)
+            """It has ended."""
 
         async def wait(self) -> wgcell.Completed:
             code = 3 if self.name == "broken" else 0
@@ -150,9 +148,6 @@ def test_the_plugin_gives_each_test_a_cell(pytester: pytest.Pytester) -> None:
 
 def test_a_test_run_without_a_cell_does_not_wait_for_one() -> None:
     program = "import sys, wgcell.pytest_plugin; print('wgcell.sync' in sys.modules)"
-    import subprocess
-
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

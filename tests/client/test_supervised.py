@@ -17,7 +17,8 @@ from tests.support.waiting import alive, lull, until
 
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.cell.job import JobOptions
-from wgcell.cell.start import Happened, Made, Over, Remark, Start, Verified
+from wgcell.cell.remark import Remark
+from wgcell.cell.start import Happened, Made, Over, Start, Verified
 from wgcell.client import supervised as process
 from wgcell.client.beginning import Beginning
 from wgcell.client.supervised import Supervised

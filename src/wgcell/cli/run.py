@@ -32,12 +32,10 @@ from wgcell.cell.settings import (
     SETTINGS,
     VPN,
 )
-from wgcell.cell.start import Start
-from wgcell.cli.detached import detached, show
 from wgcell.cli.image import build_with_progress
 from wgcell.cli.lines import JsonLines, following
 from wgcell.cli.options import After, with_settings
-from wgcell.cli.progress import EventPrinter, Verbosity
+from wgcell.cli.progress import EventPrinter, Verbosity, show
 from wgcell.cli.terminal import (
     clean,
     console,
@@ -236,6 +234,9 @@ def run(
                 "command line: --detach can't be combined with --json or --json-file",
                 hint="wgcell events --follow CELL prints a cell's events",
             )
+        from wgcell.cell.start import Start  # a cell in the foreground does not wait for it
+        from wgcell.cli.detached import detached
+
         start = Start(
             options,
             None if file is None else expanded(file),

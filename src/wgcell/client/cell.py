@@ -24,7 +24,8 @@ from typing import Unpack
 
 from wgcell.acquiring import acquired, to_its_end
 from wgcell.cell.folder import Folder, find, state_folders
-from wgcell.cell.start import Over, Remark, Said, Start
+from wgcell.cell.remark import Remark
+from wgcell.cell.start import Over, Said, Start
 from wgcell.client.beginning import Beginning
 from wgcell.client.completed import died, end_of, was_released
 from wgcell.client.running import ENDS_WITHIN, RunningCell
