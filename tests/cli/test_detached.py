@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.machineless import install
 from tests.support.waiting import until
 
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.cli import main
+from wgcell.cli import run as run_module
 from wgcell.client import supervised as process
 
 pytestmark = pytest.mark.usefixtures("machineless")
@@ -86,6 +88,17 @@ def test_the_folder_of_a_cell_that_was_to_be_removed_is(typed: Typed, machineles
     folder = machineless / out.strip()
     until(lambda: not folder.exists(), "the folder's end")
     assert code == 0
+
+
+def test_the_foreground_removes_a_folder_too_if_it_is_to(
+    typed: Typed, machineless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch.setattr)
+    monkeypatch.setattr(run_module, "speak_aside", lambda: None)  # it is for good
+    assert typed("run", "-q", "--", "exit", "7")[0] == 7
+    (kept,) = all_cells(machineless)
+    assert typed("run", "-q", "--rm", "--", "exit", "7")[0] == 7
+    assert all_cells(machineless) == [kept]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -12,7 +12,7 @@ import asyncio
 import os
 import signal
 import socket
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,29 +73,36 @@ async def live(self: Supervisor) -> None:
     work = folder / "work"
     work.mkdir()
     guest = HostGuest(theirs, work)
-    await self.sessions.connect(ours)
-    agent = Agent(self, guest)
-    self._effects.attach(agent)  # type: ignore[arg-type]
-    what, *words = self.job.command or ("wait",)
+    try:
+        await self.sessions.connect(ours)
+        play(self, Agent(self, guest))
+        await forever()
+    finally:
+        await guest.close()
+
+
+def play(cell: Supervisor, agent: Agent) -> None:
+    """What the cell's command says."""
+    cell._effects.attach(agent)  # type: ignore[arg-type]
+    what, *words = cell.job.command or ("wait",)
     if what == "slow":
         return
-    self.feed(seen.Caused(Cause.PREPARED))
+    cell.feed(seen.Caused(Cause.PREPARED))
     if what == "unverified":
-        self.feed(seen.Caused(Cause.NO_CONSENT, "nobody answered"))
+        cell.feed(seen.Caused(Cause.NO_CONSENT, "nobody answered"))
         return
-    self.feed(seen.Caused(Cause.CONSENTED))
+    cell.feed(seen.Caused(Cause.CONSENTED))
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    self.feed(seen.Booting(CONFIG, os.getpid()))
-    self.feed(seen.Caused(Cause.GUEST_READY))
-    self.feed(seen.Caused(Cause.VERIFIED))
+    cell.feed(seen.Booting(CONFIG, os.getpid()))
+    cell.feed(seen.Caused(Cause.GUEST_READY))
+    cell.feed(seen.Caused(Cause.VERIFIED))
     if what == "die-late":
         asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGKILL)
     if what == "print":
-        (folder / "stdout.log").write_text(" ".join(words))
+        (cell.host.folder.path / "stdout.log").write_text(" ".join(words))
     if what == "exit":
         agent.exit(int(words[0]))
-    await forever()
 
 
 def load(name: str) -> store.Image:
@@ -112,11 +119,17 @@ def plan(job: Any, **how: Any) -> api.Plan:
 
 _plan = api.plan
 
+
+def install(put: Callable[[object, str, object], None] = setattr) -> None:
+    """Have every cell of this process without a machine; ``put`` is as setattr."""
+    put(Supervisor, "live", live)
+    put(api.store, "load", load)
+    put(api.store, "exists", lambda name: True)
+    put(api, "is_current", lambda image, scripts: True)
+    put(api, "platform", lambda image: api.Platform(image, Accelerator.KVM, ""))
+    put(api, "plan", plan)
+
+
 if __name__ == "__main__":
-    Supervisor.live = live  # type: ignore[method-assign]
-    api.store.load = load  # type: ignore[attr-defined]
-    api.store.exists = lambda name: True  # type: ignore[attr-defined]
-    api.is_current = lambda image, scripts: True  # type: ignore[attr-defined]
-    api.platform = lambda image: api.Platform(image, Accelerator.KVM, "")
-    supervise.api.plan = plan  # type: ignore[attr-defined]
-    sys.exit(supervise.program())  # type: ignore[func-returns-value]
+    install()
+    supervise.program()
