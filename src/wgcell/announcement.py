@@ -26,7 +26,7 @@ __all__ = ["about_cell", "about_machine", "opens"]
 def about_machine(plan: Plan) -> Iterator[Remark]:
     """What is to be said before the cell has a folder."""
     if plan.platform.accelerator is Accelerator.TCG:
-        yield Remark("normal", True, emulation.told(plan.platform.reason))
+        yield Remark("normal", True, emulation.explanation(plan.platform.reason))
 
 
 def about_cell(plan: Plan, cell: str) -> Iterator[Remark]:

@@ -92,7 +92,7 @@ class Report:
 
 
 class Lifeline:
-    """Waits for the starter's end, in a thread; `leads_to` says what that means."""
+    """Waits for the starter's end, in a thread; and calls the function of `on_end`."""
 
     def __init__(self, pipe: int, starter: int) -> None:
         self._lock = threading.Lock()
@@ -102,8 +102,8 @@ class Lifeline:
         self._starter = starter
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
-    def leads_to(self, end: Callable[[str], None]) -> None:
-        """From now on the starter's end leads to a call of ``end``, in any thread, with a reason.
+    def on_end(self, end: Callable[[str], None]) -> None:
+        """Have ``end`` called at the starter's end, in any thread, with a reason.
 
         At once if the starter has ended before.
         """
@@ -180,7 +180,7 @@ def supervise(start: Start, report: Report, lifeline: Lifeline) -> None:
         for remark in announcement.about_machine(plan):
             report.say(remark)
         # A cell that has a folder also has a record of its end, however soon it comes.
-        lifeline.leads_to(lambda reason: None)
+        lifeline.on_end(lambda reason: None)
         cell = api.Cell(plan, cells)
     os.chdir("/")  # every path is absolute by now, and no file system is held busy
     with cell:
@@ -212,7 +212,7 @@ def _lived(cell: api.Cell, start: Start, report: Report, lifeline: Lifeline) -> 
         """It is in the cell's log."""
 
     return until_its_end(
-        cell, event=happened, stdout=nowhere, stderr=nowhere, land=land, began=lifeline.leads_to
+        cell, event=happened, stdout=nowhere, stderr=nowhere, land=land, began=lifeline.on_end
     )
 
 

@@ -193,7 +193,7 @@ def stream_fails(cell: Finished, patch: pytest.MonkeyPatch) -> None:
     live = cell.live
 
     # The guest says nothing of an end, so that bytes may still come.
-    cell.script = [seen.Caused(Cause.WORKLOAD_EXITED), seen.Caused(Cause.RESULTS_HOME)]
+    cell.script = [seen.Caused(Cause.WORKLOAD_EXITED), seen.Caused(Cause.RESULTS_ARRIVED)]
 
     async def and_owes() -> None:
         await live()

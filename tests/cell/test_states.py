@@ -20,25 +20,25 @@ def live(*causes: Cause) -> tuple[State, Outcome | None]:
 TO_BOOTING = (Cause.PREPARED, Cause.CONSENTED)
 TO_RUNNING = (*TO_BOOTING, Cause.GUEST_READY, Cause.VERIFIED)
 TO_STOPPING = (*TO_RUNNING, Cause.WORKLOAD_EXITED)
-HOME = (Cause.WORKLOAD_EXITED, Cause.RESULTS_HOME)
+HOME = (Cause.WORKLOAD_EXITED, Cause.RESULTS_ARRIVED)
 
 
 @pytest.mark.parametrize(
     ("causes", "outcome"),
     [
-        ((*TO_STOPPING, Cause.RESULTS_HOME), Outcome.COMPLETED),
+        ((*TO_STOPPING, Cause.RESULTS_ARRIVED), Outcome.COMPLETED),
         ((*TO_STOPPING, Cause.RESULTS_MISSING), Outcome.INCOMPLETE),
         ((*TO_STOPPING, Cause.ROGUE_FRAME), Outcome.ROGUE),
         ((*TO_STOPPING, Cause.CANCEL, Cause.ROGUE_FRAME), Outcome.ROGUE),
         ((*TO_STOPPING, Cause.MACHINE_DIED, Cause.RESULTS_LOST), Outcome.GUEST_FAULT),
-        ((*TO_STOPPING, Cause.OUTPUT_FAILED, Cause.RESULTS_HOME), Outcome.ERROR),
+        ((*TO_STOPPING, Cause.OUTPUT_FAILED, Cause.RESULTS_ARRIVED), Outcome.ERROR),
         ((*TO_STOPPING, Cause.HOST_FAULTED), Outcome.ERROR),
         # In order: the workload is asked to end, and its results come home.
         ((*TO_RUNNING, Cause.TIME_IS_UP, *HOME), Outcome.TIMEOUT),
         ((*TO_RUNNING, Cause.CANCEL, *HOME), Outcome.CANCELLED),
         ((*TO_RUNNING, Cause.QUOTA_SPENT, *HOME), Outcome.QUOTA),
         ((*TO_RUNNING, Cause.OUTPUT_FAILED, *HOME), Outcome.ERROR),
-        ((*TO_STOPPING, Cause.CANCEL, Cause.RESULTS_HOME), Outcome.CANCELLED),
+        ((*TO_STOPPING, Cause.CANCEL, Cause.RESULTS_ARRIVED), Outcome.CANCELLED),
         ((*TO_RUNNING, Cause.TIME_IS_UP, Cause.GRACE_IS_OVER), Outcome.TIMEOUT),
         ((*TO_RUNNING, Cause.TIME_IS_UP, Cause.CANCEL, *HOME), Outcome.TIMEOUT),
         # Asked again: at once.
@@ -95,7 +95,7 @@ def test_a_machine_that_dies_with_the_results_is_never_completed_by_its_death() 
 def test_only_results_that_are_home_complete_a_cell() -> None:
     for cause in Cause:
         taken = step(State.STOPPING, cause)
-        if taken is not None and taken.state is State.ENDED and cause is not Cause.RESULTS_HOME:
+        if taken is not None and taken.state is State.ENDED and cause is not Cause.RESULTS_ARRIVED:
             assert settled(Outcome.COMPLETED, cause, taken.outcome) is not Outcome.COMPLETED
 
 

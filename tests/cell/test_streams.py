@@ -15,7 +15,7 @@ import pytest
 from tests.support import waiting
 from tests.support.waiting import GENEROUS, soon
 
-from wgcell.cell.core.home import Account
+from wgcell.cell.core.results import Account
 from wgcell.cell.folder import CappedLog
 from wgcell.cell.streams import ArrivingOutputs, Stream
 from wgcell.errors import GuestError, StateError
@@ -27,8 +27,8 @@ class Owed(Stream):
     stated: int | None = None
 
     @property
-    def home(self) -> bool:
-        return Account(self.facts(), self.stated, self.given_up).home
+    def arrived(self) -> bool:
+        return Account(self.facts(), self.stated, self.given_up).arrived
 
     @property
     def owed(self) -> int:
@@ -67,9 +67,9 @@ def test_a_stream_is_home_at_its_last_byte_and_not_before(tmp_path: Path) -> Non
         stream.stated = len(data)
         await send(port, data[:-1])
         await soon(lambda: stream.delivered == len(data) - 1)
-        assert not stream.home and stream.owed == 1
+        assert not stream.arrived and stream.owed == 1
         await send(port, data[-1:])
-        await soon(lambda: stream.home)
+        await soon(lambda: stream.arrived)
 
     stream = carried(tmp_path, got.extend, body)
     assert got == data == (tmp_path / "log").read_bytes()
@@ -84,7 +84,7 @@ def test_a_port_that_ends_early_leaves_the_stream_owing(tmp_path: Path) -> None:
         assert await stream.over(20)
 
     stream = carried(tmp_path, lambda data: None, body)
-    assert not stream.home and stream.owed == 5
+    assert not stream.arrived and stream.owed == 5
 
 
 def test_more_than_was_stated_is_owed_the_other_way(tmp_path: Path) -> None:
@@ -128,12 +128,12 @@ def test_a_reader_who_is_gone_is_told_and_the_log_goes_on(tmp_path: Path) -> Non
     async def body(stream: Owed, port: socket.socket) -> None:
         await send(port, b"one")
         await soon(lambda: stream.reader_gone)
-        assert not stream.home
+        assert not stream.arrived
         await send(port, b"two")
         await soon(lambda: stream.delivered == 6)
         # Whatever the count is: the sender was ended on its way.
         stream.stated = 999
-        assert stream.home and stream.owed == 0
+        assert stream.arrived and stream.owed == 0
 
     stream = carried(tmp_path, sink, body)
     assert (tmp_path / "log").read_bytes() == b"onetwo"
@@ -163,7 +163,7 @@ def test_a_stream_given_up_is_not_waited_for(tmp_path: Path) -> None:
         await soon(lambda: stream.waits_for_reader)
         assert not await stream.over(0.01)
         stream.give_up()
-        assert stream.home
+        assert stream.arrived
         may_read.set()
 
     carried(tmp_path, lambda data: (may_read.wait(GENEROUS), None)[1], body)

@@ -18,7 +18,6 @@ from tests.support.waiting import until
 
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.cli import main
-from wgcell.cli import run as run_module
 from wgcell.client import supervised as process
 
 pytestmark = pytest.mark.usefixtures("machineless")
@@ -94,7 +93,7 @@ def test_the_foreground_removes_a_folder_too_if_it_is_to(
     typed: Typed, machineless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch.setattr)
-    monkeypatch.setattr(run_module, "speak_aside", lambda: None)  # it is for good
+    monkeypatch.setattr("wgcell.cli.run.write_in_background", lambda: None)  # it is for good
     assert typed("run", "-q", "--", "exit", "7")[0] == 7
     (kept,) = all_cells(machineless)
     assert typed("run", "-q", "--rm", "--", "exit", "7")[0] == 7

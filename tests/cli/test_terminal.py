@@ -83,6 +83,6 @@ def test_our_words_begin_on_a_line_of_their_own_and_in_plain_colours(
     ],
 )
 def test_emulation_is_told_in_words(reason: str, words: str) -> None:
-    told = emulation.told(reason)
+    told = emulation.explanation(reason)
     assert words in told and "security boundary" in told and "fix" in told
     assert re.fullmatch(r"[^\x00-\x1f]+", told)

@@ -118,6 +118,8 @@ def by_scapy(raw: bytes) -> bytes | None:
     if not 42 <= len(raw) <= 1514:
         return None
     eth = Ether(raw)
+    if not isinstance(eth, Ether):
+        return None  # a type below 1536 is a length (IEEE 802.3)
     if (eth.dst, eth.src, eth.type) != (MAC["dst"], MAC["src"], 0x0800) or IP not in eth:
         return None
     ip = eth[IP]

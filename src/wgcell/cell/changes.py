@@ -1,10 +1,10 @@
-"""From one folder into another: what would change there, and then the changes themselves.
+"""The changes that bring one folder's files into another: first planned, then made.
 
-`plan` looks and writes nothing; `apply` does what was planned, and leaves alone what has changed
-since. Both open each folder beneath the one before without following links, so nothing is read or
-written outside the two folders, wherever a link in one of them leads. A file comes whole or not at
-all; nothing is overwritten but what the plan names, and no folder is ever replaced. When `apply`
-returns, what it did is on the disk.
+`plan` only reads; `apply` makes the planned changes, except where a path has changed since. Both
+open each folder beneath the one before without following links, so nothing is read or written
+outside the two folders, whatever links are in them. A file arrives whole or not at all. Only paths
+that the plan names are overwritten, and no folder is ever replaced. When `apply` returns, its
+changes are on the disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINKS = frozenset((errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP))
-"""What link(2) and rename(2) say of another file system, or of one without hard links."""
+"""The errors of link(2) and rename(2) on another file system, or on one without hard links."""
 
 EXISTS = "is there already"
 APPEARED = "has appeared here meanwhile"
@@ -45,7 +45,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Action(Enum):
-    """What becomes of one path."""
+    """The change of one path."""
 
     ADD = "added"
     REPLACE = "changed"
@@ -69,7 +69,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All changes, a folder before what is in it; and what stands in the way of others."""
+    """All changes, a folder before its contents; and the reasons why some paths stay."""
 
     changes: tuple[Change, ...]
     blocked: tuple[Counted, ...]
@@ -82,7 +82,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What was done. ``left`` are paths that changed between the plan and now."""
+    """The changes that were made. ``left`` are paths that changed between the plan and now."""
 
     files: int
     left: tuple[Counted, ...]
@@ -127,14 +127,14 @@ class _Tree:
         return self._way[-1][1]
 
     def look(self, parts: _Parts) -> Fingerprint | None:
-        """What is at that path; None for nothing. Raises NotADirectoryError as `enter`."""
+        """The fingerprint of that path; None for nothing. Raises NotADirectoryError as `enter`."""
         try:
             return _look(self.enter(parts[:-1]), parts[-1])
         except FileNotFoundError:
             return None
 
     def every(self, parts: _Parts = ()) -> Iterator[tuple[_Parts, Fingerprint]]:
-        """Every path, a folder before what is in it, in the order of their names."""
+        """Every path, a folder before its contents, sorted by name."""
         folder = self.enter(parts)
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)

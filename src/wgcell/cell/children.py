@@ -46,13 +46,13 @@ async def _end(process: asyncio.subprocess.Process, patience: float) -> int:
 
 
 def _namespace_holder() -> tuple[str, ...]:
-    """The relay's. What it inherits must be no more than the control socket, for it holds that
-    until the relay is gone; the relay is given the rest over it."""
+    """The relay's namespace holder. It may inherit the control socket alone, because it holds that
+    until the relay has ended; the relay gets everything else over the socket."""
     return namespace_holder(root=os.geteuid() == 0)
 
 
 async def _drain(pipe: asyncio.StreamReader) -> None:
-    """Read it to its end: who writes to a full pipe stands still."""
+    """Read a pipe to its end: a process that writes to a full pipe waits."""
     while await pipe.read(1 << 16):
         pass
 
@@ -85,7 +85,8 @@ def _order(order: gateway_words.Order) -> bytes:
 
 
 async def _can_keep() -> bool:
-    """Whether a pid namespace can be made here. Tried, for a relay's own failure tells nothing."""
+    """Whether a pid namespace can be made here. This is tried, because a relay's own failure has no
+    reason."""
     quiet = asyncio.subprocess.DEVNULL
     try:
         trying = asyncio.create_subprocess_exec(
@@ -245,10 +246,10 @@ class RelayProcess:
             self._writer.write(line)
 
     def replace_udp(self, fresh: socket.socket, *, met: bool) -> None:
-        """Hand over a fresh socket to the endpoint; closed here then.
+        """Hand over a fresh socket to the endpoint, and close it here.
 
-        ``met``: it leads to another address than before, which has consented. The relay then
-        forgets every session, before it sends anything there.
+        ``met``: it is connected to another address than before, which has consented. The relay then
+        forgets every session before it sends anything there.
         """
         fresh.setblocking(True)
         line = relay_words.ORDERS.line(relay_words.Renewed(met))
@@ -259,7 +260,7 @@ class RelayProcess:
         return await _word("relay", self._reader, relay_words.EVENTS)
 
     async def events(self) -> AsyncIterator[relay_words.Event]:
-        """What the relay reports, until it is gone. Raises HostError for what is no word of its."""
+        """The relay's events, until it has ended. Raises HostError for a malformed one."""
         while (word := await self._word()) is not None:
             yield word
 
@@ -336,10 +337,7 @@ class GatewayProcess:
             self.process.stdin.write(line)
 
     async def flows(self) -> AsyncIterator[gateway_words.Event]:
-        """What the gateway decided, flow by flow, until it is gone.
-
-        Raises HostError for what is no word of its.
-        """
+        """The gateway's events, until it has ended. Raises HostError for a malformed one."""
         if (stdout := self.process.stdout) is not None:
             while (word := await _word("gateway", stdout, gateway_words.EVENTS)) is not None:
                 yield word

@@ -1,7 +1,7 @@
-"""What is done when a cell has ended, in order: the machine's end first, the record's last.
+"""The steps of a cell's end, in order: the machine's end first, the record's last.
 
-Each step but the landing, where a person may be asked, has a bound, and runs whatever became of
-those before it (`wgcell.cell.ending`). A step that fails makes `completed` an `error`.
+Each step but the landing, where a person may be asked, has a bound, and runs whether or not those
+before it failed (`wgcell.cell.ending`). A step that fails makes `completed` an `error`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Required, TypedDict
 from wgcell.cell import outputs
 from wgcell.cell.core import Core
 from wgcell.cell.core.events import Event, LandingEnded, RecordClosed, StepFailed
-from wgcell.cell.core.home import LAST_BYTES
+from wgcell.cell.core.results import LAST_BYTES
 from wgcell.cell.disks import FILES
 from wgcell.cell.ending import EndStep, in_thread, words
 from wgcell.cell.events import EventLog
@@ -178,7 +178,7 @@ class Conclusion:
         self._core.results.look(self._outlets.look())
         for name, stream in self._outlets.streams.items():
             # What was still on its way, for a reader that reads.
-            if not (self._core.results.streams[name].home or await stream.over(LAST_BYTES)):
+            if not (self._core.results.streams[name].arrived or await stream.over(LAST_BYTES)):
                 self._log.append("reader_stopped", stream=name, delivered=stream.delivered)
 
     async def _end_outputs(self) -> None:
@@ -187,7 +187,7 @@ class Conclusion:
             raise GuestError(came.get("reason") or "they did not come whole")
 
     async def _outputs(self) -> _Came | None:
-        """What came of the outputs, for the record; None if none were asked for."""
+        """The unpacking's result, for the record; None if no outputs were asked for."""
         if self._outlets.arriving is None:
             return None
         if self._outlets.unpacking is None:

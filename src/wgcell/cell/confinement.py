@@ -48,12 +48,13 @@ _ABI_NET, _ABI_SCOPE = 4, 6
 _PROT_EXEC = 4
 _AT_EMPTY_PATH = 0x1000
 _RIGHTS = 0o7000
-"""Set-user-ID, set-group-ID, sticky: what is made is ours, and must never run as us."""
+"""Set-user-ID, set-group-ID, sticky: a new file belongs to this user, and must never run as this
+user."""
 _F_DUPFD_CLOEXEC, _F_GETFD, _F_GETFL = 1030, 1, 3
 _DESCRIPTORS = 320
 """A folder may be 256 deep, each with a descriptor; and a few beside."""
 _MEMORY_ABOVE = 64 << 20
-"""Bytes of address space beyond what is mapped when the walls close."""
+"""Bytes of address space beyond those that are mapped when the process is confined."""
 _PLACE = b"/proc"
 """A folder that is there wherever this runs: ours is mounted on it before it becomes the root."""
 
@@ -94,7 +95,7 @@ KILLED = (
     *("keyctl", "add_key", "request_key", "init_module", "finit_module", "kexec_load"),
     *("linkat", "renameat2", "mknodat", "fchmodat", "fchownat", "truncate", "setxattr"),
 )
-"""Calls that no honest unpacking makes: whoever does has taken the process over."""
+"""Calls that no honest unpacking makes: a process that makes one has been taken over."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -153,10 +154,10 @@ class Filters:
 
 
 def confine(folder: int, filters: Filters, largest_file: int) -> Confined:
-    """Confine this process, which has one thread, to the folder with that descriptor; closed here.
+    """Confine this process, which has one thread, to the folder with that descriptor, and close it.
 
-    ``largest_file`` is in bytes. A stage that can't be built is in what is returned. Raises OSError
-    if the rights could not be given up, or the limits not be set.
+    ``largest_file`` is in bytes. The result has the stages that can't be built here. Raises OSError
+    if the rights can't be given up, or the limits can't be set.
     """
     missing: dict[str, str] = {}
     root = folder
@@ -171,7 +172,7 @@ def confine(folder: int, filters: Filters, largest_file: int) -> Confined:
     def entered() -> None:
         nonlocal root
         _enter(folder)
-        # The old descriptor's ".." leads to the old root.
+        # The old descriptor's ".." is the old root.
         root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         os.close(folder)
 

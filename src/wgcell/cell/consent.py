@@ -62,7 +62,7 @@ class HandshakeKeys:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeState:
-    """What the initiator remembers until the response."""
+    """The initiator's state until the response."""
 
     keys: HandshakeKeys = field(repr=False)
     sender_index: int
@@ -199,10 +199,10 @@ def _hchacha20(key: bytes, nonce: bytes) -> bytes:
     words = list(struct.unpack("<16L", b"expand 32-byte k" + key + nonce))
 
     def quarter(a: int, b: int, c: int, d: int) -> None:
-        for one, two, three, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+        for one, two, three, bits in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
             words[one] = (words[one] + words[two]) & 0xFFFFFFFF
             mixed = words[three] ^ words[one]
-            words[three] = ((mixed << turn) | (mixed >> (32 - turn))) & 0xFFFFFFFF
+            words[three] = ((mixed << bits) | (mixed >> (32 - bits))) & 0xFFFFFFFF
 
     for _ in range(10):
         for column in range(4):
@@ -244,7 +244,7 @@ async def obtain(
         if cookie is not None:
             message = with_cookie(message, cookie)
         until = loop.time() + min(REKEY_TIMEOUT, left)
-        told = False
+        counted = False
         try:
             await _send(loop, sock, message)
         except OSError as error:
@@ -258,8 +258,8 @@ async def obtain(
             except OSError as error:
                 # An ICMP unreachable, reported on the connected socket. Nobody listens, for now.
                 seen = f"the last word was: {error.strerror or error}"
-                if _is_refusal(error) and not told:
-                    told = True
+                if _is_refusal(error) and not counted:
+                    counted = True
                     refused += 1
                     if refused == 2:
                         raise _refusal(sock, peer_public_key) from None
@@ -269,9 +269,9 @@ async def obtain(
             if verify_response(state, answer):
                 return
             cookie = open_cookie(state, answer) or cookie
-            # Receiving does not wait while there is something, and who floods us is a stranger.
+            # Without this a flood, which a stranger can send, would hold the loop.
             await asyncio.sleep(0)
-            seen = "what came back was no valid answer"
+            seen = "a datagram came back that was no valid answer"
     host, port = sock.getpeername()[:2]
     raise ConsentError(
         f"no consent from {host}:{port} within {timeout:g} s: {seen}",
@@ -281,7 +281,8 @@ async def obtain(
 
 
 async def _send(loop: asyncio.AbstractEventLoop, sock: socket.socket, message: bytes) -> None:
-    """Send; an earlier datagram's refusal, which the kernel tells now, does not count as ours."""
+    """Send. The kernel may report an earlier datagram's refusal now, which does not count for this
+    one."""
     try:
         await loop.sock_sendall(sock, message)
     except ConnectionRefusedError:

@@ -1,6 +1,6 @@
-"""Files counted under the reason for what became of them, with a few of their names.
+"""Files counted by the reason of their fate, with a few of their names.
 
-A folder may hold thousands of them: one line tells a reason, not one line a file.
+A folder may hold thousands of files, so messages have one line for each reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONGEST_EXAMPLE = 10 * _LONGEST_SHOWN
 
 
 def shown(name: str) -> str:
-    """``name`` for a terminal: what is not printable is escaped, and it ends somewhere."""
+    """``name`` for a terminal: unprintable characters are escaped, and a long name is cut."""
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode("ascii")
         for one in name[:_LONGEST_SHOWN]

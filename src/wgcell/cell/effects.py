@@ -33,7 +33,7 @@ class Effects:
         resume: Callable[[], None],
     ) -> None:
         self.config: GuestConfig | None = None
-        """What the guest is to be told."""
+        """The guest's configuration, but for the time."""
         self._log, self._launch, self._outlets = log, launch, outlets
         self._wake, self._end = wake, end
         self._record_failed, self._unpack, self._resume = record_failed, unpack, resume

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wgcell.display import one_line
 
-__all__ = ["MEANING", "remedy", "told"]
+__all__ = ["MEANING", "explanation", "remedy"]
 
 MEANING = "cells are emulated, which is slower, and for QEMU's authors no security boundary"
 
@@ -23,11 +23,12 @@ _REMEDIES = (
 
 
 def remedy(reason: str) -> str:
-    """What to do about KVM not working; ``reason`` is `wgcell.vm.qemu.accelerator.choose`'s."""
+    """The remedy for a KVM that does not work; ``reason`` is
+    `wgcell.vm.qemu.accelerator.choose`'s."""
     return next(words for part, words in _REMEDIES if part in reason)
 
 
-def told(reason: str) -> str:
+def explanation(reason: str) -> str:
     """One line: what it means, why, and what to do."""
     why = one_line(reason, 200)
     return f"no KVM here ({why}): {MEANING}. The fix: {remedy(reason)}"

@@ -1,8 +1,8 @@
-"""The end of a cell as a list of named steps: each runs, whatever became of the ones before.
+"""The end of a cell as a list of named steps. Each one runs, even if earlier ones have failed.
 
-A step *fails* if it raises, or if it takes longer than its bound. It is then let go of, its failure
-is told, and the next one begins. So nothing that goes wrong at the end can skip what comes after
-it, keep the cell from ending, or pass for success: `run_all` calls ``failed`` for every one.
+A step *fails* if it raises, or if it takes longer than its bound. Then it is abandoned, its failure
+is reported, and the next one begins. So no fault at the end can skip a later step, keep the cell
+from ending, or pass for success: `run_all` calls ``failed`` for every one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ async def _acted(step: EndStep) -> None:
 
 
 def _forget(task: asyncio.Future[None]) -> None:
-    """What a step that was given up raises later is nobody's any more."""
+    """Discard an error that an abandoned step raises later."""
     _given_up.discard(task)
     if not task.cancelled():
         task.exception()

@@ -174,9 +174,9 @@ def host_networks() -> tuple[Network, ...]:
 
 
 def networks_of(links: object) -> tuple[Network, ...]:
-    """The pure half of `host_networks`: what ``ip -j addr`` printed, read."""
+    """The pure half of `host_networks`: the output of ``ip -j addr``, read."""
     own: list[Network] = []
-    around: list[Network] = []
+    neighbours: list[Network] = []
     for link in links if isinstance(links, list) else []:
         for entry in link.get("addr_info", []) if isinstance(link, dict) else []:
             if "local" not in entry:
@@ -186,8 +186,8 @@ def networks_of(links: object) -> tuple[Network, ...]:
             length = int(entry.get("prefixlen", address.max_prefixlen))
             # A point-to-point address names the far side; that is a neighbour, too.
             peer = entry.get("address", entry["local"])
-            around.append(addresses.network(f"{peer}/{length}", strict=False))
-    return tuple(dict.fromkeys([*own, *(net for net in around if net.prefixlen > 0)]))
+            neighbours.append(addresses.network(f"{peer}/{length}", strict=False))
+    return tuple(dict.fromkeys([*own, *(net for net in neighbours if net.prefixlen > 0)]))
 
 
 def shown(address: Address, port: int) -> str:

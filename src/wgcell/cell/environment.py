@@ -20,11 +20,12 @@ _LARGEST = 1 << 20
 def environment(
     given: Iterable[str], files: Iterable[Path], caller: Mapping[str, str]
 ) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """What ``--env`` and ``--env-file`` say, as Docker reads them, and the names not set here.
+    """The variables of ``--env`` and ``--env-file``, read as Docker reads them, and the names not
+    set here.
 
-    ``NAME=VALUE``, or ``NAME`` for the ``caller``'s value. A file has one a line, its values taken
-    as they stand; empty lines and those that begin with # do not count. Options win over files.
-    Raises JobError naming the file and the line.
+    ``NAME=VALUE``, or ``NAME`` for the ``caller``'s value. A file has one a line, with values as
+    they stand; empty lines and those that begin with # do not count. Options override files. Raises
+    JobError naming the file and the line.
     """
     found: dict[str, str] = {}
     unset: dict[str, None] = {}

@@ -1,13 +1,13 @@
-"""The cell's record: one JSON object a line, each holding the SHA-256 of the line before.
+"""The cell's record: one JSON object a line, each with the SHA-256 of the line before.
 
-A line is on the disk before anyone is told of it, so what a user has seen is what an auditor will
-find, whatever died in between. Events that others can cause at will (`EventLog.log_bounded`) are
-written before they are told, and on the disk `SYNC_EVERY` seconds later: no flood of them waits for
-the disk line by line. The chain shows that no line was changed, taken out or put in; it
-can't show that lines were cut off the end, nor stop one who rewrites the whole file.
+A line is on the disk before anybody sees it, so an auditor finds what a user has seen, whatever
+died in between. Events that the guest or the endpoint can cause at will (`EventLog.log_bounded`)
+are written before they are shown, and are on the disk `SYNC_EVERY` seconds later: a flood of them
+does not wait for the disk line by line. The chain shows that no line was changed, taken out or put
+in. It can't show that lines were cut off the end, nor stop somebody who rewrites the whole file.
 
-Every line has the cell's id, the first one also its folder. Whoever is told of a line gets its very
-bytes too (`Event.line`), so that what `--json` prints can be hashed.
+Every line has the cell's id, the first one also its folder. A reader gets each line's very bytes
+too (`Event.line`), so that the output of `--json` can be hashed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ GENESIS = "0" * 64
 
 SYNC_EVERY = 1.0
 """Seconds after which what was written is on the disk."""
-_AROUND = 300
-"""Bytes of a line around an event's own fields, and more: the folder's name is not longer."""
+_LINE_OVERHEAD = 300
+"""Bytes of a line beside an event's own fields, at most: the folder's name is not longer."""
 
 
 def _digest(line: bytes) -> str:
@@ -74,15 +74,15 @@ class EventLog:
         self._unlogged: Counter[str] = Counter()
 
     def log_bounded(self, event: str, **fields: object) -> bool:
-        """`append` for what a guest, a relay or a gateway can cause at will.
+        """`append` for events that a guest, a relay or a gateway can cause at will.
 
         Bounded by a `Ceiling`; False if it was only counted.
         """
         first = self._ceiling.first(event)
-        told = self._admitted(event, fields)
-        if told is not Admission.WRITTEN:
+        admission = self._admitted(event, fields)
+        if admission is not Admission.WRITTEN:
             self._unlogged[event] += 1
-            if told is Admission.FULL:
+            if admission is Admission.FULL:
                 self.append("log_full", bytes=self._ceiling.most)
             return False
         if self._unlogged:
@@ -94,13 +94,13 @@ class EventLog:
         return True
 
     def append_unlogged(self) -> None:
-        """Write down how many events were only counted, if any were. Raises StateError."""
+        """Record the number of events that were only counted, if any. Raises StateError."""
         if self._unlogged:
             self.append("unlogged", counts=dict(self._unlogged))
             self._unlogged.clear()
 
     def _admitted(self, event: str, fields: Mapping[str, object]) -> Admission:
-        size = len(json.dumps(fields, default=str)) + _AROUND
+        size = len(json.dumps(fields, default=str)) + _LINE_OVERHEAD
         return self._ceiling.admit(event, size, self._clock())
 
     def append(self, event: str, **fields: object) -> None:

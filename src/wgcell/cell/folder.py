@@ -1,11 +1,11 @@
 """A cell's folder: where its records are, who may read them, and whether the cell still lives.
 
 ``$XDG_STATE_HOME/wgcell/cells/<name>-<6 hex>/``, mode 0700. The supervisor holds a lock on the file
-``lock`` for as long as it lives: the kernel drops it whatever the supervisor dies of, so a cell
-with no lock and no ``result.json`` is a cell that died without ending.
+``lock`` for as long as it lives, and the kernel drops the lock however the supervisor dies. So a
+cell with no lock and no ``result.json`` has died without ending.
 
-A state folder may be shared, and root looks into those of others. So a folder that is not named as
-a cell is none, no link is followed, no pipe is waited for, and what is read is bounded.
+A state folder may be shared, and root reads those of others. So a folder is a cell's only if its
+name has that form, no link is followed, no pipe is waited for, and every reading is bounded.
 """
 
 from __future__ import annotations
@@ -48,14 +48,12 @@ _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}-[0-9a-f]{6}", re.ASCII)
 _HINT = "make the folder writable, or choose another with --state-dir"
 _MOST_LISTED = 20
 _STANDS_STILL = {"frozen": "frozen", "paused": "paused", "unpaused": ""}
-"""What events say of the machine, whatever its cell's state is."""
+"""The machine's status by an event, whatever its cell's state is."""
 
 
 def state_folder(chosen: Path | None = None) -> Path:
-    """Where cells are kept: ``chosen``, WGCELL_STATE_DIR or the XDG state folder.
-
-    Raises HostError where there is neither, nor a home folder.
-    """
+    """The folder of all cells: ``chosen``, WGCELL_STATE_DIR or the XDG state folder. Raises
+    HostError if there is neither, and no home folder."""
     if chosen is not None:
         return chosen.absolute()
     if named := os.environ.get("WGCELL_STATE_DIR"):
@@ -104,12 +102,12 @@ class Folder:
 
     @property
     def started(self) -> float:
-        """When, in seconds since the epoch; 0 if it can't be told."""
+        """The time of the start, in seconds since the epoch; 0 if it is unknown."""
         return self._modified("lock")
 
     @property
     def ended(self) -> float | None:
-        """When it wrote its end, in seconds since the epoch."""
+        """The time of the end, in seconds since the epoch; None before it."""
         return self._modified("result.json") or None
 
     def _modified(self, name: str) -> float:
@@ -131,9 +129,9 @@ class Folder:
         return False
 
     def hold(self) -> int:
-        """Take the lock for this process's life; the descriptor to keep open.
+        """Take the lock for this process's life; the descriptor must stay open.
 
-        The file gets its name when it is locked: whoever sees it sees a cell that lives.
+        The file gets its name when it is locked: a process that sees it sees a cell that lives.
         """
         part = self.path / ".lock.part"
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

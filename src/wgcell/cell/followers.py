@@ -1,7 +1,7 @@
-"""Who is listened to while a cell lives: each loop turns what it hears into events for the core.
+"""The loops that listen to a cell's parts; each turns messages into events for the core.
 
-Whatever a guest, a relay or a gateway says is bounded elsewhere (`wgcell.cell.listening`). A loop
-that raises becomes a cause: the supervisor sees to that.
+The messages of a guest, a relay or a gateway are bounded elsewhere (`wgcell.cell.listening`). An
+error that a loop raises becomes a cause: the supervisor sees to that.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def follow_guest(
 
 
 async def follow_unpacking(unpacking: asyncio.Future[Unpacked], feed: Feed) -> None:
-    """The outputs; what is wrong with them is a cause by itself."""
+    """Wait for the outputs' unpacking; outputs that are wrong are a cause by themselves."""
     try:
         unpacked = await asyncio.shield(unpacking)
     except GuestError as error:

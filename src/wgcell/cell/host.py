@@ -1,4 +1,4 @@
-"""What the host gives a cell: everything that the job itself does not say."""
+"""The host's part of a cell: everything that its job does not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is where in the tunnel of a cell with a gateway of its own."""
+"""The addresses in the tunnel of a cell with a gateway of its own."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ __all__ = ["GatewayAsked", "HostLimits", "Job", "JobOptions", "Landing", "OnRogu
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
-    """What this machine has: ``memory`` and ``disk`` in bytes."""
+    """This machine's resources: ``memory`` and ``disk`` in bytes."""
 
     cpus: int
     memory: int
@@ -65,12 +65,12 @@ class GatewayAsked:
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """Where the person at the terminal wants outputs, when the cell has ended."""
+    """The place for the outputs that the person at the terminal chose."""
 
     folder: Path
     """Absolute."""
     outputs: tuple[str, ...]
-    """Which of the job's; the others stay in the cell's folder."""
+    """Those of the job's outputs that land; the others stay in the cell's folder."""
     synced: bool = False
     """Whether the folder is one whose contents went in, and to which only changes come back."""
 
@@ -151,7 +151,7 @@ class JobOptions:
     outputs: tuple[str, ...] = ()
     """Added to the file's; these land in the current folder."""
     output_dir: Path | None = None
-    """Where all outputs land, the file's too."""
+    """The folder in which all outputs land, the job file's included."""
     sync: Path | None = None
     """A folder whose contents go in, and to which changes come back."""
     env: tuple[tuple[str, str], ...] = field(default=(), repr=False)

@@ -1,8 +1,9 @@
-"""What to run: a job file, the command line, or both, read into one `Job`.
+"""A job file, the command line, or both, read into one `Job`.
 
-A job file may come from a stranger. What it names on this machine (inputs, the VPN configuration)
-must therefore lie in the file's own folder; what the person at the terminal names with an option
-may lie anywhere. Both pass the same validation, and every error names the file and the key.
+A job file may come from a stranger. So the paths that it names on this machine (inputs, the VPN
+configuration) must lie in the file's own folder; a path that the person at the terminal names with
+an option may lie anywhere. Both pass the same validation, and every error names the file and the
+key.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from wgcell.net import addresses
 __all__ = ["job_from_options", "job_keys", "load_job", "model"]
 
 _LARGEST = 256 * 1024
-"""Bytes, as all that is read of a stranger's file: what is made of it takes many times that."""
+"""Bytes, as of every file from a stranger: the values made of it take many times that."""
 MOST_RULES = 1024
 """Of a job: each is looked at for each flow."""
 MOST_SERVICES = 256
@@ -95,7 +96,7 @@ def _written(file: object) -> Written:
 
 
 class _Reading:
-    """Where a job comes from, and one way to complain about it."""
+    """A job's source, and one way to complain about it."""
 
     def __init__(self, source: str, chosen: JobOptions) -> None:
         self.source = source
@@ -116,7 +117,7 @@ class _Reading:
         raise JobError(f"{where}: {found}", hint=hint)
 
     def file(self, raw: Mapping[str, object]) -> Written:
-        """What a job file says, each value of its type. Raises JobError with all that is wrong."""
+        """A job file's values, each of its type. Raises JobError with all that is wrong."""
         try:
             return _written(validated(model(), raw))
         except Invalid as invalid:

@@ -48,7 +48,7 @@ class Kind(Generic[T]):
     typed: object
     """The type of an option's word, as typer takes it."""
     read: Callable[[object], T]
-    """What a written value means. Raises ValueError: what was found, and what is allowed."""
+    """The value that a text means. Raises ValueError with the text and the allowed values."""
     text: Callable[[T], str]
     """A value as a job file has it."""
     record: Callable[[T], object]
@@ -106,7 +106,7 @@ def _itself(value: T) -> object:
 TEXT = Kind(str, str, _string, str, _itself)
 TEXTS = Kind(list[str], list[str], _strings, ", ".join, list)
 PAIRS = Kind(dict[str, str], list[str], _pairs, str, dict)
-"""Typed, ``NAME=VALUE``; whoever takes the option splits it."""
+"""Typed, ``NAME=VALUE``; the code that takes the option splits it."""
 PATH = Kind(str, Path, _path, str, _itself)
 COUNT = Kind(int, int, _whole, str, _itself)
 SIZE = Kind(

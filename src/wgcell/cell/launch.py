@@ -9,13 +9,13 @@
         +- machine ---+      (an address that consents,   (a relay behind its seal,
                               with the job's key)           then the first instruction)
 
-What takes long begins at once: the gateway and the relay, two interpreters that load their code,
-and the machine, whose processors are stopped. The order of what follows is a wall: an endpoint that
+The slow parts begin at once: the gateway and the relay, two interpreters that load their code, and
+the machine, whose processors are stopped. The order of the other steps is a wall: an endpoint that
 consents, a relay behind its seal, the guest's first instruction.
 
 Every resource goes onto one `AsyncExitStack` as it is acquired, so a start that fails half way
-leaves no descriptor, process or file once the stack is closed. Whoever ends a cell in order ends
-its parts by name first; each part then ends only once.
+leaves no descriptor, process or file once the stack is closed. An end in order ends the parts by
+name first; each part then ends only once.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Step(Enum):
 
 
 class Hears(Protocol):
-    """Whoever listens to what a start has started, from that moment on."""
+    """The listener for the parts that a start has started, from that moment on."""
 
     def hear_gateway(self, gateway: GatewayProcess) -> None:
         """Listen to the cell's own gateway."""
@@ -117,7 +117,7 @@ class Launch:
         self.relay: RelayProcess | None = None
         self.machine: Machine | None = None
         self.limits = ""
-        """What bounds the machine's process, in words."""
+        """The bounds on the machine's process, in words."""
         self._job = job
         self._host = host
         self._log = log
@@ -286,7 +286,8 @@ class Launch:
         self._passed(Step.DISKS)
         return disks
 
-    # What the cell has, and the end of it. Each part ends once, whoever asks for it.
+    # The parts that the cell has, and their end. Each part ends once, however often that is asked
+    # for.
 
     def own_cgroup(self, made: cgroup.Cgroup) -> None:
         """The machine's cgroup is this cell's, to be removed."""
@@ -333,14 +334,14 @@ class Launch:
             how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
             raise HostError(f"it did not end in order ({how})")
 
-    # What stands around the machine.
+    # The host's walls.
 
     @property
     def _jailed(self) -> bool:
         return self._jail is not None and self._jail.bwrap is not None
 
     def walls(self) -> HostWalls:
-        """Which of the host's walls stand, and why the others don't."""
+        """The host's walls that stand, and why the others don't."""
         relay, jail = self.relay, self._jail
         missing = {f"seal: {stage}": why for stage, why in (relay.missing if relay else {}).items()}
         if jail is not None and jail.missing:
@@ -356,7 +357,7 @@ class Launch:
 
 
 def guest_config(job: Job, vpn: VpnConfig, mtu: int) -> GuestConfig:
-    """What the guest is told, but for the time, which it is told when it asks."""
+    """The guest's configuration, but for the time, which it gets when it asks."""
     return GuestConfig(
         time=0,
         hostname=job.name,

@@ -1,14 +1,14 @@
-"""How much a guest, a relay and a gateway can make the supervisor do by talking.
+"""The bounds on the work that messages of a guest, a relay or a gateway make for the supervisor.
 
 Each of them may repeat any of its messages, as fast as it can write, for as long as the cell lives.
-So everything that a message leads to has a bound:
+So every effect of a message has a bound:
 
 - *decisions*: the core makes them at once and keeps no queue (`wgcell.cell.core`);
-- *events*: of each kind so many a second, and of all kinds together so many bytes in a cell's life,
-  after which one event, ``log_full``, says that no more are written (`Ceiling`). The first event of
-  each kind is always written;
-- *turns*: between two messages every other task in the loop has a turn (`fair`), so Ctrl-C,
-  ``stop`` and the job's timeout are heard in the midst of any flood.
+- *events*: of each kind a number a second, and of all kinds together a number of bytes in a cell's
+    life, after which one event, ``log_full``, says that no more are written (`Ceiling`). The first
+    event of each kind is always written;
+- *time in the loop*: between two messages every other task in the loop runs (`fair`), so Ctrl-C,
+    ``stop`` and the job's timeout are heard in the midst of any flood.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Item = TypeVar("Item")
 
 
 class Admission(Enum):
-    """What becomes of an event."""
+    """The fate of an event."""
 
     WRITTEN = "written"
     COUNTED = "counted"
@@ -61,7 +61,7 @@ class Admission(Enum):
 
 @dataclass(slots=True)
 class Ceiling:
-    """Which events are written of those that can be caused at will. Times are in seconds."""
+    """The ceiling on events that can be caused at will. Times are in seconds."""
 
     most: int = BOUNDED_BYTES
     _spent: int = 0
@@ -89,7 +89,7 @@ class Ceiling:
 
 
 async def fair(words: AsyncIterator[Item]) -> AsyncIterator[Item]:
-    """``words``, and between two of them a turn for everybody else in the loop.
+    """``words``, and between two of them a chance to run for everybody else in the loop.
 
     A reader whose buffer is full gives none by itself.
     """

@@ -1,4 +1,4 @@
-"""Where everything goes that comes out of a machine: its console, its two streams, its outputs.
+"""The destinations of a machine's output: its console, its two streams, its outputs.
 
 All of it is capped on disk, and none of it can hold up the event loop.
 """

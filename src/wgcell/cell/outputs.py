@@ -29,9 +29,9 @@ _Parts = tuple[str, ...]
 
 
 def verdict(unpacked: Unpacked, asked: Sequence[str]) -> str | None:
-    """What is missing of the outputs, in a sentence; None if all is there. Pure.
+    """The missing outputs, in a sentence; None if none is missing. Pure.
 
-    Pipes, devices and links that lead out have no content that could be missing.
+    Pipes, devices and links that point out of the outputs have no content that could be missing.
     """
     if unpacked.stopped:
         return f"the outputs did not come whole: {unpacked.stopped}"
@@ -54,10 +54,10 @@ def verdict(unpacked: Unpacked, asked: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """What became of the outputs at last. ``whole`` is False if some stayed in the cell's folder.
+    """The result of a landing. ``whole`` is False if some outputs stayed in the cell's folder.
 
-    ``sentence`` is for the terminal: it names the path. ``interrupted``: somebody ended
-    the landing. What has landed is on the disk, not only in memory, unless it was interrupted.
+    ``sentence`` is for the terminal: it names the path. ``interrupted``: somebody ended the
+    landing. Unless it was interrupted, the outputs that landed are on the disk, not only in memory.
     """
 
     sentence: str
@@ -77,9 +77,9 @@ def keep(cell_outputs: Path) -> Landed:
 
 
 def check(folder: Path, names: Sequence[str], force: bool) -> None:
-    """Look, before anything starts, whether outputs of these ``names`` could land in ``folder``.
+    """Check before the start whether outputs of these ``names`` could land in ``folder``.
 
-    Raises `JobError`. What a pattern will find is not known yet: `land` looks again.
+    Raises `JobError`. The names that a pattern will find are not known yet: `land` checks again.
     """
     place = folder
     while not os.path.lexists(place) and place != place.parent:

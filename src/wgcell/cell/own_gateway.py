@@ -46,8 +46,8 @@ def check_published(asked: GatewayAsked, engine: GatewayEngine) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OwnGateway:
-    """The pair of keys for one cell, and what both ends of the tunnel are told. ``six``: with
-    IPv6."""
+    """The pair of keys for one cell, and the configuration of both ends of its tunnel. ``six``:
+    with IPv6."""
 
     gateway_key: str
     guest_key: str

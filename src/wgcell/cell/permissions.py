@@ -1,7 +1,7 @@
-"""What a stranger's job file may ask of the provider, key by key: permissions.
+"""The permissions that a stranger's job file needs from the provider, key by key.
 
-A person who types a command line needs no permission of these. A job *file* may come
-from a stranger. So each row of `wgcell.cell.settings` has a ceiling, a permission in the provider's
+A person who types a command line needs none of these permissions. A job *file* may come from a
+stranger. So each row of `wgcell.cell.settings` has a ceiling, a permission in the provider's
 configuration, or a sentence that says why the key is harmless. `wgcell.cell.provider` holds the
 ceilings, `wgcell.cell.endpoint.vet` holds ``vpn.config``, and this module the other permissions.
 Times have a bound in their rows besides, for a provider without ceilings.
@@ -50,11 +50,9 @@ def vet(job: Job, provider: Provider, own: Callable[[], Sequence[Network]]) -> N
 
 
 def vet_rule(text: str, provider: Provider, own: Callable[[], Sequence[Network]]) -> str:
-    """What an ``allow`` of that rule, by a stranger, would open that the provider does not give;
-    in words, empty if nothing. Raises `PolicyError` if it is no rule.
-
-    ``own`` has the meaning of `vet`'s.
-    """
+    """The targets beyond the provider's permissions that an ``allow`` of that rule by a stranger
+    would open; in words, empty if there are none. Raises `PolicyError` for a malformed rule.
+    ``own`` has the meaning of `vet`'s."""
     rule = parse_rule(text)
     if not rule.single or rule.network is None:
         # A rule opens a protected address only by being that very one: ranges and names never do.

@@ -1,8 +1,8 @@
 """The address that a guest sends an echo to, so that its endpoint has something to answer.
 
-It must lie where the tunnel leads (AllowedIPs), and the guest must have an address of its family:
-what is sent elsewhere never enters the tunnel, and the tunnel is never seen to work. Whether the
-address exists does not matter, for an endpoint owes a keepalive for whatever it takes.
+It must lie within AllowedIPs, and the guest must have an address of its family: a packet for any
+other address never enters the tunnel, and no check could show that the tunnel works. The address
+need not exist, since an endpoint owes a keepalive for every packet that it accepts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def choose(
 ) -> Address | None:
     """An address in the tunnel; None if ``own`` and ``allowed`` leave no way for any packet.
 
-    First a resolver, then the first address of a network of ours, then one of AllowedIPs.
+    First a resolver, then the first address of a network that the cell is in, then one of
+    AllowedIPs.
     """
     versions = {address.version for address in own}
     for address in _candidates(own, allowed, dns):

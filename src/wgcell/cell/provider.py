@@ -60,14 +60,14 @@ __all__ = [
 
 
 CEILINGS = tuple(row for row in SETTINGS if row.by is By.CEILING)
-"""What ``[ceilings]`` may hold."""
+"""The keys of ``[ceilings]``."""
 PERMISSIONS = tuple(row.why for row in SETTINGS if row.by is By.PERMISSION)
 """Keys of the file, each true or false: whether a job file may set a setting to anything but its
 default."""
 
 
 class GatewayEngine(Enum):
-    """Which engine a cell's own gateway is."""
+    """The engine of a cell's own gateway."""
 
     AUTO = "auto"
     """The namespace engine where this machine has what it takes, else the embedded one."""
@@ -89,7 +89,7 @@ class Provider:
     gateway_engine: GatewayEngine = GatewayEngine.AUTO
     allow_learn: bool = True
     allow_targets: tuple[Rule, ...] = ()
-    """What a job file may open although it is on this side: by a rule, or as a service."""
+    """Targets on this side that a job file may open: by a rule, or as a service."""
     allow_publish: tuple[Rule, ...] = ()
     """Where on this machine a job file may have a port of its cell's published: addresses and
     ports, and so how many."""

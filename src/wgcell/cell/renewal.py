@@ -1,9 +1,9 @@
-"""When a cell gets a fresh socket to its endpoint, and where that may lead.
+"""When a cell gets a fresh socket to its endpoint, and to which address.
 
-A host that has moved (a cable for a Wi-Fi, a resume) sends from another address; an endpoint that
-has moved answers no more, and its name leads elsewhere. In both cases the relay gets a fresh
-socket. To the address that has consented it may lead as it is. Any other address must consent
-first: whoever owns the name could else point a cell at anybody. All of it is decided here; the
+A host that has moved (a cable for a Wi-Fi, a resume) sends from another address. An endpoint that
+has moved is silent, and its name resolves to another address. In both cases the relay gets a fresh
+socket. The address that has consented may be used at once. Any other address must consent first,
+for the owner of the name could otherwise point a cell at anybody. All of it is decided here; the
 sockets and the handshake are the supervisor's.
 """
 
@@ -28,7 +28,7 @@ number."""
 
 @dataclass(slots=True)
 class Renewal:
-    """What is known of the way: where it leads, and from where this host would send."""
+    """The state of the way: its address, and the address from which this host would send."""
 
     address: Address
     """The endpoint's, which has consented."""
@@ -53,10 +53,10 @@ class Renewal:
         return source is not None and now > self.not_before and (self.moved(source) or unheard)
 
     def order(self, found: Sequence[Address], source: str | None) -> tuple[Address, ...]:
-        """The addresses to try, of those that the name leads to now, all of them vetted.
+        """The addresses to try, of those that the name has now, all of them vetted.
 
-        Where this host has moved, the one that has consented comes first, for most likely the
-        endpoint has not. Where nobody answers there, it comes last.
+        If this host has moved, the one that has consented comes first, for most likely the endpoint
+        has not moved. If nobody answers there, it comes last.
         """
         others = [address for address in found if address != self.address][:MOST_ASKED]
         if self.address not in found:

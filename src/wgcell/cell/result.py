@@ -18,7 +18,7 @@ FILE = "result.json"
 
 @dataclass(frozen=True, slots=True)
 class HostWalls:
-    """Which of the host's walls stand around a cell, and why the others don't."""
+    """The host's walls that stand for a cell, and why the others don't."""
 
     seal: bool
     jail: bool
@@ -45,7 +45,7 @@ class CellResult:
     flows: Mapping[str, int]
     image: str
     limits: str
-    """What bounds the machine's process on this host."""
+    """The bounds on the machine's process on this host."""
     host_walls: HostWalls
     guest_walls: frozenset[Wall]
     gateway: bool

@@ -1,4 +1,4 @@
-"""What a row of the table of settings is; the table itself is `wgcell.cell.settings`."""
+"""A row of the table of settings; the table itself is `wgcell.cell.settings`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ D = TypeVar("D", bound="DataclassInstance")
 
 
 class By(Enum):
-    """What bounds a key of a job file."""
+    """The bound on a key of a job file."""
 
     CEILING = "ceiling"
     """The key of the provider's ``[ceilings]`` that ``why`` names."""
@@ -43,7 +43,7 @@ class By(Enum):
 
 
 class Unfit(ValueError):
-    """A value that a setting can't have: what was found, what is allowed, and the remedy."""
+    """A value that a setting can't have, with the allowed values and the remedy."""
 
     def __init__(self, words: str, hint: str = "") -> None:
         super().__init__(words)
@@ -59,7 +59,7 @@ class Option:
     """As ``-e`` and ``--env``; none: one is made of the key's last part."""
     metavar: str | None = None
     without: str = ""
-    """What the help calls a default that is None."""
+    """The help's words for a default that is None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +138,17 @@ def less(one: object, other: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What somebody wrote, by key: the values of a job file, or of a command line."""
+    """Values as they were written, by key: a job file's, or a command line's."""
 
     values: Mapping[str, object] = field(default_factory=dict)
 
     def get(self, row: Row[T]) -> T | None:
-        """What was written there, read by its kind. Raises ValueError."""
+        """The value of a row, read by its kind. Raises ValueError."""
         value = self.values.get(row.key)
         return None if value is None else row.kind.read(value)
 
     def words(self, row: Row[T]) -> tuple[str, ...]:
-        """What was typed for an option that may be repeated."""
+        """The words of an option that may be repeated."""
         value = self.values.get(row.key)
         return tuple(map(str, value)) if isinstance(value, list) else ()
 

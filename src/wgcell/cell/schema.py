@@ -133,7 +133,7 @@ def _kinds(hint: object) -> tuple[object, ...]:
 
 
 def _called(table: type, name: str) -> str:
-    """What a value of that field is called."""
+    """The words for a value of that field."""
     plain = (get_origin(one) or one for one in _kinds(get_type_hints(table)[name]))
     return _either(CALLED[one] for one in plain if isinstance(one, type) and one in CALLED)
 

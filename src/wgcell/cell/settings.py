@@ -62,7 +62,7 @@ __all__ = [
 
 
 class OnRogue(Enum):
-    """What becomes of a VM at its first frame outside the tunnel."""
+    """The fate of a VM at its first frame outside the tunnel."""
 
     TERMINATE = "terminate"
     FREEZE = "freeze"
@@ -144,7 +144,7 @@ PUBLISH = Row(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What the VM is made of."""
+    """The VM's resources."""
 
     image: str = setting(
         "image",

@@ -24,7 +24,7 @@ __all__ = ["EXIT_CODES", "TRANSITIONS", "Cause", "Outcome", "State", "Step", "se
 
 
 class State(Enum):
-    """Where a cell is in its life."""
+    """A cell's place in its life."""
 
     PREPARING = "preparing"
     CONSENT = "consent"
@@ -69,14 +69,14 @@ not 0."""
 
 
 class Cause(Enum):
-    """What can move a cell from one state to the next."""
+    """A cause that can move a cell from one state to the next."""
 
     PREPARED = "prepared"
     CONSENTED = "consented"
     GUEST_READY = "guest_ready"
     VERIFIED = "verified"
     WORKLOAD_EXITED = "workload_exited"
-    RESULTS_HOME = "results_home"
+    RESULTS_ARRIVED = "results_arrived"
     RESULTS_MISSING = "results_missing"
     RESULTS_LOST = "results_lost"
     OUTPUT_FAILED = "output_failed"
@@ -98,7 +98,7 @@ class Cause(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where a cause leads. ``outcome`` None: the cell goes on, or its outcome stands already."""
+    """The result of a cause. ``outcome`` None: the cell goes on, or its outcome stands already."""
 
     state: State
     outcome: Outcome | None = None
@@ -173,7 +173,7 @@ TRANSITIONS: Mapping[State, Mapping[Cause, Step]] = MappingProxyType(
         State.STOPPING: {
             **_ANYWHERE,
             Cause.ROGUE_FRAME: _end(Outcome.ROGUE),
-            Cause.RESULTS_HOME: Step(State.ENDED),
+            Cause.RESULTS_ARRIVED: Step(State.ENDED),
             Cause.RESULTS_MISSING: _end(Outcome.INCOMPLETE),
             Cause.RESULTS_LOST: _end(Outcome.GUEST_FAULT),
             Cause.GUEST_FAULTED: _end(Outcome.GUEST_FAULT),
@@ -186,21 +186,22 @@ TRANSITIONS: Mapping[State, Mapping[Cause, Step]] = MappingProxyType(
 
 
 def step(state: State, cause: Cause) -> Step | None:
-    """Where ``cause`` leads from ``state``; None if it means nothing there."""
+    """The step that ``cause`` takes from ``state``; None if it means nothing there."""
     return TRANSITIONS[state].get(cause)
 
 
 _IN_ORDER = (Outcome.CANCELLED, Outcome.TIMEOUT, Outcome.QUOTA)
 _BESIDE_ROGUE = (*_IN_ORDER, Outcome.ERROR, Outcome.INCOMPLETE, Outcome.GUEST_FAULT)
-"""What a rogue frame is graver than: a reader's error, and what the machine owes that it killed."""
+"""Outcomes that a rogue frame replaces: an error of a reader, and bytes that the killed machine
+owes."""
 _GRAVEST = (Cause.ROGUE_FRAME, Cause.TAMPERED, Cause.HOST_FAULTED)
 
 
 def settled(before: Outcome | None, cause: Cause, taken: Outcome | None) -> Outcome | None:
-    """The outcome after ``cause``, which leads to ``taken``.
+    """The outcome after ``cause``, whose own outcome is ``taken``.
 
-    The first outcome is final. But a workload that completed may still lose its results, and what
-    is gravest counts also for a workload that was asked to end.
+    The first outcome is final. But a workload that completed may still lose its results, and the
+    gravest causes count also for a workload that was asked to end.
     """
     if taken is None:
         return before

@@ -39,7 +39,7 @@ BrokenPipeError means that nobody reads it any more, any other OSError that it c
 
 
 class Log(Protocol):
-    """What keeps a stream's bytes on the disk."""
+    """The log of a stream's bytes, on the disk."""
 
     def write(self, data: bytes) -> None:
         """Keep them. Raises StateError."""
@@ -75,10 +75,10 @@ class Stream:
         self._over = asyncio.Event()
 
     def facts(self) -> StreamFacts:
-        """What it has come to.
+        """The stream's progress.
 
-        Its thread goes on meanwhile, so the order counts: no bytes that came after the end that is
-        seen, and no failure later than the bytes that are.
+        Its thread goes on meanwhile, so the order counts: no byte may come behind an end that is
+        reported, and no failure behind the bytes that are.
         """
         ended, delivered = self.ended, self.delivered
         failure = self.failure

@@ -27,7 +27,7 @@ _BUFFER = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to unpack. ``limit_bytes`` bounds the contents, ``limit_members`` the members."""
+    """The order to unpack. ``limit_bytes`` bounds the contents, ``limit_members`` the members."""
 
     asked: tuple[str, ...]
     limit_bytes: int
@@ -50,14 +50,14 @@ class Task:
 
     @classmethod
     def decode(cls, raw: bytes) -> Task:
-        """The reverse of `encode`, for what is ours."""
-        told = json.loads(raw)
+        """The reverse of `encode`, for a task that wgcell has encoded."""
+        found = json.loads(raw)
         return cls(
-            asked=tuple(told["asked"]),
-            limit_bytes=told["limit_bytes"],
-            limit_members=told["limit_members"],
-            known_links=frozenset((path, target) for path, target in told["known_links"]),
-            filters=Filters(base64.b64decode(told["rooted"]), base64.b64decode(told["other"])),
+            asked=tuple(found["asked"]),
+            limit_bytes=found["limit_bytes"],
+            limit_members=found["limit_members"],
+            known_links=frozenset((path, target) for path, target in found["known_links"]),
+            filters=Filters(base64.b64decode(found["rooted"]), base64.b64decode(found["other"])),
         )
 
 

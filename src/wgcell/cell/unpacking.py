@@ -1,10 +1,10 @@
 """The unpacking of the outputs, seen from outside: a confined process, fed, bounded and judged.
 
-What a guest sends is parsed by `wgcell.cell.unpacker`, a process that can write below one folder
-and nothing else. It has an amount of processor time for each MiB that it was given, and a bound on
-its memory. What it says is one line, of which nothing is believed that could not be, and what it
-left in the folder is inspected (`wgcell.cell.inspection`): a process that was taken over may lie
-about what the outputs hold, as the guest may, and do no more.
+`wgcell.cell.unpacker`, a process that can write below one folder and do nothing else, parses the
+guest's tar. It has an amount of processor time for each MiB that it was given, and a bound on its
+memory. It states its result in one line, which is checked strictly, and the folder that it leaves
+is inspected (`wgcell.cell.inspection`). So a process that was taken over may lie about the
+outputs' contents, as the guest may, and do no more.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from wgcell import programs
 from wgcell.cell.archive import MOST_MEMBERS, Unpacked
@@ -164,17 +165,18 @@ class Unpacking:
             resource.prlimit(self._process.pid, resource.RLIMIT_CPU, (soft, hard))
 
     async def unpacked(self, carry: Callable[[Take], None], within: float) -> Unpacked:
-        """What came of the tar that ``carry``, in a thread, gives it; it is gone then.
+        """The result for the tar that ``carry``, in a thread, delivers. The process is dead then.
 
-        What it left is inspected. It has ``within`` seconds after the last byte. Raises what
-        ``carry`` raises; StateError if the folder could not be written or the time was over,
-        HostError if this machine can't confine it, GuestError if it broke its bounds or lied.
+        The folder is inspected. The process has ``within`` seconds after the last byte. Raises
+        ``carry``'s errors; StateError if the folder could not be written or the time was over,
+        HostError if this machine can't confine the process, GuestError if it broke its bounds or
+        lied.
         """
-        told = await self._told(carry, within)
-        await in_thread(partial(inspect, self._destination, self._task.asked, told))
-        return told
+        stated = await self._stated(carry, within)
+        await in_thread(partial(inspect, self._destination, self._task.asked, stated))
+        return stated
 
-    async def _told(self, carry: Callable[[Take], None], within: float) -> Unpacked:
+    async def _stated(self, carry: Callable[[Take], None], within: float) -> Unpacked:
 
         def carried() -> None:
             try:
@@ -182,53 +184,49 @@ class Unpacking:
             finally:
                 os.close(self._tar)
 
-        word = asyncio.ensure_future(self._word())
+        stating = asyncio.ensure_future(self._statement())
         carrying = asyncio.ensure_future(in_thread(carried))
         try:
-            await asyncio.wait((word, carrying), return_when=asyncio.FIRST_COMPLETED)
-            if word.done():
-                word.result()  # if it failed, the rest of the tar is of no use
+            await asyncio.wait((stating, carrying), return_when=asyncio.FIRST_COMPLETED)
+            if stating.done():
+                stating.result()  # if it failed, the rest of the tar is of no use
             await carrying
             async with asyncio.timeout(within):
-                return await word
+                return await stating
         except TimeoutError:
             raise StateError(
                 f"{self._destination}: the unpacking did not end within {within:g} s"
             ) from None
         finally:
-            # Whoever waits for it to take more waits no longer.
+            # The thread may wait for the process to read on: the process's death ends that.
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             carrying.cancel()
-            word.cancel()
-            await asyncio.wait((word, carrying), timeout=_DIES_WITHIN)
-            for task in (word, carrying):
+            stating.cancel()
+            await asyncio.wait((stating, carrying), timeout=_DIES_WITHIN)
+            for task in (stating, carrying):
                 if task.done() and not task.cancelled():
-                    task.exception()  # it is told by now, or of no interest any more
+                    task.exception()  # raised above, or of no interest any more
             async with asyncio.timeout(_DIES_WITHIN):
                 await self._process.wait()
 
-    async def _word(self) -> Unpacked:
-        """What it says, when it has ended."""
+    async def _statement(self) -> Unpacked:
+        """The process's two lines, once it has ended, as a result."""
         try:
             lines = [await self._line(), await self._line()]
         except ValueError:
             raise GuestError("the unpacking said more than it has to say") from None
-        said = await self._process.stderr.read(4096) if self._process.stderr else b""
+        stderr = await self._process.stderr.read(4096) if self._process.stderr else b""
         code = await self._process.wait()
         first, last = (_decoded(line) for line in lines)
         if "error" in first:
             raise HostError(_text(first["error"]))
-        if code == -signal.SIGXCPU:
-            raise GuestError("the outputs take more processor time than a tar of their size may")
-        if code == -signal.SIGSYS:
-            raise GuestError("the unpacking tried what no unpacking does")
+        if code in _KILLED:
+            raise GuestError(_KILLED[code])
         if "error" in last:
             raise StateError(f"can't write {self._destination}: {_text(last['error'])}")
         if code or not last:
-            words = said.decode("utf-8", "replace").strip().splitlines()[-1:]
-            how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-            raise GuestError(f"the unpacking broke off ({how}) {_text(''.join(words))}".strip())
+            raise GuestError(_broken_off(code, stderr))
         missing = first.get("confined")
         if not isinstance(missing, dict) or not set(missing) <= set(STAGES):
             raise GuestError("the unpacking did not say how it is confined")
@@ -239,39 +237,54 @@ class Unpacking:
         return await self._process.stdout.readline() if self._process.stdout else b""
 
 
+_KILLED: Mapping[int, str] = MappingProxyType(
+    {
+        -signal.SIGXCPU: "the outputs take more processor time than a tar of their size may",
+        -signal.SIGSYS: "the unpacking tried what no unpacking does",
+    }
+)
+"""The meaning of the signals by which the process's own bounds end it."""
+
+
+def _broken_off(code: int, stderr: bytes) -> str:
+    words = stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"the unpacking broke off ({how}) {_text(''.join(words))}".strip()
+
+
 def _decoded(line: bytes) -> dict[str, object]:
     try:
-        told = json.loads(line)
+        found = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _text(value: object, most: int = 300) -> str:
     return "".join(one for one in str(value)[:most] if one.isprintable())
 
 
-def judged(told: Mapping[str, object], task: Task) -> Unpacked:
-    """``told`` as a result, if it can be one of ``task``'s. Pure. Raises GuestError."""
+def judged(stated: Mapping[str, object], task: Task) -> Unpacked:
+    """``stated`` as a result of ``task``. Pure. Raises GuestError if it can't be one."""
     try:
-        missing = told["missing"]
+        missing = stated["missing"]
         if not isinstance(missing, list):
             raise ValueError("missing")
         places = [_count(place, len(task.asked) - 1) for place in missing]
         if places != sorted(set(places)):
             raise ValueError("missing")
-        stopped = told["stopped"]
+        stopped = stated["stopped"]
         if not isinstance(stopped, str) or stopped != _text(stopped):
             raise ValueError("stopped")
         names = (str(Pattern.parse(task.asked[place])) for place in places)
         return Unpacked(
-            files=_count(told["files"], task.limit_members),
+            files=_count(stated["files"], task.limit_members),
             # Those above an output have no member of their own.
-            folders=_count(told["folders"], 256 * task.limit_members),
-            links=_count(told["links"], task.limit_members),
-            bytes=_count(told["bytes"], task.limit_bytes),
-            refusals=_counted(told["refusals"], task),
-            left_out=_counted(told["left_out"], task),
+            folders=_count(stated["folders"], 256 * task.limit_members),
+            links=_count(stated["links"], task.limit_members),
+            bytes=_count(stated["bytes"], task.limit_bytes),
+            refusals=_counted(stated["refusals"], task),
+            left_out=_counted(stated["left_out"], task),
             missing=tuple(dict.fromkeys(names)),
             stopped=stopped,
         )
@@ -285,11 +298,11 @@ def _count(value: object, most: int) -> int:
     return value
 
 
-def _counted(told: object, task: Task) -> tuple[Counted, ...]:
-    if not isinstance(told, list) or len(told) > len(Reason):
+def _counted(stated: object, task: Task) -> tuple[Counted, ...]:
+    if not isinstance(stated, list) or len(stated) > len(Reason):
         raise ValueError("reasons")
     made = []
-    for one in told:
+    for one in stated:
         reason, count, examples = one["reason"], one["count"], one["examples"]
         if not isinstance(examples, list) or len(examples) > EXAMPLES:
             raise ValueError("examples")

@@ -126,9 +126,10 @@ def job_digests(folder: Path, image: Path) -> dict[str, str]:
 
 
 def record_digests(folder: Path) -> Records:
-    """The fields of the event ``records``: of each file of `KEPT` that there is, and the outputs.
+    """The fields of the event ``records``: each file of `KEPT` that exists, and the outputs.
 
-    A file that can't be read is told as such. Reads all of it: not for an event loop.
+    A file that can't be read has an error in place of its digest. Reads all of it: not for an event
+    loop.
     """
     files: dict[str, FileDigest | Unread] = {}
     for name in KEPT:
@@ -150,7 +151,7 @@ def record_digests(folder: Path) -> Records:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a verification found. ``wrong`` is empty if all holds."""
+    """The result of a verification. ``wrong`` is empty if all digests are right."""
 
     count: int
     head: str
@@ -158,7 +159,7 @@ class Verified:
     wrong: tuple[str, ...]
     covered: tuple[str, ...]
     missing: tuple[str, ...]
-    """What this record does not show, in words."""
+    """The limits of this record, in words."""
 
     @property
     def good(self) -> bool:
@@ -222,7 +223,7 @@ def _check_records(
 ) -> None:
     stated = event.get("files")
     for name in KEPT:
-        # Only names of ours are looked at, whatever the event says.
+        # Whatever the event says, only the names of wgcell's own files are opened.
         if isinstance(stated, dict) and isinstance(stated.get(name), dict):
             _check(number, name, stated[name], _found(folder / name), wrong, covered)
         elif (folder / name).exists():

@@ -148,8 +148,8 @@ def _table() -> Iterator[Special]:
     yield from ranges
     for text, whose in _METADATA:
         one = ipaddress.ip_network(text)
-        around = (f"; {row.kind}" for row in ranges if one.network_address in row.network)
-        yield Special(one, "cloud metadata", whose + next(around, ""))
+        wider = (f"; {row.kind}" for row in ranges if one.network_address in row.network)
+        yield Special(one, "cloud metadata", whose + next(wider, ""))
     for text, source in _DOCUMENTATION:
         kind = "reserved"
         yield Special(ipaddress.ip_network(text), kind, f"documentation, {source}", nobodys=True)
@@ -164,10 +164,10 @@ def _table() -> Iterator[Special]:
 SPECIAL: tuple[Special, ...] = tuple(
     sorted(_table(), key=lambda row: row.network.prefixlen, reverse=True)
 )
-"""Narrow ranges before the wide ones around them: the first that holds an address names it."""
+"""Narrow ranges before wider ones: the first range that holds an address names it."""
 
 TARGETS: tuple[Special, ...] = tuple(row for row in SPECIAL if not row.nobodys)
-"""What no name may lead to, and no rule opens unless it is that very address."""
+"""Targets that no name may resolve to, and no rule opens unless it is that very address."""
 
 _BY_VERSION = {
     version: tuple(row for row in SPECIAL if row.network.version == version) for version in (4, 6)

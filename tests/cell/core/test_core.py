@@ -27,7 +27,7 @@ from wgcell.cell.archive import Unpacked
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import core as core_module
 from wgcell.cell.core import events as seen
-from wgcell.cell.core.home import LAST_BYTES, MOST_IN_FLIGHT, STALL, START
+from wgcell.cell.core.results import LAST_BYTES, MOST_IN_FLIGHT, STALL, START
 from wgcell.cell.job import OnRogue
 from wgcell.cell.states import Cause, Outcome, State
 from wgcell.gateway import words as gateway
@@ -507,7 +507,7 @@ def test_a_byte_now_and_then_buys_no_time(before: int) -> None:
         delivered = one.streams["stdout"].delivered + 1
         one.stream("stdout", delivered=delivered, moved=one.now)
         one.seconds(1)
-    assert one.end() is Outcome.GUEST_FAULT and "had not come home" in one.core.reason
+    assert one.end() is Outcome.GUEST_FAULT and "had not arrived" in one.core.reason
 
 
 def test_standing_still_ourselves_loses_no_results() -> None:

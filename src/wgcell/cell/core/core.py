@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
-from wgcell.cell.core.home import LAST_BYTES, MOST_IN_FLIGHT, STOPPED, Results, how_it_exited
 from wgcell.cell.core.life import RULES_OF_LIFE
 from wgcell.cell.core.pausing import RULES_OF_PAUSES, Pausing
+from wgcell.cell.core.results import LAST_BYTES, MOST_IN_FLIGHT, STOPPED, Results, how_it_exited
 from wgcell.cell.core.terms import Terms
 from wgcell.cell.core.verification import Verification
 from wgcell.cell.core.watch import Watch
@@ -79,7 +79,7 @@ class Core(Pausing):
                 self.results.began(self._now)
                 if self._terms.outputs:
                     self._do(do.StartUnpacking())
-                self._check_home()
+                self._check_results()
 
     # From the boot to the release.
 
@@ -242,9 +242,9 @@ class Core(Pausing):
             self.results.sent = message
             self._log("outputs_sent", bytes=message.size, sha256=message.sha256)
             self._do(do.ExpectOutputs(message.size, message.sha256))
-            self._check_home()
+            self._check_results()
 
-    # The results, until all of them are home.
+    # The results, until all of them have arrived.
 
     def _looked(self, event: seen.Looked) -> None:
         self.results.look(event)
@@ -261,7 +261,7 @@ class Core(Pausing):
             self._close_stream(name)
             why = f"what the workload wrote to {name} could not be written: {facts.failure}"
             self._cause(Cause.OUTPUT_FAILED, why)
-        self._check_home()
+        self._check_results()
 
     def _close_stream(self, name: str) -> None:
         """Tell the guest that nobody reads it; a workload that has ended need not know."""
@@ -270,9 +270,9 @@ class Core(Pausing):
 
     def _unpacking_ended(self, event: seen.UnpackingEnded) -> None:
         self.results.unpacked = event.unpacked
-        self._check_home()
+        self._check_results()
 
-    def _check_home(self) -> None:
+    def _check_results(self) -> None:
         """If the workload has ended and nothing is owed any more, say so, once."""
         results = self.results
         if self.state is not State.STOPPING or results.settled:
@@ -281,7 +281,7 @@ class Core(Pausing):
         if short is not None:
             results.settled = True
             self._cause(Cause.RESULTS_LOST, short)
-        elif results.home:
+        elif results.arrived:
             if not self._exit_logged:
                 self._exit_logged = True
                 self._log("exited", exit_code=self.exit_code)
@@ -296,7 +296,7 @@ class Core(Pausing):
         self._do(do.GiveUpReader(name))
         self._log("reader_stopped", stream=name, delivered=account.facts.delivered)
         self._close_stream(name)
-        self._check_home()
+        self._check_results()
 
     def _give_up_readers(self, patience: float) -> None:
         """Nobody waits for good for a reader that stands still."""

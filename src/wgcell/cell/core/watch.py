@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wgcell.cell.core.home import STOPPED
+from wgcell.cell.core.results import STOPPED
 from wgcell.cell.core.terms import Terms
 from wgcell.cell.states import Cause
 

@@ -122,7 +122,7 @@ class Sections:
         return self._quick[key][-1] if self._quick[key] else None
 
     def get(self, name: str, kind: type[_Value]) -> _Value | None:
-        """The value of a key of wg's, by its spelling. ``kind`` is what its parser makes."""
+        """The value of a key that wg reads, by its spelling. ``kind`` is its type."""
         found = self._found.get(name)
         return found if isinstance(found, kind) else None
 

@@ -134,7 +134,7 @@ class Agent:
         self._wait_for_release(control)
         self._start(config)
         self._loop.run(lambda: not self._has_ended())
-        self._bring_home(config)
+        self._send_results(config)
         self._loop.run(lambda: True)  # the host ends the machine when it has it all
 
     # Until the workload may run.
@@ -331,7 +331,7 @@ class Agent:
 
     # The results.
 
-    def _bring_home(self, config: GuestConfig) -> None:
+    def _send_results(self, config: GuestConfig) -> None:
         # Only now: what it imports costs time.
         from wgcell.guest.agent import results
 

@@ -156,15 +156,15 @@ class QemuMachine:
         argv = qemu_argv(spec)
         inherited = list(spec.fds)
         ends = (asyncio.subprocess.DEVNULL, asyncio.subprocess.DEVNULL)
-        info, told = os.pipe()
-        ours = [told]
+        info, reporting = os.pipe()
+        ours = [reporting]
         try:
             if jail.bwrap is not None:
                 device = KVM_DEVICE if spec.accelerator is Accelerator.KVM else None
                 ours.append(closed_filter())
                 inherited += ours
-                argv = bwrap_argv(jail, argv, filter_fd=ours[1], info_fd=told, device=device)
-                argv, ends = _kept(argv), (asyncio.subprocess.PIPE, told)
+                argv = bwrap_argv(jail, argv, filter_fd=ours[1], info_fd=reporting, device=device)
+                argv, ends = _kept(argv), (asyncio.subprocess.PIPE, reporting)
             starting = asyncio.create_subprocess_exec(
                 *argv,
                 stdin=ends[0],

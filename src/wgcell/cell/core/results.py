@@ -1,9 +1,9 @@
-"""What a workload leaves behind, and whether all of it has come.
+"""The results of a workload, and whether all of them have arrived.
 
-The guest states how many bytes it wrote to each stream; the host counts what its reader has taken.
-`Results.verdict` says when nothing is owed any more, or when it never will come. `Results.late`
-says when the guest takes too long: bytes must keep coming, and keep up an average. Time in which
-only the host's own reader is waited for does not count.
+The guest states how many bytes it wrote to each stream; the host counts the bytes that its reader
+has taken. `Results.short` and `Results.tar_verdict` say whether something is missing for good.
+`Results.late` says when the guest takes too long: bytes must keep coming, and keep up an average.
+Time in which only the host's own reader is waited for does not count.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ STOPPED = 5.0
 """Seconds between two looks, a second apart, that mean: the host or the supervisor was stopped."""
 
 STALL = 60.0
-"""Seconds in which no byte of what the guest still owes arrives, or the results are lost."""
+"""Seconds without a byte of those that the guest owes, after which the results are lost."""
 
 LEAST_RATE = 256 * 1024
 START = 300.0
-"""Bytes a second, on average, that results must come home with, after so many seconds: a guest
-can't keep a cell alive for good by sending a byte a minute."""
+"""Bytes a second that results must arrive with, on average, after so many seconds: a guest can't
+keep a cell alive for good by sending a byte a minute."""
 
 LAST_BYTES = 3.0
-"""Seconds for what is on its way to the reader when a cell ends that did not complete."""
+"""Seconds for the bytes on their way to the reader when a cell ends that did not complete."""
 
 MOST_IN_FLIGHT = 64 << 20
 """Bytes of a stream that may still be on their way when its workload is dead, and more: a port's
@@ -40,23 +40,23 @@ queue has 128 places of 32 KiB, and there are pipes and sockets around it."""
 
 @dataclass(slots=True)
 class Account:
-    """One stream: what is known of it, and what the guest says that it owes."""
+    """One stream: its progress, and the bytes that the guest says it owes."""
 
     facts: StreamFacts
     stated: int | None = None
-    """Bytes that there are, by the guest's word, once the workload has ended."""
+    """Bytes of the stream, by the guest's statement, once the workload has ended."""
     given_up: bool = False
     closed: bool = False
-    """The guest was told that nobody reads this stream."""
+    """The guest knows that nobody reads this stream."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is delivered."""
+        """Whether no more bytes are delivered."""
         return self.given_up or self.facts.ended
 
     @property
-    def home(self) -> bool:
-        """Whether there is nothing to wait for any more."""
+    def arrived(self) -> bool:
+        """Whether no byte of it has to be waited for any more."""
         if self.given_up or self.facts.reader_gone or self.facts.failure is not None:
             return self.stated is not None or self.ended
         return self.stated is not None and self.facts.delivered == self.stated
@@ -67,7 +67,7 @@ class Account:
 
         0 for a stream that nobody reads.
         """
-        if self.home or self.stated is None:
+        if self.arrived or self.stated is None:
             return 0
         return self.stated - self.facts.delivered
 
@@ -79,7 +79,7 @@ class Account:
 
 @dataclass(slots=True)
 class Results:
-    """All that a workload with these ``asked`` outputs and a scratch ``disk`` (bytes) leaves."""
+    """The results of a workload with these ``asked`` outputs and a scratch ``disk`` (bytes)."""
 
     asked: tuple[str, ...]
     disk: int
@@ -87,23 +87,23 @@ class Results:
         default_factory=lambda: {name: Account(StreamFacts(name)) for name in protocol.STREAMS}
     )
     sent: protocol.Outputs | None = None
-    """The guest's word about the tar of the outputs."""
+    """The guest's statement about the tar of the outputs."""
     unpacked: Unpacked | None = None
     settled: bool = False
-    """All of it is home, or something is lost: said once."""
+    """All results have arrived, or a part is lost: reported once."""
     _tar_received: int = 0
     _tar_moved: float = 0.0
     _since: float = 0.0
     """When the workload ended."""
     _stopped_at: float = 0.0
-    """When the host, or the supervisor, last was stopped: nothing could have come before."""
+    """When the host or the supervisor was last stopped: no byte could have come until then."""
     _came_before: int = 0
     """Bytes that had come before the workload's end: they buy no time after it."""
     _reader_waited: float = 0.0
     """Seconds, since then, in which only the host's own reader was waited for."""
 
     def look(self, looked: Looked) -> None:
-        """Take in how far everything is."""
+        """Note the progress of everything."""
         for facts in looked.streams:
             self.streams[facts.name].facts = facts
         self._tar_received, self._tar_moved = looked.outputs_received, looked.outputs_moved
@@ -120,17 +120,17 @@ class Results:
         return any(one.facts.waits_for_reader and not one.given_up for one in streams)
 
     @property
-    def home(self) -> bool:
-        """Whether both streams are home."""
-        return all(account.home for account in self.streams.values())
+    def arrived(self) -> bool:
+        """Whether both streams have arrived."""
+        return all(account.arrived for account in self.streams.values())
 
     def began(self, now: float) -> None:
-        """The workload has ended: from now on it owes."""
+        """The workload has ended: from now on bytes are owed."""
         self._since = self._stopped_at = now
         self._came_before = self._received
 
     def state(self, exited: protocol.Exited) -> str | None:
-        """Take the guest's word how much there is; the stream of which that can't be, or None."""
+        """Note the stated number of bytes; the stream whose number is impossible, or None."""
         stated = {"stdout": exited.stdout, "stderr": exited.stderr}
         for name, count in stated.items():
             if count - self.streams[name].facts.delivered > MOST_IN_FLIGHT:
@@ -140,7 +140,7 @@ class Results:
         return None
 
     def short(self) -> str | None:
-        """What is missing of a stream for good, in a sentence; None if nothing is."""
+        """The part of a stream that is missing for good, in a sentence; None if none is."""
         for account in self.streams.values():
             owed = account.owed
             if owed < 0 or (owed > 0 and account.ended):
@@ -151,16 +151,16 @@ class Results:
         return None
 
     def tar_verdict(self) -> tuple[Cause, str] | None:
-        """What has become of the outputs; None while they are on their way."""
+        """The cause that the outputs are, with its reason; None while they are on their way."""
         if not self.asked:
-            return Cause.RESULTS_HOME, ""
+            return Cause.RESULTS_ARRIVED, ""
         if self.unpacked is None or self.sent is None:
             return None
         if self.sent.status:
             status = f"tar's exit code {self.sent.status}"
             return Cause.RESULTS_MISSING, f"the guest could not read all of the outputs ({status})"
         missing = outputs.verdict(self.unpacked, self.asked)
-        return (Cause.RESULTS_MISSING, missing) if missing else (Cause.RESULTS_HOME, "")
+        return (Cause.RESULTS_MISSING, missing) if missing else (Cause.RESULTS_ARRIVED, "")
 
     def late(self, now: float, passed: float) -> str | None:
         """Why the results are lost, ``passed`` seconds after the last look; None while they come.
@@ -174,7 +174,7 @@ class Results:
         if self.reader_waited_for:
             self._reader_waited += passed
             return None
-        moved = [one.facts.moved for one in self.streams.values() if not one.home]
+        moved = [one.facts.moved for one in self.streams.values() if not one.arrived]
         if self.asked and self.unpacked is None:
             moved.append(self._tar_moved)
         silent = now - max([*moved, self._stopped_at])
@@ -184,7 +184,7 @@ class Results:
         if silent > STALL:
             return f"the guest sent nothing of its results for {silent:.0f} s"
         if took > START + received / LEAST_RATE:
-            return f"the results had not come home after {took:.0f} s"
+            return f"the results had not arrived after {took:.0f} s"
         return None
 
     @property
@@ -193,8 +193,10 @@ class Results:
 
 
 def how_it_exited(code: int, oom: protocol.OutOfMemory | None, memory: int) -> str:
-    """The workload's end in words. What the out-of-memory killer of a guest with ``memory`` bytes
-    did is named as such."""
+    """The workload's end in words.
+
+    A kill by the out-of-memory killer of a guest with ``memory`` bytes is named as such.
+    """
     if code == 128 + signal.SIGKILL and oom is not None:
         return (
             f"the guest's memory ({memory >> 20} MiB) was used up, and its kernel "
