@@ -48,7 +48,7 @@ def test_each_outcome_is_an_error_but_one(folder: Folder, outcome: Outcome, rele
         wanted: type = Unverified if outcome is Outcome.UNVERIFIED else NeverRan
         assert type(error) is wanted and "why" in str(error)
         return
-    if outcome is Outcome.COMPLETED:
+    if outcome in (Outcome.COMPLETED, Outcome.INCOMPLETE):
         assert error is None
         return
     kinds: dict[Outcome, type] = {Outcome.ROGUE: Rogue, Outcome.TIMEOUT: TimedOut}
@@ -85,8 +85,9 @@ def test_what_a_cell_has_come_to(folder: Folder) -> None:
     )
     with (folder.path / "stderr.log").open("wb") as file:
         file.truncate(LOG_CAP + 60)
-    done = completed_of(folder, 3)
+    done = completed_of(folder, 118, "the output a does not exist")
     assert (len(done.stderr), done.truncated) == (LOG_CAP, True)
+    assert done.missing == "the output a does not exist"
 
 
 @pytest.mark.parametrize("odd", [{}, {"phases": 7, "relay": []}, {"phases": {"running": "x"}}])

@@ -12,9 +12,11 @@ from wgcell.cell.control import words
 from wgcell.cell.control.client import Unreachable
 from wgcell.cell.control.session_client import Closed, SessionClient
 from wgcell.cell.folder import Folder
+from wgcell.cell.states import Outcome
 from wgcell.client.asking import answer, following
 from wgcell.client.commands import MOST_OUTPUT, Asked, Process, run_to_its_end
 from wgcell.client.completed import (
+    RAN_TO_ITS_END,
     Completed,
     Refusal,
     checked,
@@ -70,11 +72,12 @@ class RunningCell:
         end = await self._end()
         if end is None:
             raise died(self._known)
-        released = end.outcome == "completed" or was_released(self._known)
+        released = end.outcome in RAN_TO_ITS_END or was_released(self._known)
         error = end_of(self._known, end.outcome, end.exit_code, end.reason, released=released)
         if error is not None:
             raise error
-        return await asyncio.to_thread(completed_of, self._known, end.exit_code)
+        missing = end.reason if end.outcome == Outcome.INCOMPLETE.value else ""
+        return await asyncio.to_thread(completed_of, self._known, end.exit_code, missing)
 
     async def _end(self) -> words.Ended | None:
         """How the cell has ended, once it has; None if it died."""
