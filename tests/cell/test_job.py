@@ -15,7 +15,8 @@ from tests.support.shown import is_text
 from wgcell.cell.environment import environment
 from wgcell.cell.inputs import Input
 from wgcell.cell.job import GatewayAsked, HostLimits, Job, JobOptions, Landing, OnRogue
-from wgcell.cell.jobfile import _build, _Reading, job_from_options, load_job
+from wgcell.cell.jobfile import _build, _checked, job_from_options, load_job
+from wgcell.cell.jobsource import JobSource
 from wgcell.cell.launch import guest_config
 from wgcell.cell.own_gateway import OwnGateway
 from wgcell.cell.units import parse_duration, parse_size
@@ -354,12 +355,12 @@ text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 @given(st.recursive(text, lambda inner: st.dictionaries(text, inner, min_size=1, max_size=2)))
 def test_no_key_or_value_of_a_job_file_forges_a_line(tree: object) -> None:
     raw = tree if isinstance(tree, dict) else {"name": tree, "env": {tree: ""}, "timeout": tree}
-    reading = _Reading("job.toml", JobOptions())
+    source = JobSource("job.toml", JobOptions())
     with pytest.raises(JobError) as caught:
-        _build(reading, reading.file(raw), Path("/"), "job", HOST, JobOptions(command=("x",)))
-        reading.fail("nothing", "was wrong")
+        _build(source, _checked(source, raw), Path("/"), "job", HOST, JobOptions(command=("x",)))
+        source.fail("nothing", "was wrong")
     with pytest.raises(JobError, match=r"^job\.toml: a; b: c; d$"):
-        reading.fail("a\nb", "c\nd")
+        source.fail("a\nb", "c\nd")
     for line in str(caught.value).splitlines():
         assert line.startswith(("job.toml: ", "  ")), line
         assert is_text(line, but="\t"), line

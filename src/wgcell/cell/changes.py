@@ -163,62 +163,82 @@ def plan(
     seen: Mapping[str, Fingerprint] | None = None,
     deletions: bool = False,
 ) -> Plan:
-    """What would have to change in ``target`` for it to hold what is in ``source``.
+    """The changes that make ``target`` hold the files of ``source``.
 
-    ``wanted`` says which paths are meant. ``seen`` is what was in ``target`` when the work began;
-    None is that nothing was. ``force`` replaces what is there already, or has changed since.
-    ``deletions``: what was seen and is not in ``source`` is to be deleted. Raises OSError.
+    ``wanted`` selects paths. ``seen`` is the content of ``target`` when the work began; None means
+    that it was empty. ``force`` replaces files that were there before, or have changed since.
+    ``deletions``: a path that was seen and is not in ``source`` is to be deleted. Raises OSError.
     """
-    changes: list[Change] = []
-    blocked = Counts()
-    came: set[str] = set()
     with _Tree(source) as ours, _Tree(target) as theirs:
+        planning = _Planning(ours, theirs, seen, force)
+        came: set[str] = set()
         for parts, comes in ours.every():
-            name = "/".join(parts)
-            came.add(name)
-            if not wanted(parts):
-                continue
-            try:
-                here = theirs.look(parts)
-            except NotADirectoryError:
-                blocked.add(LINK_ABOVE, name)
-                continue
-            is_folder = stat.S_ISDIR(comes.mode)
-            if here is not None and is_folder != stat.S_ISDIR(here.mode):
-                blocked.add(IN_THE_WAY, name)
-                continue
-            if here is not None and (is_folder or _same(ours, theirs, parts, comes, here)):
-                continue
-            was = None if seen is None else seen.get(name)
-            if is_folder and was is not None and not force:
-                continue  # it was deleted here meanwhile; made anew if something comes into it
-            reason = "" if force or is_folder else _in_the_way(here, was, seen is not None)
-            if reason:
-                blocked.add(reason, name)
-                continue
-            action = Action.ADD if here is None else Action.REPLACE
-            changes.append(Change(parts, action, is_folder, here))
-        for name in reversed(list(seen or ())) if deletions else ():
-            parts = tuple(name.split("/"))
-            was = (seen or {})[name]
-            if name in came or not wanted(parts) or _could_not_come(was):
-                continue
-            try:
-                here = theirs.look(parts)
-            except NotADirectoryError:
-                here = None
-            if here is None:
-                continue
-            is_folder = stat.S_ISDIR(here.mode)
-            if is_folder != stat.S_ISDIR(was.mode) or not (force or is_folder or here == was):
-                blocked.add(CHANGED, name)
-                continue
-            changes.append(Change(parts, Action.DELETE, is_folder, here))
-    return Plan(tuple(changes), tuple(blocked))
+            came.add("/".join(parts))
+            if wanted(parts):
+                planning.arrival(parts, comes)
+        if deletions and seen is not None:
+            for name, was in reversed(list(seen.items())):
+                parts = tuple(name.split("/"))
+                if name not in came and wanted(parts) and not _could_not_come(was):
+                    planning.deletion(parts, was)
+    return Plan(tuple(planning.changes), tuple(planning.blocked))
+
+
+class _Planning:
+    """The changes planned so far, from ``ours`` to ``theirs``."""
+
+    def __init__(
+        self, ours: _Tree, theirs: _Tree, seen: Mapping[str, Fingerprint] | None, force: bool
+    ) -> None:
+        self.changes: list[Change] = []
+        self.blocked = Counts()
+        self._ours, self._theirs, self._seen, self._force = ours, theirs, seen, force
+
+    def arrival(self, parts: _Parts, comes: Fingerprint) -> None:
+        """Plan the change for a path of ``ours``, if it needs one."""
+        name = "/".join(parts)
+        try:
+            here = self._theirs.look(parts)
+        except NotADirectoryError:
+            self.blocked.add(LINK_ABOVE, name)
+            return
+        is_folder = stat.S_ISDIR(comes.mode)
+        if here is not None and is_folder != stat.S_ISDIR(here.mode):
+            self.blocked.add(IN_THE_WAY, name)
+        elif is_folder:
+            was = None if self._seen is None else self._seen.get(name)
+            # A folder that was deleted here meanwhile is made anew only for a file in it.
+            if here is None and (was is None or self._force):
+                self.changes.append(Change(parts, Action.ADD, True, None))
+        elif here is None or not _same(self._ours, self._theirs, parts, comes, here):
+            self._file(parts, name, here)
+
+    def _file(self, parts: _Parts, name: str, here: Fingerprint | None) -> None:
+        was = None if self._seen is None else self._seen.get(name)
+        reason = "" if self._force else _in_the_way(here, was, self._seen is not None)
+        if reason:
+            self.blocked.add(reason, name)
+            return
+        action = Action.ADD if here is None else Action.REPLACE
+        self.changes.append(Change(parts, action, False, here))
+
+    def deletion(self, parts: _Parts, was: Fingerprint) -> None:
+        """Plan the deletion of a path of ``theirs``, which ``was`` there and did not come back."""
+        try:
+            here = self._theirs.look(parts)
+        except NotADirectoryError:
+            return
+        if here is None:
+            return
+        is_folder = stat.S_ISDIR(here.mode)
+        if is_folder != stat.S_ISDIR(was.mode) or not (self._force or is_folder or here == was):
+            self.blocked.add(CHANGED, "/".join(parts))
+            return
+        self.changes.append(Change(parts, Action.DELETE, is_folder, here))
 
 
 def _in_the_way(here: Fingerprint | None, was: Fingerprint | None, looked_before: bool) -> str:
-    """Why a file may not come to where ``here`` is, and ``was`` was; empty if it may. Pure."""
+    """Why a file may not replace ``here``, where ``was`` was before; empty if it may. Pure."""
     if not looked_before:
         return EXISTS if here is not None else ""
     if here == was:
@@ -229,7 +249,7 @@ def _in_the_way(here: Fingerprint | None, was: Fingerprint | None, looked_before
 
 
 def _could_not_come(was: Fingerprint) -> bool:
-    """A link of a kind that the outputs' tar leaves out: that it is not there says nothing."""
+    """Whether it is a link that the outputs' tar leaves out, so that its absence means nothing."""
     return was.target.startswith("/") or ".." in was.target.split("/")
 
 
@@ -272,8 +292,8 @@ class _Opened:
 def apply(source: Path, target: Path, planned: Plan) -> Applied:
     """Make the planned changes: files are moved from ``source`` to ``target``.
 
-    A path that is no longer what it was when the plan was made is left as it is, and counted.
-    Raises OSError where ``target`` can't be written.
+    A path that has changed since the plan was made stays as it is, and is counted. Raises OSError
+    if ``target`` can't be written.
     """
     files = 0
     left = Counts()
@@ -293,13 +313,13 @@ def apply(source: Path, target: Path, planned: Plan) -> Applied:
                     os.fchmod(theirs.enter(parts, mode), mode)
                     times.append((parts, status.st_mtime_ns))
                 else:
-                    # A folder above it that was not asked for by itself is made, too.
+                    # The folders above it are made, too, if the plan does not name them.
                     folder = theirs.enter(parts[:-1], 0o777)
                     _move(ours.enter(parts[:-1]), folder, parts[-1], change.was is not None)
                 files += not change.is_folder
             except (FileExistsError, NotADirectoryError, IsADirectoryError):
                 left.add(CHANGED, change.name)
-        # Last, for a folder's time changes with what comes into it.
+        # Last, because a folder's time changes with each file that is moved into it.
         for parts, time in reversed(times):
             with suppress(FileNotFoundError, NotADirectoryError):
                 os.utime(theirs.enter(parts), ns=(time, time))
@@ -325,7 +345,7 @@ def _delete(folder: int, name: str, is_folder: bool) -> None:
     if not is_folder:
         os.unlink(name, dir_fd=folder)
         return
-    # What it still holds was never meant to go: it was excluded, or has come meanwhile.
+    # A file that is still in it was excluded, or has come meanwhile: the folder stays.
     with suppress(OSError):
         os.rmdir(name, dir_fd=folder)
 

@@ -228,56 +228,78 @@ async def obtain(
     """Return once the endpoint has consented, over ``sock`` (connected UDP, non-blocking).
 
     Sends an initiation at 0, 5, 10 … s, each with its own timestamp, until ``timeout`` seconds
-    have passed. A cookie reply is honoured with the next one. Where nobody listens, the endpoint's
-    machine says so by ICMP: the second refusal, ``refused_again`` s after the first, ends it.
-    Another machine's word (host or network unreachable) does not. Raises `ConsentError`. The socket
-    stays open and connected: the relay inherits it, so that the endpoint sees one source port.
+    have passed. The next initiation honours a cookie reply. If no server listens there, the
+    endpoint's machine says so by ICMP: the second refusal, ``refused_again`` s after the first,
+    ends the attempt. A message of another machine (host or network unreachable) does not. Raises
+    `ConsentError`. The socket stays open and connected: the relay inherits it, so that the endpoint
+    sees one source port.
     """
     keys = HandshakeKeys(private_key, peer_public_key, preshared_key or bytes(32))
+    asking = _Asking(sock, keys, refused_again)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    cookie: bytes | None = None
-    refused = 0
-    seen = "nothing came back"
     while (left := deadline - loop.time()) > 0:
-        message, state = build_initiation(keys, time.time_ns())
-        if cookie is not None:
-            message = with_cookie(message, cookie)
-        until = loop.time() + min(REKEY_TIMEOUT, left)
-        counted = False
+        if await asking.once(loop.time() + min(REKEY_TIMEOUT, left)):
+            return
+    host, port = sock.getpeername()[:2]
+    raise ConsentError(
+        f"no consent from {host}:{port} within {timeout:g} s: {asking.seen}",
+        hint=f"check that a WireGuard server with public key {_shown(peer_public_key)} listens "
+        "there, and that it knows this job's key as a peer",
+    )
+
+
+class _Asking:
+    """One endpoint, asked again and again; the latest cookie, and the number of refusals."""
+
+    def __init__(self, sock: socket.socket, keys: HandshakeKeys, refused_again: float) -> None:
+        self.seen = "nothing came back"
+        """The endpoint's latest answer that was no consent, in words."""
+        self._sock, self._keys, self._refused_again = sock, keys, refused_again
+        self._loop = asyncio.get_running_loop()
+        self._cookie: bytes | None = None
+        self._refused = 0
+
+    async def once(self, until: float) -> bool:
+        """Send an initiation; whether the endpoint has consented by ``until``.
+
+        Raises `ConsentError` at the second refusal.
+        """
+        message, state = build_initiation(self._keys, time.time_ns())
+        if self._cookie is not None:
+            message = with_cookie(message, self._cookie)
         try:
-            await _send(loop, sock, message)
+            await _send(self._loop, self._sock, message)
         except OSError as error:
-            seen = f"sending failed: {error.strerror or error}"
-        while (wait := until - loop.time()) > 0:
+            self.seen = f"sending failed: {error.strerror or error}"
+        counted = False
+        while (wait := until - self._loop.time()) > 0:
             try:
                 async with asyncio.timeout(wait):
-                    answer = await loop.sock_recv(sock, 2048)
+                    answer = await self._loop.sock_recv(self._sock, 2048)
             except TimeoutError:
                 break
             except OSError as error:
                 # An ICMP unreachable, reported on the connected socket. Nobody listens, for now.
-                seen = f"the last word was: {error.strerror or error}"
+                self.seen = f"the last word was: {error.strerror or error}"
                 if _is_refusal(error) and not counted:
                     counted = True
-                    refused += 1
-                    if refused == 2:
-                        raise _refusal(sock, peer_public_key) from None
-                    until = min(until, loop.time() + refused_again)
+                    self._count_refusal()
+                    until = min(until, self._loop.time() + self._refused_again)
                 await asyncio.sleep(min(0.2, max(wait, 0)))
                 continue
             if verify_response(state, answer):
-                return
-            cookie = open_cookie(state, answer) or cookie
+                return True
+            self._cookie = open_cookie(state, answer) or self._cookie
+            self.seen = "a datagram came back that was no valid answer"
             # Without this a flood, which a stranger can send, would hold the loop.
             await asyncio.sleep(0)
-            seen = "a datagram came back that was no valid answer"
-    host, port = sock.getpeername()[:2]
-    raise ConsentError(
-        f"no consent from {host}:{port} within {timeout:g} s: {seen}",
-        hint=f"check that a WireGuard server with public key {_shown(peer_public_key)} listens "
-        "there, and that it knows this job's key as a peer",
-    )
+        return False
+
+    def _count_refusal(self) -> None:
+        self._refused += 1
+        if self._refused == 2:
+            raise _refusal(self._sock, self._keys.peer_public_key)
 
 
 async def _send(loop: asyncio.AbstractEventLoop, sock: socket.socket, message: bytes) -> None:

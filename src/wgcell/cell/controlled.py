@@ -13,7 +13,7 @@ from wgcell.cell.conclusion import Conclusion
 from wgcell.cell.control import words
 from wgcell.cell.core import Core
 from wgcell.cell.machine_end import MachineEnd
-from wgcell.cell.pausing import Pausing
+from wgcell.cell.pausing import Pauses
 from wgcell.cell.sessions.links import Sessions
 
 __all__ = ["ControlledCell"]
@@ -26,7 +26,7 @@ class ControlledCell:
         self,
         core: Core,
         sessions: Sessions,
-        pausing: Pausing,
+        pauses: Pauses,
         machine_end: MachineEnd,
         conclusion: Conclusion,
         *,
@@ -34,7 +34,7 @@ class ControlledCell:
         abort: Callable[[str], None],
     ) -> None:
         self._core, self._sessions = core, sessions
-        self._pausing, self._machine_end, self._conclusion = pausing, machine_end, conclusion
+        self._pauses, self._machine_end, self._conclusion = pauses, machine_end, conclusion
         self._cancel, self._abort = cancel, abort
 
     @property
@@ -61,9 +61,9 @@ class ControlledCell:
         await self._sessions.serve(transport, first, uid, detached=detached)
 
     async def pause(self, uid: int) -> None:
-        """See `Pausing.pause`."""
-        await self._pausing.pause(uid)
+        """See `Pauses.pause`."""
+        await self._pauses.pause(uid)
 
     async def unpause(self, uid: int) -> None:
-        """See `Pausing.unpause`."""
-        await self._pausing.unpause(uid)
+        """See `Pauses.unpause`."""
+        await self._pauses.unpause(uid)

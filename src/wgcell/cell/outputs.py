@@ -121,10 +121,10 @@ def _check_one(folder: Path, parts: _Parts, force: bool) -> None:
 def land(
     cell_outputs: Path, destination: Path, force: bool, asked: Sequence[str] = (".",)
 ) -> Landed:
-    """Move what was unpacked in the cell's folder, and is ``asked`` for, to ``destination``.
+    """Move the unpacked outputs that are ``asked`` for from the cell's folder to ``destination``.
 
-    All of it or, if one file would be overwritten without ``force``, nothing. Raises `StateError`
-    if ``destination`` can't be written.
+    All of them or, if one file would be overwritten without ``force``, none. Raises `StateError` if
+    ``destination`` can't be written.
     """
     patterns = [Pattern.parse(one) for one in asked]
 
@@ -144,21 +144,33 @@ def land(
     if done.left:
         return Landed(_kept(cell_outputs, done.left), False, done.files, done.left)
     if not done.files:
-        every = (one for one in cell_outputs.rglob("*") if not one.is_dir())
-        if any(wanted(one.relative_to(cell_outputs).parts) for one in every):
-            return Landed(f"outputs: as they are in {destination} already", True)
-        return Landed("outputs: no file came", True)
+        return Landed(_none_moved(cell_outputs, destination, wanted), True)
     landed = [one.parts for one in planned.changes if not one.is_folder]
-    places = [
+    hidden = sum(_is_hidden(parts) for parts in landed)
+    # A guest may add files that programs of this machine act on: git's hooks, an editor's settings.
+    also = f", {hidden} of them hidden," if hidden else ""
+    where = _listed(_places(destination, patterns, landed))
+    return Landed(f"outputs: {_files(done.files)}{also} in {where}", True, done.files)
+
+
+def _none_moved(cell_outputs: Path, destination: Path, wanted: Callable[[_Parts], bool]) -> str:
+    """Why no file was moved, in a sentence."""
+    every = (one for one in cell_outputs.rglob("*") if not one.is_dir())
+    if any(wanted(one.relative_to(cell_outputs).parts) for one in every):
+        return f"outputs: as they are in {destination} already"
+    return "outputs: no file came"
+
+
+def _places(
+    destination: Path, patterns: Sequence[Pattern], landed: Sequence[_Parts]
+) -> Sequence[str]:
+    """The places of the outputs that ``landed``, each once."""
+    places = (
         destination if one.is_glob else destination.joinpath(*one.parts)
         for one in patterns
         if any(one.covers(parts) for parts in landed)
-    ]
-    where = _listed(list(dict.fromkeys(map(str, places))))
-    hidden = sum(_is_hidden(parts) for parts in landed)
-    # A guest may add what programs of this machine act on: git's hooks, an editor's settings.
-    also = f", {hidden} of them hidden," if hidden else ""
-    return Landed(f"outputs: {_files(done.files)}{also} in {where}", True, done.files)
+    )
+    return list(dict.fromkeys(map(str, places)))
 
 
 def sync(
@@ -172,13 +184,12 @@ def sync(
     others: Sequence[str] = (),
     whole: bool = True,
 ) -> Landed:
-    """Move what has changed back to ``folder``, whose contents went into the guest as ``seen``.
+    """Move the changes back to ``folder``, whose contents went into the guest as ``seen``.
 
-    ``agree`` is shown a summary of the changes and says whether to make them; None is that nobody
-    can be asked: then they stay in the cell's folder. Paths that a pattern ``kept_here``, and
-    ``others`` (inputs of another place, by their names), do not come back. Only if all of the
-    outputs have come (``whole``) is a file that is not among them taken for deleted. Raises
-    `StateError`.
+    ``agree`` gets a summary of the changes and returns whether to make them; None means that nobody
+    can be asked, and the changes stay in the cell's folder. Paths that a pattern ``kept_here``, and
+    ``others`` (inputs of another place, by their names), do not come back. Only if all outputs have
+    come (``whole``) is a file that is not among them deleted. Raises `StateError`.
     """
 
     def wanted(parts: _Parts) -> bool:
@@ -193,14 +204,7 @@ def sync(
         if not planned.changes and not planned.blocked:
             return Landed(f"nothing has changed in {shown(str(folder))}", True)
         if planned.changes and (agree is None or not agree(summary(planned, folder))):
-            count = len(planned.changes)
-            changes_are = "1 change is" if count == 1 else f"{count} changes are"
-            left = f"{changes_are} left in {shown(str(cell_outputs))}"
-            if agree is not None:
-                return Landed(left, True)
-            return Landed(
-                f"{left}: there is no terminal to ask on; --yes brings them back unasked", False
-            )
+            return _not_agreed(cell_outputs, len(planned.changes), asked=agree is not None)
         done = changes.apply(cell_outputs, folder, planned)
     except OSError as error:
         raise _unwritable(folder, cell_outputs, error) from None
@@ -210,8 +214,17 @@ def sync(
     return Landed(f"{_files(done.files)} changed in {shown(str(folder))}", True, done.files)
 
 
+def _not_agreed(cell_outputs: Path, count: int, *, asked: bool) -> Landed:
+    changes_are = "1 change is" if count == 1 else f"{count} changes are"
+    left = f"{changes_are} left in {shown(str(cell_outputs))}"
+    if asked:
+        return Landed(left, True)
+    why = "there is no terminal to ask on; --yes brings them back unasked"
+    return Landed(f"{left}: {why}", False)
+
+
 def summary(planned: Plan, folder: Path) -> str:
-    """The plan for a person to look at, some lines: how many, and the first names of each kind.
+    """The plan for a person, in some lines: the number and the first names of each kind.
 
     Names of hidden files come first: programs of this machine act on some of them (git's hooks).
     """

@@ -1,4 +1,4 @@
-"""Pausing a cell's machine, and letting it go on."""
+"""Pauses of a cell's machine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from wgcell.cell.core import events as seen
 from wgcell.cell.launch import Launch
 from wgcell.errors import HostError, StateError
 
-__all__ = ["Pausing"]
+__all__ = ["Pauses"]
 
 
-class Pausing:
+class Pauses:
     """One cell's. Two requests at once are served one after the other."""
 
     def __init__(self, core: Core, launch: Launch, feed: Callable[[seen.Event], None]) -> None:

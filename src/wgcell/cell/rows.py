@@ -108,27 +108,33 @@ class Row(Generic[T]):
         return f"{self.option.help} [default: {default}]" if default else self.option.help
 
     def read(self, written: object, host: T | None = None) -> T:
-        """The value that is meant, within the bounds; ``host`` is what this machine has of it.
+        """The value of ``written``, within the bounds; ``host`` is this machine's supply of it.
 
-        Raises `Unfit`, whose words begin with what was found.
+        Raises `Unfit`, whose words begin with the value.
         """
         try:
             value = self.kind.read(written)
         except ValueError as error:
             raise Unfit(str(error)) from None
-        found, text, supply = one_line(repr(written), 60), self.kind.text, self.kind.supply
-        too_few = self.low is not None and less(value, self.low)
-        too_many = host is not None and less(host, value)
-        if self.low is not None and host is not None and supply is None and (too_few or too_many):
-            allowed = f"{text(self.low)}-{text(host)}, this machine's"
-            raise Unfit(f"{found}; allowed: {allowed}")
-        if self.low is not None and too_few:
-            raise Unfit(f"{found}; allowed: at least {text(self.low)}")
-        if self.high is not None and less(self.high, value):
-            raise Unfit(f"{found}; allowed: at most {text(self.high)}")
-        if host is not None and supply is not None and too_many:
-            raise Unfit(f"{found}; this machine has {supply(host)}", "ask for less")
+        allowed, hint = self._bound(value, host)
+        if allowed:
+            raise Unfit(f"{one_line(repr(written), 60)}; {allowed}", hint)
         return value
+
+    def _bound(self, value: T, host: T | None) -> tuple[str, str]:
+        """The bound that ``value`` is beyond, in words, with the remedy; empty if none."""
+        low, high, text, supply = self.low, self.high, self.kind.text, self.kind.supply
+        too_few = low is not None and less(value, low)
+        too_many = host is not None and less(host, value)
+        if low is not None and host is not None and supply is None and (too_few or too_many):
+            return f"allowed: {text(low)}-{text(host)}, this machine's", ""
+        if low is not None and too_few:
+            return f"allowed: at least {text(low)}", ""
+        if high is not None and less(high, value):
+            return f"allowed: at most {text(high)}", ""
+        if host is not None and supply is not None and too_many:
+            return f"this machine has {supply(host)}", "ask for less"
+        return "", ""
 
 
 def less(one: object, other: object) -> bool:

@@ -29,7 +29,7 @@ from wgcell.cell.job import Job
 from wgcell.cell.launch import AGENT, Launch, SpawnRelay, guest_config
 from wgcell.cell.machine_end import MachineEnd
 from wgcell.cell.outlets import Outlets, copy
-from wgcell.cell.pausing import Pausing
+from wgcell.cell.pausing import Pauses
 from wgcell.cell.result import CellResult
 from wgcell.cell.roaming import Roaming
 from wgcell.cell.sessions.links import Sessions
@@ -94,9 +94,9 @@ class Supervisor:
             unpack=self._unpack,
             resume=self._resume,
         )
-        self._pausing = Pausing(self.core, self.launch, self.feed)
+        self._pauses = Pauses(self.core, self.launch, self.feed)
         self._controlled = ControlledCell(
-            *(self.core, self.sessions, self._pausing, self.machine_end, self.conclusion),
+            *(self.core, self.sessions, self._pauses, self.machine_end, self.conclusion),
             cancel=self.cancel,
             abort=self.abort,
         )
@@ -191,7 +191,7 @@ class Supervisor:
         self._over.set()
 
     def _resume(self) -> None:
-        self.tasks.spawn(self._pausing.resume(), "the machine's resumption")
+        self.tasks.spawn(self._pauses.resume(), "the machine's resumption")
 
     def _unpack(self) -> None:
         unpacking = self.outlets.start_unpacking()

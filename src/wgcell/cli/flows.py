@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,13 @@ class _Row:
     bytes_in: int = 0
     last: float = 0.0
 
+    def add(self, event: Mapping[str, object]) -> None:
+        """Count one more flow, and show its rule, or its reason."""
+        self.count += 1
+        reason = event.get("reason")
+        rule = reason if self.verdict == FAILED else event.get("rule") or reason
+        self.rule = str(rule or "")
+
 
 class FlowTable:
     """Flows gathered by peer, target and verdict, the latest last. Lines may be hostile."""
@@ -48,40 +55,46 @@ class FlowTable:
         """Each allowed flow's row, until it ends."""
 
     def add(self, line: str) -> None:
-        """Take one line of a log; what is no flow is passed over."""
+        """Take one line of a log; a line that is no flow is ignored."""
         event = _flow(line)
         if event is None:
             return
-        what, verdict = Tally.what(event), str(event.get("verdict"))
-        key = str(event.get("peer")), what, verdict
+        key = str(event.get("peer")), Tally.what(event), str(event.get("verdict"))
         row = self._rows.setdefault(key, _Row(*key, ""))
         self._number += 1
         row.last = self._number
-        ended = event["event"] == "flow_end"
         flow = key[0], _number(event.get("flow"))
-        began = self._open.pop(flow, None)
-        if (before := self._rows.get(began) if began else None) is not None:
-            before.open -= 1
-            if before is not row:  # it counts once: as what has become of it
-                before.count -= 1
-        if not ended or (before is not None and before is not row):
-            row.count += 1
-            row.rule = str(event.get("rule") or event.get("reason") or "")
-            if verdict == FAILED:
-                row.rule = str(event.get("reason") or "")
-        if not ended and verdict == "allow":
-            row.open += 1
-            self._open[flow] = key
-            if len(self._open) > _MOST_OPEN:
-                del self._open[next(iter(self._open))]
-        if ended:
+        before = self._left(flow)
+        if before is not row and before is not None:
+            before.count -= 1  # a flow counts once, by its latest verdict
+        if event["event"] == "flow_end":
+            if before is not row and before is not None:
+                row.add(event)
             row.bytes_out += _number(event.get("bytes_out"))
             row.bytes_in += _number(event.get("bytes_in"))
-        if before is not None and began is not None and not before.count:
-            del self._rows[began]
+        else:
+            row.add(event)
+            if row.verdict == "allow":
+                self._opened(flow, key, row)
+        if before is not None and not before.count:
+            self._rows.pop((before.peer, before.what, before.verdict), None)
         if len(self._rows) > _MOST_ROWS:
             oldest = min(self._rows.items(), key=lambda item: item[1].last)[0]
             del self._rows[oldest]
+
+    def _left(self, flow: tuple[str, int]) -> _Row | None:
+        """The row in which ``flow`` was open, which it is no longer; None if there is none."""
+        began = self._open.pop(flow, None)
+        row = None if began is None else self._rows.get(began)
+        if row is not None:
+            row.open -= 1
+        return row
+
+    def _opened(self, flow: tuple[str, int], key: tuple[str, str, str], row: _Row) -> None:
+        row.open += 1
+        self._open[flow] = key
+        if len(self._open) > _MOST_OPEN:
+            del self._open[next(iter(self._open))]
 
     def table(self, rows: int) -> Table:
         """The last ``rows`` of it, for a terminal."""
@@ -108,8 +121,8 @@ def _flow(line: str) -> dict[str, object] | None:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    told = isinstance(event, dict) and event.get("event") in ("flow", "flow_end")
-    return event if told else None
+    is_flow = isinstance(event, dict) and event.get("event") in ("flow", "flow_end")
+    return event if is_flow else None
 
 
 def _plain(text: str) -> Text:
@@ -129,9 +142,9 @@ def _size(count: float) -> str:
 
 
 def follow(path: Path) -> Iterator[str]:
-    """The lines of a growing file; empty ones while there is nothing new. Raises StateError.
+    """The lines of a growing file; empty ones while there are no new ones. Raises StateError.
 
-    A file that was replaced, as a log that was turned over is, is read from its beginning.
+    A file that was replaced, as logs are when they are rotated, is read from its beginning.
     """
     try:
         file = path.open(encoding="utf-8", errors="replace")
@@ -161,19 +174,19 @@ Lives = Callable[[], bool]
 
 
 def _lines(path: Path, lives: Lives) -> Iterator[str]:
-    """`follow`, until nothing more can come. Raises StateError."""
+    """`follow`, until no more can come. Raises StateError."""
     last = not lives()
     for line in follow(path):
         yield line
         if not line:
             if last:
                 return
-            # What was written before its end is read before this ends.
+            # Lines that were written before the writer's end are still read.
             last = not lives()
 
 
 def line_of(line: str) -> str:
-    """A log's line for a reader; empty for what is no flow. Lines may be hostile."""
+    """A log's line for a reader; empty if it is no flow. Lines may be hostile."""
     event = _flow(line)
     if event is None:
         return ""

@@ -46,18 +46,18 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def found(tree: Path, own: str = "/slice/ours") -> cgroup.Place | str:
+def found(tree: Path, own: str = "/slice/ours") -> cgroup.Parent | str:
     mounts = f"30 20 0:26 / {tree} rw,nosuid shared:4 - cgroup2 cgroup2 rw\n"
     return cgroup.find(f"1:name=systemd:/x\n0::{own}\n", mounts)
 
 
 def test_beside_us_where_our_parent_hands_its_controllers_on(tree: Path) -> None:
     (tree / "slice/cgroup.subtree_control").write_text("memory pids io")
-    assert found(tree) == cgroup.Place(tree / "slice", False, ("memory", "pids"))
+    assert found(tree) == cgroup.Parent(tree / "slice", False, ("memory", "pids"))
 
 
 def test_below_us_where_we_are_alone(tree: Path) -> None:
-    assert found(tree) == cgroup.Place(tree / "slice/ours", True, ("cpu", "memory", "pids"))
+    assert found(tree) == cgroup.Parent(tree / "slice/ours", True, ("cpu", "memory", "pids"))
 
 
 def test_nowhere_where_others_are_with_us(tree: Path) -> None:
@@ -77,7 +77,7 @@ def test_root_takes_only_what_is_marked_as_delegated(
     monkeypatch.setattr(os, "getxattr", lambda *_: (_ for _ in ()).throw(OSError("none")))
     assert found(tree) == "no cgroup is delegated to us"
     monkeypatch.setattr(os, "getxattr", lambda *_: b"1")
-    assert isinstance(found(tree), cgroup.Place)
+    assert isinstance(found(tree), cgroup.Parent)
 
 
 def test_nowhere_where_only_version_1_is() -> None:
@@ -112,7 +112,7 @@ def real() -> Iterator[Path]:
 
 @pytest.mark.namespaces
 def test_who_is_in_it_is_held_and_dies_with_it(real: Path) -> None:
-    group = cgroup.make(cgroup.Place(real, False, ()), "t", BOUNDS)
+    group = cgroup.make(cgroup.Parent(real, False, ()), "t", BOUNDS)
     script = "import os, time; os.fork(); os.write(1, b'in\\n'); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", script],
@@ -132,7 +132,7 @@ def test_who_is_in_it_is_held_and_dies_with_it(real: Path) -> None:
 @pytest.mark.vm
 def test_qemu_and_its_jail_live_in_it_and_stand_still_until_they_may_go(real: Path) -> None:
     image = store.load("debian")
-    group = cgroup.make(cgroup.Place(real, False, ()), "t", BOUNDS)
+    group = cgroup.make(cgroup.Parent(real, False, ()), "t", BOUNDS)
     pairs = [socket.socketpair() for _ in range(3)]
 
     async def live() -> None:

@@ -1,8 +1,9 @@
-"""Which event is which cause in a cell's life. No I/O.
+"""The cause of each event in a cell's life, and the actions. No I/O.
 
-One rule divides what the guest says from what the host sees: the host never believes the guest that
-all is well, and always believes it that something is wrong. So ``running`` needs the relay's word,
-which has *seen* the guest's handshake and transport both ways; ``tampered`` needs only the guest's.
+One rule divides the guest's reports from the host's observations: the host never believes the guest
+that all is well, and always believes it that something is wrong. So ``running`` needs the relay,
+which has *seen* the guest's handshake and transport both ways; for ``tampered`` the guest's report
+is enough.
 """
 
 from __future__ import annotations
@@ -12,23 +13,16 @@ from collections.abc import Callable, Mapping
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
+from wgcell.cell.core.children import RULES_OF_CHILDREN, Children
 from wgcell.cell.core.life import RULES_OF_LIFE
-from wgcell.cell.core.pausing import RULES_OF_PAUSES, Pausing
+from wgcell.cell.core.pausing import RULES_OF_PAUSES
 from wgcell.cell.core.results import LAST_BYTES, MOST_IN_FLIGHT, STOPPED, Results, how_it_exited
 from wgcell.cell.core.terms import Terms
 from wgcell.cell.core.verification import Verification
-from wgcell.cell.core.watch import Watch
 from wgcell.cell.states import Cause, Outcome, State
-from wgcell.gateway import words as gateway
-from wgcell.gateway.peer.tally import FlowCounts
 from wgcell.guest import protocol
-from wgcell.relay import control as relay
-from wgcell.relay.evidence import CapturedFrame
 
 __all__ = ["Core"]
-
-MOST_FRAMES = 64
-"""Rogue frames that are kept as evidence."""
 
 _LOOK = 0.25
 """Seconds between two looks at a workload that was killed."""
@@ -39,30 +33,25 @@ _LONGEST_REASON = 200
 """Characters of a session's command, and of the guest's words about its end, that are recorded."""
 
 
-class Core(Pausing):
+class Core(Children):
     """One cell's decisions. ``started`` is when the supervisor began, by the clock of `handle`."""
 
     def __init__(self, terms: Terms, started: float) -> None:
         super().__init__(terms, started)
         self.exit_code: int | None = None
         self.drops = 0
-        self.stats: relay.Stats | None = None
-        self.flows = FlowCounts()
-        self.frames: list[CapturedFrame] = []
         self.results = Results(terms.outputs, terms.disk)
         self._verification = Verification()
-        self._watch = Watch()
         self._mtu = 0
         """The tunnel's, as it was last sent to the guest."""
         self._out_of_memory: protocol.OutOfMemory | None = None
         self._exit_logged = False
-        self._gateway_fault = ""
         # Of the grace period.
         self._killed_most = 0
         self._silent = 0.0
 
     def handle(self, event: seen.Event, now: float) -> list[do.Action]:
-        """What ``event``, at ``now``, makes necessary, in order."""
+        """The actions that ``event``, at ``now``, makes necessary, in order."""
         self._now, self._actions = now, []
         _RULES[type(event)](self, event)
         return self._actions
@@ -92,6 +81,10 @@ class Core(Pausing):
         patience = self._terms.verify_timeout
         self._cause(Cause.NOT_VERIFIED, f"the tunnel was not verified within {patience:g} s")
 
+    def _seen_by_relay(self) -> None:
+        self._verification.relay_verified = True
+        self._check_verified()
+
     def _check_verified(self) -> None:
         wrong = self._verification.verdict()
         if wrong is None:
@@ -113,66 +106,6 @@ class Core(Pausing):
         # It means nothing once the workload has ended, however slowly its output is read.
         reason = f"the workload ran longer than {self._terms.timeout:g} s"
         self._cause(Cause.TIME_IS_UP, reason)
-
-    # The relay's messages.
-
-    def _from_relay(self, event: seen.FromRelay) -> None:
-        match event.message:
-            case relay.Verified():
-                self._verification.relay_verified = True
-                self._check_verified()
-            case relay.Alive():
-                self._watch.last_valid = self._now
-            case relay.Handshake(initiator):
-                self._watch.last_valid = self._now
-                self._log_bounded("handshake", initiator=initiator)
-            case relay.Stats() as stats:
-                self.stats = stats
-            case relay.Rogue() as rogue:
-                self._rogue(rogue)
-            case relay.Quota(spent):
-                reason = f"the tunnel has carried {spent} bytes of {self._terms.quota}"
-                self._cause(Cause.QUOTA_SPENT, reason)
-            case relay.OutOfStep(reason):
-                self._log_bounded("out_of_step", reason=reason)
-            case relay.Fault(detail):
-                self._cause(Cause.HOST_FAULTED, f"the relay: {detail}")
-            case relay.Begun() | relay.Ready():
-                reason = "the relay said a second time that it is ready"
-                self._cause(Cause.HOST_FAULTED, reason)
-
-    def _rogue(self, rogue: relay.Rogue) -> None:
-        self._rogue_at = self._rogue_at or rogue.boottime
-        if len(self.frames) < MOST_FRAMES:
-            comment = f"{rogue.reason}: {rogue.detail}"
-            self.frames.append(CapturedFrame(rogue.frame, rogue.time, comment))
-        self._cause(Cause.ROGUE_FRAME, f"{rogue.reason}: {rogue.detail}".rstrip(": "))
-
-    def _relay_gone(self, event: seen.RelayGone) -> None:
-        if self.state is not State.ENDED:
-            self._cause(Cause.HOST_FAULTED, "the relay died")
-
-    # The gateway's messages.
-
-    def _from_gateway(self, event: seen.FromGateway) -> None:
-        message = event.message
-        self._gateway_fault = message.detail if isinstance(message, gateway.Fault) else ""
-        if isinstance(message, gateway.Ready):
-            reason = "the gateway said a second time that it is ready"
-            self._cause(Cause.HOST_FAULTED, reason)
-            return
-        entry = gateway.EVENTS.entry(message)
-        entry.pop("time", None)
-        self._log_bounded(str(entry.pop("event")), **entry)
-        if isinstance(message, gateway.Flow):
-            self.flows.begun(message.flow, message.verdict)
-        elif isinstance(message, gateway.FlowEnd):
-            self.flows.ended(message.flow, message.verdict)
-
-    def _gateway_gone(self, event: seen.GatewayGone) -> None:
-        if self.state is not State.ENDED:
-            why = f": {self._gateway_fault}" if self._gateway_fault else ""
-            self._cause(Cause.HOST_FAULTED, f"the gateway died{why}")
 
     # The guest's messages: hostile, one rule each.
 
@@ -383,12 +316,9 @@ class Core(Pausing):
 _RULES: Mapping[type, Callable[..., None]] = {
     **RULES_OF_LIFE,
     **RULES_OF_PAUSES,
+    **RULES_OF_CHILDREN,
     seen.Booting: Core._booting,
     seen.FromGuest: Core._from_guest,
-    seen.FromRelay: Core._from_relay,
-    seen.FromGateway: Core._from_gateway,
-    seen.RelayGone: Core._relay_gone,
-    seen.GatewayGone: Core._gateway_gone,
     seen.Looked: Core._looked,
     seen.UnpackingEnded: Core._unpacking_ended,
     seen.PathSeen: Core._path_seen,

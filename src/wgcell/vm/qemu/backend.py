@@ -13,7 +13,7 @@ from wgcell.vm.kill_switch import KillSwitch
 from wgcell.vm.machine import Machine
 from wgcell.vm.qemu.accelerator import choose, host_tsc_khz
 from wgcell.vm.qemu.argv import QemuSpec, kernel_command_line
-from wgcell.vm.qemu.boot import Boot
+from wgcell.vm.qemu.boot import BootFiles
 from wgcell.vm.qemu.process import KVM_DEVICE, QemuMachine, find_qemu
 from wgcell.vm.sandbox.cgroup import Cgroup
 from wgcell.vm.sandbox.jail import Jail
@@ -46,7 +46,9 @@ class Qemu:
     ) -> Machine:
         """Start QEMU, its processors stopped. Raises LaunchError; then nothing of it is left."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as handed_over:
-            boot = await acquired(asyncio.to_thread(Boot, spec.kernel, spec.initramfs), Boot.forget)
+            boot = await acquired(
+                asyncio.to_thread(BootFiles, spec.kernel, spec.initramfs), BootFiles.forget
+            )
             ours.callback(boot.forget)
             near: dict[str, socket.socket] = {}
             far: dict[str, int] = {}

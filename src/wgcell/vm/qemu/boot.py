@@ -1,4 +1,4 @@
-"""What a machine boots from: copies of the kernel and the initramfs, given back once it has booted.
+"""Copies of the kernel and the initramfs for a machine, emptied once it has booted.
 
 QEMU maps both files for its whole life and reads them while it boots. As long as they are mapped,
 killing it means unmapping their pages, some twelve thousand, half of all that it has. A copy of the
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from wgcell.errors import HostError
 
-__all__ = ["Boot"]
+__all__ = ["BootFiles"]
 
 
-class Boot:
+class BootFiles:
     """Both copies, in memory. ``kernel`` and ``initramfs`` are descriptors for QEMU to inherit."""
 
     def __init__(self, kernel: Path, initramfs: Path) -> None:

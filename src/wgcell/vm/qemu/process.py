@@ -27,7 +27,7 @@ from wgcell.acquiring import acquired, to_its_end
 from wgcell.errors import HostError, LaunchError
 from wgcell.processes import die_with_parent, namespace_holder
 from wgcell.vm.qemu.argv import QemuSpec, qemu_argv
-from wgcell.vm.qemu.boot import Boot
+from wgcell.vm.qemu.boot import BootFiles
 from wgcell.vm.sandbox.cgroup import Cgroup
 from wgcell.vm.sandbox.jail import CHILDREN, Jail, bwrap_argv, closed_filter, limits
 from wgcell.vm.spec import Accelerator
@@ -113,6 +113,63 @@ def _jailed(holder: int) -> tuple[int, int]:
     return line[2], line[1]
 
 
+async def _started(
+    spec: QemuSpec, jail: Jail, disk: int, cgroup: Cgroup | None
+) -> tuple[asyncio.subprocess.Process, Sequence[str]]:
+    """QEMU's process, or its jail's once QEMU is in it, and its argv. Raises LaunchError."""
+    argv = qemu_argv(spec)
+    inherited = list(spec.fds)
+    ends = (asyncio.subprocess.DEVNULL, asyncio.subprocess.DEVNULL)
+    info, reporting = os.pipe()
+    ours = [reporting]
+    try:
+        if jail.bwrap is not None:
+            device = KVM_DEVICE if spec.accelerator is Accelerator.KVM else None
+            ours.append(closed_filter())
+            inherited += ours
+            argv = bwrap_argv(jail, argv, filter_fd=ours[1], info_fd=reporting, device=device)
+            argv, ends = _kept(argv), (asyncio.subprocess.PIPE, reporting)
+        starting = asyncio.create_subprocess_exec(
+            *argv,
+            stdin=ends[0],
+            stdout=ends[1],
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=inherited,
+            cwd="/",
+            env=programs.environment(),
+            start_new_session=True,
+            preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup),
+        )
+        process = await acquired(starting, _discard_group)
+    except (OSError, subprocess.SubprocessError) as error:
+        os.close(info)
+        raise LaunchError(f"QEMU did not start: {error}", argv=argv) from error
+    except BaseException:
+        os.close(info)
+        raise
+    finally:
+        for fd in ours:
+            os.close(fd)
+    await _release(process, info)
+    return process, argv
+
+
+async def _release(process: asyncio.subprocess.Process, info: int) -> None:
+    """Let the shell go on, and wait until its child is there. Closes ``info``."""
+    with os.fdopen(info, "rb") as file:
+        try:
+            await asyncio.to_thread(_read_to, b"\n", file)
+            if process.stdin is not None:
+                process.stdin.write(b"\n")
+                process.stdin.close()
+            await asyncio.to_thread(_read_to, b"}\n", file)
+        except BaseException:
+            # Cancelled half way. The process must be dead before the file is closed: the thread
+            # that reads the file holds its lock until then.
+            await to_its_end(_discard_group(process))
+            raise
+
+
 class QemuMachine:
     """One QEMU process: a `wgcell.vm.machine.Machine`."""
 
@@ -122,7 +179,7 @@ class QemuMachine:
         qmp_socket: socket.socket,
         jailed: tuple[int, ...] = (),
         channels: Mapping[str, socket.socket] = MappingProxyType({}),
-        boot: Boot | None = None,
+        boot: BootFiles | None = None,
     ) -> None:
         self.process = process
         self._channels = dict(channels)
@@ -144,60 +201,16 @@ class QemuMachine:
         cgroup: Cgroup | None = None,
         *,
         channels: Mapping[str, socket.socket] = MappingProxyType({}),
-        boot: Boot | None = None,
+        boot: BootFiles | None = None,
     ) -> QemuMachine:
         """Start QEMU for ``spec``, its processor stopped.
 
         ``qmp_socket`` is the host's end of its monitor, ``channels`` are those of everything else,
-        ``boot`` is what it boots from. ``disk`` is the most bytes any file it writes may have;
-        ``cgroup`` is where it lives, the caller's to remove. Raises LaunchError, with QEMU's own
-        words, if it can't be started.
+        ``boot`` has its kernel and initramfs. ``disk`` is the most bytes of any file that it
+        writes; ``cgroup`` is its cgroup, which the caller removes. Raises LaunchError, with QEMU's
+        own words, if it can't be started.
         """
-        argv = qemu_argv(spec)
-        inherited = list(spec.fds)
-        ends = (asyncio.subprocess.DEVNULL, asyncio.subprocess.DEVNULL)
-        info, reporting = os.pipe()
-        ours = [reporting]
-        try:
-            if jail.bwrap is not None:
-                device = KVM_DEVICE if spec.accelerator is Accelerator.KVM else None
-                ours.append(closed_filter())
-                inherited += ours
-                argv = bwrap_argv(jail, argv, filter_fd=ours[1], info_fd=reporting, device=device)
-                argv, ends = _kept(argv), (asyncio.subprocess.PIPE, reporting)
-            starting = asyncio.create_subprocess_exec(
-                *argv,
-                stdin=ends[0],
-                stdout=ends[1],
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=inherited,
-                cwd="/",
-                env=programs.environment(),
-                start_new_session=True,
-                preexec_fn=_before_qemu(jail, spec.memory << 20, disk, os.getpid(), cgroup),
-            )
-            process = await acquired(starting, _discard_group)
-        except (OSError, subprocess.SubprocessError) as error:
-            os.close(info)
-            raise LaunchError(f"QEMU did not start: {error}", argv=argv) from error
-        except BaseException:
-            os.close(info)
-            raise
-        finally:
-            for fd in ours:
-                os.close(fd)
-        with os.fdopen(info, "rb") as file:
-            try:
-                await asyncio.to_thread(_read_to, b"\n", file)
-                if process.stdin is not None:
-                    process.stdin.write(b"\n")
-                    process.stdin.close()
-                await asyncio.to_thread(_read_to, b"}\n", file)  # its child is there
-            except BaseException:
-                # Cancelled half way. Dead before the file is closed: the thread that reads it
-                # holds its lock until then.
-                await to_its_end(_discard_group(process))
-                raise
+        process, argv = await _started(spec, jail, disk, cgroup)
         if jail.bwrap is None:
             return cls(process, qmp_socket, (), channels, boot)
         try:

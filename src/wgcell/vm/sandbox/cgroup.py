@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Bounds", "Cgroup", "Place", "find", "make"]
+__all__ = ["Bounds", "Cgroup", "Parent", "find", "make"]
 
 CONTROLLERS = ("cpu", "memory", "pids")
 _OWN = Path("/proc/self/cgroup")
@@ -58,8 +58,11 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where groups can be made. ``aside``: we must leave ``folder`` for a leaf of it first."""
+class Parent:
+    """A group in which groups can be made.
+
+    ``aside``: this process must leave it first, for a leaf of it.
+    """
 
     folder: Path
     aside: bool
@@ -94,7 +97,7 @@ class Cgroup:
                 return
 
 
-def find(own: str | None = None, mounts: str | None = None) -> Place | str:
+def find(own: str | None = None, mounts: str | None = None) -> Parent | str:
     """Where this process may make groups, or why nowhere.
 
     ``own`` and ``mounts`` are the texts of /proc/self/cgroup and mountinfo unless given.
@@ -112,7 +115,7 @@ def find(own: str | None = None, mounts: str | None = None) -> Place | str:
     if path != "/" and _delegated(ours.parent):
         enabled = _words(ours.parent / "cgroup.subtree_control")
         if enabled:
-            return Place(ours.parent, False, enabled)
+            return Parent(ours.parent, False, enabled)
     if not _delegated(ours):
         return "no cgroup is delegated to us"
     available = _words(ours / "cgroup.controllers")
@@ -120,29 +123,29 @@ def find(own: str | None = None, mounts: str | None = None) -> Place | str:
         return f"{ours} is delegated without cpu, memory or pids"
     if _pids(ours) - {os.getpid()}:
         return f"{ours} is delegated, and others are in it beside us"
-    return Place(ours, True, available)
+    return Parent(ours, True, available)
 
 
-def make(place: Place, name: str, bounds: Bounds) -> Cgroup:
+def make(parent: Parent, name: str, bounds: Bounds) -> Cgroup:
     """A group for the cell ``name``. Raises OSError; what was made is gone again then."""
-    _sweep(place.folder)
-    if place.aside:
-        leaf = place.folder / _LEAF
+    _sweep(parent.folder)
+    if parent.aside:
+        leaf = parent.folder / _LEAF
         leaf.mkdir(exist_ok=True)
         (leaf / "cgroup.procs").write_text("0")
-        for controller in place.controllers:
-            (place.folder / "cgroup.subtree_control").write_text(f"+{controller}")
-    folder = place.folder / f"{_PREFIX}{name}"
+        for controller in parent.controllers:
+            (parent.folder / "cgroup.subtree_control").write_text(f"+{controller}")
+    folder = parent.folder / f"{_PREFIX}{name}"
     folder.mkdir()
     try:
-        for controller in place.controllers:
+        for controller in parent.controllers:
             for file, value in bounds.files()[controller].items():
                 (folder / file).write_text(value)
         procs = os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
         folder.rmdir()
         raise
-    return Cgroup(folder, procs, place.controllers)
+    return Cgroup(folder, procs, parent.controllers)
 
 
 def _mounted(mounts: str) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 from wgcell.gateway.engines.nftables.host import HostContext
 from wgcell.gateway.engines.nftables.sets import Peers, ServedPeer
@@ -114,8 +115,8 @@ class _Resolver(asyncio.DatagramProtocol):
         self._tasks = Tasks()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.DatagramTransport):
-            self._transport = transport
+        # asyncio's own is none by its class (3.11), and has its methods.
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, address: tuple[object, ...]) -> None:
         served = next((s for a, s in self._peers.items() if str(a) == address[0]), None)
