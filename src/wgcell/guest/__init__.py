@@ -25,7 +25,15 @@ AGENT = "lib/agent"
 """Where Python finds the agent's modules, in the initramfs."""
 _SHELL = {"init": "init", "collect": "bin/collect"}
 _MODULES = (
-    *("channel.py", "config.py", "fields.py", "firewall.py", "frames.py", "protocol.py"),
+    *(
+        "channel.py",
+        "config.py",
+        "fields.py",
+        "firewall.py",
+        "frames.py",
+        "subjects.py",
+        "protocol.py",
+    ),
     "walls.py",
 )
 _STAND_INS = {
