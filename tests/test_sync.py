@@ -111,6 +111,9 @@ def test_run_blocks_until_the_end(machineless: Path) -> None:
         wgcell.run("unverified")
     with pytest.raises(NeverRan):
         wgcell.run("die")
+    whole = bytes(range(256)) * 4096
+    assert wgcell.run("read", input=whole).stdout == whole
+    assert wgcell.run("exit", "0", input=whole).exit_code == 0, "one that does not read"
     before = len(all_cells(machineless))
     assert wgcell.run("exit", "0", remove=True).exit_code == 0
     assert len(all_cells(machineless)) == before

@@ -1,9 +1,10 @@
 """A cell without a machine: `wgcell.supervise` as it is, but for that. See `conftest.machineless`.
 
 What a cell does is its command. ``wait`` runs until it is stopped, and so does a cell without a
-command; ``exit N`` ends by itself; ``print WORDS`` writes them to the log and waits; ``unverified``
-never sees its tunnel verified; ``slow`` is never prepared; ``fault`` is a fault of wgcell's own;
-``die`` is killed before it runs, ``die-late`` soon after.
+command; ``exit N`` ends by itself; ``read`` keeps its standard input as what it printed, and ends
+with it; ``print WORDS`` writes them to the log and waits; ``unverified`` never sees its tunnel
+verified; ``slow`` is never prepared; ``fault`` is a fault of wgcell's own; ``die`` is killed before
+it runs, ``die-late`` soon after.
 """
 
 from __future__ import annotations
@@ -57,6 +58,17 @@ class Agent:
                 program.input.put_nowait(b"")
             self.exit(143)
 
+    def read(self, into: Path) -> None:
+        """Read the workload's standard input to its end, and keep it; then it exits."""
+
+        async def reading() -> None:
+            while data := await self._guest.workload.read():
+                with into.open("ab") as file:
+                    file.write(data)
+            self.exit(0)
+
+        self._cell.tasks.spawn(reading(), "the workload's reading")
+
     def exit(self, code: int) -> None:
         exited = seen.FromGuest(protocol.Exited(code, 0, 0))
         asyncio.get_running_loop().call_soon(self._cell.post, exited)
@@ -103,6 +115,8 @@ def play(cell: Supervisor, agent: Agent) -> None:
         (cell.host.folder.path / "stdout.log").write_text(" ".join(words))
     if what == "exit":
         agent.exit(int(words[0]))
+    if what == "read":
+        agent.read(cell.host.folder.path / "stdout.log")
 
 
 def load(name: str) -> store.Image:

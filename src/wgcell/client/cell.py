@@ -44,19 +44,24 @@ class Cell(RunningCell):
         *command: str,
         detach: bool = False,
         remove: bool = False,
+        stdin: bool = False,
+        tty: bool | tuple[int, int] = False,
         remark: Callable[[str], None] = lambda sentence: None,
         **settings: Unpack[CellSettings],
     ) -> None:
         """A cell that runs ``command``; without one, a cell that waits for `exec` and `spawn`.
 
         ``detach``: it lives on when the context, or the program, ends. ``remove``: its folder is
-        deleted then. ``remark`` is called with sentences for a person: what the cell may reach, and
-        what is odd about that. ``settings`` are those of `CellSettings`.
+        deleted then. ``stdin``: the command reads what `attach` writes; ``tty``: it has a terminal,
+        of so many rows and columns (24, 80). ``remark`` is called with sentences for a person: what
+        the cell may reach, and what is odd about that. ``settings`` are those of `CellSettings`.
 
         Nothing is started yet. Raises JobError for a setting that can't be.
         """
         super().__init__()
-        self._start: Start | None = start_of(command, settings, remove=remove and detach)
+        self._start: Start | None = start_of(
+            command, settings, stdin=stdin, tty=tty, remove=remove and detach
+        )
         self._detach, self._remove = detach, remove
         self._remark = remark
         self._supervised: Supervised | None = None

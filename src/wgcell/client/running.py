@@ -30,6 +30,7 @@ from wgcell.client.files import Files
 from wgcell.client.record import Event, event_of, lines, recorded_end
 from wgcell.client.stopping import ask_to_end
 from wgcell.errors import Ended, StateError, WgcellError
+from wgcell.guest.subjects import Attach
 
 __all__ = ["ENDS_WITHIN", "RunningCell"]
 
@@ -148,6 +149,11 @@ class RunningCell:
         """
         asked = Asked.of(command, env=env, workdir=workdir, user=user, tty=tty)
         return Process(self._connect, asked.subject())
+
+    def attach(self, *, stdin: bool = False) -> Process:
+        """The cell's own command, from now on: what it prints and, with ``stdin``, its standard
+        input, which one at a time may have. It ends when the cell does, with its exit code."""
+        return Process(self._connect, Attach(stdin))
 
     async def _connect(self) -> SessionClient:
         """The connection for sessions; there is one, as long as it lasts."""
