@@ -21,6 +21,9 @@ from wgcell.cli.main import _app
 ROWS: Mapping[str, tuple[str, ...]] = {
     # A command line of each verb that comes to its end by itself; NAME is a name to be replaced.
     "run": ("run", "--image", "NAME", "job.toml"),
+    "exec": ("exec", "NAME", "-i", "--", "NAME"),
+    "attach": ("attach", "NAME"),
+    "cp": ("cp", "NAME", "nothing:NAME"),
     "ps": ("ps", "--all"),
     "logs": ("logs", "NAME"),
     "events": ("events", "NAME"),

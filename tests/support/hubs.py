@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.support.programs import FakeGuest
+from tests.support.waiting import GENEROUS
 
 from wgcell.cell.control.listener import Listener
 from wgcell.cell.core import events as seen
@@ -18,7 +22,7 @@ from wgcell.cell.sessions.refusal import refused
 from wgcell.cell.sessions.tap import Tap
 from wgcell.guest.frames import Subject
 
-__all__ = ["Cell", "joined"]
+__all__ = ["Cell", "Running", "joined", "running"]
 
 Seen = seen.Caused | seen.SessionOpened | seen.SessionExited
 
@@ -76,3 +80,51 @@ async def joined(cells: Path, code: int = 0) -> AsyncIterator[Cell]:
         cell.sessions.end(code)
         await cell.listener.close()
         cell.sessions.close()
+
+
+class Running:
+    """Such a cell in a loop of its own, alive for whoever looks at its folder."""
+
+    def __init__(self, cells: Path, code: int) -> None:
+        self.cell: Cell
+        self.loop: asyncio.AbstractEventLoop
+        self.code = code
+        self._cells = cells
+        self._began = threading.Event()
+        self._over: asyncio.Event
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), daemon=True)
+        self._thread.start()
+        assert self._began.wait(GENEROUS)
+        self._lock = self.cell.folder.hold()
+
+    async def _live(self) -> None:
+        self.loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        async with joined(self._cells, self.code) as self.cell:
+            self._began.set()
+            await self._over.wait()
+
+    def call(self, act: Callable[[], Any]) -> Any:
+        """``act``, in the cell's loop."""
+
+        async def acted() -> Any:
+            return act()
+
+        return asyncio.run_coroutine_threadsafe(acted(), self.loop).result(GENEROUS)
+
+    def end(self) -> None:
+        """The cell ends; more than once does no harm."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(GENEROUS)
+            os.close(self._lock)
+
+
+@contextmanager
+def running(cells: Path, code: int = 0, **job: Any) -> Iterator[Running]:
+    """A cell for programs that are clients of it; ``job`` is what its job.json says."""
+    one = Running(cells, code)
+    one.cell.folder.write("job.json", {"stdin": True, "terminal": False, **job})
+    try:
+        yield one
+    finally:
+        one.end()

@@ -107,6 +107,43 @@ async def _sizes(program: Program) -> int:
         await program.write(f"{await program.news.get()}\n".encode())
 
 
+async def _env(program: Program) -> int:
+    """What it was asked to be."""
+    asked = program.subject
+    assert isinstance(asked, Command)
+    shown = (dict(asked.env), asked.folder, asked.user, asked.terminal, asked.stdin)
+    await program.write(repr(shown).encode())
+    return 0
+
+
+async def _echo(program: Program) -> int:
+    await program.write("".join(program.subject.argv[1:]).encode())  # type: ignore[union-attr]
+    return 0
+
+
+async def _pack(program: Program) -> int:
+    path = program.subject.path  # type: ignore[union-attr]
+    if path not in program.guest.tars:
+        await program.write(f"tar: {path}: No such file or directory\n".encode(), STDERR)
+        await program.write(bytes(1024))
+        return 1
+    await program.write(program.guest.tars[path])
+    return 0
+
+
+async def _unpack(program: Program) -> int:
+    path = program.subject.path  # type: ignore[union-attr]
+    if path not in program.guest.folders:
+        await program.write(f"wgcell: {path}: No such file or directory\n".encode(), STDERR)
+        return 126
+    whole = b""
+    while data := await program.read():
+        whole += data
+    if whole.strip(b"\0"):
+        program.guest.folders[path] = whole
+    return 0
+
+
 PROGRAMS: dict[str, Callable[[Program], Coroutine[Any, Any, int]]] = {
     "cat": _cat,
     "yes": _yes,
@@ -114,6 +151,10 @@ PROGRAMS: dict[str, Callable[[Program], Coroutine[Any, Any, int]]] = {
     "sleep": _sleep,
     "exit": _exit,
     "sizes": _sizes,
+    "env": _env,
+    "echo": _echo,
+    "Pack": _pack,
+    "Unpack": _unpack,
 }
 
 
@@ -124,6 +165,10 @@ class FakeGuest:
         self.channel = Channel(opener=False, workload=True)
         self.programs: dict[int, Program] = {WORKLOAD: Program(self, WORKLOAD, command("workload"))}
         self.opened: list[Open] = []
+        self.tars: dict[str, bytes] = {}
+        """What a session that packs a path sends."""
+        self.folders: dict[str, bytes] = {}
+        """What was unpacked into each folder that is there."""
         self._port = port
         self._tasks: set[asyncio.Task[None]] = set()
         self._writer: asyncio.StreamWriter | None = None
@@ -167,7 +212,7 @@ class FakeGuest:
         if isinstance(frame, Open):
             self.opened.append(frame)
             subject = frame.subject
-            name = subject.argv[0] if isinstance(subject, Command) else ""
+            name = subject.argv[0] if isinstance(subject, Command) else type(subject).__name__
             if name not in PROGRAMS:
                 self.say(Refused(frame.session, f"{name}: not found"))
                 return

@@ -35,6 +35,8 @@ class Input:
     """Whether the folder's contents are meant, and not the folder under its name."""
     beneath: Path | None = None
     """The folder that must contain the input once all links are resolved; None is anywhere."""
+    name: str = ""
+    """What it is called in the tar; empty: by its own name."""
 
     @staticmethod
     def of(text: str | os.PathLike[str], anchor: Path, beneath: Path | None = None) -> Input:

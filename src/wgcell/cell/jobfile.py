@@ -129,14 +129,8 @@ def _build(
         vpn=vpn,
         vpn_beneath=folder if vpn is not None and chosen.vpn is None else None,
         gateway=gateway,
-        asked=frozenset(
-            row.name for row, word in written.items() if row.by is By.CEILING and word is not None
-        ),
-        of_file=frozenset(
-            row.key
-            for row, value in values.items()
-            if row.by is By.PERMISSION and row.name not in typed and value != row.default
-        ),
+        asked=_asked(written),
+        of_file=_of_file(values, typed),
         stdin=chosen.stdin,
         terminal=chosen.terminal,
     )
@@ -152,6 +146,20 @@ def _settings(
         source.fail("settings", toml.unknown_key(unknown[0], names))
     typed = {name: word for name, word in chosen.settings.items() if word is not None}
     return typed, {row: typed.get(row.name, file.values.get(row.key)) for row in SETTINGS}
+
+
+def _asked(written: Mapping[Row[object], object]) -> frozenset[str]:
+    """The settings with a ceiling for which somebody wrote a value."""
+    given = (row for row, word in written.items() if word is not None)
+    return frozenset(row.name for row in given if row.by is By.CEILING)
+
+
+def _of_file(values: Mapping[Row[object], object], typed: Mapping[str, object]) -> frozenset[str]:
+    """The settings that need a permission, because a file alone gives them another value."""
+    of_file = (row for row, value in values.items() if value != row.default)
+    return frozenset(
+        row.key for row in of_file if row.by is By.PERMISSION and row.name not in typed
+    )
 
 
 def _pairs(file: Written, row: Row[dict[str, str]]) -> dict[str, str]:

@@ -65,15 +65,18 @@ def write(
     excludes: Sequence[str] = (),
     *,
     skipped: tuple[int, int] | None = None,
+    ignore_files: bool = True,
 ) -> None:
     """Write the inputs' tar to ``file``, which stays open.
 
-    ``skipped`` is the device and inode of a folder that is left out. Raises OSError if ``file``
+    ``skipped`` is the device and inode of a folder that is left out; ``ignore_files``: an input's
+    own ignore file counts. Raises OSError if ``file``
     can't be written; `InputFileError` for an input that is missing, unreadable, in a circle of
     links, outside the folder that must contain it, changed while it is read, or over ``most_bytes``
     together with the others.
     """
-    walk, budget = Walk(Excludes(excludes, "--exclude"), skipped), Budget(most_bytes)
+    walk = Walk(Excludes(excludes, "--exclude"), skipped, ignore_files=ignore_files)
+    budget = Budget(most_bytes)
     # GNU's format for long names, and not pax: busybox's tar skips pax headers, and cuts the name.
     with tarfile.TarFile(
         fileobj=file, mode="w", format=tarfile.GNU_FORMAT, copybufsize=CHUNK

@@ -68,8 +68,18 @@ _NO_PATTERNS = Excludes((), "")
 class Walk:
     """One walk through all inputs, and what it left out."""
 
-    def __init__(self, excludes: Excludes, skipped: tuple[int, int] | None = None) -> None:
-        """``skipped`` is the device and inode of a folder that is left out silently."""
+    def __init__(
+        self,
+        excludes: Excludes,
+        skipped: tuple[int, int] | None = None,
+        *,
+        ignore_files: bool = True,
+    ) -> None:
+        """``skipped`` is the device and inode of a folder that is left out silently.
+
+        ``ignore_files``: an input's own ignore file counts.
+        """
+        self._ignore_files = ignore_files
         self._excludes = excludes
         self._skipped = skipped
         self._failures: dict[str, list[str]] = {}
@@ -154,7 +164,7 @@ class Walk:
             elif one.contents and not is_folder:
                 self.fail(path, os.strerror(errno.ENOTDIR))
             else:
-                name = "" if one.contents else one.path.name
+                name = "" if one.contents else one.name or one.path.name
                 if name:
                     yield Found(folder, base, name, path, status)
                 if is_folder:
@@ -181,7 +191,7 @@ class Walk:
             self.fail(path, reason(error))
             return
         try:
-            if depth == 1:
+            if depth == 1 and self._ignore_files:
                 top = _Top(top.name, _ignore_file(folder, path))
                 self._tops.append(top)
             with os.scandir(folder) as listed:

@@ -11,7 +11,7 @@ from collections import Counter
 
 from wgcell.errors import WgcellError
 
-__all__ = ["cells", "images"]
+__all__ = ["cells", "images", "places"]
 
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
@@ -31,6 +31,11 @@ def cells(incomplete: str) -> list[tuple[str, str]]:
         for word in ((cell.name, cell.id) if names[cell.name] == 1 else (cell.id,))
         if word.startswith(incomplete)
     ]
+
+
+def places(incomplete: str) -> list[tuple[str, str]]:
+    """Each cell that runs, with the colon that a path in it stands behind."""
+    return [(f"{word}:", status) for word, status in cells(incomplete) if status == "running"]
 
 
 def images(incomplete: str) -> list[str]:

@@ -23,6 +23,9 @@ from wgcell.errors import HostError, WgcellError
 VERBS: Mapping[str, str] = MappingProxyType(
     {
         "run": "run",
+        "exec": "exec",
+        "attach": "attach",
+        "cp": "cp",
         "ps": "ps",
         **dict.fromkeys(("logs", "events", "inspect"), "records"),
         "stop": "stop",

@@ -34,6 +34,7 @@ __all__ = [
     "printable",
     "raw_sink",
     "restore",
+    "shown",
     "sink",
     "warn",
     "write_in_background",
@@ -148,14 +149,19 @@ def raw_sink(fd: int) -> Callable[[bytes], None]:
     return write
 
 
-def sink(stream: TextIO) -> Callable[[bytes], None]:
-    """A function for a workload's bytes: filtered on a terminal, unchanged in a pipe or a file."""
-    write = raw_sink(stream.fileno())
+def shown(stream: TextIO) -> Callable[[bytes], bytes]:
+    """What of a workload's bytes is written to ``stream``: filtered for a terminal, else all."""
     if not stream.isatty():
-        return write
+        return bytes
     terminal = TerminalFilter()
     _filters.append(terminal)
-    return lambda data: write(terminal.feed(data))
+    return terminal.feed
+
+
+def sink(stream: TextIO) -> Callable[[bytes], None]:
+    """A function for a workload's bytes: filtered on a terminal, unchanged in a pipe or a file."""
+    write, passed = raw_sink(stream.fileno()), shown(stream)
+    return lambda data: write(passed(data))
 
 
 def writer(stream: TextIO) -> Callable[[bytes], None]:

@@ -22,7 +22,7 @@ from wgcell.guest.firewall import ruleset
 __all__ = ["AGENT", "scripts"]
 
 AGENT = "lib/agent"
-"""Where Python finds the agent's modules, in the initramfs."""
+"""The folder of the agent's modules, in the initramfs."""
 _SHELL = {"init": "init", "collect": "bin/collect"}
 _MODULES = (
     *(

@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["LOG_PREFIX", "comparable", "ruleset"]
 
 LOG_PREFIX = "ROGUE-ATTEMPT: "
-"""What a drop's line on the console begins with."""
+"""The prefix of a drop's line on the console."""
 
 ENDPOINT = "192.168.64.1"
 PORT = 51820
@@ -48,7 +48,7 @@ def comparable(text: str) -> str:
 
 
 def _uncounted(text: str) -> str:
-    """What follows the word ``packets``, with both counts at zero if there are two."""
+    """The counters behind the word ``packets``, with both at zero if there are two."""
     packets, found, rest = text.partition(" bytes ")
     behind = rest.lstrip(_DIGITS)
     counted = found and packets and not packets.strip(_DIGITS) and behind != rest

@@ -1,4 +1,4 @@
-"""What the host holds a guest's report to. Nothing of it is believed, all of it is compared."""
+"""The comparison of a guest's report with its configuration. No report is believed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def expected(config: GuestConfig) -> Mapping[str, str]:
 
 
 def mismatch(config: GuestConfig, reports: Mapping[str, str]) -> str | None:
-    """What differs from what was asked, in one sentence; None if nothing does."""
+    """The difference from the configuration, in one sentence; None if there is none."""
     for what in REPORTS:
         if what not in reports:
             return f"the guest did not report its {what}"
@@ -64,7 +64,7 @@ _LINK = "eth0 0040A8C0 FCFFFFFF"
 
 
 def _misrouted(routes: Sequence[str]) -> str | None:
-    """What is wrong with the guest's routes: a device, a network and its mask or length each."""
+    """The error in the guest's routes: a device, a network and its mask or length each."""
     tunnel = False
     for route in routes:
         device, network, *_ = [*route.split(), "", ""]

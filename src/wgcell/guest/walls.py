@@ -8,7 +8,7 @@ __all__ = ["Wall"]
 
 
 class Wall(Enum):
-    """One around the workload. Each can be left out, to show what the others hold."""
+    """A wall of the guest's. Each can be left out, to show what the others hold."""
 
     FIREWALL = "firewall"
     NAMESPACE = "namespace"

@@ -1,1 +1,2 @@
-"""Addresses: how their text is read, and which of them are special. A leaf: nothing of ours."""
+"""Addresses: the reading of their text, and the table of the special ones. A leaf of the
+imports."""

@@ -31,7 +31,7 @@ class Special:
 
     network: Network
     kind: str
-    """What it is, in a word or two."""
+    """The kind of address, in a word or two."""
     source: str
     """The document that says so."""
     nobodys: bool = False

@@ -24,7 +24,7 @@ from wgcell.relay.seal import STAGES, Descriptors, Seal, load, seal
 
 
 def main() -> int:
-    """Run until told to quit; 1 if the descriptors are not what they should be."""
+    """Run until the order to quit; 1 if the descriptors are not those of a relay."""
     fd, cell, *opened = sys.argv[1:]
     parent = os.getppid()
     ctypes.CDLL(None).prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

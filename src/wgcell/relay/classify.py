@@ -1,12 +1,13 @@
-"""A frame against the one link there is: the UDP payload it carries, or the reason why not.
+"""A frame, compared with the one link there is: the UDP payload that it carries, or the reason why
+not.
 
-Every header byte is checked but the type of service, which an honest WireGuard sets by the packet
-within, the identification and time to live, whose value no one can misuse, and UDP's checksum: the
-payload is sent anew under a checksum of the host's, and its own tag tells the endpoint of a changed
-bit. None of them is forwarded.
+Every header byte is checked but the type of service, which an honest WireGuard copies from the
+packet within; the identification and time to live, whose values nobody can misuse; and UDP's
+checksum: the payload is sent anew under a checksum of the host's, and its own tag shows a changed
+bit to the endpoint. None of them is forwarded.
 
-The link's fields stand in one table; all of them together are one number under one mask. Only when
-that number is wrong does anyone ask which field it was.
+The link's fields stand in one table; all of them together are one number under one mask. Only if
+that number is wrong is each field looked at.
 """
 
 from __future__ import annotations

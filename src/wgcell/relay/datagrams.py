@@ -98,9 +98,10 @@ class Datagrams:
             struct.pack_into("QI4xQQQQI4xI4x", self._headers, n * _HEADER, *header)
 
     def receive(self) -> list[Arrived]:
-        """What is there, at most so many groups; their views are good until the next call.
+        """The datagrams that have arrived, at most so many groups; their views are good until the
+        next call.
 
-        An error of the path (ICMP) is delivered once, in place of datagrams: nothing then.
+        An error of the path (ICMP) is delivered once, in place of datagrams: then there are none.
         """
         count = self._recvmmsg(*self._arguments)
         if count <= 0:
@@ -132,7 +133,7 @@ class Datagrams:
         """
         size = len(payloads[0])
         if len(payloads) == 1:
-            # A segment size cuts only what is longer than it.
+            # A segment size cuts only longer payloads.
             if size > self._segment and self._segment:
                 self._segments_of(0)
         elif not (size < self._segmented_below and self._segments_of(size)):

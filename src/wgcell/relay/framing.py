@@ -39,7 +39,8 @@ class Stream:
         self._cuts: dict[tuple[int, int], list[memoryview]] = {}
 
     def room(self) -> memoryview:
-        """Where the next bytes go. Whatever was cut out of the buffer before is void now."""
+        """The place for the next bytes. Every view that was cut out of the buffer before is void
+        now."""
         left = self.end - self.at
         if self.at:
             # Through a copy: the two may overlap.
@@ -48,9 +49,9 @@ class Stream:
         return self.view[left:]
 
     def length(self) -> int | None:
-        """The next record's frame, in bytes; None if the record is not whole yet.
+        """The length of the next record's frame, in bytes; None if the record is not whole yet.
 
-        0 or more than LONGEST_FRAME is a lie, and ends the stream for whoever reads it.
+        0 or more than LONGEST_FRAME is a lie, and ends the stream for its reader.
         """
         have = self.end - self.at
         if have < PREFIX:
@@ -75,7 +76,7 @@ class Stream:
         return self.at + PREFIX + length + PREFIX > self.end
 
     def records(self, most: int, shortest: int, longest: int) -> list[tuple[int, int]]:
-        """Where the next whole records stand, and each one's frame's length.
+        """The places of the next whole records, and the length of each one's frame.
 
         At most so many, up to the first whose frame is shorter or longer than that.
         """
@@ -91,7 +92,8 @@ class Stream:
         return found
 
     def cut(self, stride: int, behind: int, count: int) -> list[memoryview]:
-        """Of ``count`` records of ``stride`` bytes from here on, what is ``behind`` their start."""
+        """The bytes ``behind`` the start of each of ``count`` records of ``stride`` bytes from here
+        on."""
         first, odd = divmod(self.at, stride)
         if odd or first + count > CUT_MOST:
             view, start, stop = self.view, self.at + behind, self.at + stride

@@ -1,10 +1,10 @@
-"""The one link a cell has: two addresses, two ports, and nothing else exists.
+"""The one link that a cell has: two addresses, two ports, and nothing else exists.
 
-The guest is told that its endpoint is 192.168.64.1:51820; it never learns the real one.
+The guest's endpoint is 192.168.64.1:51820; the guest never learns the real one.
 
-``FIELDS`` is the whole of it as bytes: what stands where in every frame the guest may send, and the
-reason for refusing a frame where something else does. What no field covers is either a length,
-which must be the frame's own, or free: see `wgcell.relay.classify`.
+``FIELDS`` is the whole link as bytes: the value of each field in every frame that the guest may
+send, and the reason for refusing a frame with another value. Bytes that no field covers are either
+a length, which must be the frame's own, or free: see `wgcell.relay.classify`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Field:
     value: bytes
     mask: bytes
     shown: Callable[[bytes], str]
-    """What was found there, for a person."""
+    """The value that was found there, for a person."""
 
     @property
     def at(self) -> slice:
-        """Where it stands."""
+        """Its place in the frame."""
         return slice(self.offset, self.offset + len(self.value))
 
 
@@ -111,5 +111,5 @@ def headers(size: int) -> bytes:
 
 
 def wrap(payload: bytes) -> bytes:
-    """A frame for the guest, from the gateway's address and port, around ``payload``."""
+    """A frame for the guest, from the gateway's address and port, with that ``payload``."""
     return headers(len(payload)) + payload

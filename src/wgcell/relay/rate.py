@@ -1,9 +1,9 @@
 """The rate limiter of one direction: a token bucket that may go into debt.
 
-A read is not cut to what is left. It is paid for afterwards: the relay does not read again until
-the debt is worked off. Nothing is dropped here. QEMU's frames wait in QEMU, and the guest's TCP
-adapts; the endpoint's datagrams wait in the socket's buffer and are lost beyond it, as on any slow
-link.
+A read is not cut to the tokens that are left. It is paid for afterwards: the relay does not read
+again until the debt is worked off. No byte is dropped here. QEMU's frames wait in QEMU, and the
+guest's TCP adapts; the endpoint's datagrams wait in the socket's buffer and are lost beyond it, as
+on any slow link.
 """
 
 from __future__ import annotations

@@ -57,11 +57,11 @@ _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
 _SOL_UDP = 17
 _PROT_EXEC = 4
 _MEMORY_ABOVE = 128 << 20
-"""Bytes of address space beyond what is mapped when the seal closes."""
+"""Bytes of address space beyond those that are mapped when the seal closes."""
 
 _NOBODY = 65534
 _FIRST_ID = 0x70000000
-"""Where the ids begin that nobody is given: each cell of root's has one of its own."""
+"""The first id that no user has: each cell of root's has one of its own."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -78,7 +78,7 @@ class Descriptors:
 
 @dataclass(slots=True)
 class Seal:
-    """Which stages stand, and why the others don't."""
+    """The stages that stand, and why the others don't."""
 
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -117,10 +117,10 @@ _NEVER_EXECUTABLE = ("mmap", "mprotect")
 
 
 def unprivileged_id(tag: str) -> int | None:
-    """Which user root becomes: one that owns nothing here, from a cell's six hexadecimal digits.
+    """The user that root becomes: one that owns no file here, from a cell's six hexadecimal digits.
 
-    None where there is no other user to become: we are no root, or the root of a user namespace
-    that holds nobody else, and so already an ordinary user of the host's.
+    None if there is no other user to become: this process is not root, or it is the root of a user
+    namespace that holds nobody else, and so already an ordinary user of the host's.
     """
     if os.geteuid() != 0:
         return None
@@ -148,10 +148,10 @@ def load() -> None:
 
 
 def seal(owned: Descriptors, tag: str = "") -> Seal:
-    """Seal this process around ``owned``.
+    """Seal this process, with the descriptors ``owned``. ``tag`` is the cell's id.
 
-    ``tag`` is the cell's id. Raises nothing for a stage that can't be built here: it is in the
-    result's ``missing``, and the stages after it are built all the same.
+    Raises nothing for a stage that can't be built here: it is in the result's ``missing``, and the
+    stages after it are built all the same.
     """
     done = Seal()
     stages: tuple[tuple[str, Callable[[], None]], ...] = (

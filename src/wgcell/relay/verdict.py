@@ -1,8 +1,8 @@
-"""What the relay may decide of a frame, and every reason it may give.
+"""The relay's verdicts on a frame, and every reason that it may give.
 
-*Rogue*: no honest guest of ours could ever send it. *Out of step*: loss, reordering, a suspended
-host, or an endpoint that restarted or moved can explain it; it is dropped and counted, and rogue
-only past a stated rate.
+*Rogue*: no honest guest could ever send it. *Out of step*: loss, reordering, a suspended host, or
+an endpoint that restarted or moved can explain it; it is dropped and counted, and rogue only past a
+stated rate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which backends there are: a line each."""
+"""The machine backends, a line each."""
 
 from __future__ import annotations
 

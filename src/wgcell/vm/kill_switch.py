@@ -50,7 +50,8 @@ class KillSwitch:
         self.end = -1
 
     def close(self) -> None:
-        """Close what is still open here, once the machine is dead. A second call does no harm."""
+        """Close all that is still open here, once the machine is dead. A second call does no
+        harm."""
         for fd in (self._watched, self.end):
             if fd >= 0:
                 os.close(fd)

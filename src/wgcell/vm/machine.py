@@ -20,7 +20,7 @@ __all__ = ["Backend", "Machine"]
 
 
 class Machine(Protocol):
-    """A running machine. Whoever has it must `kill` and `reap` it, then `close` it."""
+    """A running machine. Its owner must `kill` and `reap` it, then `close` it."""
 
     pid: int
     """The id of the process that runs the guest's instructions."""
@@ -33,7 +33,7 @@ class Machine(Protocol):
 
     @property
     def diagnostics(self) -> asyncio.StreamReader | None:
-        """What the machine's own process writes about itself, for the caller to read to its end."""
+        """The machine process's own messages, for the caller to read to their end."""
 
     async def attest(self) -> None:
         """Make sure that it has the one network card that was asked for, before anything runs.

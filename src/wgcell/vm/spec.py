@@ -1,4 +1,4 @@
-"""What a machine is, whatever runs it."""
+"""The description of a machine, for every backend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ CONSOLE = "console"
 
 
 class Accelerator(Enum):
-    """What runs the guest's instructions. Only KVM is a security boundary in QEMU's own terms."""
+    """The executor of the guest's instructions. Only KVM is a security boundary in QEMU's own
+    terms."""
 
     KVM = "kvm"
     TCG = "tcg"

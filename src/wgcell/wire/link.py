@@ -1,6 +1,6 @@
 """The addresses of the one link that a cell has: the guest's, and the gateway's at its other end.
 
-The guest is told that its endpoint is `GATEWAY` at `PORT`; it never learns the real one.
+The guest's endpoint is `GATEWAY` at `PORT`; the guest never learns the real one.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class _Session:
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One connection. ``detached``: its sessions go on when it is gone."""
+    """One connection. ``detached``: its sessions go on when it is gone, and print nowhere."""
 
     uid: int
     detached: bool
@@ -126,8 +126,10 @@ class Hub:
                 self._over(session, None, text)
             case Credit(_, stream) if not self.guest.channel.room(session.number, stream):
                 return  # of a stream that has ended, which could go on for ever
-            case Data(_, stream, data) if session.client is None and not session.hung_up:
-                self.guest.put(Credit(session.number, stream, len(data)))
+            case Data(_, stream, data) if session.client is None or session.client.detached:
+                if not session.hung_up:
+                    self.guest.put(Credit(session.number, stream, len(data)))
+                return
         if session.client is not None:
             self._put(session.client, replace(frame, session=session.of_client))
 

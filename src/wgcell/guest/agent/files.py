@@ -1,4 +1,4 @@
-"""Files of the kernel's, read and written at once."""
+"""Files that the kernel makes, read and written at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["read", "write", "write_all"]
 
 
 def read(path: str) -> str:
-    """What stands in a file."""
+    """The text of a file."""
     with open(path, encoding="utf-8", errors="backslashreplace") as file:
         return file.read()
 

@@ -117,12 +117,12 @@ _MOST_BEHIND = 0.5
 
 
 def correction(host: float, here: float) -> str:
-    """What brings this clock to the host's: ``set``, ``slow`` or nothing.
+    """The way that brings this clock to the host's: ``set``, ``slow`` or none.
 
-    It is set forward only, never back: a WireGuard peer refuses an initiation that is not newer
-    than the last of the same key (whitepaper, 5.1), and what dates it is this clock. A clock that
-    is ahead goes 500 parts in a million slower until both agree (adjtime), so it still grows.
-    Timers and CLOCK_MONOTONIC don't see a clock that is set.
+    The clock is set forward only, never back: a WireGuard peer refuses an initiation that is not
+    newer than the last of the same key (whitepaper, 5.1), and this clock dates it. A clock that is
+    ahead goes 500 parts in a million slower until both agree (adjtime), so it still grows. Timers
+    and CLOCK_MONOTONIC don't see a clock that is set.
     """
     if host - here > _MOST_BEHIND:
         return "set"

@@ -1,4 +1,4 @@
-"""What the agent waits for: descriptors and times. One thread, no asyncio."""
+"""The agent's waiting: for descriptors and times. One thread, no asyncio."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """Calls what is due, in turn."""
+    """Calls the functions that are due, in order."""
 
     def __init__(self) -> None:
         self._poll = select.epoll()

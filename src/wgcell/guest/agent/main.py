@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Lines:
-    """Whole lines of a descriptor's, whoever waits for them."""
+    """Whole lines of a descriptor, for several callers."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -103,7 +103,7 @@ def ports() -> Mapping[str, str]:
 
 
 class Agent:
-    """One guest's. What goes wrong while it is set up is said to the host, and ends the machine."""
+    """One guest's agent. An error in the set-up is reported to the host, and ends the machine."""
 
     def __init__(self, first_beat: float = _FIRST_BEAT) -> None:
         self._first_beat = first_beat
@@ -238,7 +238,7 @@ class Agent:
         self.take(control.more())
 
     def take(self, lines: list[bytes]) -> None:
-        """The host's orders, in turn; those behind the release once the workload runs."""
+        """The host's orders, in order; those behind the release once the workload runs."""
         self._orders += map(protocol.parse_order, lines)
         while self._orders and (self._running or not self.released):
             match self._orders.pop(0):
@@ -283,7 +283,7 @@ class Agent:
             self._loop.after(self._first_beat, lambda: self._follow_soon(follow))
 
     def _follow(self, what: str, *argv: str) -> None:
-        """Tell the host each change that a program tells of."""
+        """Report each change to the host that a program reports."""
         reading, writing = os.pipe()
         null = os.open("/dev/null", os.O_RDONLY)
         try:

@@ -45,7 +45,7 @@ class Namespaces:
         self._workloads = os.open(f"/run/netns/{NAME}", os.O_RDONLY)
 
     def inside(self, act: Callable[[], Result]) -> Result:
-        """Do something in the workload's: what is started there, stays there."""
+        """Call ``work`` in the workload's namespaces: processes that it starts stay there."""
         if self._workloads is None:
             return act()
         kernel.setns(self._workloads, kernel.NEWNET)
@@ -56,7 +56,8 @@ class Namespaces:
 
 
 def link_batch(walls: frozenset[Wall]) -> str:
-    """What ip does in the first namespace. wg0 is made from here, where its UDP socket stays."""
+    """The commands of ip in the first namespace. wg0 is made there, and its UDP socket stays
+    there."""
     lines = [
         "link set lo up",
         # The link has one neighbour, known for good; nothing is ever asked.
@@ -73,7 +74,7 @@ def link_batch(walls: frozenset[Wall]) -> str:
 
 
 def tunnel_batch(config: GuestConfig) -> str:
-    """What ip does where the workload is."""
+    """The commands of ip in the workload's namespace."""
     lines = [f"addr add {address} dev wg0" for address in config.addresses]
     lines += ["link set lo up", f"link set wg0 mtu {config.mtu} up"]
     lines += [f"route replace {network} dev wg0" for network in config.allowed_ips]
@@ -117,7 +118,7 @@ def tunnel_up(config: GuestConfig) -> None:
     tools.run("ip", "-batch", "-", given=tunnel_batch(config))
     # An echo needs no raw socket then, which the workload may not have.
     files.write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
-    # Where a router drops what is too long and does not say so, TCP finds out (RFC 4821).
+    # If a router drops long packets silently, TCP finds out (RFC 4821).
     files.write("/proc/sys/net/ipv4/tcp_mtu_probing", "1")
 
 

@@ -1,4 +1,4 @@
-"""What the workload left: why the kernel killed, and the outputs for the host to take or refuse."""
+"""The results of a workload: why the kernel killed it, and its outputs, for the host to judge."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Outputs:
         return self._stream.ended
 
     def statement(self) -> protocol.Outputs:
-        """What the host is told of them, once they are sent."""
+        """The statement about the outputs, once they are sent."""
         status = tools.ended(self._tar)
         return protocol.Outputs(self._stream.count, status, self._digest.hexdigest())
 

@@ -13,7 +13,7 @@ __all__ = ["ROOT", "dress", "put_together"]
 
 ROOT = "/newroot"
 _FOLDERS = ("dev", "etc", "proc", "run", "sys", "tmp", "work")
-"""What must be there, and be a folder: a link would lead a mount or a file elsewhere."""
+"""Folders that must exist: a link in their place would put a mount or a file elsewhere."""
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9)}
 _DEVICES["tty"] = (5, 0)
 _LINKS = {

@@ -1,4 +1,5 @@
-"""What stands in the guest, as the agent reports it; and what of the kernel's news is news."""
+"""The guest's state, as the agent reports it; and the kernel's messages that are no change of
+it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def look(namespaces: Namespaces) -> Mapping[str, str]:
-    """What stands: a text a subject, in the order of the protocol's."""
+    """The state: a text for each subject, in the protocol's order."""
     firewall = tools.output("nft", "list", "ruleset")
     links, here = interfaces("first", files.read("/proc/net/dev")), _routes()
     if namespaces.apart:
@@ -53,8 +54,8 @@ def interfaces(where: str, devices: str) -> list[str]:
 def routes(text: str) -> list[str]:
     """Device, network and mask of IPv4's lines; device, network and length of IPv6's.
 
-    Not what Linux adds by itself, some of it late: IPv6 routes of lo, and multicast's network on
-    every interface.
+    Routes that Linux adds by itself are left out, since some come late: IPv6 routes of lo, and
+    multicast's network on every interface.
     """
     found = []
     for words in map(str.split, text.splitlines()):
@@ -88,10 +89,10 @@ def drops(text: str) -> int:
 
 
 def is_expected(line: str, mtu: int) -> bool:
-    """Whether a line of ``ip monitor`` says how it must be.
+    """Whether a line of ``ip monitor`` reports the state that must be.
 
-    The kernel tells of a card that came up as much as a second late. And multicast's network of
-    IPv6, which it puts over every interface by itself, goes where an MTU falls below 1280 (RFC
+    The kernel reports a card that came up as much as a second late. And multicast's network of
+    IPv6, which it puts over every interface by itself, disappears if an MTU falls below 1280 (RFC
     8200, 5), as a path may demand.
     """
     if line.removeprefix("Deleted ").startswith(_MULTICAST):

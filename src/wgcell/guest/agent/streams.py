@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """What comes out of ``source`` goes into ``port``, and no more is read than has gone.
+    """A copy from ``source`` to ``port``; no more is read than has been written.
 
-    ``count``: bytes that the port has taken. The host is told, for it must see them all before the
-    machine may end: a write to a port returns while the bytes are still on their way. A full port
-    stops the reading, so a slow reader outside slows the workload, as a pipe would.
+    ``count``: bytes that the port has taken. The host gets the number, because it must see all
+    bytes before the machine may end: a write to a port returns while the bytes are still on their
+    way. A full port stops the reading, so a slow reader outside slows the workload, as a pipe
+    would.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Stream:
             self._loop.watch(self._source, READABLE, self._read)
 
     def close(self) -> None:
-        """Read no more. Whoever writes to the pipe then is ended by SIGPIPE."""
+        """Read no more. SIGPIPE ends a process that writes to the pipe then."""
         if self.ended:
             return
         self.ended = True

@@ -23,7 +23,8 @@ def text_file(text: str) -> int:
 
 
 def start(argv: Sequence[str], stdin: int | None = None, stdout: int | None = None) -> int:
-    """Start ``/bin/<argv[0]>``; its process id. What it is not given is the agent's own."""
+    """Start ``/bin/<argv[0]>``; its process id. Descriptors that are not given are the agent's
+    own."""
     moves: list[tuple[int, int, int]] = []
     for ours, theirs in ((stdin, 0), (stdout, 1)):
         if ours is not None:
@@ -58,7 +59,7 @@ def run(*argv: str, given: str = "") -> None:
 
 
 def output(*argv: str) -> str:
-    """What a program prints. Raises OSError if it fails."""
+    """The output of a program. Raises OSError if it fails."""
     reading, writing = os.pipe()
     try:
         try:

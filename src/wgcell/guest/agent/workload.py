@@ -169,5 +169,5 @@ def _try(command: tuple[str, ...], environ: dict[str, str]) -> tuple[int, str]:
 
 
 def places(word: str, path: str) -> list[str]:
-    """Where a command without a slash may be."""
+    """Folders in which a command without a slash is looked up."""
     return [f"{folder or '.'}/{word}" for folder in path.split(":")] if word else []

@@ -1,4 +1,4 @@
-"""Which accelerator works here: found out by starting a guest, not by looking for a device file.
+"""The accelerator that works here, found by starting a guest, and not by looking for a device file.
 
 There are hosts where ``/dev/kvm`` opens and QEMU starts on it, and no stock kernel boots. So the
 probe boots the very kernel that cells use, with no root filesystem: a kernel that runs says so on

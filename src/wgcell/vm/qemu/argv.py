@@ -59,10 +59,11 @@ CPU: Mapping[Accelerator, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class QemuSpec:
-    """All that QEMU is told. File descriptors are numbers in QEMU's own process: it is given no
-    path of the cell's, and so needs no right to any.
+    """QEMU's whole configuration.
 
-    ``memory`` is in MiB, ``ports`` maps a virtio-serial port's name to the socket behind it.
+    File descriptors are numbers in QEMU's own process: it gets no path of the cell's, and so needs
+    no right to any. ``memory`` is in MiB, ``ports`` maps a virtio-serial port's name to the socket
+    behind it.
     """
 
     qemu: str

@@ -23,7 +23,7 @@ __all__ = ["Qemu"]
 
 _MONITOR = "qmp"
 _PORT_PREFIX = "wgcell."
-"""What the guest's agent finds before each port's name."""
+"""The prefix of each port's name, as the guest's agent finds it."""
 
 
 class Qemu:

@@ -55,7 +55,8 @@ def find_qemu() -> str:
 def _before_qemu(
     jail: Jail, memory: int, disk: int, parent: int, cgroup: Cgroup | None
 ) -> Callable[[], None]:
-    """What QEMU's process does before exec: bounds, an unprivileged user, death with us."""
+    """The steps of QEMU's process before exec: bounds, an unprivileged user, death with its
+    parent."""
     bounds = limits(memory, disk)
     armed = die_with_parent(parent)
 

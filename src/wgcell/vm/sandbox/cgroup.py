@@ -47,7 +47,7 @@ class Bounds:
     processes: int = 128
 
     def files(self) -> Mapping[str, Mapping[str, str]]:
-        """What stands in the group's files, by controller."""
+        """The contents of the group's files, by controller."""
         # Half a CPU more than the guest's: disks, network and monitor have threads of their own.
         quota = self.cpus * _PERIOD + _PERIOD // 2
         return {
@@ -71,14 +71,15 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
-    """One cell's group; ``procs`` is a descriptor that moves whoever writes ``0`` to it."""
+    """One cell's group; ``procs`` is a descriptor that moves a process that writes ``0`` to it."""
 
     folder: Path
     procs: int
     controllers: tuple[str, ...]
 
     def remove(self) -> None:
-        """Kill whoever is left in it, and the group with them. Raises OSError if it stays."""
+        """Kill the processes that are left in it, and remove the group. Raises OSError if it
+        stays."""
         with contextlib.suppress(OSError):
             (self.folder / "cgroup.kill").write_text("1")
         with contextlib.suppress(OSError):
@@ -98,7 +99,7 @@ class Cgroup:
 
 
 def find(own: str | None = None, mounts: str | None = None) -> Parent | str:
-    """Where this process may make groups, or why nowhere.
+    """The group in which this process may make groups, or why there is none.
 
     ``own`` and ``mounts`` are the texts of /proc/self/cgroup and mountinfo unless given.
     """
@@ -149,7 +150,7 @@ def make(parent: Parent, name: str, bounds: Bounds) -> Cgroup:
 
 
 def _mounted(mounts: str) -> Path | None:
-    """Where cgroup2 is mounted, from mountinfo (proc_pid_mountinfo(5))."""
+    """The mount point of cgroup2, from mountinfo (proc_pid_mountinfo(5))."""
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
         if after.split(" ", 1)[0] == "cgroup2":
@@ -171,7 +172,7 @@ def _delegated(folder: Path) -> bool:
 
 
 def _words(file: Path) -> tuple[str, ...]:
-    """Which of the controllers that we want a file names."""
+    """The wanted controllers that a file names."""
     with contextlib.suppress(OSError):
         named = file.read_text().split()
         return tuple(controller for controller in CONTROLLERS if controller in named)

@@ -32,7 +32,7 @@ _OWN = (
     *("share/qemu", "share/seabios", "share/qemu-firmware", "lib/ipxe/qemu"),
     *("lib/qemu", "lib64/qemu", f"lib/{platform.machine()}-linux-gnu/qemu"),
 )
-"""Where a QEMU that is installed elsewhere has its firmware and its modules, below its prefix."""
+"""The firmware and modules of a QEMU that is installed elsewhere, below its prefix."""
 
 KILLED = (
     *("socket", "connect", "bind", "listen", "accept", "accept4", "sendmmsg"),
@@ -45,12 +45,12 @@ KILLED = (
 ABSENT = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3")
 """Answered as an older kernel would: QEMU and glibc then do without."""
 _HEAP = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.top_pad=33554432"
-"""QEMU's heap in pages of 2 MiB, where the kernel has them on offer: what is mapped in few pages is
-unmapped fast when QEMU is killed."""
+"""QEMU's heap in pages of 2 MiB, where the kernel offers them: few pages are unmapped fast when
+QEMU is killed."""
 _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
-"""Where glibc reads whether they are."""
+"""The file in which glibc reads whether the kernel offers them."""
 CHILDREN = "/proc/{0}/task/{0}/children"
-"""Where a process's are listed (proc(5)): QEMU is found in its jail by it."""
+"""A process's children (proc(5)): they lead to QEMU in its jail."""
 _NOBODY = "65534"
 _ENOSYS = 38
 
@@ -60,10 +60,10 @@ _ADDRESS_SPACE = 4 << 30
 
 @dataclass(frozen=True, slots=True)
 class Jail:
-    """How to close QEMU in.
+    """The jail to start QEMU in.
 
-    ``bwrap`` is None where no jail can be built, and ``missing`` says why. ``user`` is the id that
-    root becomes, None for whoever is no root; ``groups`` are those it keeps, for /dev/kvm.
+    ``bwrap`` is None if no jail can be built here, and ``missing`` says why. ``user`` is the id
+    that root becomes, None for an ordinary user; ``groups`` are those that it keeps, for /dev/kvm.
     """
 
     bwrap: str | None
@@ -126,7 +126,7 @@ def _links() -> list[str]:
 
 
 def _elsewhere(program: str) -> list[tuple[str, str]]:
-    """What a QEMU outside /usr needs of its own, each by its name: what to bind, and where.
+    """The files that a QEMU outside /usr needs, each by its name: source and place of each mount.
 
     Never its whole prefix, which may be somebody's home, or the root.
     """
@@ -137,7 +137,7 @@ def _elsewhere(program: str) -> list[tuple[str, str]]:
     bound = []
     for name in _OWN:
         source = (prefix / name).resolve()
-        # Nor where a link of such a name leads to a folder with more in it.
+        # Nor a link of such a name to a folder with more in it.
         if source.is_dir() and source not in path.parents and source != Path.home():
             bound.append((str(source), str(prefix / name)))
     return bound + [(str(Path(place).resolve()), place) for place in _loaded(program)]
@@ -170,7 +170,8 @@ def bwrap_argv(
 ) -> list[str]:
     """``command``, whose first word is QEMU's path, inside the jail.
 
-    ``filter_fd`` holds the compiled filter, ``info_fd`` is told when the inner process is there.
+    ``filter_fd`` holds the compiled filter; bubblewrap reports on ``info_fd`` that the inner
+    process exists.
     """
     program = str(Path(command[0]).resolve())
     argv = [
