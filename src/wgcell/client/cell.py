@@ -86,7 +86,7 @@ class Cell(RunningCell):
         start, self._start = self._start, None
         beginning = Beginning(self._heard)
         supervised = self._supervised = await acquired(
-            asyncio.to_thread(Supervised.start, start), Supervised.let_go
+            asyncio.to_thread(Supervised.start, start), Supervised.abandon
         )
         try:
             await _follow(supervised, beginning)
