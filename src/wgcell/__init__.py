@@ -57,7 +57,7 @@ _MODULES = {
     ),
     "wgcell.sync": ("run",),
 }
-"""Where each public name stands."""
+"""The module of each public name."""
 __all__ = ["__version__", *(name for names in _MODULES.values() for name in names)]
 
 

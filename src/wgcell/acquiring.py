@@ -1,7 +1,7 @@
-"""What is acquired must be somebody's, also when the one who asked for it is cancelled meanwhile.
+"""Resources that belong to somebody even if the caller who asked for them is cancelled meanwhile.
 
 A thread can't be cancelled, and asyncio leaves pipes open when the start of a process is. So the
-work goes on to its end; what came of it then goes to ``discard``, for nobody else knows of it.
+work goes on to its end; its result then goes to ``discard``, because nobody else knows of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 async def acquired(
     work: Coroutine[object, None, T], discard: Callable[[T], Awaitable[object] | None]
 ) -> T:
-    """What ``work`` returns, or if the caller is cancelled, nothing: it was discarded."""
+    """The result of ``work``. If the caller is cancelled, the result is discarded."""
     working = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(working)

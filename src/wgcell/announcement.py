@@ -1,6 +1,6 @@
-"""What is said of a cell before it runs: what it may reach, what it lacks here, what is odd.
+"""The sentences about a cell before it runs: its targets, its missing walls, its oddities.
 
-Sentences for a person, whoever shows them. They quote strangers: they are to be cleaned then.
+They are for a person, and quote strangers: the code that shows them must clean them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["about_cell", "about_machine", "opens"]
 
 
 def about_machine(plan: Plan) -> Iterator[Remark]:
-    """What is to be said before the cell has a folder."""
+    """The sentences before the cell has a folder."""
     if plan.platform.accelerator is Accelerator.TCG:
         yield Remark("normal", True, emulation.explanation(plan.platform.reason))
 
 
 def about_cell(plan: Plan, cell: str) -> Iterator[Remark]:
-    """What is about to run as ``cell``, what it may reach, and what is odd about that."""
+    """The sentences about ``cell``: its command, its targets, and its oddities."""
     job = plan.job
     yield Remark("normal", False, f"cell {cell}; {opens(job, plan.tunnel, plan.addresses)}")
     rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
@@ -52,7 +52,7 @@ def _about_inputs(job: Job, survey: Survey) -> Iterator[Remark]:
 
 
 def opens(job: Job, vpn: VpnConfig | None, addresses: Sequence[Address]) -> str:
-    """What the cell can reach."""
+    """The cell's targets, in a sentence."""
     if vpn is not None:
         first = addresses[:MOST_ASKED]
         where = " or ".join(f"{endpoint.shown(one, vpn.endpoint_port)}" for one in first)

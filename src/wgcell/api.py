@@ -72,7 +72,8 @@ Sink = Callable[[bytes], None]
 Vet = Callable[[], tuple[Address, ...]]
 """Resolves the tunnel's endpoint and vets its addresses. Raises EndpointError if none will do."""
 Spawn = Callable[..., Coroutine[object, None, "RelayProcess"]]
-"""What `wgcell.cell.children.RelayProcess.spawn` is; another stands in for it in tests."""
+"""The type of `wgcell.cell.children.RelayProcess.spawn`; tests put another function in its
+place."""
 
 
 # Before a cell.
@@ -80,7 +81,7 @@ Spawn = Callable[..., Coroutine[object, None, "RelayProcess"]]
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What VMs are made of here."""
+    """The parts of a VM on this machine."""
 
     image: store.Image
     accelerator: Accelerator
@@ -104,7 +105,7 @@ class Plan:
     """Whether a wall of the host's that is missing here ends the cell."""
     gateway_engine: GatewayEngine = GatewayEngine.AUTO
     survey: Survey | None = None
-    """What the inputs are; None: nobody has looked."""
+    """The survey of the inputs; None: there was none."""
     force: bool = False
     """Whether outputs may overwrite what is there."""
 
@@ -179,7 +180,7 @@ def plan(
 
 
 def platform(image: store.Image) -> Platform:
-    """What runs VMs of ``image`` here. Raises HostError if there is no QEMU."""
+    """The QEMU and the accelerator for VMs of ``image``. Raises HostError if there is no QEMU."""
     from wgcell.vm.qemu.process import find_qemu
 
     return Platform(image, *choose(find_qemu(), image.kernel, store.cache_folder().parent))
@@ -195,10 +196,11 @@ def _survey(job: Job, force: bool) -> Survey:
 
 
 def _vetting(vpn: VpnConfig, provider: Provider, allow: Sequence[str]) -> Vet:
-    """What resolves the tunnel's endpoint and vets its addresses, now and whenever it is renewed.
+    """A function that resolves the tunnel's endpoint and vets its addresses, now and at each
+    renewal.
 
-    Each raises EndpointError; a bad ``allow`` at once. Only vetted addresses are ever used, and
-    they are used as they are, so a name with two faces gains nothing.
+    Each call raises EndpointError; a bad ``allow`` raises at once. Only vetted addresses are ever
+    used, and they are used as they are, so a name with two faces gains nothing.
     """
     networks = (*provider.allow_endpoints, *endpoint.parse_networks(allow, "--allow-endpoint"))
 
@@ -228,7 +230,7 @@ def _build_quietly(name: str, why: str) -> store.Image:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """What has been unpacked of the outputs in the cell's folder."""
+    """The result of the outputs' unpacking in the cell's folder."""
 
     complete: bool = False
     refused: int = 0
@@ -251,7 +253,7 @@ class Result:
 
     @staticmethod
     def of(record: Mapping[str, object]) -> Result:
-        """The result that a record tells of."""
+        """The result in a record."""
         relay = record["relay"]
         refused = relay.get("refused", {}) if isinstance(relay, dict) else {}
         return Result(
@@ -283,7 +285,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """What `wgcell ps` calls it."""
+        """The cell's id, as `wgcell ps` has it."""
         return self.folder.id
 
     def __enter__(self) -> Cell:

@@ -9,7 +9,7 @@
     │   ├── EndpointError    an endpoint that may not be used, or does not resolve
     │   │   └── ConsentError    it did not answer a handshake with the job's key
     │   ├── PolicyError      an allow rule, a service or a gateway file
-    │   └── InputFileError   an input that is missing, a device, or leads out of its folder
+    │   └── InputFileError   an input that is missing, a device, or points out of its folder
     ├── HostError            this machine lacks something, or failed: names the hint
     │   ├── ImageError       an image that is missing, corrupt or could not be built
     │   ├── StateError       the state folder is full, read-only or not a cell's
@@ -63,11 +63,11 @@ __all__ = [
 
 
 class WgcellError(Exception):
-    """Every error wgcell raises on purpose.
+    """Every error that wgcell raises on purpose.
 
-    ``lines`` say what is wrong, most often one. ``hint`` is what the user can do about it, a
-    sentence or a command; may be empty. Both quote strangers, and go to terminals, logs and
-    records: whatever stands in a line, it stays one.
+    ``lines`` name the error, most often in one line. ``hint`` is the remedy, a sentence or a
+    command; may be empty. Both quote strangers, and go to terminals, logs and records: each line is
+    made one line, whatever it quotes.
     """
 
     def __init__(self, *lines: str, hint: str = "") -> None:
@@ -80,7 +80,7 @@ class WgcellError(Exception):
 
 
 class InputError(WgcellError):
-    """What the user gave is wrong."""
+    """An error in what the user gave."""
 
 
 class JobError(InputError):
@@ -104,7 +104,7 @@ class PolicyError(InputError):
 
 
 class InputFileError(InputError):
-    """An input that is missing, is a device, or leads out of its folder."""
+    """An input that is missing, is a device, or points out of its folder."""
 
 
 class HostError(WgcellError):
@@ -156,7 +156,7 @@ class ArchiveError(GuestError):
 
 
 class CellError(WgcellError):
-    """What became of one cell, for the program that asked for it."""
+    """The end of one cell, for the program that asked for it."""
 
     def __init__(self, *lines: str, cell: str, folder: str, hint: str = "") -> None:
         super().__init__(*lines, hint=hint)

@@ -1,4 +1,4 @@
-"""The user's home folder, below which everything of wgcell's is kept unless told otherwise."""
+"""The user's home folder. Everything of wgcell's is below it by default."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def expanded(path: Path) -> Path:
 
 
 def config_path(environment: Mapping[str, str] | None = None) -> Path:
-    """Where the provider's configuration is, whether or not it exists."""
+    """The path of the provider's configuration, whether or not it exists."""
     variables = os.environ if environment is None else environment
     base = variables.get("XDG_CONFIG_HOME", "")
     root = Path(base) if base.startswith("/") else home() / ".config"

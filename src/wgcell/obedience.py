@@ -26,7 +26,7 @@ ENDINGS: Mapping[signal.Signals, str] = MappingProxyType(
         signal.SIGQUIT: "killed",
     }
 )
-"""What a user or the system sends a supervisor to end its cell, and the cell's reason."""
+"""The signals by which a user or the system ends a cell, and the cell's reason for each."""
 
 
 class Interrupted(BaseException):

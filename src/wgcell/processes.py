@@ -22,7 +22,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent(parent: int) -> Callable[[], None]:
-    """What a child runs before exec: SIGKILL when ``parent`` dies, even if it is dead already."""
+    """A child's first step before exec: SIGKILL when ``parent`` dies, even if it is dead
+    already."""
 
     def arm() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -19,13 +19,13 @@ from pathlib import Path
 __all__ = ["PYTHON", "environment", "find", "folders", "path_of"]
 
 SYSTEM = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-"""Where Debian's packages, and a machine's own administrator, put programs."""
+"""The folders in which Debian's packages, and a machine's administrator, put programs."""
 
 PYTHON = (
     *("HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONNOUSERSITE"),
     *("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
 )
-"""Variables by which a Python of ours finds itself, its modules and their compiled form."""
+"""Variables by which wgcell's Python finds itself, its modules and their compiled form."""
 
 _LOCALE = (
     *("LANG", "LANGUAGE", "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_NUMERIC"),

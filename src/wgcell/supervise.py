@@ -145,7 +145,7 @@ def _let_go_of_stdio() -> None:
 
 
 def _build(report: Report) -> api.Build:
-    """What makes an image, and says each step."""
+    """A function that makes an image, and reports each step."""
 
     def make(name: str, why: str) -> store.Image:
         from wgcell.guest import scripts

@@ -29,7 +29,7 @@ CALLED: Mapping[type, str] = MappingProxyType(
         dict: "a table",
     }
 )
-"""What a value of each type is called in a message; wgcell's lists hold strings only."""
+"""The words for a value of each type in a message; wgcell's lists hold strings only."""
 
 _SHOWN = 80
 """Characters of a stranger's key that are compared and shown."""

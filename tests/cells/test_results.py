@@ -24,7 +24,7 @@ from typing import IO
 import pytest
 from tests.support.waiting import pace, until
 
-from wgcell.cell.core.home import LAST_BYTES
+from wgcell.cell.core.results import LAST_BYTES
 
 pytestmark = pytest.mark.vm
 

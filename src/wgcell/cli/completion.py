@@ -1,7 +1,7 @@
-"""What a shell completes: the names of cells and of images. Never an error, never a word of ours.
+"""The completions of a shell: the names of cells and of images. Never an error, never a message.
 
-Names come from folders' names; only those that can be names of ours are offered, so nothing in
-them means anything to a shell.
+Names come from folders' names. Only well-formed names are offered, so nothing in them means
+anything to a shell.
 """
 
 from __future__ import annotations

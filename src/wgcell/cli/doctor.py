@@ -1,4 +1,4 @@
-"""``wgcell doctor``: what is missing here, and the command that fixes it."""
+"""``wgcell doctor``: the faults of this machine, and the command that fixes each."""
 
 from __future__ import annotations
 

@@ -56,14 +56,14 @@ class TerminalFilter:
         self.line_open = False
         """The last character shown was no newline."""
         self.coloured = False
-        """An SGR passed since the last `mark_reset`: what is written next may look different."""
+        """An SGR passed since the last `mark_reset`: later text may look different."""
 
     def feed(self, data: bytes) -> bytes:
-        """What of ``data``, and of what was held back, may be shown now."""
+        """The part of ``data``, and of the characters held back before, that may be shown now."""
         return self._pass(self._decoder.decode(data))
 
     def close(self) -> bytes:
-        """What is left of a character that was cut off, and a reset if colours were set."""
+        """The rest of a character that was cut off, and a reset if colours were set."""
         rest = self._pass(self._decoder.decode(b"", final=True))
         self._state = _State.GROUND
         if self.coloured:

@@ -59,7 +59,7 @@ Interface = Annotated[str, typer.Option(help="The kernel engine's interface.")]
 
 
 class Engine(Enum):
-    """What a gateway's file may say."""
+    """The keys of a gateway's file."""
 
     EMBEDDED = "embedded"
     NAMESPACE = "namespace"
@@ -67,7 +67,7 @@ class Engine(Enum):
 
 
 class Export(Enum):
-    """What is printed."""
+    """The form of the output."""
 
     NFTABLES = "nftables"
     WG_QUICK = "wg-quick"
@@ -125,7 +125,7 @@ async def _serve(file: Path, log: _Log, learn: bool, arguments: tuple[str, ...])
                 tally.add(event)
                 log.write(event)
         except OSError as error:
-            # What can't be told must not pass.
+            # A flow that can't be recorded must not pass.
             warn(f"the gateway ends, for the log can't be written: {error.strerror}")
             code = 125
         except HostError as error:
@@ -163,7 +163,7 @@ def _say(text: str) -> None:
 
 
 def _places(gateway: GatewayProcess, config: GatewayConfig) -> str:
-    """Where peers come to."""
+    """The address that peers come to."""
     host = f"[{gateway.host}]" if ":" in gateway.host else gateway.host
     if config.one_port or not config.peers:
         return f"{host}, UDP port {gateway.port}"
@@ -222,7 +222,7 @@ def check(file: File) -> None:
 
 
 def _reachable(policy: Policy) -> str:
-    """What a peer may reach, as the file has it."""
+    """The targets that a peer may reach, as the file has them."""
     opened = [rule.text for rule in policy.rules]
     opened += [
         f"{addresses.written(str(one.address), one.port)} = "

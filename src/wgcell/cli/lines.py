@@ -1,4 +1,4 @@
-"""``--json``: a cell's events, and what its workload writes, as one JSON object a line.
+"""``--json``: a cell's events, and its workload's output, as one JSON object a line.
 
 An event's line is byte for byte the one in ``events.jsonl``: a reader can hash the chain. The
 workload's output comes between, as lines of another kind, which have ``output`` and no ``event``,
@@ -7,8 +7,8 @@ workload's output comes between, as lines of another kind, which have ``output``
     {"cell":"…","output":"stdout","text":"…"}      or, where it is not UTF-8,
     {"cell":"…","output":"stdout","base64":"…"}
 
-A thread writes. The supervisor's loop never waits for whoever reads us; the workload's output does,
-as in any pipe.
+A thread writes. The supervisor's loop never waits for the reader; the workload's output does, as in
+any pipe.
 """
 
 from __future__ import annotations

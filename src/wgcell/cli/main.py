@@ -94,13 +94,13 @@ def program() -> None:
     except SystemExit as end:
         code = end.code
     finish_writing()
-    # The interpreter taken apart module by module costs 35 ms, and every file is closed by now.
+    # To take the interpreter apart module by module costs 35 ms, and every file is closed by now.
     # It would also end with 120 if standard output fails, and 120 means a rogue frame.
     os._exit(code if isinstance(code, int) else 0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point. What stands behind ``--`` is the workload's command, untouched.
+    """The entry point. The words behind ``--`` are the workload's command, untouched.
 
     Raises SystemExit, and nothing else.
     """
@@ -146,7 +146,8 @@ def _exit_code_of(words: list[str], command: list[str] | None) -> int:
 
 
 def _explain(error: Exception, words: Sequence[str]) -> None:
-    """What is no `WgcellError`: the machine's doing, if it can be told, else a fault of ours."""
+    """Report an error that is no `WgcellError`: the machine's, if that can be seen, else a bug of
+    wgcell."""
     if isinstance(error, OSError):
         if error.filename is not None:
             lost = "what was to be printed is lost, in part or whole"
@@ -175,7 +176,7 @@ def _has_working_folder() -> bool:
 
 
 def _usage(words: Sequence[str], error: Exception) -> list[str]:
-    """What to do about a command line that is not understood."""
+    """The hint for a command line that is not understood."""
     if words and words[0] == "run" and (typed := _command_without_dashes(words[1:], error)):
         job, *rest = typed
         if job.endswith(".toml"):

@@ -118,7 +118,7 @@ class EventPrinter:
     def _flow(self, event: _Event) -> None:
         if self._tally.add(event):
             why = event.get("reason") or "no rule allows it"
-            target, verdict = clean(self._tally.what(event)), self._tally.told(event)
+            target, verdict = clean(self._tally.target(event)), self._tally.fate(event)
             self.line(f"[yellow]{verdict}[/] {target} ({clean(why)})", Verbosity.VERBOSE)
 
     def _walls(self, event: _Event) -> None:
@@ -194,7 +194,7 @@ class EventPrinter:
         )
 
     def _records(self, outcome: str) -> str:
-        """Where the records are, or the frame that has ended the cell."""
+        """The place of the records, or of the frame that has ended the cell."""
         if outcome == "rogue":
             place = f"{self._folder}/rogue.pcapng" if self._folder else "rogue.pcapng"
             return f"; the frame is in {clean(place)}, which Wireshark opens"

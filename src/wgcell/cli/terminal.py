@@ -150,7 +150,7 @@ def raw_sink(fd: int) -> Callable[[bytes], None]:
 
 
 def shown(stream: TextIO) -> Callable[[bytes], bytes]:
-    """What of a workload's bytes is written to ``stream``: filtered for a terminal, else all."""
+    """The bytes of a workload that are written to ``stream``: filtered for a terminal, else all."""
     if not stream.isatty():
         return bytes
     terminal = TerminalFilter()

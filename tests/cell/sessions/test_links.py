@@ -17,6 +17,7 @@ from tests.support.waiting import GENEROUS, soon
 from wgcell.cell.control import words
 from wgcell.cell.control.client import ask, begin
 from wgcell.cell.control.listener import MOST, Kind
+from wgcell.cell.control.session import Connection
 from wgcell.cell.control.session_client import Closed, SessionClient
 from wgcell.cell.core import events as seen
 from wgcell.cell.states import Cause
@@ -29,6 +30,7 @@ from wgcell.guest.frames import (
     Credit,
     Data,
     End,
+    Exit,
     Hangup,
     Open,
     Pack,
@@ -473,6 +475,27 @@ def test_a_cell_that_ends_without_a_guest_lets_its_clients_go(tmp_path: Path) ->
         await client.close()
         cell.port.close()
         await cell.guest.close()
+
+    run(body())
+
+
+def test_what_was_sent_before_the_end_is_read_however_late(tmp_path: Path) -> None:
+    """A client that gives credit meanwhile, to a cell that has ended, loses nothing."""
+
+    async def body() -> None:
+        async with joined(tmp_path, code=4) as cell:
+            attached = await asyncio.to_thread(Connection, cell.folder, Attach(stdin=False))
+            cell.taps["stdout"].write(bytes(WINDOW // 2))
+        with attached:
+            left, code = WINDOW // 2, None
+            while code is None:
+                for frame in attached.receive():
+                    if isinstance(frame, Data):
+                        left -= len(frame.data)
+                        attached.credit(STDOUT, len(frame.data))
+                    elif isinstance(frame, Exit):
+                        code = frame.code
+        assert (left, code) == (0, 4)
 
     run(body())
 

@@ -133,14 +133,14 @@ class Connection:
             raise self._lost(error.message) from None
 
     def flush(self) -> None:
-        """Send what the socket takes. Raises Lost."""
+        """Send what the socket takes. If nobody reads it any more, `receive` has the rest."""
         try:
             while self._waiting:
                 del self._waiting[: self._sock.send(self._waiting)]
         except BlockingIOError:
             pass
-        except OSError as error:
-            raise self._lost(error.strerror or str(error)) from None
+        except OSError:
+            self._waiting.clear()
 
     def _send(self, frame: Frame) -> None:
         if self._channel.is_open(SESSION):

@@ -47,6 +47,7 @@ class _Link(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self.free = True
         """The socket takes more."""
+        self._finished = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -71,7 +72,7 @@ class _Link(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Send what the socket takes."""
-        while self.free and self._transport is not None:
+        while self.free and self._transport is not None and not self._finished:
             parts, size = [], 0
             while size < _AT_ONCE and (raw := self._take()):
                 parts.append(raw)
@@ -85,10 +86,12 @@ class _Link(asyncio.BufferedProtocol):
         if self._transport is not None and not self._transport.is_closing():
             (self._transport.resume_reading if self.free else self._transport.pause_reading)()
 
-    def close(self) -> None:
-        """No more, once what was sent is on its way."""
-        if self._transport is not None:
-            self._transport.close()
+    def finish(self) -> None:
+        """Send nothing more. The other end reads the rest, and then leaves: were it closed here,
+        what is still unread there would be lost at its next word."""
+        if self._transport is not None and not self._finished:
+            self._finished = True
+            self._transport.write_eof()
 
     def abort(self) -> None:
         """No more, at once."""
@@ -259,4 +262,4 @@ class Sessions:
             link.flush()
             link.pace()
             if self._ended and not client.attached and client.box.is_empty:
-                link.close()
+                link.finish()
