@@ -41,7 +41,6 @@ from wgcell.home import config_path
 from wgcell.image import store
 from wgcell.image.build import build, is_current
 from wgcell.net.addresses import Address
-from wgcell.vm.qemu.accelerator import choose
 from wgcell.vm.spec import Accelerator
 
 if TYPE_CHECKING:
@@ -187,10 +186,11 @@ def plan(
 
 
 def platform(image: store.Image) -> Platform:
-    """The QEMU and the accelerator for VMs of ``image``. Raises HostError if there is no QEMU."""
-    from wgcell.vm.qemu.process import find_qemu
+    """The accelerator for VMs of ``image`` here. Raises HostError if no backend is installed."""
+    from wgcell.vm import backends
 
-    return Platform(image, *choose(find_qemu(), image.kernel, store.cache_folder().parent))
+    probed = backends.default().probe(image.kernel, store.cache_folder().parent)
+    return Platform(image, *probed)
 
 
 def _survey(job: Job, force: bool) -> Survey:

@@ -111,7 +111,7 @@ SESSION: dict[type, Callable[[int], frames.Frame]] = {
     # Of the guest's session 1, which runs, and whose standard input has ended.
     frames.Open: lambda n: frames.Open(n, command("x")),
     frames.Opened: lambda n: frames.Opened(1),
-    frames.Refused: lambda n: frames.Refused(1, BIG),
+    frames.SessionRefused: lambda n: frames.SessionRefused(1, BIG),
     frames.Data: lambda n: frames.Data(1, frames.STDOUT, bytes(frames.MOST_DATA)),
     frames.End: lambda n: frames.End(1, frames.STDOUT),
     frames.Credit: lambda n: frames.Credit(1, frames.STDIN, 1),
@@ -438,7 +438,7 @@ def test_no_client_of_sessions_writes_without_bound(
             hub.hear_client(client, opener.send(frames.Open(number, command("x" * 100_000))))
             while raw := hub.take_for_guest():
                 guest.receive(raw)
-            hub.hear_guest(guest.send(frames.Refused(number, BIG)))
+            hub.hear_guest(guest.send(frames.SessionRefused(number, BIG)))
             while raw := client.box.take():
                 opener.receive(raw)
         at_once = RATES["session_opened"].at_once

@@ -1,4 +1,4 @@
-"""Starts, watches and ends one cell: the loop around the core.
+"""Starts, watches and ends one cell: the loop that feeds the core.
 
 Everything that the cell's parts report becomes an event for `wgcell.cell.core`, and the core's
 actions are executed (`wgcell.cell.dispatch`). `Supervisor.live`, read downwards, is the walk

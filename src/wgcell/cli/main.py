@@ -37,6 +37,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "prove": "prove",
         "image": "image",
         "gateway": "gateway",
+        "mcp": "mcp",
     }
 )
 """Each verb and its module; only the wanted one's is loaded, for a cell's start counts."""

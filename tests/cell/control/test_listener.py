@@ -256,7 +256,7 @@ def test_what_is_no_question_is_refused_in_words(tmp_path: Path, line: bytes, be
             writer.write(begin + line)
             with closing(writer):
                 said = [words.ANSWERS.word(one) async for one in reader]
-            assert isinstance(said[-1], words.Refused) and said[-1].reason
+            assert isinstance(said[-1], words.QuestionRefused) and said[-1].reason
             assert len(said) <= 2 and not cell.stopped
 
     asyncio.run(body())
@@ -280,7 +280,7 @@ def test_the_first_words_of_every_version() -> None:
     """An older wgcell must understand them: they may never change."""
     assert HELLO == b'{"ask":"hello","version":1}\n'
     assert words.ANSWERS.line(words.Hello(1)) == b'{"say":"hello","version":1}\n'
-    assert words.ANSWERS.line(words.Refused("why")) == b'{"say":"refused","reason":"why"}\n'
+    assert words.ANSWERS.line(words.QuestionRefused("why")) == b'{"say":"refused","reason":"why"}\n'
 
 
 def test_whoever_says_nothing_is_left(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_whoever_says_nothing_is_left(tmp_path: Path) -> None:
             reader, writer = await asyncio.open_unix_connection(cell.folder.path / NAME)
             with closing(writer):
                 said = words.ANSWERS.word(await asyncio.wait_for(reader.read(), GENEROUS))
-            assert isinstance(said, words.Refused)
+            assert isinstance(said, words.QuestionRefused)
 
     asyncio.run(body())
 
@@ -465,7 +465,7 @@ def test_an_answer_without_its_hello_and_one_without_end(tmp_path: Path) -> None
 def test_a_refusal_is_printed_and_a_death_is_noticed(tmp_path: Path) -> None:
     refused, died = create(tmp_path, "a"), create(tmp_path, "b")
     hello = words.ANSWERS.line(words.Hello(7))
-    reason = words.ANSWERS.line(words.Refused("this cell speaks version 7"))
+    reason = words.ANSWERS.line(words.QuestionRefused("this cell speaks version 7"))
     with (
         answering(refused, saying(hello + reason)),
         pytest.raises(StateError, match="speaks version 7"),

@@ -169,7 +169,7 @@ def word_of(folder: Folder, line: bytes) -> words.Answer:
             f"{folder.id}: its answer makes no sense: {error}",
             hint="use the wgcell that has started it",
         ) from None
-    if isinstance(word, words.Refused):
+    if isinstance(word, words.QuestionRefused):
         raise StateError(f"{folder.id}: {word.reason}")
     return word
 

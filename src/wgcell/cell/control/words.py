@@ -1,9 +1,9 @@
 """The words on a cell's control socket: one question a connection, its answer, the end.
 
-A client says `Hello` with the version it speaks, then one question. The cell says `Hello`, the
-answer's words, and `Over`. Where it can't answer, it says `Refused`, with a reason to print. The
-shape of `Hello` and of `Refused` is the same in every version, so a client of another version still
-learns why it gets no answer. See `wgcell.wire.lines` for what a line may hold.
+A client sends `Hello` with its version, then one question. The cell sends `Hello`, the answer's
+words, and `Over`; or `QuestionRefused`, with a reason to print. `Hello` and `QuestionRefused` have
+the same form in every version, so a client of another version still learns why it gets no answer.
+See `wgcell.wire.lines` for the values that a line may hold.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "Policy",
     "PolicyChanged",
     "Question",
-    "Refused",
+    "QuestionRefused",
     "Rule",
     "Sessions",
     "State",
@@ -184,7 +184,7 @@ QUESTIONS: Vocabulary[Question] = Vocabulary(
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class QuestionRefused:
     """There is no answer, and why."""
 
     reason: Annotated[str, Text(300)]
@@ -258,7 +258,7 @@ class Over:
 
 Answer = (
     Hello
-    | Refused
+    | QuestionRefused
     | Status
     | Event
     | Output
@@ -275,7 +275,7 @@ ANSWERS: Vocabulary[Answer] = Vocabulary(
     _LONGEST_ANSWER,
     {
         "hello": Hello,
-        "refused": Refused,
+        "refused": QuestionRefused,
         "status": Status,
         "event": Event,
         "output": Output,
