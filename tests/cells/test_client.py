@@ -43,7 +43,7 @@ async def in_one(state: Path) -> None:
         with pytest.raises(wgcell.StateError):
             await cell.files.read("none")
         await with_a_terminal(cell)
-        # await what_it_may_reach(cell)
+        await what_it_may_reach(cell)
         await cell.pause()
         with pytest.raises(wgcell.StateError, match="paused"):
             await cell.exec("true")

@@ -28,6 +28,8 @@ _ONE: dict[type, type] = {
     words.Stop: words.Stopping,
     words.Pause: words.Status,
     words.Unpause: words.Status,
+    words.Allow: words.PolicyChanged,
+    words.Deny: words.PolicyChanged,
     words.End: words.Ended,
 }
 """The questions whose answer is one word."""
@@ -167,7 +169,7 @@ def word_of(folder: Folder, line: bytes) -> words.Answer:
             f"{folder.id}: its answer makes no sense: {error}",
             hint="use the wgcell that has started it",
         ) from None
-    if isinstance(word, words.Refused):
+    if isinstance(word, words.QuestionRefused):
         raise StateError(f"{folder.id}: {word.reason}")
     return word
 

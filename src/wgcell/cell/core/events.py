@@ -29,6 +29,7 @@ __all__ = [
     "Looked",
     "MachineDead",
     "MachineEnded",
+    "OrderAsked",
     "PathSeen",
     "Paused",
     "RecordClosed",
@@ -111,6 +112,13 @@ class FromGateway:
     """The cell's own gateway has sent a message."""
 
     message: gateway.Event
+
+
+@dataclass(frozen=True, slots=True)
+class OrderAsked:
+    """A user wants the cell's own gateway to change its rules, or to list them."""
+
+    order: gateway.Allow | gateway.Deny | gateway.ListRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +272,7 @@ Event = (
     | FromGuest
     | FromRelay
     | FromGateway
+    | OrderAsked
     | RelayGone
     | GatewayGone
     | Looked

@@ -35,7 +35,7 @@ LAST_BYTES = 3.0
 
 MOST_IN_FLIGHT = 64 << 20
 """Bytes of a stream that may still be on their way when its workload is dead, and more: a port's
-queue has 128 places of 32 KiB, and there are pipes and sockets around it."""
+queue has 128 places of 32 KiB, and there are pipes and sockets before and behind it."""
 
 
 @dataclass(slots=True)
