@@ -130,7 +130,7 @@ def flow(**more: Any) -> dict[str, Any]:
         "name": "a.example.com",
         "port": 443,
         "reason": "no rule allows it",
-        "mend": "a.example.com:443",
+        "hint": "a.example.com:443",
         **more,
     }
 
@@ -142,7 +142,7 @@ def test_refusals_are_told_once_each_and_since_when() -> None:
         (3.0, flow()),
         (4.0, flow(verdict="allow", name="b.example.com")),
         (5.0, {"event": "state", "state": "running"}),
-        (6.0, flow(name="", address="192.0.2.1", mend="--service x")),
+        (6.0, flow(name="", address="192.0.2.1", hint="--service x")),
         (7.0, flow(verdict="fail", name="c.example.com")),
     ]
     found = refusals(events, 2.0)
@@ -154,7 +154,7 @@ def test_refusals_are_told_once_each_and_since_when() -> None:
 
 def test_an_exit_code_is_checked() -> None:
     good = Completed("x", "/x", ("true",), 0, b"", b"", Usage(1.0))
-    refused = refusals([(1.0, flow(name="", address="192.0.2.1", mend="")), (2.0, flow())], 0.0)
+    refused = refusals([(1.0, flow(name="", address="192.0.2.1", hint="")), (2.0, flow())], 0.0)
     assert checked(good, refused) is good
     bad = Completed("x", "/x", ("false", "y"), 9, b"out", b"err", Usage(1.0))
     with pytest.raises(CommandFailed, match="x: false y exited with 9") as caught:
