@@ -157,7 +157,7 @@ class Supervisor:
         return self.conclusion.result()
 
     def steps(self) -> tuple[EndStep, ...]:
-        """What is done when the cell has ended."""
+        """The steps of the cell's end."""
         return self.conclusion.steps()
 
     def _refused(self, subject: Subject) -> str:
