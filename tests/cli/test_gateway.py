@@ -299,8 +299,8 @@ def test_a_run_ends_with_what_was_refused_and_what_would_allow_it(
     flow = {"event": "flow", "verdict": "refuse", "protocol": "tcp", "address": "203.0.113.7"}
     flow |= {"port": 443, "name": "cdn.example.com", "reason": "no rule allows it"}
     for _ in range(3):
-        printer({**flow, "mend": "cdn.example.com:443"})
-    printer({**flow, "verdict": "allow", "rule": "learn", "mend": "b.example.com:80"})
+        printer({**flow, "hint": "cdn.example.com:443"})
+    printer({**flow, "verdict": "allow", "rule": "learn", "hint": "b.example.com:80"})
     dead = {**flow, "event": "flow_end", "verdict": "fail", "reason": "service 127.0.0.1:1: dead"}
     for _ in range(2):
         printer({**dead, "name": "", "address": "10.99.0.5"})

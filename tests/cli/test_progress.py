@@ -30,8 +30,8 @@ def test_no_event_forges_a_line_or_moves_the_terminal(one: str, two: str, odd: A
     events: list[dict[str, Any]] = [
         {"event": "state", "state": one, "folder": two},
         {"event": "gateway", "engine": one, "reason": two},
-        {**flow, "name": one, "reason": two, "mend": one},
-        {**flow, "name": f"fe80::1%{one}", "verdict": "allow", "rule": "learn", "mend": two},
+        {**flow, "name": one, "reason": two, "hint": one},
+        {**flow, "name": f"fe80::1%{one}", "verdict": "allow", "rule": "learn", "hint": two},
         {"event": "flows_omitted", "refuse": 3},
         {"event": "walls", "seal": False, "jail": False, "missing": {one: two}},
         {"event": "path_mtu", "path": odd, "tunnel": odd, "before": odd},

@@ -353,7 +353,7 @@ STRUCTURED: dict[tuple[str, str], Any] = {
     ("walls", "jail"): False,
     ("outputs", "left_out"): [ALL],
 }
-FLOW = ("peer", "verdict", "rule", "reason", "mend", "host", "name", "address", "protocol", "port")
+FLOW = ("peer", "verdict", "rule", "reason", "hint", "host", "name", "address", "protocol", "port")
 
 
 def hostile_events(text: str) -> list[dict[str, Any]]:

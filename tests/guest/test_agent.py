@@ -21,7 +21,7 @@ from wgcell.guest import protocol, verify
 from wgcell.guest.agent import files, main, network, results, root, standing, tools
 from wgcell.guest.agent.loop import READABLE, Loop
 from wgcell.guest.agent.main import Lines
-from wgcell.guest.agent.streams import Stream
+from wgcell.guest.agent.streams import Feed, Stream
 from wgcell.guest.config import GuestConfig
 from wgcell.guest.firewall import comparable, ruleset
 from wgcell.guest.walls import Wall
@@ -386,14 +386,89 @@ def test_what_a_port_does_not_take_at_once_is_written_again(
     assert written == bytes(range(100))
 
 
-def test_orders_behind_the_release_wait_for_the_workload(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orders_behind_the_release_wait_for_the_workload() -> None:
     """The host may say both at once: an end that is asked for must not be lost."""
-    killed: list[tuple[int, int]] = []
-    monkeypatch.setattr(main.os, "kill", lambda *words: killed.append(words))
+
+    class Work:
+        def obey(self, order: protocol.Order) -> None:
+            obeyed.append(order)
+
+    obeyed: list[protocol.Order] = []
     agent = main.Agent()
     agent.take(protocol.RELEASE.splitlines() + protocol.TERMINATE.splitlines())
-    assert agent.released and killed == []
-    agent.runs(4321)
-    assert killed == [(4321, signal.SIGTERM)]
+    assert agent.released and obeyed == []
+    agent.runs(Work())  # type: ignore[arg-type]
+    assert obeyed == [protocol.Terminate()]
     agent.take([protocol.KILL.strip()])
-    assert killed == [(4321, signal.SIGTERM), (4321, signal.SIGKILL)]
+    assert obeyed == [protocol.Terminate(), protocol.Kill()]
+
+
+# What the loop calls, and what goes into a program.
+
+
+def test_a_descriptor_that_was_closed_and_opened_anew_is_not_called_for_the_old_one() -> None:
+    """Both are ready at once; the first to be called closes the other and opens it again."""
+    loop, called = Loop(), []
+    pipes = [os.pipe() for _ in range(2)]
+
+    def replace_other(mine: int, other: int) -> None:
+        called.append("first")
+        loop.forget(mine)
+        loop.forget(other)
+        os.close(other)
+        again, writing = os.pipe()
+        assert again == other
+        loop.watch(again, READABLE, lambda: called.append("stale"))
+        called.append(writing)
+
+    (one, into_one), (two, into_two) = pipes
+    loop.watch(one, READABLE, lambda: replace_other(one, two))
+    loop.watch(two, READABLE, lambda: replace_other(two, one))
+    for writing in (into_one, into_two):
+        os.write(writing, b"x")
+    loop.run(lambda: not called)
+    loop.after(0, lambda: called.append("after"))
+    loop.run(lambda: "after" not in called)
+    assert "stale" not in called
+    for descriptor in {one, two, into_one, into_two, called[1]}:
+        os.close(descriptor)
+
+
+def test_a_feed_says_what_has_gone_in_and_ends_behind_its_last_byte() -> None:
+    reading, writing = os.pipe()
+    loop, taken = Loop(), []
+    feed = Feed(loop, writing, taken.append, lambda: b"end")
+    sent = os.urandom(200_000)
+    feed.give(sent)
+    held = sum(taken)
+    assert 0 < held < len(sent)
+    feed.end()
+    got: list[bytes] = []
+
+    def read() -> None:
+        with open(reading, "rb") as file:
+            got.append(file.read())
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    loop.run(lambda: sum(taken) < len(sent) + 3)
+    reader.join(30)
+    assert got == [sent + b"end"]
+
+
+def test_a_feed_that_nobody_reads_any_more_drops_the_rest_and_grants_nothing() -> None:
+    reading, writing = os.pipe()
+    loop, taken = Loop(), []
+    feed = Feed(loop, writing, taken.append, bytes)
+    feed.give(bytes(200_000))
+    held = sum(taken)
+    os.close(reading)
+    ended: list[bool] = []
+    loop.after(0.01, lambda: ended.append(True))
+    loop.run(lambda: not ended)
+    feed.give(b"more")
+    feed.end()
+    feed.close()
+    assert sum(taken) == held
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(writing)

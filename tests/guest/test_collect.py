@@ -16,9 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from wgcell.errors import ImageError
 from wgcell.guest import scripts
-from wgcell.image import store
 
 pytestmark = [
     pytest.mark.process,
@@ -26,19 +24,6 @@ pytestmark = [
 ]
 
 APPLETS = ("base64", "cat", "dd", "echo", "sh", "sort", "tar", "test", "tr")
-
-
-@pytest.fixture(scope="module")
-def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The initramfs's."""
-    folder = tmp_path_factory.mktemp("initramfs")
-    try:
-        base = store.load("debian").folder / "base.cpio"
-    except ImageError:
-        pytest.skip("no image")
-    argv = ["cpio", "-i", "-d", "--quiet", "--no-absolute-filenames", "-F", str(base)]
-    subprocess.run([*argv, "bin/busybox"], cwd=folder, check=True)
-    return folder / "bin/busybox"
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ def test_the_stand_ins_do_what_the_real_ones_do(agent: Path, which: str, tmp_pat
 LOADED = """
 before = set(sys.modules)
 import wgcell.guest.agent.main, wgcell.guest.agent.results
+import wgcell.guest.agent.workload, wgcell.guest.agent.sessions
 files = {name: getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - before}
 print(files)
 """

@@ -73,9 +73,10 @@ class Outlets:
 
     async def copy_console(self, channel: socket.socket) -> None:
         """The guest's console, into its log, until it ends."""
-        reader, _ = await asyncio.open_connection(sock=channel)
-        console = self.console = CappedLog(self._folder / "console.log")
-        await copy(reader, console.write)
+        reader, writer = await asyncio.open_connection(sock=channel)
+        with contextlib.closing(writer):
+            console = self.console = CappedLog(self._folder / "console.log")
+            await copy(reader, console.write)
 
     def start_unpacking(self) -> asyncio.Future[Unpacked] | None:
         """Unpack the outputs as they arrive; None if none are to come."""

@@ -59,7 +59,7 @@ class FlowTable:
         event = _flow(line)
         if event is None:
             return
-        key = str(event.get("peer")), Tally.what(event), str(event.get("verdict"))
+        key = str(event.get("peer")), Tally.target(event), str(event.get("verdict"))
         row = self._rows.setdefault(key, _Row(*key, ""))
         self._number += 1
         row.last = self._number
@@ -192,9 +192,9 @@ def line_of(line: str) -> str:
         return ""
     ended = event["event"] == "flow_end"
     failed = event.get("verdict") == FAILED
-    became = Tally.told(event) if failed else "ended" if ended else str(event.get("verdict"))
+    became = Tally.fate(event) if failed else "ended" if ended else str(event.get("verdict"))
     words = [str(event.get("peer")), became]
-    words.append(Tally.what(event))
+    words.append(Tally.target(event))
     if ended and not failed:
         sent, back = _number(event.get("bytes_out")), _number(event.get("bytes_in"))
         words.append(f"{_size(sent)} out, {_size(back)} in")

@@ -104,7 +104,7 @@ class EventPrinter:
     def _flow(self, event: _Event) -> None:
         if self._tally.add(event):
             why = event.get("reason") or "no rule allows it"
-            target, verdict = clean(self._tally.what(event)), self._tally.told(event)
+            target, verdict = clean(self._tally.target(event)), self._tally.fate(event)
             self.line(f"[yellow]{verdict}[/] {target} ({clean(why)})", Verbosity.VERBOSE)
 
     def _walls(self, event: _Event) -> None:

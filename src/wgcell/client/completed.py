@@ -86,9 +86,9 @@ class Refusal:
         """The refusal that an event of the record tells of, if it is one. It may be hostile."""
         if event.get("event") != "flow" or event.get("verdict") != "refuse":
             return None
-        rule = str(event.get("hint") or event.get("mend") or "")
+        rule = str(event.get("hint") or "")
         reason = str(event.get("reason") or "no rule allows it")
-        return Refusal(Tally.what(event), "" if rule.startswith("-") else rule, reason, time)
+        return Refusal(Tally.target(event), "" if rule.startswith("-") else rule, reason, time)
 
 
 def refusals(

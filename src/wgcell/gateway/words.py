@@ -206,7 +206,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A flow is decided. ``mend`` is the hint, ``host`` the host that the flow asked for."""
+    """A decided flow. ``hint`` is the rule that would allow it, ``host`` the host it asked for."""
 
     time: _Time
     flow: _Count
@@ -218,7 +218,7 @@ class Flow:
     verdict: _Verdict
     rule: _Rule
     reason: _Words
-    mend: _Rule
+    hint: _Rule
     host: Annotated[str | None, Text(1024)] = None
 
 

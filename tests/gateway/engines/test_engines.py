@@ -224,7 +224,7 @@ def test_a_refused_flow_is_told_so_in_the_networks_own_words(around: Around) -> 
         (told,) = [
             flow for flow in around.flows(1, protocol="icmp") if flow.get("protocol") == "icmp"
         ]
-        assert (told["verdict"], told["mend"]) == ("refuse", "")
+        assert (told["verdict"], told["hint"]) == ("refuse", "")
     assert time.monotonic() - begun < 2
 
 
@@ -489,7 +489,7 @@ def test_every_flow_is_told(around: Around) -> None:
     allowed, refused, asked = [event for event in found if event["event"] == "flow"]
     del allowed["time"]
     number = allowed.pop("flow")
-    assert {**allowed, "mend": ""} == {
+    assert {**allowed, "hint": ""} == {
         "event": "flow",
         "peer": "alice",
         "protocol": "tcp",
@@ -499,11 +499,11 @@ def test_every_flow_is_told(around: Around) -> None:
         "verdict": "allow",
         "rule": "allow api.example.com:8443",
         "reason": "a rule allows it",
-        "mend": "",
+        "hint": "",
     }
-    assert (refused["verdict"], refused["mend"]) == ("refuse", "api.example.com:8083")
+    assert (refused["verdict"], refused["hint"]) == ("refuse", "api.example.com:8083")
     assert (asked["protocol"], asked["name"]) == ("dns", "cdn.example.net")
-    assert asked["mend"] == "cdn.example.net:443"
+    assert asked["hint"] == "cdn.example.net:443"
     ends = (event for event in found if event["event"] == "flow_end")
     end = next(ends, None) or around.gateway.event("flow_end")
     while end["flow"] != number:

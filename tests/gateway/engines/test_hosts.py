@@ -153,7 +153,7 @@ def test_tls_asks_for_the_name_that_was_looked_up(
     if not passes:
         assert (end["event"], end["verdict"], end["host"]) == ("flow", "refuse", name or "")
         unchecked = f"api.example.com:{port}/tcp/unchecked"
-        assert end["mend"] == (f"{name}:{port}" if name else unchecked)
+        assert end["hint"] == (f"{name}:{port}" if name else unchecked)
         end = gateway.event()
     assert (end["event"], end["verdict"]) == ("flow_end", "allow" if passes else "refuse")
     # Of what was refused, not a byte went out.
@@ -201,7 +201,7 @@ def test_what_is_learned_is_what_would_have_sufficed(
 
     def said(events: list[dict[str, Any]], verdict: str) -> list[str]:
         flows = [event for event in events if event["event"] == "flow"]
-        return [str(flow["mend"]) for flow in flows if flow["verdict"] == verdict]
+        return [str(flow["hint"]) for flow in flows if flow["verdict"] == verdict]
 
     def enough(events: list[dict[str, Any]]) -> bool:
         return len(set(said(events, "allow"))) >= 2 and len(said(events, "refuse")) >= 2

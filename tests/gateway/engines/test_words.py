@@ -58,7 +58,7 @@ def test_unchecked_lets_through_what_can_not_be_compared(
     assert tunnel.talk("203.0.113.8", port, data) is None
     events = [gateway.event("flow") for _ in range(2)]
     assert [event["verdict"] for event in events] == ["allow", "refuse"], events
-    assert events[1]["mend"] == f"b.example.com:{port}/tcp/unchecked"
+    assert events[1]["hint"] == f"b.example.com:{port}/tcp/unchecked"
 
 
 def test_any_public_host_and_none_of_this_side(around: Started) -> None:
@@ -82,7 +82,7 @@ def test_no_hint_advises_an_address_of_anybodys(around: Started) -> None:
         gateway.drain()
         assert tunnel.talk(address, port) is None
         event = gateway.event("flow")
-        assert (event["address"], event["mend"]) == (address, hint)
+        assert (event["address"], event["hint"]) == (address, hint)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_name_that_is_not_found_is_told_once(around: Started, name: str, failu
     told = [event for event in told if event["event"] == "flow"]
     assert len(told) == (1 if failure else 0)
     for event in told:
-        assert (event["verdict"], event["name"], event["mend"]) == ("fail", name, "")
+        assert (event["verdict"], event["name"], event["hint"]) == ("fail", name, "")
         assert failure in event["reason"]
 
 
@@ -118,4 +118,4 @@ def test_a_dot_within_a_label_is_no_dot(topology: Topology) -> None:
         gateway.drain()
         assert tunnel.ask("api\\.example.com").rcode() == dns.rcode.NXDOMAIN
         event = gateway.event("flow")
-        assert (event["verdict"], event["mend"]) == ("refuse", "")
+        assert (event["verdict"], event["hint"]) == ("refuse", "")

@@ -33,8 +33,8 @@ def begin(one: Admission) -> tuple[Action, str]:
 
 def test_what_a_limit_refuses_no_rule_would_allow() -> None:
     one, told = made(learn=True, limits={"flows": 1, "flows_per_second": 1})
-    assert begin(one)[0] is Action.ALLOW and told[-1].mend == "203.0.113.7:80"
-    assert begin(one)[0] is Action.REFUSE and told[-1].mend == ""
+    assert begin(one)[0] is Action.ALLOW and told[-1].hint == "203.0.113.7:80"
+    assert begin(one)[0] is Action.REFUSE and told[-1].hint == ""
 
 
 def ask(one: Admission, ago: float, ttl: float = 1) -> None:
@@ -50,7 +50,7 @@ def test_a_connection_after_its_answers_end_is_told_as_that() -> None:
     ask(one, 75)
     ended = "the answer for api.example.com ended 15 s ago, and it was not asked again"
     assert begin(one) == (Action.REFUSE, ended)
-    assert (told[-1].name, told[-1].mend) == ("api.example.com", "")
+    assert (told[-1].name, told[-1].hint) == ("api.example.com", "")
     # It is not what another port, or an address that no name led to, is told.
     decision = one.decide(one.new_flow("tcp", WORLD, 81), one.peer.address)
     assert decision.reason == "no rule allows it"

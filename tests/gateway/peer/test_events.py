@@ -16,7 +16,7 @@ def test_a_flood_is_counted() -> None:
     log = EventLog("cell", told.append)
     flow = Flow(1, "cell", "tcp", V4, 443, "cdn.example.com")
     for _ in range(5000):
-        log.add(flow_event(flow, "refuse", "no rule", mend="cdn.example.com:443"))
+        log.add(flow_event(flow, "refuse", "no rule", hint="cdn.example.com:443"))
     log.summarise()
     log.summarise()
     assert MOST_REPORTED <= len(told) < MOST_REPORTED + 20

@@ -19,7 +19,7 @@ V4, V6 = ipaddress.ip_address("203.0.113.7"), ipaddress.ip_address("2001:db8::7"
 
 def refusal(**changes: object) -> dict[str, object]:
     flow = Flow(1, "cell", "tcp", V4, 443, "cdn.example.com")
-    event = flow_event(flow, "refuse", "no rule", mend="cdn.example.com:443")
+    event = flow_event(flow, "refuse", "no rule", hint="cdn.example.com:443")
     return {**EVENTS.entry(event), **changes}
 
 
@@ -30,8 +30,8 @@ def line(event: Event) -> str:
 def test_the_summary_has_the_rule_that_would_allow() -> None:
     tally = Tally()
     assert [tally.add(refusal()) for _ in range(3)] == [True, False, False]
-    tally.add(refusal(name="", mend=""))
-    tally.add(refusal(protocol="dns", name="b.example.com", mend="b.example.com:443"))
+    tally.add(refusal(name="", hint=""))
+    tally.add(refusal(protocol="dns", name="b.example.com", hint="b.example.com:443"))
     tally.add({"event": "flows_omitted", "refuse": 9})
     assert tally.summary() == [
         "refused 3 \u00d7 cdn.example.com:443: --allow cdn.example.com:443",
@@ -44,16 +44,16 @@ def test_the_summary_has_the_rule_that_would_allow() -> None:
 def test_what_was_learned_is_told_once_each() -> None:
     tally = Tally()
     for rule in ("b.example.com:443", "a.example.com:80", "b.example.com:443"):
-        tally.add(refusal(verdict="allow", rule="learn", mend=rule))
+        tally.add(refusal(verdict="allow", rule="learn", hint=rule))
     assert tally.learned() == ["a.example.com:80", "b.example.com:443"]
     assert tally.summary() == []
 
 
 def test_a_name_that_was_not_found_is_told_once_and_at_the_end() -> None:
     tally = Tally()
-    event = refusal(protocol="dns", name="a.example.com", verdict=FAILED, reason="no", mend="")
+    event = refusal(protocol="dns", name="a.example.com", verdict=FAILED, reason="no", hint="")
     assert [tally.add(event) for _ in range(2)] == [True, False]
-    assert tally.told(event) == "not found" and tally.told(refusal()) != "not found"
+    assert tally.fate(event) == "not found" and tally.fate(refusal()) != "not found"
     assert tally.summary() == ["not found: 2 \u00d7 a.example.com: no"]
     for number in range(2000):
         tally.add({**event, "name": f"n{number}.example.com"})
@@ -77,9 +77,9 @@ def test_a_bare_address_is_told_with_advice_that_is_no_address(
     changes: dict[str, object], advice: str
 ) -> None:
     tally = Tally()
-    event = refusal(**{"name": "", "mend": "", "reason": "no rule allows it", **changes})
+    event = refusal(**{"name": "", "hint": "", "reason": "no rule allows it", **changes})
     tally.add(event)
-    assert tally.summary() == [f"refused 1 \u00d7 {tally.what(event)}: {advice}"]
+    assert tally.summary() == [f"refused 1 \u00d7 {tally.target(event)}: {advice}"]
 
 
 @pytest.mark.parametrize("address", [V4, V6])
@@ -88,9 +88,9 @@ def test_what_could_not_be_reached_is_told_once_and_with_its_reason(address: Add
     begun = EVENTS.entry(flow_event(flow, "allow", "a rule allows it"))
     end = EVENTS.entry(flow_end(flow, FAILED, "target x: Network is unreachable"))
     assert [tally.add(event) for event in (begun, end, begun, end)] == [False, True, False, False]
-    assert tally.told(end) == "could not be reached"
+    assert tally.fate(end) == "could not be reached"
     assert tally.summary() == [
-        f"could not be reached: 2 \u00d7 {tally.what(end)}: target x: Network is unreachable"
+        f"could not be reached: 2 \u00d7 {tally.target(end)}: target x: Network is unreachable"
     ]
 
 
@@ -112,7 +112,7 @@ def test_a_flow_counts_once_by_the_last_that_is_told_of_it() -> None:
 def test_a_service_is_advised_as_an_option_of_its_own() -> None:
     tally = Tally()
     tally.add(
-        refusal(name="", address="10.99.0.5", port=80, mend="--service 10.99.0.5:80=HOST:PORT")
+        refusal(name="", address="10.99.0.5", port=80, hint="--service 10.99.0.5:80=HOST:PORT")
     )
     assert tally.summary() == ["refused 1 \u00d7 10.99.0.5:80: --service 10.99.0.5:80=HOST:PORT"]
 
@@ -120,7 +120,7 @@ def test_a_service_is_advised_as_an_option_of_its_own() -> None:
 def test_a_hostile_tally_is_bounded() -> None:
     tally = Tally()
     for number in range(2000):
-        tally.add(refusal(name=f"n{number}.example.com", mend=""))
+        tally.add(refusal(name=f"n{number}.example.com", hint=""))
     assert len(tally.summary()) < 600
     assert tally.summary()[-1] == "refused 1488 more, not listed one by one"
 
@@ -160,5 +160,5 @@ def test_a_flow_whose_target_was_not_reached_stands_in_one_row() -> None:
 
 def test_a_refused_ping_is_listed_without_a_rule() -> None:
     tally = Tally()
-    tally.add(refusal(protocol="icmp", name="", port=0, mend=""))
+    tally.add(refusal(protocol="icmp", name="", port=0, hint=""))
     assert tally.summary() == ["refused 1 \u00d7 203.0.113.7 (icmp): no rule"]

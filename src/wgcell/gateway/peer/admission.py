@@ -159,7 +159,7 @@ class Admission:
         if decision.names:
             flow.name = decision.names[-1]
         flow.rule, flow.names, flow.checked = decision.rule, decision.names, decision.checked
-        self.events.add(flow_event(flow, decision.action.value, decision.reason, mend=rule))
+        self.events.add(flow_event(flow, decision.action.value, decision.reason, hint=rule))
         return decision
 
     def _beyond(self, limits: Limits) -> str:
@@ -233,7 +233,7 @@ class Admission:
         """Report a refused query. ``name`` is empty if it was no query."""
         flow = Flow(next(_NUMBERS), self.peer.name, "dns", self._config.address, DNS_PORT, name)
         rule = hint("dns", DNS_PORT, name) if reason == "no rule names it" else ""
-        self.events.add(flow_event(flow, Action.REFUSE.value, reason, mend=rule))
+        self.events.add(flow_event(flow, Action.REFUSE.value, reason, hint=rule))
 
     def name_failed(self, name: str, reason: str) -> None:
         """Report an allowed name without an answer, once until it has one."""
@@ -288,7 +288,7 @@ class Admission:
                 host, checked = refused.host, not refused.unchecked
                 asked = host if checked else flow.name
                 rule = hint(flow.protocol, flow.port, asked, checked=checked)
-                self.events.add(flow_event(flow, verdict, reason, mend=rule, host=host))
+                self.events.add(flow_event(flow, verdict, reason, hint=rule, host=host))
             except Unreachable as error:
                 verdict, reason = FAILED, str(error)
             except OSError as error:

@@ -30,7 +30,7 @@ SUMMARY_EVERY = 5.0
 
 
 def flow_event(
-    flow: Flow, verdict: str, reason: str, *, mend: str = "", host: str | None = None
+    flow: Flow, verdict: str, reason: str, *, hint: str = "", host: str | None = None
 ) -> words.Flow:
     """``flow`` as an event, with the hint for it, and the host that it asked for."""
     return words.Flow(
@@ -44,7 +44,7 @@ def flow_event(
         verdict=verdict,
         rule=flow.rule,
         reason=reason,
-        mend=mend,
+        hint=hint,
         host=host,
     )
 

@@ -17,14 +17,14 @@ _MOST_OPEN = 8192
 
 
 class FlowCounts:
-    """How many flows came to which verdict. Each counts once, by the last that is told of it."""
+    """The number of flows by verdict. Each flow counts once, by its latest verdict."""
 
     def __init__(self) -> None:
         self.counts = {"allow": 0, "refuse": 0}
         self._open: dict[int, None] = {}
 
     def begun(self, number: int, verdict: str) -> None:
-        """A ``flow`` was told: a new one, or an allowed one that is refused after it has begun."""
+        """Count a ``flow``: a new one, or an allowed one that is refused after it has begun."""
         self._ended(number)
         self.counts[verdict] = self.counts.get(verdict, 0) + 1
         if verdict == "allow":
@@ -33,12 +33,12 @@ class FlowCounts:
                 del self._open[next(iter(self._open))]
 
     def ended(self, number: int, verdict: str) -> None:
-        """A ``flow_end`` was told."""
+        """Count a ``flow_end``."""
         if self._ended(number):
             self.counts[verdict] = self.counts.get(verdict, 0) + 1
 
     def _ended(self, number: int) -> bool:
-        """Whether it was open; then it counts no longer as allowed."""
+        """Whether it was open. It counts as allowed no longer."""
         if number not in self._open:
             return False
         del self._open[number]
@@ -47,24 +47,24 @@ class FlowCounts:
 
 
 _Key = tuple[str, str]
-"""What a flow was to; and the rule that would allow it, or what has become of it."""
+"""A flow's target; and the rule that would allow it, or its fate."""
 
 
 @dataclass(slots=True)
-class _Told:
-    """Flows that are told in one line."""
+class _Group:
+    """Flows that are summed up in one line."""
 
     advice: str
-    """What would allow them; or, where nothing can be named, why they were not."""
+    """The option that would allow them; or, if there is none, why they were not allowed."""
     count: int = 0
 
 
-def _most_first(among: dict[_Key, _Told]) -> list[tuple[_Key, _Told]]:
+def _most_first(among: dict[_Key, _Group]) -> list[tuple[_Key, _Group]]:
     return sorted(among.items(), key=lambda item: -item[1].count)
 
 
 def _advice(event: Mapping[str, object], rule: str) -> str:
-    """The option with ``rule``; without one the reason. No address is advised: see `mend`."""
+    """The option with ``rule``; without one the reason. No address is advised: see `flow.hint`."""
     if rule:
         return rule if rule.startswith("--") else f"--allow {rule}"
     reason = str(event.get("reason") or "no rule allows it")
@@ -76,11 +76,11 @@ def _advice(event: Mapping[str, object], rule: str) -> str:
 
 
 class Tally:
-    """What was refused, not reached and learned, in the end's few lines. Events may be hostile."""
+    """Refused, failed and learned flows, for the lines at the end. Events may be hostile."""
 
     def __init__(self) -> None:
-        self._refused: dict[_Key, _Told] = {}
-        self._failed: dict[_Key, _Told] = {}
+        self._refused: dict[_Key, _Group] = {}
+        self._failed: dict[_Key, _Group] = {}
         self._learned: dict[str, int] = {}
         self._omitted = 0
 
@@ -92,34 +92,34 @@ class Tally:
             self._omitted += count if isinstance(count, int) else 0
         elif verdict == FAILED and kind in ("flow", "flow_end"):
             reason = str(event.get("reason") or "")
-            return self._count(self._failed, (self.what(event), self.told(event)), reason)
+            return self._count(self._failed, (self.target(event), self.fate(event)), reason)
         elif kind == "flow":
-            rule = str(event.get("mend") or "")
+            rule = str(event.get("hint") or "")
             if verdict != "allow":
-                return self._count(self._refused, (self.what(event), rule), _advice(event, rule))
+                return self._count(self._refused, (self.target(event), rule), _advice(event, rule))
             if event.get("rule") == LEARNED and rule:
                 self._learned[rule] = self._learned.get(rule, 0) + 1
         return False
 
-    def _count(self, among: dict[_Key, _Told], key: _Key, advice: str) -> bool:
+    def _count(self, among: dict[_Key, _Group], key: _Key, advice: str) -> bool:
         """Whether it is the first of its kind that is kept."""
         if key not in among and len(among) >= _MOST_KEPT:
             self._omitted += among is self._refused
             return False
-        told = among.setdefault(key, _Told(advice))
-        told.count += 1
-        return told.count == 1
+        group = among.setdefault(key, _Group(advice))
+        group.count += 1
+        return group.count == 1
 
     @staticmethod
-    def told(event: Mapping[str, object]) -> str:
-        """What has become of it, in a few words."""
+    def fate(event: Mapping[str, object]) -> str:
+        """The fate of a flow that was not allowed, or failed, in a few words."""
         if event.get("verdict") != FAILED:
             return "refused by the gateway"
         return "not found" if event.get("protocol") == "dns" else "could not be reached"
 
     @staticmethod
-    def what(event: Mapping[str, object]) -> str:
-        """What a flow was to, in a few characters."""
+    def target(event: Mapping[str, object]) -> str:
+        """The target of a flow, in a few characters."""
         where = str(event.get("host") or event.get("name") or event.get("address") or "?")
         if event.get("protocol") == "dns":
             return where if event.get("name") else "a query that is none"
@@ -132,12 +132,12 @@ class Tally:
     def summary(self) -> list[str]:
         """Each as "refused 3 \u00d7 a.example.com:443: --allow a.example.com:443"; most first."""
         lines = [
-            f"refused {told.count} \u00d7 {what}: {told.advice}"
-            for (what, _), told in _most_first(self._refused)
+            f"refused {group.count} \u00d7 {what}: {group.advice}"
+            for (what, _), group in _most_first(self._refused)
         ]
         lines += [
-            f"{words}: {told.count} \u00d7 {what}: {told.advice}"
-            for (what, words), told in _most_first(self._failed)
+            f"{words}: {group.count} \u00d7 {what}: {group.advice}"
+            for (what, words), group in _most_first(self._failed)
         ]
         if self._omitted:
             lines.append(f"refused {self._omitted} more, not listed one by one")

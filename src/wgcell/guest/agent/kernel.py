@@ -21,6 +21,7 @@ __all__ = [
     "READ_ONLY",
     "bring_clock_to",
     "correction",
+    "hide_memory",
     "keep_capabilities",
     "mount",
     "move_to_root",
@@ -38,7 +39,7 @@ LIVELY = 0x2 | 0x4 | 0x8
 # <linux/sched.h>
 NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
 # <linux/prctl.h>, <linux/capability.h>
-_CAPBSET_DROP = 24
+_SET_DUMPABLE, _CAPBSET_DROP = 4, 24
 _CAPABILITY_VERSION_3 = 0x20080522
 _MOST_CAPABILITIES = 64
 _EINVAL = 22
@@ -94,6 +95,13 @@ def unshare(flags: int) -> None:
 def setns(namespace: int, kind: int) -> None:
     """setns(2): enter the namespace behind a descriptor."""
     _call("setns", namespace, kind)
+
+
+def hide_memory() -> None:
+    """Nobody but root of the first user namespace, with its capability to trace, reads or traces
+    this process, until it executes a program. A fork's memory is the agent's: it holds keys.
+    """
+    _call("prctl", _SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def keep_capabilities(kept: frozenset[int]) -> None:

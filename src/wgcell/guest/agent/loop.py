@@ -49,7 +49,9 @@ class Loop:
                     call()
                 continue
             first = min((at for at, _ in self._timers), default=None)
-            for descriptor, _ in self._poll.poll(None if first is None else first - now):
-                # One before it may have forgotten this one.
-                if descriptor in self._calls:
-                    self._calls[descriptor]()
+            ready = self._poll.poll(None if first is None else first - now)
+            calls = [(one, self._calls[one]) for one, _ in ready if one in self._calls]
+            for descriptor, wanted in calls:
+                # One before it may have forgotten this one, or closed it and opened another.
+                if self._calls.get(descriptor) is wanted:
+                    wanted()

@@ -9,9 +9,8 @@ import time
 from wgcell.errors import GuestError
 from wgcell.guest import config as configuration
 from wgcell.guest import protocol
-from wgcell.guest.agent import files, kernel, network, root, standing, tools, workload
+from wgcell.guest.agent import files, kernel, network, root, standing, tools
 from wgcell.guest.agent.loop import READABLE, Loop
-from wgcell.guest.agent.streams import Stream
 from wgcell.guest.walls import Wall
 
 __all__ = ["Agent", "main"]
@@ -30,14 +29,14 @@ _PROBES = 20
 others make up for a loss."""
 _MOST_BLIND = 12
 """Beats without a look: a minute, as long as the host waits for a beat."""
-_RUNS = -1
-"""In the place of an exit code."""
 _MOST_STANDING, _MOST_CHANGE = 12288, 4096
 """Bytes of a change's text."""
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from wgcell.guest.agent.sessions import Sessions
+    from wgcell.guest.agent.workload import Workload
     from wgcell.guest.config import GuestConfig
     from wgcell.guest.protocol import Message
 
@@ -113,13 +112,11 @@ class Agent:
         self._control: Lines | None = None
         self._devices: Mapping[str, str] = {}
         self._asked: Mapping[str, str] = {}
-        self._streams: dict[str, Stream] = {}
         self._mtu = 0
         self._beats = self._drops = self._blind = 0
         self._orders: list[protocol.Order] = []
         self.released = False
-        self._running = 0
-        self._exit_code = _RUNS
+        self._work: Workload | None = None
 
     def say(self, message: Message) -> None:
         """Tell the host, if the port is there."""
@@ -132,9 +129,9 @@ class Agent:
         config = self._configured(control)
         self._set_up(config)
         self._wait_for_release(control)
-        self._start(config)
-        self._loop.run(lambda: not self._has_ended())
-        self._send_results(config)
+        work, sessions = self._start(config)
+        self._loop.run(lambda: not (work.carried and sessions.over))
+        self._send_results(config, work)
         self._loop.run(lambda: True)  # the host ends the machine when it has it all
 
     # Until the workload may run.
@@ -196,7 +193,7 @@ class Agent:
 
     # The workload.
 
-    def _start(self, config: GuestConfig) -> None:
+    def _start(self, config: GuestConfig) -> tuple[Workload, Sessions]:
         # The out-of-memory killer spares the agent and all that brings results home; the workload
         # takes this back.
         files.write("/proc/self/oom_score_adj", "-1000")
@@ -205,34 +202,32 @@ class Agent:
         # What made the setup quick is the workload's no more.
         files.write("/proc/sys/kernel/randomize_va_space", "2")
         files.write("/sys/kernel/rcu_expedited", "0")
-        pipes = {name: os.pipe() for name in protocol.STREAMS}
-        given = [os.open("/dev/null", os.O_RDONLY), *(pipes[name][1] for name in protocol.STREAMS)]
-        start = workload.confined if Wall.PRIVILEGES in config.walls else workload.open_
-        pid = self._namespaces.inside(lambda: start(config, root.ROOT, *given))
-        for descriptor in given:
-            os.close(descriptor)
-        ended = os.pidfd_open(pid)
-        self._loop.watch(ended, READABLE, lambda: self._reap(ended))
-        for name in protocol.STREAMS:
-            port = os.open(self._devices[name], os.O_WRONLY | os.O_NONBLOCK)
-            self._streams[name] = Stream(self._loop, pipes[name][0], port)
+        work, sessions = self._run(config)
         # A guest that was asked to leave a wall out is not watched for what it lacks.
         self._watched = config.walls == frozenset(Wall)
         self._loop.after(self._first_beat, self._begin_watch)
-        self.runs(pid)
+        self.runs(work)
+        return work, sessions
 
-    def runs(self, pid: int) -> None:
+    def _run(self, config: GuestConfig) -> tuple[Workload, Sessions]:
+        """The command, then the sessions, whose modules take longer to load than it to start."""
+        from wgcell.guest.agent import workload
+
+        place = workload.enclosure(config.walls, root.ROOT, self._namespaces.inside)
+        ports = {name: self._port(name, os.O_WRONLY) for name in protocol.STREAMS}
+        work = workload.Workload(self._loop, config, place, ports)
+        from wgcell.guest.agent.sessions import Sessions
+
+        port = self._port(protocol.SESSIONS, os.O_RDWR)
+        return work, Sessions(self._loop, port, config, place, work)
+
+    def _port(self, name: str, mode: int) -> int:
+        return os.open(self._devices[name], mode | os.O_NONBLOCK)
+
+    def runs(self, work: Workload) -> None:
         """The workload has begun: what the host has ordered since the release is done."""
-        self._running = pid
+        self._work = work
         self.take([])
-
-    def _reap(self, ended: int) -> None:
-        self._loop.forget(ended)
-        os.close(ended)
-        self._exit_code = tools.ended(self._running)
-
-    def _has_ended(self) -> bool:
-        return self._exit_code != _RUNS and all(one.ended for one in self._streams.values())
 
     def _obey(self, control: Lines) -> None:
         self.take(control.more())
@@ -240,17 +235,10 @@ class Agent:
     def take(self, lines: list[bytes]) -> None:
         """The host's orders, in order; those behind the release once the workload runs."""
         self._orders += map(protocol.parse_order, lines)
-        while self._orders and (self._running or not self.released):
+        while self._orders and (self._work is not None or not self.released):
             match self._orders.pop(0):
                 case protocol.Release():
                     self.released = True
-                case protocol.Terminate():
-                    self._signal(15)
-                case protocol.Kill():
-                    self._signal(9)
-                case protocol.Closed(stream):
-                    if stream in self._streams:
-                        self._streams[stream].close()
                 case protocol.TunnelMtu(mtu):
                     # The path is narrower than it was thought. Known before it is done.
                     self._mtu = mtu
@@ -259,10 +247,9 @@ class Agent:
                     kernel.bring_clock_to(now)
                 case protocol.Reconnect():
                     self._reconnect()
-
-    def _signal(self, number: int) -> None:
-        if self._running and self._exit_code == _RUNS:
-            os.kill(self._running, number)
+                case order:
+                    if self._work is not None:
+                        self._work.obey(order)
 
     # The watch.
 
@@ -331,17 +318,16 @@ class Agent:
 
     # The results.
 
-    def _send_results(self, config: GuestConfig) -> None:
+    def _send_results(self, config: GuestConfig, work: Workload) -> None:
         # Only now: what it imports costs time.
         from wgcell.guest.agent import results
 
         if count := results.kills(files.read("/proc/vmstat")):
             victim = results.victim(tools.output("dmesg"))
             self.say(protocol.OutOfMemory(count, victim[:64]))
-        counts = [self._streams[name].count for name in protocol.STREAMS]
-        self.say(protocol.Exited(self._exit_code, *counts))
+        self.say(work.exited())
         if config.outputs:
-            port = os.open(self._devices["files"], os.O_WRONLY | os.O_NONBLOCK)
+            port = self._port("files", os.O_WRONLY)
             outputs = results.Outputs(self._loop, config.outputs, self._run_folder, port)
             self._loop.run(lambda: not outputs.sent)
             self.say(outputs.statement())

@@ -1,4 +1,4 @@
-"""Bytes on their way to the host: from a pipe to a virtio-serial port, counted."""
+"""Bytes from a pipe or a terminal to a virtio-serial port, counted; and bytes into one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import os
 
 from wgcell.guest.agent.loop import READABLE, WRITABLE
 
-__all__ = ["Stream"]
+__all__ = ["Feed", "Stream"]
 
 _CHUNK = 32 * 1024
 """Bytes. A port takes no more at once (Linux, drivers/char/virtio_console.c, port_fops_write)."""
+_EIO = 5
+"""Reading a terminal's master where no process has the terminal open any more."""
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wgcell.guest.agent.loop import Loop
+
+
+def read(source: int, most: int) -> bytes | None:
+    """What a pipe or a terminal's master holds; nothing at its end; None if there is none yet."""
+    try:
+        return os.read(source, most)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno == _EIO:
+            return b""
+        raise
 
 
 class Stream:
@@ -39,10 +53,10 @@ class Stream:
         loop.watch(source, READABLE, self._read)
 
     def _read(self) -> None:
-        try:
-            self._left = os.read(self._source, _CHUNK)
-        except BlockingIOError:
+        left = read(self._source, _CHUNK)
+        if left is None:
             return
+        self._left = left
         if not self._left:
             self.close()
             return
@@ -74,3 +88,64 @@ class Stream:
         self.ended = True
         self._loop.forget(self._port if self._left else self._source)
         os.close(self._source)
+
+
+class Feed:
+    """Bytes on their way into ``target``, a pipe or a terminal's master, which never blocks.
+
+    ``taken`` is called with how many bytes have gone in. Once nobody reads them any more they are
+    dropped, and ``taken`` is not called for them: their sender is soon out of credit. ``last``:
+    bytes that go in behind all others.
+    """
+
+    def __init__(
+        self, loop: Loop, target: int, taken: Callable[[int], None], last: Callable[[], bytes]
+    ) -> None:
+        self._loop, self._target, self._taken, self._last = loop, target, taken, last
+        self._left = bytearray()
+        self._ending = self._closed = self._waits = False
+        os.set_blocking(target, False)
+
+    def give(self, data: bytes) -> None:
+        """More of them: as many as there was credit for."""
+        if not self._closed:
+            self._left += data
+            if not self._waits:
+                self._write()
+
+    def end(self) -> None:
+        """These were all."""
+        if not self._closed:
+            self._ending = True
+            self.give(self._last())
+
+    def close(self) -> None:
+        """Drop what has not gone in."""
+        if not self._closed:
+            self._closed = True
+            self._left.clear()
+            self._wait(False)
+            os.close(self._target)
+
+    def _write(self) -> None:
+        try:
+            size = os.write(self._target, self._left) if self._left else 0
+        except BlockingIOError:
+            size = 0
+        except OSError:  # nobody reads it any more
+            self.close()
+            return
+        del self._left[:size]
+        self._wait(bool(self._left))
+        if size:
+            self._taken(size)
+        if self._ending and not self._left:
+            self.close()
+
+    def _wait(self, waits: bool) -> None:
+        """Watch the target as long as there is something to write."""
+        if waits and not self._waits:
+            self._loop.watch(self._target, WRITABLE, self._write)
+        elif self._waits and not waits:
+            self._loop.forget(self._target)
+        self._waits = waits

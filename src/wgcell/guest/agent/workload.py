@@ -1,173 +1,175 @@
-"""Starts the requester's command, in its root and within its walls."""
+"""The requester's command: where it runs, its streams to the host, its end. It is session 0."""
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import os
 
-from wgcell.guest.agent import files, kernel, tools
+from wgcell.guest import protocol
+from wgcell.guest.agent import terminals
+from wgcell.guest.agent.enclosure import Confined, Unconfined
+from wgcell.guest.agent.execution import PATH, Program
+from wgcell.guest.agent.process import Process
+from wgcell.guest.agent.streams import Stream
+from wgcell.guest.agent.wires import wired
+from wgcell.guest.walls import Wall
 
-__all__ = ["CAPABILITIES", "confined", "environment", "execute", "open_"]
+__all__ = ["Workload", "enclosure", "environment"]
 
-# docker's list, without NET_RAW, MKNOD and AUDIT_WRITE: chown, dac_override, fowner, fsetid, kill,
-# setgid, setuid, setpcap, net_bind_service, sys_chroot, setfcap (<linux/capability.h>).
-CAPABILITIES = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31})
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_TMP = "/tmp"
-# What root may write in /proc without a capability, though it reaches beyond its namespaces: a
-# helper that the kernel starts (core_pattern, modprobe), a card's settings, the machine's end.
-_READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus")
-_NOT_FOUND, _NOT_EXECUTABLE, _NOT_SET_UP = 127, 126, 125
-_ENOEXEC = 8
-_SHELL = "/bin/sh"
+_SIGHUP, _SIGINT, _SIGKILL, _SIGTERM = 1, 2, 9, 15
+_KILLED = 128 + _SIGKILL
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import NoReturn
+    from collections.abc import Callable, Mapping
 
+    from wgcell.guest.agent.enclosure import Enclosure, Inside
+    from wgcell.guest.agent.loop import Loop
+    from wgcell.guest.agent.wires import Wires
     from wgcell.guest.config import GuestConfig
+    from wgcell.guest.frames import Terminal
+    from wgcell.guest.protocol import Order
 
 
-def environment(config: GuestConfig) -> dict[str, str]:
-    """The command's environment."""
-    return {"PATH": _PATH, "HOME": "/root", "LANG": "C.UTF-8", **dict(config.environment)}
+def enclosure(walls: frozenset[Wall], root: str, inside: Inside) -> Enclosure:
+    """Where all programs run. Raises GuestError or OSError if that can't be made."""
+    return (Confined if Wall.PRIVILEGES in walls else Unconfined)(root, inside)
 
 
-def confined(config: GuestConfig, root: str, stdin: int, stdout: int, stderr: int) -> int:
-    """Start the command with few capabilities and namespaces of its own; its init's process id.
+def environment(
+    config: GuestConfig, terminal: bool, more: tuple[tuple[str, str], ...] = ()
+) -> Mapping[str, str]:
+    """A program's environment, but for HOME."""
+    term = {"TERM": "xterm"} if terminal else {}
+    return {"PATH": PATH, "LANG": "C.UTF-8", **term, **dict(config.environment), **dict(more)}
 
-    That init passes SIGTERM on to the command, and its end is all the others' end. The caller is in
-    the workload's network namespace, which its children keep.
+
+class Workload:
+    """The command of a configuration; without one, nothing but what holds the others together.
+
+    ``ports``: descriptors of the ports for its two streams.
     """
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
-    kernel.unshare(kernel.NEWPID)
-    pid = _forked(lambda: _be_init(config, root, stdin, stdout, stderr))
-    kernel.setns(own, kernel.NEWPID)
-    os.close(own)
-    return pid
+
+    def __init__(
+        self,
+        loop: Loop,
+        config: GuestConfig,
+        place: Enclosure,
+        ports: Mapping[str, int],
+    ) -> None:
+        self.exit_code: int | None = None
+        self.taken: Callable[[int], None] = lambda size: None
+        """Called with how many bytes of its standard input have gone in."""
+        self.ended: Callable[[], None] = lambda: None
+        """Called once, when it has ended and all that was in its namespaces with it."""
+        self._is_over = False
+        self._init = self._process = None
+        wires = wired(place.terminals, config.terminal, config.stdin)
+        self._terminal = wires.stdout if wires.is_terminal else None
+        if config.command:
+            env = environment(config, wires.is_terminal)
+            program = Program(config.command, env, "", "", wires.is_terminal, None)
+            pid = place.start(program, wires.theirs)
+            self._process = Process(loop, pid, self._command_ended)
+        if place.init is not None:
+            self._init = Process(loop, place.init, self._init_ended)
+        wires.hand_over()
+        self._carry(loop, wires, ports)
+
+    def _carry(self, loop: Loop, wires: Wires, ports: Mapping[str, int]) -> None:
+        self._feed = wires.feed(loop, lambda size: self.taken(size))
+        sources = {"stdout": wires.stdout, "stderr": wires.stderr}
+        self.streams = {
+            name: Stream(loop, _nothing() if source is None else source, ports[name])
+            for name, source in sources.items()
+        }
+
+    @property
+    def carried(self) -> bool:
+        """Whether it has ended, and all that it wrote has gone to the host."""
+        return self._is_over and all(stream.ended for stream in self.streams.values())
+
+    def _close(self, stream: str) -> None:
+        """Nobody reads that stream any more."""
+        self.streams[stream].close()
+        if self._terminal is not None and stream == "stdout":
+            # A terminal that nobody looks at has been hung up.
+            self.hang_up()
+
+    def exited(self) -> protocol.Exited:
+        """What the host is told, once it has ended."""
+        counts = [self.streams[name].count for name in protocol.STREAMS]
+        return protocol.Exited(self.exit_code or 0, *counts)
+
+    def give(self, data: bytes) -> None:
+        """Standard input. Dropped, and no credit given for it, where it has none."""
+        if self._feed is not None:
+            self._feed.give(data)
+
+    def end_input(self) -> None:
+        """No more of it."""
+        if self._feed is not None:
+            self._feed.end()
+
+    def hang_up(self) -> None:
+        """Nobody writes its standard input any more."""
+        if self._feed is not None:
+            self._feed.close()
+        if self._process is not None:
+            self._process.signal(_SIGHUP)
+
+    def resize(self, size: Terminal) -> None:
+        """Its terminal, if it has one, has another size."""
+        if self._terminal is not None and not self.streams["stdout"].ended:
+            terminals.resize(self._terminal, size)
+
+    def signal(self, number: int) -> None:
+        """To its process group. Without a command, an order to end is obeyed by the agent."""
+        if self._process is not None:
+            self._process.signal(number)
+        elif number in (_SIGINT, _SIGTERM):
+            self._end(0)
+        elif number == _SIGKILL:
+            self._end(_KILLED)
+
+    def obey(self, order: Order) -> None:
+        """An order of the host's that is for it."""
+        match order:
+            case protocol.Terminate():
+                self.signal(_SIGTERM)
+            case protocol.Kill() if self._init is not None:
+                self._init.kill()
+            case protocol.Kill():
+                self.signal(_SIGKILL)
+            case protocol.Closed(stream):
+                self._close(stream)
+
+    def _command_ended(self, code: int) -> None:
+        self._end(code)
+
+    def _end(self, code: int) -> None:
+        """This is its exit code; what is left in its namespaces has to end with it."""
+        if self.exit_code is not None:
+            return
+        self.exit_code = code
+        if self._feed is not None:
+            self._feed.close()
+        if self._init is None:
+            self._be_over()
+        else:
+            self._init.kill()
+
+    def _init_ended(self, code: int) -> None:
+        # Linux lets init end when all others are gone and the agent has waited for its own.
+        if self.exit_code is None:
+            self.exit_code = code
+        self._be_over()
+
+    def _be_over(self) -> None:
+        self._is_over = True
+        self.ended()
 
 
-def open_(config: GuestConfig, root: str, stdin: int, stdout: int, stderr: int) -> int:
-    """Start the command with all of root's privileges, in its root; its process id."""
-    for name in ("proc", "sys"):
-        kernel.mount(f"/{name}", f"{root}/{name}", flags=kernel.BIND)
-    return _forked(lambda: _be_open(config, root, stdin, stdout, stderr))
-
-
-def _forked(act: Callable[[], None]) -> int:
-    """A child that acts and never returns; its process id.
-
-    It begins with SIGTERM blocked, until it has made up its mind what to do at one: none is lost,
-    not even to the first process of a pid namespace, which has no default for it (signal(7)).
-    """
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGTERM})
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act()
-        except BaseException as error:
-            os.write(2, f"wgcell: {error}\n".encode("utf-8", "backslashreplace"))
-        os._exit(_NOT_SET_UP)
-    return pid
-
-
-def _hear_sigterm() -> None:
-    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM})
-
-
-def _take(stdin: int, stdout: int, stderr: int) -> None:
-    """These three descriptors and no other: not even a pipe's other end may stay."""
-    for ours, theirs in ((stdin, 0), (stdout, 1), (stderr, 2)):
-        os.dup2(ours, theirs)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    # Signals to a group are for its own, and the agent's is another.
-    os.setsid()
-    os.umask(0o022)
-    # The kernel kills the workload for want of memory, and not the agent.
-    files.write("/proc/self/oom_score_adj", "0")
-
-
-def _be_open(config: GuestConfig, root: str, stdin: int, stdout: int, stderr: int) -> None:
-    _take(stdin, stdout, stderr)
-    os.chdir(root)
-    execute(config)
-
-
-def _be_init(config: GuestConfig, root: str, stdin: int, stdout: int, stderr: int) -> None:
-    _take(stdin, stdout, stderr)
-    kernel.unshare(kernel.NEWNS | kernel.NEWUTS | kernel.NEWIPC)
-    kernel.privately()
-    proc, sys = f"{root}/proc", f"{root}/sys"
-    kernel.mount("proc", proc, "proc", kernel.LIVELY)
-    kernel.mount("sys", sys, "sysfs", kernel.LIVELY | kernel.READ_ONLY)
-    # A proc of its own, read-only, from which the places come.
-    kernel.mount("proc", _TMP, "proc", kernel.LIVELY | kernel.READ_ONLY)
-    for place in _READ_ONLY_PROC:
-        if os.path.exists(f"{_TMP}/{place}"):  # a kernel may be without one
-            kernel.mount(f"{_TMP}/{place}", f"{proc}/{place}", flags=kernel.BIND)
-    # Below the new root nothing of the initramfs can be reached any more. And nothing of its proc
-    # and sysfs may be left in this namespace: whoever sees one in full, under whatever, may mount
-    # another in a user namespace of his own.
-    for place in (_TMP, "/proc", "/sys"):
-        kernel.unmount(place)
-    os.chdir(root)
-    kernel.move_to_root()
-    command = _forked(lambda: _be_command(config))
-    # To the command alone, as a shell's would be. Waiting goes on behind the handler (PEP 475).
-    _signal.signal(_signal.SIGTERM, lambda number, frame: _pass_on(command))
-    # Without Python's own handler it is nothing to the first process of a pid namespace.
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-    _hear_sigterm()
-    while True:
-        pid, status = os.wait()
-        if pid == command:
-            os._exit(tools.code_of(status))
-
-
-def _pass_on(command: int) -> None:
-    try:
-        os.kill(command, _signal.SIGTERM)
-    except ProcessLookupError:
-        pass
-
-
-def _be_command(config: GuestConfig) -> None:
-    os.setsid()
-    kernel.keep_capabilities(CAPABILITIES)
-    execute(config)
-
-
-def execute(config: GuestConfig) -> NoReturn:
-    """Become the command, in the root that is the working folder. Only ends the process."""
-    os.chroot(".")
-    os.chdir("/work")
-    # Python ignores some, and so may whoever started it; an ignored signal stays so (execve(2)).
-    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
-        _signal.signal(number, _signal.SIG_DFL)
-    _hear_sigterm()
-    code, said = _try(config.command, environment(config))
-    os.write(2, f"wgcell: {config.command[0]}: {said}\n".encode("utf-8", "backslashreplace"))
-    os._exit(code)
-
-
-def _try(command: tuple[str, ...], environ: dict[str, str]) -> tuple[int, str]:
-    """Execute the command, found as execvp(3) finds it; why not, and the exit code for that."""
-    code, said = _NOT_FOUND, os.strerror(2)
-    word = command[0]
-    for path in [word] if "/" in word else places(word, environ.get("PATH", _PATH)):
-        try:
-            os.execve(path, command, environ)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            # A script without a first line that names its shell; unless the shell is none itself.
-            if error.errno == _ENOEXEC and path != _SHELL:
-                command = (_SHELL, path, *command[1:])
-                return _try(command, environ)
-            code, said = _NOT_EXECUTABLE, error.strerror or ""
-    return code, said
-
-
-def places(word: str, path: str) -> list[str]:
-    """Folders in which a command without a slash is looked up."""
-    return [f"{folder or '.'}/{word}" for folder in path.split(":")] if word else []
+def _nothing() -> int:
+    """A pipe that is at its end."""
+    reading, writing = os.pipe()
+    os.close(writing)
+    return reading

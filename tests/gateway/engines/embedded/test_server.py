@@ -77,7 +77,7 @@ def test_a_refused_flow_ends_at_once_and_is_told(gateway: Start, slow: float) ->
         "verdict": "refuse",
         "rule": "",
         "reason": "no rule allows it",
-        "mend": "",
+        "hint": "",
     }
 
 

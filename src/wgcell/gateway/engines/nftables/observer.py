@@ -99,7 +99,7 @@ class FlowObserver:
         else:
             again, rule = admission.explain(flow, again)
             flow.rule, reason = again.rule, again.reason
-        admission.events.add(flow_event(flow, verdict, reason, mend=rule))
+        admission.events.add(flow_event(flow, verdict, reason, hint=rule))
 
     def allows(self, flow: netlink.KernelFlow) -> bool:
         """Whether the policy of its peer allows a flow that the kernel forwards.
