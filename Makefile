@@ -1,4 +1,4 @@
-# make demo: everything from nothing to the four scenarios. make test: everything from nothing to a verdict.
+# make demo: everything from nothing to the five scenarios. make test: everything from nothing to a verdict.
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python

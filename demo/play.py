@@ -1,4 +1,4 @@
-"""The four scenarios, each in a real VM, each with its verdict. Run by ``make demo``.
+"""The five scenarios, each in a real VM, each with its verdict. Run by ``make demo``.
 
 Exits 0 only if every verdict is the expected one.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,24 @@ def play(scenario: Scenario, port: int, state: Path) -> Ran:
     return Ran(done.returncode, folder, result, done.stdout, [json.loads(x) for x in lines])
 
 
+def use_from_a_program(port: int, state: Path) -> int:
+    """The fifth scenario; how many of its verdicts are wrong."""
+    print(
+        "\n5. A program starts a cell, writes a file, runs it, and has a place allowed for a while"
+    )
+    done = subprocess.run(
+        [sys.executable, HERE / "program.py", str(port)],
+        env={**os.environ, "WGCELL_STATE_DIR": str(state)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    sys.stdout.write("".join(f"    | {line}\n" for line in done.stdout.splitlines()))
+    good = done.returncode == 0
+    print(f"    {'ok  ' if good else 'FAIL'} refused, allowed, and refused again", flush=True)
+    return 0 if good else 1
+
+
 def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory(prefix="wgcell-demo-") as temporary:
@@ -163,6 +182,7 @@ def main() -> int:
             if (ran.folder / "rogue.pcapng").exists():
                 shutil.copy(ran.folder / "rogue.pcapng", KEPT)
                 print(f"    the frame is kept: wireshark {KEPT}", flush=True)
+        failed += use_from_a_program(server.server_port, Path(temporary) / "cells")
         server.shutdown()
     print(f"\n{'every verdict as expected' if not failed else f'{failed} verdicts are wrong'}")
     return 1 if failed else 0

@@ -24,7 +24,7 @@ from wgcell.errors import GuestError
 from wgcell.guest import channel as rules
 from wgcell.guest import frames as codec
 from wgcell.guest.channel import MOST_SESSIONS, WINDOW, WORKLOAD, Channel
-from wgcell.guest.frames import Credit, Data, Frame, Open, Opened, Pack, Refused, encode
+from wgcell.guest.frames import Credit, Data, Frame, Open, Opened, Pack, SessionRefused, encode
 
 SEEDS = Path(__file__).parent / "channel-seeds"
 LONGEST_FRAME = 9 + codec.LONGEST_OPEN
@@ -89,7 +89,7 @@ def check_bytes(said: bytes, read: list[Frame]) -> None:
     """2: in order, each frame's bytes are there."""
     at = 0
     for frame in read:
-        if isinstance(frame, Refused):
+        if isinstance(frame, SessionRefused):
             continue
         raw = encode(frame)
         at = said.find(raw, at)
@@ -116,7 +116,7 @@ def write_seeds() -> None:
     server = [
         *(
             Opened(1),
-            Refused(2, "no"),
+            SessionRefused(2, "no"),
             Data(1, codec.STDOUT, b"out"),
             Data(1, codec.STDERR, b"err"),
         ),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from wgcell.client.completed import Usage as Usage
     from wgcell.client.files import Entry as Entry
     from wgcell.client.record import Event as Event
+    from wgcell.client.rules import Change as Change
+    from wgcell.client.rules import Rule as Rule
     from wgcell.client.settings import CellSettings as CellSettings
     from wgcell.errors import CellError as CellError
     from wgcell.errors import CommandFailed as CommandFailed
@@ -49,6 +51,7 @@ _MODULES = {
     "wgcell.client.completed": ("Completed", "Refusal", "Usage"),
     "wgcell.client.files": ("Entry",),
     "wgcell.client.record": ("Event",),
+    "wgcell.client.rules": ("Change", "Rule"),
     "wgcell.client.settings": ("CellSettings",),
     "wgcell.errors": (
         *("CellError", "CommandFailed", "Ended", "HostError", "InputError", "NeverRan"),

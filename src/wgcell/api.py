@@ -42,7 +42,6 @@ from wgcell.home import config_path
 from wgcell.image import store
 from wgcell.image.build import build, is_current
 from wgcell.net.addresses import Address
-from wgcell.vm.qemu.accelerator import choose
 from wgcell.vm.spec import Accelerator
 
 if TYPE_CHECKING:
@@ -72,6 +71,9 @@ Sink = Callable[[bytes], None]
 """Takes some of the workload's bytes."""
 Vet = Callable[[], tuple[Address, ...]]
 """Resolves the tunnel's endpoint and vets its addresses. Raises EndpointError if none will do."""
+VetRule = Callable[[str], str]
+"""What a rule would open beyond the provider's limits, in words; empty if nothing. Raises
+PolicyError for what is no rule."""
 Spawn = Callable[..., Coroutine[object, None, "RelayProcess"]]
 """The type of `wgcell.cell.children.RelayProcess.spawn`; tests put another function in its
 place."""
@@ -109,6 +111,9 @@ class Plan:
     """The survey of the inputs; None: there was none."""
     force: bool = False
     """Whether outputs may overwrite what is there."""
+    vet_rule: VetRule | None = None
+    """Vets a rule that a stranger wants opened while the cell runs. None: no such wish is granted.
+    """
 
 
 def read_job(
@@ -177,14 +182,16 @@ def plan(
     return Plan(
         *(job, found, tunnel, addresses, vet, rules.require_walls, rules.gateway_engine),
         *(survey, force),
+        vet_rule=lambda text: permissions.vet_rule(text, rules, endpoint.host_networks),
     )
 
 
 def platform(image: store.Image) -> Platform:
-    """The QEMU and the accelerator for VMs of ``image``. Raises HostError if there is no QEMU."""
-    from wgcell.vm.qemu.process import find_qemu
+    """The accelerator for VMs of ``image`` here. Raises HostError if no backend is installed."""
+    from wgcell.vm import backends
 
-    return Platform(image, *choose(find_qemu(), image.kernel, store.cache_folder().parent))
+    probed = backends.default().probe(image.kernel, store.cache_folder().parent)
+    return Platform(image, *probed)
 
 
 def _survey(job: Job, force: bool) -> Survey:
@@ -346,6 +353,7 @@ class Cell:
             land=arrived,
             known_links=frozenset() if plan.survey is None else plan.survey.links,
             vet_again=plan.vet_again,
+            vet_rule=plan.vet_rule,
         )
         self._supervisor = Supervisor(
             plan.job,

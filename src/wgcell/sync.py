@@ -32,6 +32,7 @@ from wgcell.client.completed import Completed, Refusal, checked
 from wgcell.client.files import MOST_READ, Entry
 from wgcell.client.files import Files as AsyncFiles
 from wgcell.client.record import Event
+from wgcell.client.rules import Change, Rule
 from wgcell.client.settings import CellSettings, StrPath
 
 __all__ = ["Cell", "Files", "Process", "StreamReader", "StreamWriter", "connect", "run"]
@@ -354,6 +355,18 @@ class Cell:
                     yield self._lease.call(events.__anext__)
         finally:
             self._lease.call(events.aclose)
+
+    def allow(self, rule: str, *, seconds: float | None = None, typed: bool = True) -> Change:
+        """`wgcell.Cell.allow`."""
+        return self._lease.call(self._cell.allow, rule, seconds=seconds, typed=typed)
+
+    def deny(self, rule: str) -> Change:
+        """`wgcell.Cell.deny`."""
+        return self._lease.call(self._cell.deny, rule)
+
+    def policy(self) -> tuple[Rule, ...]:
+        """`wgcell.Cell.policy`."""
+        return self._lease.call(self._cell.policy)
 
     def refusals(self, since: float = 0.0) -> tuple[Refusal, ...]:
         """What its gateway has refused since then (seconds since the epoch), each kind once."""

@@ -94,6 +94,16 @@ GATEWAY: dict[type, Callable[[int], Any]] = {
     gateway.FlowsOmitted: lambda n: gateway.FlowsOmitted(1.0, BIG, n, n, n),
     gateway.ServerBroken: lambda n: gateway.ServerBroken(1.0, BIG, 1.0),
     gateway.Applied: lambda n: gateway.Applied(),
+    gateway.PolicyChanged: lambda n: gateway.PolicyChanged(
+        *(1.0, ("allow", "deny", "expired")[n % 3], "x" * 1200, 0, n),
+        number=n if n % 2 else None,
+        until=float(n),
+    ),
+    gateway.OrderRefused: lambda n: gateway.OrderRefused(n, BIG, BIG),
+    gateway.RulesListed: lambda n: gateway.RulesListed(
+        n, (gateway.RuleInForce("x" * 1200, "start"),) * gateway.RULES_AT_ONCE, True
+    ),
+    gateway.Published: lambda n: gateway.Published(BIG, BIG, 1, 1),
     gateway.Fault: lambda n: gateway.Fault(BIG),
     gateway.Stumble: lambda n: gateway.Stumble(BIG),
 }
@@ -101,7 +111,7 @@ SESSION: dict[type, Callable[[int], frames.Frame]] = {
     # Of the guest's session 1, which runs, and whose standard input has ended.
     frames.Open: lambda n: frames.Open(n, command("x")),
     frames.Opened: lambda n: frames.Opened(1),
-    frames.Refused: lambda n: frames.Refused(1, BIG),
+    frames.SessionRefused: lambda n: frames.SessionRefused(1, BIG),
     frames.Data: lambda n: frames.Data(1, frames.STDOUT, bytes(frames.MOST_DATA)),
     frames.End: lambda n: frames.End(1, frames.STDOUT),
     frames.Credit: lambda n: frames.Credit(1, frames.STDIN, 1),
@@ -428,7 +438,7 @@ def test_no_client_of_sessions_writes_without_bound(
             hub.hear_client(client, opener.send(frames.Open(number, command("x" * 100_000))))
             while raw := hub.take_for_guest():
                 guest.receive(raw)
-            hub.hear_guest(guest.send(frames.Refused(number, BIG)))
+            hub.hear_guest(guest.send(frames.SessionRefused(number, BIG)))
             while raw := client.box.take():
                 opener.receive(raw)
         at_once = RATES["session_opened"].at_once

@@ -35,7 +35,7 @@ from wgcell.guest.frames import (
     Open,
     Opened,
     Pack,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
     Terminal,
@@ -79,7 +79,7 @@ def test_no_bytes_raise_anything_but_guest_error(raw: bytes) -> None:
         return
     # What is read is what was there, byte for byte: nothing has two spellings but bad UTF-8.
     for frame in read:
-        if not isinstance(frame, Refused):
+        if not isinstance(frame, SessionRefused):
             assert encode(frame) in raw
 
 
@@ -172,9 +172,9 @@ RULES: list[tuple[tuple[Step, ...], bool, Frame, bool]] = [
     (BEGUN, G, Opened(1), True),
     (RUNS, G, Opened(1), False),
     (RUNS, H, Opened(1), False),
-    (BEGUN, G, Refused(1, "no"), True),
-    (RUNS, G, Refused(1, "no"), False),
-    (BEGUN, H, Refused(1, "no"), False),
+    (BEGUN, G, SessionRefused(1, "no"), True),
+    (RUNS, G, SessionRefused(1, "no"), False),
+    (BEGUN, H, SessionRefused(1, "no"), False),
     (BEGUN, H, Data(1, STDIN, b"x"), True),
     (RUNS, H, Data(1, STDIN, b"x"), True),
     (RUNS, H, Data(1, STDOUT, b"x"), False),
@@ -227,7 +227,7 @@ RULES: list[tuple[tuple[Step, ...], bool, Frame, bool]] = [
     ((), G, Data(WORKLOAD, STDOUT, b"x"), False),
     ((), G, End(WORKLOAD, STDOUT), False),
     ((), G, Opened(WORKLOAD), False),
-    ((), G, Refused(WORKLOAD, "no"), False),
+    ((), G, SessionRefused(WORKLOAD, "no"), False),
     ((), G, Exit(WORKLOAD, 0), False),
     (((H, Data(WORKLOAD, STDIN, b"x")),), G, Credit(WORKLOAD, STDIN, 1), True),
     ((), G, Credit(WORKLOAD, STDIN, 1), False),
@@ -286,7 +286,7 @@ def test_sessions_are_bounded_and_an_ended_one_makes_room() -> None:
         opener.send(Open(opener.next_session, COMMAND))
     with pytest.raises(GuestError, match="at once"):
         server.receive(encode(Open(opener.next_session, COMMAND)))
-    opener.receive(server.send(Refused(3, "gone")))
+    opener.receive(server.send(SessionRefused(3, "gone")))
     assert not opener.is_full and not server.is_full
     server.receive(opener.send(Open(opener.next_session, COMMAND)))
 
@@ -294,8 +294,8 @@ def test_sessions_are_bounded_and_an_ended_one_makes_room() -> None:
 def test_a_refusal_is_cut_and_not_lost() -> None:
     opener, server = Channel(opener=True), Channel(opener=False)
     server.receive(opener.send(OPEN))
-    [refused] = opener.receive(server.send(Refused(1, "é" * 5000)))
-    assert refused == Refused(1, "é" * 2048)
+    [refused] = opener.receive(server.send(SessionRefused(1, "é" * 5000)))
+    assert refused == SessionRefused(1, "é" * 2048)
 
 
 # Two ends over a line that holds bytes back, each reader as slow as it likes.

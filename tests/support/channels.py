@@ -18,7 +18,7 @@ from wgcell.guest.frames import (
     Open,
     Opened,
     Pack,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
     Terminal,
@@ -60,7 +60,9 @@ SUBJECTS = COMMANDS | st.builds(Pack, WORDS) | st.builds(Unpack, WORDS)
 FRAMES: dict[type, st.SearchStrategy[Frame]] = {
     Open: st.builds(Open, SESSIONS, SUBJECTS),
     Opened: st.builds(Opened, SESSIONS),
-    Refused: st.builds(Refused, SESSIONS, st.text(max_size=50).filter(lambda t: t.isascii())),
+    SessionRefused: st.builds(
+        SessionRefused, SESSIONS, st.text(max_size=50).filter(lambda t: t.isascii())
+    ),
     Data: st.builds(Data, SESSIONS, STREAMS, st.binary(min_size=1, max_size=100)),
     End: st.builds(End, SESSIONS, STREAMS),
     Credit: st.builds(Credit, SESSIONS, STREAMS, st.integers(0, 2**32 - 1)),

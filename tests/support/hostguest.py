@@ -11,7 +11,17 @@ from pathlib import Path
 
 from tests.support.programs import FakeGuest, Program
 
-from wgcell.guest.frames import STDERR, STDOUT, Command, Exit, Frame, Open, Opened, Pack, Refused
+from wgcell.guest.frames import (
+    STDERR,
+    STDOUT,
+    Command,
+    Exit,
+    Frame,
+    Open,
+    Opened,
+    Pack,
+    SessionRefused,
+)
 from wgcell.guest.frames import Signal as SignalFrame
 
 __all__ = ["HostGuest"]
@@ -63,7 +73,7 @@ class HostGuest(FakeGuest):
             )
         except OSError as error:
             del self.programs[program.number]
-            self.say(Refused(program.number, f"the guest can't start it: {error.strerror}"))
+            self.say(SessionRefused(program.number, f"the guest can't start it: {error.strerror}"))
             return
         self.say(Opened(program.number))
         helping = [

@@ -24,7 +24,7 @@ from wgcell.guest.frames import (
     Hangup,
     Open,
     Opened,
-    Refused,
+    SessionRefused,
     Subject,
     Terminal,
 )
@@ -139,7 +139,7 @@ class Opener:
                 heard.credit += amount
             case Opened():
                 heard.opened = True
-            case Refused(_, text):
+            case SessionRefused(_, text):
                 heard.refused = text
             case Exit(_, code):
                 heard.code = code

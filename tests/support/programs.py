@@ -24,7 +24,7 @@ from wgcell.guest.frames import (
     Hangup,
     Open,
     Opened,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
     Subject,
@@ -214,7 +214,7 @@ class FakeGuest:
             subject = frame.subject
             name = subject.argv[0] if isinstance(subject, Command) else type(subject).__name__
             if name not in PROGRAMS:
-                self.say(Refused(frame.session, f"{name}: not found"))
+                self.say(SessionRefused(frame.session, f"{name}: not found"))
                 return
             program = self.programs[frame.session] = Program(self, frame.session, subject)
             self.say(Opened(frame.session))

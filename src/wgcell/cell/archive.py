@@ -297,7 +297,7 @@ class _Unpacking:
                 mtime = _mtime(header)
                 os.utime(descriptor, (mtime, mtime))
         except BaseException:
-            # A reader can't tell half a file from a whole one.
+            # A reader can't see that a file is half of one.
             os.unlink(name, dir_fd=folder)
             raise
         self._files += 1

@@ -1,4 +1,4 @@
-"""Walls around a process that may write below one folder and do nothing else.
+"""The walls of a process that may write below one folder and do nothing else.
 
 The parent compiles the filter (`filter_of_calls`) and hands over descriptors; the child loads all
 its code and then calls `confine`, whose stages are built in this order:
@@ -33,19 +33,13 @@ __all__ = ["CALLS", "KILLED", "STAGES", "Confined", "Filters", "confine", "filte
 STAGES = ("root", "landlock", "seccomp")
 """Those that a machine may lack."""
 
-# sys/mount.h
-_MS_BIND, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 4096, 16384, 1 << 18, 2
-_SECCOMP_MODE_FILTER = 2
-_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-# linux/landlock.h: the same numbers on every architecture
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+# linux/landlock.h
 _RULE_PATH_BENEATH = 1
 _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE = 1 << 1, 1 << 2, 1 << 3, 1 << 5
 _MAKE_DIR, _MAKE_REG, _MAKE_SYM = 1 << 7, 1 << 8, 1 << 12
 _BELOW = _WRITE_FILE | _READ_FILE | _READ_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _MAKE_SYM
 _ABI_NET, _ABI_SCOPE = 4, 6
 
-_PROT_EXEC = 4
 _AT_EMPTY_PATH = 0x1000
 _RIGHTS = 0o7000
 """Set-user-ID, set-group-ID, sticky: a new file belongs to this user, and must never run as this
@@ -72,8 +66,8 @@ CALLS: tuple[_Rule, ...] = (
     ("fcntl", ((1, 0xFFFFFFFF, _F_DUPFD_CLOEXEC),)),
     ("fcntl", ((1, 0xFFFFFFFF, _F_GETFD),)),
     ("fcntl", ((1, 0xFFFFFFFF, _F_GETFL),)),
-    ("mmap", ((2, _PROT_EXEC, 0),)),
-    ("mprotect", ((2, _PROT_EXEC, 0),)),
+    ("mmap", ((2, linux.PROT_EXEC, 0),)),
+    ("mprotect", ((2, linux.PROT_EXEC, 0),)),
     *(
         (name, ())
         for name in (
@@ -205,7 +199,7 @@ def _write(path: str, text: str) -> None:
 
 def _enter(folder: int) -> None:
     """Make the folder the root of a mount namespace of our own."""
-    number = _PIVOT_ROOT.get(platform.machine())
+    number = linux.PIVOT_ROOT.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"pivot_root has no number here for {platform.machine()}")
     user, group = os.geteuid(), os.getegid()
@@ -214,19 +208,19 @@ def _enter(folder: int) -> None:
     _write("/proc/self/uid_map", f"{user} {user} 1")
     _write("/proc/self/gid_map", f"{group} {group} 1")
     nothing = ctypes.c_void_p()
-    _check(_libc.mount(b"none", b"/", nothing, _MS_REC | _MS_PRIVATE, nothing), "mount /")
+    _check(_libc.mount(b"none", b"/", nothing, linux.MS_REC | linux.MS_PRIVATE, nothing), "mount /")
     # The descriptor is of a mount in the namespace that we left; this one is of our copy of it.
     here = os.open(_path_of(folder), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not os.path.samestat(os.fstat(folder), os.fstat(here)):
             raise OSError(errno.ESTALE, "the folder was moved away")
         source = f"/proc/self/fd/{here}".encode()
-        _check(_libc.mount(source, _PLACE, nothing, _MS_BIND, nothing), "mount the folder")
+        _check(_libc.mount(source, _PLACE, nothing, linux.MS_BIND, nothing), "mount the folder")
     finally:
         os.close(here)
     os.chdir(_PLACE)
     _check(_libc.syscall(number, b".", b"."), "pivot_root")
-    _check(_libc.umount2(b".", _MNT_DETACH), "umount the old root")
+    _check(_libc.umount2(b".", linux.MNT_DETACH), "umount the old root")
     os.chdir("/")
 
 
@@ -265,15 +259,19 @@ def _give_up_rights() -> None:
 
 def _landlock(root: int) -> None:
     """Handle every right that this kernel's Landlock knows; allow some below ``root``."""
-    abi = _check(_libc.syscall(_CREATE_RULESET, None, 0, 1), "landlock is not in this kernel")
+    abi = _check(
+        _libc.syscall(linux.LANDLOCK_CREATE_RULESET, None, 0, 1), "landlock is not in this kernel"
+    )
     rights = 13 + (abi >= 2) + (abi >= 3) + (abi >= 5)
     attributes = struct.pack("QQQ", (1 << rights) - 1, 3, 3)
     size = 24 if abi >= _ABI_SCOPE else 16 if abi >= _ABI_NET else 8
-    ruleset = _check(_libc.syscall(_CREATE_RULESET, attributes, size, 0), "landlock")
+    ruleset = _check(_libc.syscall(linux.LANDLOCK_CREATE_RULESET, attributes, size, 0), "landlock")
     try:
         rule = struct.pack("=Qi", _BELOW, root)
-        _check(_libc.syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0), "landlock")
-        _check(_libc.syscall(_RESTRICT_SELF, ruleset, 0), "landlock")
+        _check(
+            _libc.syscall(linux.LANDLOCK_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0), "landlock"
+        )
+        _check(_libc.syscall(linux.LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock")
     finally:
         os.close(ruleset)
 
@@ -288,4 +286,4 @@ def _filter(program: bytes) -> None:
     if not program:
         raise OSError(errno.ENOENT, "no filter was compiled: libseccomp can't be used")
     loaded = _Program(len(program) // 8, program)
-    _prctl(linux.PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(loaded))
+    _prctl(linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, ctypes.byref(loaded))

@@ -7,12 +7,14 @@ callers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncGenerator, Callable
 
 from wgcell.cell.conclusion import Conclusion
 from wgcell.cell.control import words
 from wgcell.cell.core import Core
 from wgcell.cell.machine_end import MachineEnd
+from wgcell.cell.orders import Orders
 from wgcell.cell.pausing import Pauses
 from wgcell.cell.sessions.links import Sessions
 
@@ -29,12 +31,14 @@ class ControlledCell:
         pauses: Pauses,
         machine_end: MachineEnd,
         conclusion: Conclusion,
+        orders: Orders,
         *,
         cancel: Callable[[str], None],
         abort: Callable[[str], None],
     ) -> None:
         self._core, self._sessions = core, sessions
         self._pauses, self._machine_end, self._conclusion = pauses, machine_end, conclusion
+        self._orders = orders
         self._cancel, self._abort = cancel, abort
 
     @property
@@ -67,3 +71,20 @@ class ControlledCell:
     async def unpause(self, uid: int) -> None:
         """See `Pauses.unpause`."""
         await self._pauses.unpause(uid)
+
+    async def change_policy(
+        self, question: words.Allow | words.Deny, uid: int
+    ) -> words.PolicyChanged:
+        """See `Orders.allow` and `Orders.deny`."""
+        if isinstance(question, words.Deny):
+            done = await self._orders.deny(question.rule, uid)
+        else:
+            seconds, typed = question.seconds, question.typed
+            done = await self._orders.allow(question.rule, uid, seconds, typed=typed)
+        return words.PolicyChanged(done.rule, done.cut, done.until)
+
+    async def policy(self) -> AsyncGenerator[words.Rule, None]:
+        """See `Orders.rules`."""
+        async with contextlib.aclosing(self._orders.rules()) as rules:
+            async for one in rules:
+                yield words.Rule(one.rule, one.origin, one.who, one.until)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from wgcell.cell.core import actions as do
 from wgcell.cell.events import EventLog
 from wgcell.cell.launch import Launch
+from wgcell.cell.orders import Answer
 from wgcell.cell.outlets import Outlets
 from wgcell.errors import StateError
 from wgcell.guest import protocol
@@ -31,12 +32,14 @@ class Effects:
         record_failed: Callable[[StateError], None],
         unpack: Callable[[], None],
         resume: Callable[[], None],
+        answer: Callable[[Answer], None],
     ) -> None:
         self.config: GuestConfig | None = None
         """The guest's configuration, but for the time."""
         self._log, self._launch, self._outlets = log, launch, outlets
         self._wake, self._end = wake, end
         self._record_failed, self._unpack, self._resume = record_failed, unpack, resume
+        self._answer = answer
         self._agent: asyncio.StreamWriter | None = None
 
     def attach(self, agent: asyncio.StreamWriter) -> None:
@@ -72,6 +75,11 @@ class Effects:
                 self._unpack()
             case do.ResumeMachine():
                 self._resume()
+            case do.SendGateway(order):
+                if self._launch.gateway is not None:
+                    self._launch.gateway.send(order)
+            case do.AnswerOrder(answer):
+                self._answer(answer)
             case do.GiveUpReader(stream):
                 self._outlets.streams[stream].give_up()
             case do.FreeBootFiles():

@@ -23,8 +23,7 @@ _REMEDIES = (
 
 
 def remedy(reason: str) -> str:
-    """The remedy for a KVM that does not work; ``reason`` is
-    `wgcell.vm.qemu.accelerator.choose`'s."""
+    """The remedy for a KVM that does not work; ``reason`` is that of `Backend.probe`."""
     return next(words for part, words in _REMEDIES if part in reason)
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from wgcell import atomic
 from wgcell.errors import StateError
 from wgcell.home import home
 
@@ -172,15 +173,10 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all. Raises StateError."""
-        target, part = self.path / name, self.path / f".{name}.part"
+        target = self.path / name
         try:
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
+            atomic.write(target, content)
         except OSError as error:
-            self.discard(part.name)
             raise StateError(f"{target}: {error.strerror}") from error
 
     def discard(self, *names: str) -> None:

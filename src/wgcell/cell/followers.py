@@ -1,4 +1,4 @@
-"""The loops that listen to a cell's parts; each turns messages into events for the core.
+"""The loops that listen to a cell's parts; each makes events for the core of messages.
 
 The messages of a guest, a relay or a gateway are bounded elsewhere (`wgcell.cell.listening`). An
 error that a loop raises becomes a cause: the supervisor sees to that.

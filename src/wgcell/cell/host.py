@@ -32,6 +32,9 @@ class HostContext:
     require_walls: bool = False
     gateway_engine: str = "auto"
     """Of the cell's own gateway: ``auto``, ``namespace`` or ``embedded``."""
+    vet_rule: Callable[[str], str] | None = None
+    """What a stranger's ``allow`` of a rule would open beyond the provider's limits; see
+    `wgcell.cell.orders.Vet`. None: no stranger's wish is granted."""
     land: Callable[[Mapping[str, object]], Awaitable[Landed]] | None = None
     """Moves the outputs to their place, when all else has ended; the argument is the event about
     their unpacking. None leaves them in the cell's folder. Raises StateError."""

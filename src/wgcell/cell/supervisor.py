@@ -1,4 +1,4 @@
-"""Starts, watches and ends one cell: the loop around the core.
+"""Starts, watches and ends one cell: the loop that feeds the core.
 
 Everything that the cell's parts report becomes an event for `wgcell.cell.core`, and the core's
 actions are executed (`wgcell.cell.dispatch`). `Supervisor.live`, read downwards, is the walk
@@ -28,6 +28,7 @@ from wgcell.cell.host import HostContext
 from wgcell.cell.job import Job
 from wgcell.cell.launch import AGENT, Launch, SpawnRelay, guest_config
 from wgcell.cell.machine_end import MachineEnd
+from wgcell.cell.orders import Orders
 from wgcell.cell.outlets import Outlets, copy
 from wgcell.cell.pausing import Pauses
 from wgcell.cell.result import CellResult
@@ -84,6 +85,7 @@ class Supervisor:
         self.dispatcher = Dispatcher(
             *(self.core, self.outlets.look, self._execute, self._over.set),
         )
+        self.orders = Orders(self.core, self.launch, self.feed, host.vet_rule)
         self._effects = Effects(
             self.log,
             self.launch,
@@ -93,10 +95,12 @@ class Supervisor:
             record_failed=self.dispatcher.record_failed,
             unpack=self._unpack,
             resume=self._resume,
+            answer=self.orders.answered,
         )
         self._pauses = Pauses(self.core, self.launch, self.feed)
         self._controlled = ControlledCell(
             *(self.core, self.sessions, self._pauses, self.machine_end, self.conclusion),
+            self.orders,
             cancel=self.cancel,
             abort=self.abort,
         )
@@ -160,7 +164,7 @@ class Supervisor:
         return self.conclusion.result()
 
     def steps(self) -> tuple[EndStep, ...]:
-        """What is done when the cell has ended."""
+        """The steps of the cell's end."""
         return self.conclusion.steps()
 
     def _refused(self, subject: Subject) -> str:

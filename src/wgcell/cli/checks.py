@@ -26,8 +26,7 @@ from wgcell.home import config_path
 from wgcell.image import store
 from wgcell.relay import control as relay_words
 from wgcell.relay.seal import unprivileged_id
-from wgcell.vm.qemu.accelerator import choose
-from wgcell.vm.qemu.process import find_qemu
+from wgcell.vm import backends
 from wgcell.vm.sandbox import cgroup
 from wgcell.vm.sandbox.jail import find_jail
 from wgcell.vm.spec import Accelerator
@@ -54,6 +53,13 @@ def _program(name: str, package: str) -> Callable[[], Finding]:
         return Finding(name, path is not None, path or "not found", f"apt-get install {package}")
 
     return check
+
+
+def _machine() -> Finding:
+    """The programs of the backend that runs the machines: one that is missing, or the first."""
+    known = backends.default().programs
+    name = next((one for one in known if programs.find(one) is None), next(iter(known)))
+    return _program(name, known[name])()
 
 
 def _namespaces() -> Finding:
@@ -83,7 +89,8 @@ def _image() -> Finding:
 def _kvm() -> Finding:
     try:
         image = store.load("debian")
-        chosen, reason = choose(find_qemu(), image.kernel, store.cache_folder().parent)
+        cache = store.cache_folder().parent
+        chosen, reason = backends.default().probe(image.kernel, cache)
     except WgcellError as error:
         return Finding("KVM", False, f"not probed: {error.message}", needed=False)
     if chosen is Accelerator.KVM:
@@ -210,7 +217,7 @@ def _frozen() -> Finding:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    _program("qemu-system-x86_64", "qemu-system-x86"),
+    _machine,
     _program("mke2fs", "e2fsprogs"),
     _program("mmdebstrap", "mmdebstrap"),
     _program("mkfs.erofs", "erofs-utils"),

@@ -1,6 +1,6 @@
 r"""What a workload writes, on its way to a terminal: what may pass, byte by byte.
 
-A terminal does what it is told in its output: it sets its title and the clipboard, answers
+A terminal obeys its output: it sets its title and the clipboard, answers
 questions into the user's next command line, changes its character set, is resized or reset. So the
 output passes a filter with an allow-list:
 

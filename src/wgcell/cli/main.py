@@ -30,12 +30,14 @@ VERBS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("logs", "events", "inspect"), "records"),
         "stop": "stop",
         "wait": "wait",
+        **dict.fromkeys(("allow", "deny", "policy", "port"), "policy"),
         **dict.fromkeys(("pause", "unpause"), "pause"),
         **dict.fromkeys(("rm", "prune"), "rm"),
         "doctor": "doctor",
         "prove": "prove",
         "image": "image",
         "gateway": "gateway",
+        "mcp": "mcp",
     }
 )
 """Each verb and its module; only the wanted one's is loaded, for a cell's start counts."""

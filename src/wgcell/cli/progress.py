@@ -6,14 +6,17 @@ stranger's, so each part of a line is escaped by `clean`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from types import MappingProxyType
 
 from rich.status import Status
 
+from wgcell.cell.units import duration_text
 from wgcell.cli.terminal import clean, console
 from wgcell.gateway.peer.tally import Tally
+from wgcell.net.addresses import written
 
 __all__ = ["EventPrinter", "Verbosity"]
 
@@ -107,6 +110,22 @@ class EventPrinter:
             target, verdict = clean(self._tally.target(event)), self._tally.fate(event)
             self.line(f"[yellow]{verdict}[/] {target} ({clean(why)})", Verbosity.VERBOSE)
 
+    def _published(self, event: _Event) -> None:
+        port = event["port"]
+        place = written(str(event["address"]), port if isinstance(port, int) else 0)
+        self.line(f"the cell's port {clean(event['inside'])} is at {clean(place)}")
+
+    def _policy_changed(self, event: _Event) -> None:
+        rule = clean(event["rule"])
+        if event["change"] == "expired":
+            self.line(f"the time of [bold]{rule}[/] is over")
+            return
+        until = event["until"]
+        lasts = ""
+        if isinstance(until, int | float):
+            lasts = f" for {duration_text(max(1, round(until - time.time())))}"
+        self.line(f"the rules have changed, by user {clean(event['by'])}: {rule}{lasts}")
+
     def _walls(self, event: _Event) -> None:
         missing = event["missing"]
         if not (event["seal"] and event["jail"]) and isinstance(missing, dict):
@@ -192,6 +211,8 @@ _PRINTERS: Mapping[str, Callable[[EventPrinter, _Event], None]] = MappingProxyTy
         "state": EventPrinter._state,
         "gateway": EventPrinter._gateway,
         **dict.fromkeys(("flow", "flow_end", "flows_omitted"), EventPrinter._flow),
+        "published": EventPrinter._published,
+        "policy_changed": EventPrinter._policy_changed,
         "walls": EventPrinter._walls,
         "frozen": EventPrinter._frozen,
         "path_mtu": EventPrinter._path_mtu,

@@ -30,6 +30,7 @@ from wgcell.cell.control.client import Unreachable
 from wgcell.cell.control.session_client import Closed, SessionClient
 from wgcell.cell.folder import Folder, find, state_folders
 from wgcell.cell.start import Over, Remark, Said, Start
+from wgcell.client import rules
 from wgcell.client.asking import answer, following
 from wgcell.client.beginning import Beginning
 from wgcell.client.commands import MOST_OUTPUT, Asked, Process, run_to_its_end
@@ -45,6 +46,7 @@ from wgcell.client.completed import (
 )
 from wgcell.client.files import Files
 from wgcell.client.record import Event, event_of, lines, recorded_end
+from wgcell.client.rules import Change, Rule
 from wgcell.client.settings import CellSettings, StrPath, start_of
 from wgcell.client.supervised import Supervised
 from wgcell.errors import Ended, HostError, StateError, WgcellError
@@ -332,6 +334,34 @@ class Cell:
             return await answer(self._known, question, patience)
         except Unreachable as error:
             raise StateError(f"{self.id}: it can't be reached: {error}") from None
+
+    # What it may reach.
+
+    async def allow(self, rule: str, *, seconds: float | None = None, typed: bool = True) -> Change:
+        """Let the cell reach ``rule``, as ``api.example.com:443``, for ``seconds`` or to its end.
+
+        The rule stands before all others, at once; when its time is over, flows that it alone has
+        allowed are cut. ``typed``: the word of whoever owns the cell; otherwise it is held to the
+        provider's limits, as a stranger's job is. Raises StateError with why it can't be: the rule
+        is none, the provider does not allow it, the cell has no gateway of its own.
+        """
+        return await self._changed(words.Allow(rule, typed, seconds))
+
+    async def deny(self, rule: str) -> Change:
+        """Let the cell not reach ``rule``, at once; open flows to it are cut. Raises as `allow`."""
+        return await self._changed(words.Deny(rule))
+
+    async def policy(self) -> tuple[Rule, ...]:
+        """What the cell may reach: the rules, in the order in which its gateway reads them."""
+        said = await self._asked(words.Policy(), rules.PATIENCE)
+        return tuple(Rule.of(word) for word in said if isinstance(word, words.Rule))
+
+    async def _changed(self, question: words.Allow | words.Deny) -> Change:
+        said = await self._asked(question, rules.PATIENCE)
+        for word in said:
+            if isinstance(word, words.PolicyChanged):
+                return Change.of(word)
+        raise StateError(f"{self.id}: this is no answer to what was asked")
 
     # What happens to it.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -23,8 +22,9 @@ from wgcell.errors import HostError, WgcellError
 from wgcell.gateway import words
 from wgcell.gateway.model.config import GatewayConfig
 from wgcell.gateway.model.parsing import configured
-from wgcell.gateway.model.ratelimit import TokenBucket
 from wgcell.gateway.orders import Orders
+from wgcell.net.bucket import TokenBucket
+from wgcell.processes import die_with_parent
 from wgcell.wire.lines import LineError
 
 if TYPE_CHECKING:
@@ -35,27 +35,8 @@ if TYPE_CHECKING:
     from wgcell.gateway.engines.nftables.publishing import Listening
     from wgcell.gateway.peer.events import Report
 
-_PR_SET_PDEATHSIG = 1
-"""linux/prctl.h."""
 _MOST_MEMORY = 2 << 30
 _FILES = 8192
-
-
-def _die_with_parent(parent: int) -> bool:
-    """Ask the kernel to end this process with its parent; False if ``parent`` is gone already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # If the parent died before prctl took effect, init or a subreaper is the parent now. If it died
-    # before this process first asked for its parent, our stdin is closed, which ends us as well.
-    return os.getppid() == parent
-
-
-def _end_with(parent: int) -> None:
-    if not _die_with_parent(parent):
-        os._exit(125)
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    return lambda: _end_with(parent)
 
 
 def report(event: words.Event) -> None:
@@ -140,7 +121,7 @@ async def _with_nftables(
     from wgcell.gateway.engines.nftables.engine import NftablesEngine
 
     try:
-        preexec = _die_with(os.getpid())
+        preexec = die_with_parent(os.getpid())
         engine = NftablesEngine(
             config, report, host(config), ports, preexec=preexec, give_up=give_up
         )
@@ -212,8 +193,8 @@ async def _serve(name: str = "embedded", interface: str = "") -> int:
 
 def main() -> int:
     """Run until stdin ends. Returns 0, or 125 if it could not start."""
-    if not _die_with_parent(os.getppid()):
-        return 125
+    # If the parent died before this process first asked for it, our stdin is closed: the end, too.
+    die_with_parent(os.getppid())()
     # The terminal's Ctrl-C reaches every process of the group; the supervisor decides for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_resources()

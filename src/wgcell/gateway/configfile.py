@@ -6,14 +6,12 @@ The private key of a new peer is written into the peer's own file and nowhere el
 from __future__ import annotations
 
 import base64
-import contextlib
 import os
 import re
-import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from wgcell import toml
+from wgcell import atomic, toml
 from wgcell.errors import PolicyError
 from wgcell.gateway.model.config import GatewayConfig, Peer, is_peer_name
 from wgcell.gateway.model.document import written
@@ -85,17 +83,9 @@ def write_secret(path: Path, text: str, *, fresh: bool = False) -> None:
     """
     if fresh and path.exists():
         raise PolicyError(f"{path} exists already", hint="take it away first, or name another")
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        atomic.write(path, text.encode(), 0o600)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
         raise PolicyError(f"{path}: {error.strerror or error}") from None
 
 

@@ -8,7 +8,7 @@ opener towards the cell's supervisor, which passes frames on. So the same rules 
 
     opener                              server
     Open ----------------------------->
-          <-------------------------- Opened | Refused (over)
+          <-------------------------- Opened | SessionRefused (over)
     Data stdin, End stdin, Size, Signal ->
           <------- Data stdout or stderr, End
     Credit <--------------------------> Credit
@@ -41,7 +41,7 @@ from wgcell.guest.frames import (
     Hangup,
     Open,
     Opened,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
     encode,
@@ -62,8 +62,8 @@ if TYPE_CHECKING:
 _FROM_OPENER = (STDIN,)
 _FROM_SERVER = (STDOUT, STDERR)
 _ONLY_OPENER = (Open, Size, Signal, Hangup)
-_ONLY_SERVER = (Opened, Refused, Exit)
-_BEFORE_OPENED = (Opened, Refused)
+_ONLY_SERVER = (Opened, SessionRefused, Exit)
+_BEFORE_OPENED = (Opened, SessionRefused)
 
 
 class _Session:
@@ -148,7 +148,7 @@ class Channel:
             if session.hung_up:
                 raise _violation(frame, "comes after the hangup")
         elif session.runs == (kind in _BEFORE_OPENED):
-            raise _violation(frame, "comes out of turn")
+            raise _violation(frame, "comes at a wrong time")
         match frame:
             case Data(_, stream, data):
                 self._spend(frame, session, stream, len(data), by_opener)
@@ -161,7 +161,7 @@ class Channel:
                 session.runs = True
             case Hangup():
                 session.hung_up = True
-            case Refused() | Exit():
+            case SessionRefused() | Exit():
                 if frame.session == WORKLOAD:
                     raise _violation(frame, "is not for the workload")
                 del self._sessions[frame.session]

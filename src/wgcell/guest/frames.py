@@ -47,7 +47,7 @@ __all__ = [
     "Open",
     "Opened",
     "Pack",
-    "Refused",
+    "SessionRefused",
     "Signal",
     "Size",
     "Subject",
@@ -88,7 +88,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class SessionRefused:
     """The session can't begin, and why. It is over."""
 
     session: int
@@ -152,7 +152,7 @@ class Exit:
     code: int
 
 
-Frame = Open | Opened | Refused | Data | End | Credit | Size | Signal | Hangup | Exit
+Frame = Open | Opened | SessionRefused | Data | End | Credit | Size | Signal | Hangup | Exit
 
 _DATA, _CREDIT, _END, _OPEN, _OPENED, _REFUSED, _SIZE, _SIGNAL, _HANGUP, _EXIT = range(1, 11)
 _TYPES: dict[type, int] = {
@@ -161,7 +161,7 @@ _TYPES: dict[type, int] = {
     End: _END,
     Open: _OPEN,
     Opened: _OPENED,
-    Refused: _REFUSED,
+    SessionRefused: _REFUSED,
     Size: _SIZE,
     Signal: _SIGNAL,
     Hangup: _HANGUP,
@@ -234,7 +234,7 @@ def _payload(frame: Frame) -> bytes:
             return b"%c" % stream
         case Open(_, subject):
             return subject_bytes(subject)
-        case Refused(_, text):
+        case SessionRefused(_, text):
             # Cut at a character's end.
             return raw_word(text)[:_LONGEST_TEXT].decode("utf-8", "ignore").encode()
         case Size(_, terminal):
@@ -256,7 +256,7 @@ def _frame(kind: int, session: int, payload: bytes) -> Frame:
     if kind == _OPEN:
         return Open(session, read_subject(payload))
     if kind == _REFUSED:
-        return Refused(session, payload.decode("utf-8", "backslashreplace"))
+        return SessionRefused(session, payload.decode("utf-8", "backslashreplace"))
     if len(payload) != _LONGEST[kind]:
         raise GuestError(f"a frame of type {kind} with {len(payload)} bytes")
     return _FIXED[kind](session, payload)

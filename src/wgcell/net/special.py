@@ -5,10 +5,10 @@ plainly out on the Internet: not this machine, not its LAN, not its cloud's meta
 table has
 
 - every row of IANA's registries of special-purpose addresses (RFC 6890), the globally reachable
-  ones too: an anycast address leads to whoever is nearest;
-- what is no unicast, and IPv6 beyond 2000::/3, which IANA has not given out (RFC 4291);
+  ones too: an anycast address reaches the nearest of many machines;
+- multicast and the like, and IPv6 beyond 2000::/3, which IANA has not given out (RFC 4291);
 - forms of IPv6 that carry an IPv4 address;
-- the addresses at which clouds tell a machine its secrets.
+- the addresses at which clouds give a machine its secrets.
 
 Documentation's networks are nobody's, neither here nor elsewhere: no endpoint can be there. For
 names and rules they are what they are to a router, addresses without an answer.

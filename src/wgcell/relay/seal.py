@@ -48,14 +48,8 @@ _NAMESPACES = (
     | linux.CLONE_NEWUTS
     | linux.CLONE_NEWNET
 )
-# sys/mount.h
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
-_MS_REMOUNT, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 32, 16384, 1 << 18, 2
-_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
 
 _SOL_UDP = 17
-_PROT_EXEC = 4
 _MEMORY_ABOVE = 128 << 20
 """Bytes of address space beyond those that are mapped when the seal closes."""
 
@@ -223,18 +217,18 @@ def _enter_namespaces() -> None:
 
 
 def _empty_root() -> None:
-    number = _PIVOT_ROOT.get(platform.machine())
+    number = linux.PIVOT_ROOT.get(platform.machine())
     if number is None:
         raise OSError(f"pivot_root has no number here for {platform.machine()}")
-    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
     place, nothing = b"/proc", ctypes.c_void_p()
-    _check(_libc.mount(b"none", b"/", nothing, _MS_REC | _MS_PRIVATE, nothing), "mount /")
+    _check(_libc.mount(b"none", b"/", nothing, linux.MS_REC | linux.MS_PRIVATE, nothing), "mount /")
     _check(_libc.mount(b"tmpfs", place, b"tmpfs", flags, b"size=4k,mode=555"), "mount tmpfs")
     os.chdir(place)
     _check(_libc.syscall(number, b".", b"."), "pivot_root")
-    _check(_libc.umount2(b".", _MNT_DETACH), "umount the old root")
+    _check(_libc.umount2(b".", linux.MNT_DETACH), "umount the old root")
     os.chdir("/")
-    remount = _MS_REMOUNT | _MS_RDONLY | flags
+    remount = linux.MS_REMOUNT | linux.MS_RDONLY | flags
     _check(_libc.mount(b"tmpfs", b"/", nothing, remount, nothing), "remount")
 
 
@@ -268,14 +262,14 @@ def _give_up_rights() -> None:
 def _landlock() -> None:
     """Handle every right that this kernel's Landlock knows, and allow none."""
     abi = _check(
-        _libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1), "landlock is not in this kernel"
+        _libc.syscall(linux.LANDLOCK_CREATE_RULESET, None, 0, 1), "landlock is not in this kernel"
     )
     rights = 13 + (abi >= 2) + (abi >= 3) + (abi >= 5)
     attributes = struct.pack("QQ", (1 << rights) - 1, 3 if abi >= 4 else 0)
     size = 16 if abi >= 4 else 8
-    ruleset = _check(_libc.syscall(_LANDLOCK_CREATE_RULESET, attributes, size, 0), "landlock")
+    ruleset = _check(_libc.syscall(linux.LANDLOCK_CREATE_RULESET, attributes, size, 0), "landlock")
     try:
-        _check(_libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock")
+        _check(_libc.syscall(linux.LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock")
     finally:
         os.close(ruleset)
 
@@ -292,6 +286,6 @@ def _filter(owned: Descriptors) -> None:
         )
         made.add_rule(ALLOW, name, *arguments)
     for name in _NEVER_EXECUTABLE:
-        made.add_rule(ALLOW, name, Arg(2, MASKED_EQ, _PROT_EXEC, 0))
+        made.add_rule(ALLOW, name, Arg(2, MASKED_EQ, linux.PROT_EXEC, 0))
     made.load()
     _libc.malloc_trim(0)  # what the filter's making took

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -70,9 +71,14 @@ class Machine(Protocol):
 class Backend(Protocol):
     """One way to run machines."""
 
+    @property
+    def programs(self) -> Mapping[str, str]:
+        """The programs that it starts, one at least, each with the Debian package that has it."""
+
     def probe(self, kernel: Path, cache: Path) -> tuple[Accelerator, str]:
         """The accelerator that runs ``kernel`` here, and why not a better one. ``cache`` is a
-        folder that may keep the answer."""
+        folder that may keep the answer. Raises LaunchError, with a hint, if a program is missing.
+        """
 
     def device(self, accelerator: Accelerator) -> Path | None:
         """The device file that the accelerator needs."""

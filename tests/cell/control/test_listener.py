@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -57,6 +57,17 @@ class Cell:
     async def unpause(self, uid: int) -> None:
         self.asked.append(("unpaused", uid))
 
+    async def change_policy(
+        self, question: words.Allow | words.Deny, uid: int
+    ) -> words.PolicyChanged:
+        if self.refuses:
+            raise StateError(self.refuses)
+        self.asked.append((question.rule, uid))
+        return words.PolicyChanged(question.rule, 2)
+
+    async def policy(self) -> AsyncGenerator[words.Rule, None]:
+        yield words.Rule("allow a.example.com:443", "start")
+
 
 @asynccontextmanager
 async def listening(cells: Path, patience: float = PATIENCE) -> AsyncIterator[Cell]:
@@ -81,6 +92,9 @@ ANSWERED: dict[type, tuple[words.Question, type]] = {
     words.Stop: (words.Stop(False), words.Stopping),
     words.Pause: (words.Pause(), words.Status),
     words.Unpause: (words.Unpause(), words.Status),
+    words.Allow: (words.Allow("a.example.com:443", True, 60.0), words.PolicyChanged),
+    words.Deny: (words.Deny("a.example.com:443"), words.PolicyChanged),
+    words.Policy: (words.Policy(), words.Rule),
 }
 
 
@@ -99,6 +113,7 @@ def test_each_question_has_its_answer(tmp_path: Path, kind: type) -> None:
             assert type(said) is answer
             assert cell.stopped == ([False] if kind is words.Stop else [])
             wanted = {words.Pause: ["paused"], words.Unpause: ["unpaused"]}.get(kind, [])
+            wanted += [question.rule] if isinstance(question, words.Allow | words.Deny) else []
             assert cell.asked == [(word, os.getuid()) for word in wanted]
             assert kind is not words.State or said == words.Status("running", os.getpid())
 
@@ -241,7 +256,7 @@ def test_what_is_no_question_is_refused_in_words(tmp_path: Path, line: bytes, be
             writer.write(begin + line)
             with closing(writer):
                 said = [words.ANSWERS.word(one) async for one in reader]
-            assert isinstance(said[-1], words.Refused) and said[-1].reason
+            assert isinstance(said[-1], words.QuestionRefused) and said[-1].reason
             assert len(said) <= 2 and not cell.stopped
 
     asyncio.run(body())
@@ -265,7 +280,7 @@ def test_the_first_words_of_every_version() -> None:
     """An older wgcell must understand them: they may never change."""
     assert HELLO == b'{"ask":"hello","version":1}\n'
     assert words.ANSWERS.line(words.Hello(1)) == b'{"say":"hello","version":1}\n'
-    assert words.ANSWERS.line(words.Refused("why")) == b'{"say":"refused","reason":"why"}\n'
+    assert words.ANSWERS.line(words.QuestionRefused("why")) == b'{"say":"refused","reason":"why"}\n'
 
 
 def test_whoever_says_nothing_is_left(tmp_path: Path) -> None:
@@ -274,7 +289,7 @@ def test_whoever_says_nothing_is_left(tmp_path: Path) -> None:
             reader, writer = await asyncio.open_unix_connection(cell.folder.path / NAME)
             with closing(writer):
                 said = words.ANSWERS.word(await asyncio.wait_for(reader.read(), GENEROUS))
-            assert isinstance(said, words.Refused)
+            assert isinstance(said, words.QuestionRefused)
 
     asyncio.run(body())
 
@@ -450,7 +465,7 @@ def test_an_answer_without_its_hello_and_one_without_end(tmp_path: Path) -> None
 def test_a_refusal_is_printed_and_a_death_is_noticed(tmp_path: Path) -> None:
     refused, died = create(tmp_path, "a"), create(tmp_path, "b")
     hello = words.ANSWERS.line(words.Hello(7))
-    reason = words.ANSWERS.line(words.Refused("this cell speaks version 7"))
+    reason = words.ANSWERS.line(words.QuestionRefused("this cell speaks version 7"))
     with (
         answering(refused, saying(hello + reason)),
         pytest.raises(StateError, match="speaks version 7"),

@@ -25,9 +25,9 @@ from tests.support.scripts import QUIET, REPORTS, Script, as_asked  # noqa: F401
 import wgcell.cell.core
 from wgcell.cell.archive import Unpacked
 from wgcell.cell.core import actions as do
-from wgcell.cell.core import children
 from wgcell.cell.core import core as core_module
 from wgcell.cell.core import events as seen
+from wgcell.cell.core import relay as dealings
 from wgcell.cell.core.results import LAST_BYTES, MOST_IN_FLIGHT, STALL, START
 from wgcell.cell.job import OnRogue
 from wgcell.cell.states import Cause, Outcome, State
@@ -453,7 +453,7 @@ def test_a_killed_machine_is_timed_once() -> None:
 def test_evidence_is_bounded() -> None:
     one = Script().until(State.RUNNING)
     one.relay(*[ROGUE] * 1000)
-    assert len(one.core.frames) == children.MOST_FRAMES
+    assert len(one.core.frames) == dealings.MOST_FRAMES
 
 
 # The results.

@@ -43,7 +43,7 @@ from wgcell.guest.frames import (
     Hangup,
     Open,
     Opened,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
     Subject,
@@ -99,7 +99,7 @@ class End_:
                     self.opened[session] = subject
                 case Data(session, stream, data):
                     self.held.setdefault((session, stream), bytearray()).extend(data)
-                case Exit() | Refused():
+                case Exit() | SessionRefused():
                     self.over[frame.session] = frame
                 case Hangup(session):
                     self.hung_up.add(session)
@@ -243,7 +243,7 @@ class Cell(RuleBasedStateMachine):
     def begin(self, data: st.DataObject, refuse: bool) -> None:
         number = data.draw(st.sampled_from(self.served()))
         if not self.guest.channel._sessions[number].runs:
-            self.guest.say(Refused(number, "no") if refuse else Opened(number))
+            self.guest.say(SessionRefused(number, "no") if refuse else Opened(number))
 
     @precondition(lambda self: self.served())
     @rule(data=st.data(), stream=st.sampled_from([STDOUT, STDERR]), size=st.integers(1, MOST_DATA))

@@ -22,7 +22,7 @@ from wgcell.guest.frames import (
     Hangup,
     Open,
     Opened,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
     Terminal,
@@ -149,5 +149,5 @@ def test_what_is_forgotten_is_not_sent(data_alone: bool) -> None:
 def test_a_refusal_is_sent() -> None:
     opener, box = Channel(opener=True), Outbox(Channel(opener=False))
     box.channel.receive(opener.send(Open(1, command("x"))))
-    box.put(Refused(1, "no"))
-    assert everything(box, opener) == [Refused(1, "no")]
+    box.put(SessionRefused(1, "no"))
+    assert everything(box, opener) == [SessionRefused(1, "no")]

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wgcell.gateway.model import remarks
@@ -233,6 +233,8 @@ def test_a_rule_without_a_way_is_remarked() -> None:
 
 
 @settings(max_examples=300, deadline=None)
+@example(["allow *:443", "deny *:443/tcp", "allow 192.168.1.1:443"])
+@example(["allow a.example.com:443", "deny a.example.com:443/tcp", "allow 192.168.1.1:443"])
 @given(
     st.lists(
         st.builds(

@@ -1,12 +1,12 @@
 """The cell's end of its control socket.
 
-The socket lies in the cell's folder, which is its owner's alone (0700), and is 0600 itself; each
-caller's user is checked all the same: the owner's, or root. It goes when the cell or its folder
-goes.
+The socket lies in the cell's folder, which is its owner's alone (0700), and is 0600 itself. Each
+caller's user is checked all the same: the owner's, or root. The socket disappears with the cell or
+its folder.
 
-A caller costs little, and holds up nobody: each says its question within `PATIENCE` seconds or is
-left, and is read for no further. Of each `Kind` there is a bound, so however many have sessions,
-`stop` and `ps` are heard. What a caller does not take waits in the files, not in memory; for a
+A caller costs little, and holds up nobody. It must send its question within `PATIENCE` seconds, and
+no more is read from it. Each `Kind` of caller has a bound, so however many have sessions, `stop`
+and `ps` are heard. Output that a caller does not take waits in the files, not in memory; for a
 client with sessions, see `wgcell.cell.sessions`.
 """
 
@@ -33,7 +33,7 @@ __all__ = ["MOST", "PATIENCE", "Kind", "Listener"]
 
 
 class Kind(Enum):
-    """What a caller is there for."""
+    """The purpose of a caller."""
 
     WAITING = "have yet to ask"
     CALLER = "are being answered"
@@ -47,13 +47,13 @@ PATIENCE = 5.0
 LAST_WORDS = 1.0
 """Seconds that callers get, once the cell has ended, to take what there is left to say."""
 _LOOK_EVERY = 0.1
-"""Seconds between two looks for more output. An event is told at once."""
+"""Seconds between two looks for more output. An event is sent at once."""
 _PIECE = 1 << 16
 """Bytes of output in one word."""
 
 
 class Controlled(Protocol):
-    """What a control socket can ask of a cell."""
+    """The cell, as its control socket uses it."""
 
     @property
     def state(self) -> str:
@@ -77,9 +77,17 @@ class Controlled(Protocol):
     async def unpause(self, uid: int) -> None:
         """Let its machine go on, for that user. Raises StateError with why it can't."""
 
+    async def change_policy(
+        self, question: words.Allow | words.Deny, uid: int
+    ) -> words.PolicyChanged:
+        """Change its own gateway's rules, for that user. Raises StateError with why it can't."""
+
+    def policy(self) -> AsyncGenerator[words.Rule, None]:
+        """The rules of its own gateway. Raises StateError with why there are none."""
+
 
 class _Unanswerable(Exception):
-    """No answer can be given, for a reason that the caller is told."""
+    """No answer can be given; the reason is for the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +172,7 @@ class Listener:
         self._changed = asyncio.Event()
 
     async def close(self) -> None:
-        """The cell has ended and all is written: tell it to whoever waits, and hear no more."""
+        """Send the end to all callers that wait for it, once all is written, and hear no more."""
         self._over = True
         self.wake()
         if self._server is not None:
@@ -217,7 +225,7 @@ class Listener:
                 with self._counted(Kind.CALLER):
                     await self._reply(caller, question)
         except _Unanswerable as error:
-            await caller.say(words.Refused(str(error)))
+            await caller.say(words.QuestionRefused(str(error)))
             await caller.finish()
 
     async def _question(self, caller: _Caller) -> words.Question:
@@ -246,7 +254,7 @@ class Listener:
                     await caller.say(word)
             await caller.say(words.Over())
         except (_Unanswerable, LineError, StateError) as error:
-            await caller.say(words.Refused(str(error)))
+            await caller.say(words.QuestionRefused(str(error)))
         # It counts as a caller until it has taken the rest, or the cell has ended.
         await caller.finish()
 
@@ -273,6 +281,12 @@ class Listener:
             case words.Unpause():
                 await self._cell.unpause(uid)
                 yield words.Status(self._cell.state, os.getpid())
+            case words.Allow() | words.Deny():
+                yield await self._cell.change_policy(question, uid)
+            case words.Policy():
+                async with contextlib.aclosing(self._cell.policy()) as rules:
+                    async for rule in rules:
+                        yield rule
             case words.End():
                 while not self._over:
                     await self._changed.wait()
@@ -316,7 +330,7 @@ class Listener:
                         files[name].seek((begins or {}).get(name, 0))
                     while data := read(files[name]):
                         yield name, data
-                        await asyncio.sleep(0)  # everybody else in the loop has a turn
+                        await asyncio.sleep(0)  # every other task in the loop runs
                 if last:
                     return
                 with contextlib.suppress(TimeoutError):
@@ -335,6 +349,6 @@ def _line(file: BinaryIO) -> bytes:
     if line.endswith(b"\n"):
         return line
     if len(line) > words.MOST_BYTES:
-        raise _Unanswerable("an event is too long to be told")
+        raise _Unanswerable("an event is too long to be sent")
     file.seek(at)
     return b""

@@ -26,7 +26,7 @@ from wgcell.guest.frames import (
     Hangup,
     Open,
     Opened,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
     Subject,
@@ -163,7 +163,7 @@ class Connection:
                 )
             self._early = self.receive()
         first = self._early.pop(0)
-        if isinstance(first, Refused):
+        if isinstance(first, SessionRefused):
             raise StateError(f"{self.folder.id}: {first.text}")
         if not isinstance(first, Opened):  # the channel lets nothing else come first
             raise self._lost("this is no session")

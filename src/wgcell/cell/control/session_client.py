@@ -41,7 +41,7 @@ from wgcell.guest.frames import (
     Hangup,
     Open,
     Opened,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
     Subject,
@@ -226,7 +226,7 @@ class OpenSession:
         match frame:
             case Opened():
                 self._began.set_result(None)
-            case Refused(_, text):
+            case SessionRefused(_, text):
                 self._fail(StateError(text))
             case Data(_, stream, data):
                 (self.stdout if stream == STDOUT else self.stderr).feed(data)
@@ -352,7 +352,7 @@ class SessionClient:
             while data := await self._reader.read(_MOST_WAITING):
                 for frame in self._channel.receive(data):
                     self._sessions[frame.session].hear(frame)
-                    if isinstance(frame, Exit | Refused):
+                    if isinstance(frame, Exit | SessionRefused):
                         del self._sessions[frame.session]
         except OSError as error:
             why = error.strerror or str(error)

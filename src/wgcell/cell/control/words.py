@@ -1,9 +1,9 @@
 """The words on a cell's control socket: one question a connection, its answer, the end.
 
-A client says `Hello` with the version it speaks, then one question. The cell says `Hello`, the
-answer's words, and `Over`. Where it can't answer, it says `Refused`, with a reason to print. The
-shape of `Hello` and of `Refused` is the same in every version, so a client of another version still
-learns why it gets no answer. See `wgcell.wire.lines` for what a line may hold.
+A client sends `Hello` with its version, then one question. The cell sends `Hello`, the answer's
+words, and `Over`; or `QuestionRefused`, with a reason to print. `Hello` and `QuestionRefused` have
+the same form in every version, so a client of another version still learns why it gets no answer.
+See `wgcell.wire.lines` for the values that a line may hold.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from wgcell.cell.states import Outcome
-from wgcell.wire.lines import Data, Flag, Number, OneOf, Text, Vocabulary
+from wgcell.wire.lines import Data, Exact, Flag, Number, OneOf, Seconds, Text, Vocabulary
 
 __all__ = [
     "ANSWERS",
@@ -21,7 +21,9 @@ __all__ = [
     "QUESTIONS",
     "VERSION",
     "Accepted",
+    "Allow",
     "Answer",
+    "Deny",
     "End",
     "Ended",
     "Event",
@@ -31,8 +33,11 @@ __all__ = [
     "Outputs",
     "Over",
     "Pause",
+    "Policy",
+    "PolicyChanged",
     "Question",
-    "Refused",
+    "QuestionRefused",
+    "Rule",
     "Sessions",
     "State",
     "Status",
@@ -61,7 +66,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What state the cell is in."""
+    """The cell's state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What was printed, of each stream from an offset in bytes on; with ``follow``, to the end."""
+    """The output, of each stream from an offset in bytes on; with ``follow``, to the end."""
 
     stdout: _Offset
     stderr: _Offset
@@ -115,7 +120,48 @@ class End:
     """How the cell has ended: answered then."""
 
 
-Question = Hello | State | Events | Outputs | Stop | Pause | Unpause | End | Sessions
+_OneRule = Annotated[str, Exact(1200)]
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Let the cell reach what ``rule`` names, by its own gateway: before all other rules.
+
+    ``typed``: a person has typed it. Otherwise it is a stranger's wish, and is granted within the
+    provider's limits. After ``seconds`` it is over.
+    """
+
+    rule: _OneRule
+    typed: Annotated[bool, Flag()]
+    seconds: Annotated[float | None, Seconds()] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Let the cell not reach what ``rule`` names: before all other rules."""
+
+    rule: _OneRule
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules of the cell's own gateway, in the order in which they are read."""
+
+
+Question = (
+    Hello
+    | State
+    | Events
+    | Outputs
+    | Stop
+    | Pause
+    | Unpause
+    | Allow
+    | Deny
+    | Policy
+    | End
+    | Sessions
+)
 
 QUESTIONS: Vocabulary[Question] = Vocabulary(
     "ask",
@@ -129,13 +175,16 @@ QUESTIONS: Vocabulary[Question] = Vocabulary(
         "sessions": Sessions,
         "pause": Pause,
         "unpause": Unpause,
+        "allow": Allow,
+        "deny": Deny,
+        "policy": Policy,
         "end": End,
     },
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class QuestionRefused:
     """There is no answer, and why."""
 
     reason: Annotated[str, Text(300)]
@@ -175,6 +224,25 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """The rule is in force, until then (Unix seconds, or to the end); flows that it has ended."""
+
+    rule: _OneRule
+    cut: _Offset
+    until: Annotated[float | None, Seconds()] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule in force; one of an order has the user who gave it, and perhaps an end."""
+
+    rule: _OneRule
+    origin: Annotated[str, OneOf(("order", "start", "service", "published"))]
+    by: Annotated[int | None, Number(1 << 32)] = None
+    until: Annotated[float | None, Seconds()] = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The cell has ended, as ``result.json`` says, whatever becomes of that file."""
 
@@ -188,18 +256,32 @@ class Over:
     """The answer is whole."""
 
 
-Answer = Hello | Refused | Status | Event | Output | Stopping | Accepted | Ended | Over
+Answer = (
+    Hello
+    | QuestionRefused
+    | Status
+    | Event
+    | Output
+    | Stopping
+    | PolicyChanged
+    | Rule
+    | Accepted
+    | Ended
+    | Over
+)
 
 ANSWERS: Vocabulary[Answer] = Vocabulary(
     "say",
     _LONGEST_ANSWER,
     {
         "hello": Hello,
-        "refused": Refused,
+        "refused": QuestionRefused,
         "status": Status,
         "event": Event,
         "output": Output,
         "stopping": Stopping,
+        "policy_changed": PolicyChanged,
+        "rule": Rule,
         "accepted": Accepted,
         "ended": Ended,
         "over": Over,

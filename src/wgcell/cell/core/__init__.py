@@ -4,10 +4,10 @@
 
     events.py --> core.py: Core.handle(event, now) --> actions.py
                     |  ``states.step`` says what each cause means
-                    +- home.py: when the results are complete, late or lost
+                    +- results.py: when the results are complete, late or lost
 
-The supervisor turns whatever it hears into an event, and executes the actions in order. Nothing
-here opens a file, a socket or a clock, so a whole life of a cell is a script of a few lines in
+The supervisor makes an event of everything that it hears, and executes the actions in order. The
+core opens no file, no socket and no clock, so a whole life of a cell is a script of a few lines in
 ``tests/cell/core/test_core.py``.
 """
 

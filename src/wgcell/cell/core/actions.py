@@ -1,6 +1,6 @@
-"""What the core wants done. The supervisor executes the actions in order.
+"""The actions that the core asks for. The supervisor executes them in order.
 
-A `Record` only writes down what happened. After `EndMachine` the core asks for nothing else.
+A `Record` only writes an event to the record. After `EndMachine` the core asks for nothing else.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from wgcell.cell.states import State
+from wgcell.gateway import words as gateway
 
 __all__ = [
     "Action",
+    "AnswerOrder",
     "EndMachine",
     "Ended",
     "ExpectOutputs",
@@ -22,6 +24,7 @@ __all__ = [
     "Record",
     "ResumeMachine",
     "SendConfiguration",
+    "SendGateway",
     "SendGuest",
     "SetGuestClock",
     "StartUnpacking",
@@ -62,6 +65,20 @@ class SendGuest:
     """Send the guest's agent this line."""
 
     line: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendGateway:
+    """Give the cell's own gateway this order."""
+
+    order: gateway.Order
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOrder:
+    """Give whoever has asked for an order the gateway's answer, or a part of it."""
+
+    answer: gateway.PolicyChanged | gateway.OrderRefused | gateway.RulesListed
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +149,8 @@ Action = (
     | Log
     | LogBounded
     | SendGuest
+    | SendGateway
+    | AnswerOrder
     | SendConfiguration
     | SetGuestClock
     | FreeBootFiles

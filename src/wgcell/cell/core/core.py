@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 
 from wgcell.cell.core import actions as do
 from wgcell.cell.core import events as seen
-from wgcell.cell.core.children import RULES_OF_CHILDREN, Children
+from wgcell.cell.core.gateway import RULES_OF_THE_GATEWAY
 from wgcell.cell.core.life import RULES_OF_LIFE
 from wgcell.cell.core.pausing import RULES_OF_PAUSES
+from wgcell.cell.core.relay import RULES_OF_THE_RELAY, Relay
 from wgcell.cell.core.results import LAST_BYTES, MOST_IN_FLIGHT, STOPPED, Results, how_it_exited
 from wgcell.cell.core.terms import Terms
 from wgcell.cell.core.verification import Verification
@@ -33,7 +34,7 @@ _LONGEST_REASON = 200
 """Characters of a session's command, and of the guest's words about its end, that are recorded."""
 
 
-class Core(Children):
+class Core(Relay):
     """One cell's decisions. ``started`` is when the supervisor began, by the clock of `handle`."""
 
     def __init__(self, terms: Terms, started: float) -> None:
@@ -316,7 +317,8 @@ class Core(Children):
 _RULES: Mapping[type, Callable[..., None]] = {
     **RULES_OF_LIFE,
     **RULES_OF_PAUSES,
-    **RULES_OF_CHILDREN,
+    **RULES_OF_THE_GATEWAY,
+    **RULES_OF_THE_RELAY,
     seen.Booting: Core._booting,
     seen.FromGuest: Core._from_guest,
     seen.Looked: Core._looked,

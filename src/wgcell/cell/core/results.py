@@ -20,7 +20,8 @@ from wgcell.guest import protocol
 __all__ = ["LAST_BYTES", "MOST_IN_FLIGHT", "STOPPED", "Account", "Results", "how_it_exited"]
 
 STOPPED = 5.0
-"""Seconds between two looks, a second apart, that mean: the host or the supervisor was stopped."""
+"""Seconds between two looks, a second apart, from which on the host or the supervisor was
+stopped."""
 
 STALL = 60.0
 """Seconds without a byte of those that the guest owes, after which the results are lost."""
@@ -35,7 +36,7 @@ LAST_BYTES = 3.0
 
 MOST_IN_FLIGHT = 64 << 20
 """Bytes of a stream that may still be on their way when its workload is dead, and more: a port's
-queue has 128 places of 32 KiB, and there are pipes and sockets around it."""
+queue has 128 places of 32 KiB, and there are pipes and sockets before and behind it."""
 
 
 @dataclass(slots=True)

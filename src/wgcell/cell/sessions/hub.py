@@ -32,7 +32,7 @@ from wgcell.guest.frames import (
     Open,
     Opened,
     Pack,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
     Subject,
@@ -122,7 +122,7 @@ class Hub:
         match frame:
             case Exit(_, code):
                 self._over(session, code)
-            case Refused(_, text):
+            case SessionRefused(_, text):
                 self._over(session, None, text)
             case Credit(_, stream) if not self.guest.channel.room(session.number, stream):
                 return  # of a stream that has ended, which could go on for ever
@@ -186,7 +186,7 @@ class Hub:
             act = self._attach if isinstance(subject, Attach) else self._open
             why = act(client, frame.session, subject)
         if why:
-            self._put(client, Refused(frame.session, why))
+            self._put(client, SessionRefused(frame.session, why))
 
     def _open(self, client: Client, number: int, subject: Subject) -> str:
         """Begin a session in the guest; or why not."""

@@ -22,7 +22,7 @@ from wgcell.guest.frames import (
     Hangup,
     Open,
     Opened,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
 )
@@ -68,7 +68,7 @@ class _Waiting:
     credit: dict[int, int] = field(default_factory=dict)
     data: dict[int, _Chunks] = field(default_factory=dict)
     ends: dict[int, End] = field(default_factory=dict)
-    last: Exit | Refused | Hangup | None = None
+    last: Exit | SessionRefused | Hangup | None = None
 
     def __bool__(self) -> bool:
         kept = (self.begin, self.size, self.last)
@@ -92,7 +92,7 @@ class _Waiting:
                 # Nobody waits for what these were to bring about.
                 self.forget_data()
                 self.size, self.signals, self.credit, self.last = None, {}, {}, frame
-            case Exit() | Refused():
+            case Exit() | SessionRefused():
                 self.last = frame
 
     def forget_data(self) -> None:

@@ -16,9 +16,9 @@ import dns.rcode
 from wgcell.gateway.dns import answers
 from wgcell.gateway.dns.upstream import Upstream
 from wgcell.gateway.model.policy import Policy
-from wgcell.gateway.model.ratelimit import TokenBucket
 from wgcell.gateway.model.rules import is_name
 from wgcell.net.addresses import Address
+from wgcell.net.bucket import TokenBucket
 from wgcell.net.routes import has_route
 
 __all__ = ["NO_RULE", "NameEvents", "Nameserver"]

@@ -14,10 +14,10 @@ import socket
 import struct
 from pathlib import Path
 
+from wgcell.net import linux
+
 __all__ = ["Backpressure"]
 
-_PIDFD_GETFD = 438
-_SO_MEMINFO = 55
 _MEMINFO = struct.Struct("2I")
 """The first two of nine numbers: the bytes in the receive queue, and the most it may hold."""
 _EACH = 1024
@@ -60,7 +60,7 @@ class Backpressure:
         if self._socket is None:
             return True
         with contextlib.suppress(OSError):
-            raw = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+            raw = self._socket.getsockopt(socket.SOL_SOCKET, linux.SO_MEMINFO, _MEMINFO.size)
             held, most = _MEMINFO.unpack(raw)
             return held == 0 or bool(held + count * (size + _EACH) <= most)
         return True
@@ -73,7 +73,7 @@ def _borrowed(pidfd: int, entry: Path) -> socket.socket | None:
             return None
     except OSError:  # closed since it was listed
         return None
-    descriptor = ctypes.CDLL(None).syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
+    descriptor = ctypes.CDLL(None).syscall(linux.PIDFD_GETFD, pidfd, int(entry.name), 0)
     if descriptor < 0:
         return None
     found = socket.socket(fileno=descriptor)

@@ -33,8 +33,8 @@ from wgcell.gateway.ingress.sockets import (
     report_destination,
     send,
 )
-from wgcell.gateway.model.ratelimit import TokenBucket
 from wgcell.net import addresses
+from wgcell.net.bucket import TokenBucket
 from wgcell.wire import wireguard
 
 __all__ = ["INSIDE", "Bounds", "Demultiplexer", "Path"]

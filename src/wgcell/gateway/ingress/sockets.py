@@ -8,7 +8,7 @@ import errno
 import socket
 import struct
 
-from wgcell.net import addresses
+from wgcell.net import addresses, linux
 
 __all__ = [
     "CONTROL_SIZE",
@@ -26,12 +26,9 @@ SockAddr = tuple[str, int, *tuple[int, ...]]
 
 _BUFFER = 4 << 20
 """Bytes asked of the kernel; it gives at most net.core.rmem_max."""
-# linux/udp.h; Python's socket module has neither.
-_UDP_SEGMENT, _UDP_GRO = 103, 104
 _NO_SEGMENTS = frozenset({errno.EMSGSIZE, errno.EINVAL, errno.EIO})
-_IP_PKTINFO = 8  # linux/in.h
 _DESTINATION = {
-    socket.AF_INET: (socket.IPPROTO_IP, _IP_PKTINFO),
+    socket.AF_INET: (socket.IPPROTO_IP, linux.IP_PKTINFO),
     socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
 }
 CONTROL_SIZE = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(20)
@@ -49,9 +46,9 @@ def ancillary(control: list[tuple[int, int, bytes]]) -> tuple[int, str]:
     address, empty if it is unknown."""
     size, destination = 0, ""
     for level, kind, raw in control:
-        if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO):
+        if (level, kind) == (socket.IPPROTO_UDP, linux.UDP_GRO):
             size = struct.unpack("i", raw[:4])[0]
-        elif (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+        elif (level, kind) == (socket.IPPROTO_IP, linux.IP_PKTINFO):
             destination = str(addresses.unpacked(raw[8:12]))
         elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
             destination = str(addresses.unpacked(raw[:16]))
@@ -84,7 +81,7 @@ def bound_socket(
         raise OSError(error.errno, f"can't listen on {where}: {error.strerror}") from None
     enlarge_buffers(sock)
     with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+        sock.setsockopt(socket.IPPROTO_UDP, linux.UDP_GRO, 1)
     return sock
 
 
@@ -108,7 +105,7 @@ def send(sock: socket.socket, data: bytes, size: int, place: SockAddr | None = N
     """
     to = () if place is None else (place,)
     if len(data) > size:
-        segment = (socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("H", size))
+        segment = (socket.IPPROTO_UDP, linux.UDP_SEGMENT, struct.pack("H", size))
         try:
             sock.sendmsg([data], [segment], 0, *to)
         except BlockingIOError:

@@ -32,13 +32,28 @@ def of_rules(
     """
     found = [text for rule in rules for text in _alone(rule, protected, inside)]
     read = _Read()
-    for rule in rules:
+    last = _last_protected(rules, protected)
+    for number, rule in enumerate(rules):
         own = rule.network is not None and _touches(rule.network, protected)
-        before = next((r for r in read.around(rule) if _covers(r, rule, own)), None)
+        # A rule that denies by name may close what a later one opens: a protected address.
+        closes = number < last and rule.network is None and rule.action is Action.REFUSE
+        around = (r for r in read.around(rule) if not (closes and r.action is Action.ALLOW))
+        before = next((r for r in around if _covers(r, rule, own)), None)
         if before is not None and before.text != rule.text:
             found.append(f"{rule.text!r} is never read: {before.text!r} stands before it")
         read.add(rule)
     return found
+
+
+def _last_protected(rules: tuple[Rule, ...], protected: tuple[Network, ...]) -> int:
+    """The place of the last rule that opens a protected address; -1 if none does."""
+    opens = (
+        number
+        for number, rule in enumerate(rules)
+        if rule.single and rule.action is Action.ALLOW
+        if rule.network is not None and _touches(rule.network, protected)
+    )
+    return max(opens, default=-1)
 
 
 def without_way(rules: tuple[Rule, ...], way: Callable[[Address], bool]) -> list[str]:

@@ -21,13 +21,13 @@ from wgcell.gateway.dns.cache import DnsCache, Resolved
 from wgcell.gateway.model.config import GatewayConfig, Peer
 from wgcell.gateway.model.flow import Flow, hint, learned_rule
 from wgcell.gateway.model.policy import LEARNED, Decision, Limits
-from wgcell.gateway.model.ratelimit import TokenBucket
 from wgcell.gateway.model.rules import Action
 from wgcell.gateway.peer.events import EventLog, Report, flow_end, flow_event
 from wgcell.gateway.proxy.splice import CHUNK, FlowRefused, Unreachable
 from wgcell.gateway.words import FAILED
 from wgcell.net import addresses
 from wgcell.net.addresses import Address
+from wgcell.net.bucket import TokenBucket
 
 if TYPE_CHECKING:
     from wgcell.gateway.dns.server import Nameserver

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from wgcell.gateway import words
 from wgcell.gateway.model.flow import Flow
-from wgcell.gateway.model.ratelimit import TokenBucket
+from wgcell.net.bucket import TokenBucket
 
 __all__ = ["MOST_REPORTED", "SUMMARY_EVERY", "EventLog", "Report", "flow_end", "flow_event"]
 

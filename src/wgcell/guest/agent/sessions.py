@@ -18,7 +18,7 @@ from wgcell.guest.frames import (
     Hangup,
     Open,
     Pack,
-    Refused,
+    SessionRefused,
     Signal,
     Size,
     Unpack,
@@ -96,9 +96,9 @@ class Sessions:
             self._start(number, subject)
         except OSError as error:
             reason = f"the guest can't start it: {error.strerror}"
-            self._line.send(Refused(number, reason))
+            self._line.send(SessionRefused(number, reason))
         except GuestError as error:
-            self._line.send(Refused(number, str(error)))
+            self._line.send(SessionRefused(number, str(error)))
 
     def _start(self, number: int, subject: Subject) -> None:
         if self._ending:

@@ -15,6 +15,8 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from wgcell.net import linux
+
 __all__ = [
     "Capture",
     "Packet",
@@ -25,11 +27,6 @@ __all__ = [
     "tunnel_payload",
 ]
 
-ETH_P_ALL = 0x0003
-SOL_PACKET = 263
-PACKET_STATISTICS = 6
-SO_RCVBUFFORCE = 33
-PACKET_OUTGOING = 4
 BUFFER = 64 << 20
 _LONGEST = 1 << 17
 _LINK_MACS = bytes.fromhex("027767000001027767000002")
@@ -130,10 +127,12 @@ class Capture:
         """``outward``: frames that this namespace sends leave the host (else: that it receives)."""
         self._place, self._outward = place, outward
         self._endpoints, self._port = endpoints, port
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        self._socket = socket.socket(
+            socket.AF_PACKET, socket.SOCK_RAW, socket.htons(linux.ETH_P_ALL)
+        )
         self._socket.setblocking(False)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+            self._socket.setsockopt(socket.SOL_SOCKET, linux.SO_RCVBUFFORCE, BUFFER)
         except PermissionError:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
 
@@ -146,13 +145,13 @@ class Capture:
             except BlockingIOError:
                 return found
             # Loopback shows both directions of a frame; one of them is enough.
-            out = (kind == PACKET_OUTGOING) is self._outward
+            out = (kind == socket.PACKET_OUTGOING) is self._outward
             payload = tunnel_payload(data, self._endpoints, self._port)
             found.append(Packet(f"{self._place} {interface}", out, data, payload))
 
     def lost(self) -> int:
         """How many frames since the last call were missed."""
-        raw = self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
+        raw = self._socket.getsockopt(linux.SOL_PACKET, linux.PACKET_STATISTICS, 8)
         return int(struct.unpack("II", raw)[1])
 
     def close(self) -> None:

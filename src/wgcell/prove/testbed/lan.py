@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
+from wgcell.net import linux
 from wgcell.prove.battery import packets
 from wgcell.prove.testbed import namespaces
 from wgcell.prove.testbed.base import (
@@ -24,7 +25,6 @@ __all__ = ["LanTestbed"]
 
 _HOST_MAC, _LAN_MAC = "02:00:00:00:02:01", "02:00:00:00:02:fe"
 _ROUTER, _STRANGER = "192.0.2.254", "192.0.2.10"
-_ETH_P_ALL = 0x0003
 
 
 class LanTestbed:
@@ -135,7 +135,7 @@ def _lan_links() -> list[str]:
 
 
 def _raw_socket(interface: str) -> socket.socket:
-    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(linux.ETH_P_ALL))
     raw.bind((interface, 0))
     raw.setblocking(False)
     return raw

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from wgcell import programs
 from wgcell.errors import HostError
+from wgcell.net import linux
 
 __all__ = [
     "configure_links",
@@ -23,15 +24,8 @@ __all__ = [
     "why_refused",
 ]
 
-# linux/sched.h
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
 # linux/capability.h: CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN
 _CAPABILITIES = (12, 13, 21)
-_CAPABILITY_VERSION_3 = 0x20080522
-# linux/prctl.h
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_RAISE = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -44,7 +38,7 @@ def new_user_and_network() -> int:
     if os.geteuid() == 0:
         return new_network()
     user, group = os.geteuid(), os.getegid()
-    _call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET)
+    _call("unshare", linux.CLONE_NEWUSER | linux.CLONE_NEWNET)
     # The user maps to itself: a child of this process runs as this user without a capability, as
     # it does outside.
     Path("/proc/self/setgroups").write_text("deny")
@@ -55,7 +49,7 @@ def new_user_and_network() -> int:
 
 def new_network() -> int:
     """Enter an empty network namespace; its descriptor. Raises OSError."""
-    _call("unshare", _CLONE_NEWNET)
+    _call("unshare", linux.CLONE_NEWNET)
     return _current_network()
 
 
@@ -143,10 +137,10 @@ def _current_network() -> int:
 
 def _keep_capabilities() -> None:
     """Make the capabilities ambient, between fork and exec: they outlive an exec without root."""
-    head = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    head = (ctypes.c_uint32 * 2)(linux.CAPABILITY_VERSION_3, 0)
     sets = (ctypes.c_uint32 * 6)()
     _call("capget", head, sets)
     sets[2] |= sum(1 << number for number in _CAPABILITIES)
     _call("capset", head, sets)
     for number in _CAPABILITIES:
-        _call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0)
+        _call("prctl", linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_RAISE, number, 0, 0)

@@ -15,7 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 
-from wgcell.prove.testbed.capture import PACKET_OUTGOING, tunnel_payload
+from wgcell.prove.testbed.capture import tunnel_payload
 from wgcell.relay import control, link
 
 __all__ = ["PassThroughRelay"]
@@ -125,7 +125,7 @@ class PassThroughRelay:
         with contextlib.suppress(OSError):
             while self._wire is not None:
                 frame, (_, _, kind, *_) = self._wire.recvfrom(1 << 17)
-                if kind != PACKET_OUTGOING:
+                if kind != socket.PACKET_OUTGOING:
                     self._deliver(frame)
 
     def _deliver(self, frame: bytes) -> None:

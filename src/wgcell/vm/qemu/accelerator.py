@@ -14,7 +14,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from wgcell import programs
+from wgcell import atomic, programs
 from wgcell.vm.qemu.argv import CPU
 from wgcell.vm.spec import Accelerator
 
@@ -83,7 +83,7 @@ def choose(qemu: str, kernel: Path, cache: Path) -> tuple[Accelerator, str]:
         boots, reason = kvm_boots(qemu, kernel)
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"boots": boots, "reason": reason}))
+            atomic.write(file, json.dumps({"boots": boots, "reason": reason}).encode())
         except OSError:
             pass  # a cache that can't be written only costs the next run a probe
     return (Accelerator.KVM if boots else Accelerator.TCG), reason

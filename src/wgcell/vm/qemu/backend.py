@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from wgcell.acquiring import acquired, to_its_end
@@ -14,7 +15,7 @@ from wgcell.vm.machine import Machine
 from wgcell.vm.qemu.accelerator import choose, host_tsc_khz
 from wgcell.vm.qemu.argv import QemuSpec, kernel_command_line
 from wgcell.vm.qemu.boot import BootFiles
-from wgcell.vm.qemu.process import KVM_DEVICE, QemuMachine, find_qemu
+from wgcell.vm.qemu.process import KVM_DEVICE, PACKAGE, QEMU, QemuMachine, find_qemu
 from wgcell.vm.sandbox.cgroup import Cgroup
 from wgcell.vm.sandbox.jail import Jail
 from wgcell.vm.spec import CONSOLE, Accelerator, MachineSpec
@@ -28,6 +29,11 @@ _PORT_PREFIX = "wgcell."
 
 class Qemu:
     """Machines by QEMU, on KVM or emulated."""
+
+    @property
+    def programs(self) -> Mapping[str, str]:
+        """QEMU itself, from Debian's package."""
+        return {QEMU: PACKAGE}
 
     def probe(self, kernel: Path, cache: Path) -> tuple[Accelerator, str]:
         """KVM where ``kernel`` boots on it, else TCG, and why."""

@@ -32,22 +32,25 @@ from wgcell.vm.sandbox.cgroup import Cgroup
 from wgcell.vm.sandbox.jail import CHILDREN, Jail, bwrap_argv, closed_filter, limits
 from wgcell.vm.spec import Accelerator
 
-__all__ = ["KVM_DEVICE", "QemuMachine", "find_qemu"]
+__all__ = ["KVM_DEVICE", "PACKAGE", "QEMU", "QemuMachine", "find_qemu"]
 
 _DIES_WITHIN = 0.02
 """Seconds that a machine takes to die of SIGKILL, and more."""
 _DIES_AT_ALL = 20.0
 """Seconds after which one that is not dead hangs in the kernel: in a disk that does not answer."""
 KVM_DEVICE = Path("/dev/kvm")
+QEMU = "qemu-system-x86_64"
+PACKAGE = "qemu-system-x86"
+"""Debian's, that has it."""
 
 
 def find_qemu() -> str:
     """QEMU's path. Raises LaunchError that names the hint."""
-    path = programs.find("qemu-system-x86_64")
+    path = programs.find(QEMU)
     if path is None:
         raise LaunchError(
-            "qemu-system-x86_64 is not installed",
-            hint="apt-get install qemu-system-x86 (wgcell doctor lists what is missing)",
+            f"{QEMU} is not installed",
+            hint=f"apt-get install {PACKAGE} (wgcell doctor lists what is missing)",
         )
     return str(Path(path).resolve())
 

@@ -1,4 +1,4 @@
-"""QEMU's jail: bubblewrap around it, so that whoever breaks out of the guest has nowhere to go.
+"""QEMU's jail, by bubblewrap: code that breaks out of the guest can reach nothing.
 
 Own user, mount, pid, ipc, uts and *empty network* namespace; of the host's files QEMU's own
 program, libraries and firmware, read-only; every disk, socket and channel an inherited descriptor,
@@ -6,7 +6,7 @@ so no path of the cell's need exist inside. A seccomp filter kills on what opens
 reaches into another process; QEMU's own ``-sandbox`` denies the rest, spawning included. Started
 by root, it is an unprivileged user before bubblewrap begins.
 
-What can't be built is said, with its hint; whether a cell may run so is the provider's word.
+A stage that can't be built is reported with its hint; the provider decides whether a cell may run.
 """
 
 from __future__ import annotations

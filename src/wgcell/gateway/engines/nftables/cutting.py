@@ -24,6 +24,7 @@ from wgcell.errors import HostError
 from wgcell.gateway.engines.nftables import netlink
 from wgcell.gateway.engines.nftables.host import HostContext
 from wgcell.gateway.engines.nftables.netlink import KernelFlow
+from wgcell.net import linux
 from wgcell.net.addresses import Address
 from wgcell.wire import ipv4
 
@@ -34,8 +35,6 @@ _ACK = 0x10
 _HEADER_WORDS = 5
 _WINDOW = 1024
 _HOPS = 64
-_ETHERTYPE = {4: 0x0800, 6: 0x86DD}
-"""linux/if_ether.h: ETH_P_IP, ETH_P_IPV6."""
 _SEQUENCE_NUMBERS = (0, 1 << 31)
 """One of these lies outside the window of any connection: a window has less than half of all."""
 
@@ -66,7 +65,7 @@ def _tickle(interface: str, flows: Iterable[KernelFlow]) -> None:
         for flow in flows:
             if flow.protocol == "tcp":
                 for sequence in _SEQUENCE_NUMBERS:
-                    place = interface, _ETHERTYPE[flow.address.version]
+                    place = interface, linux.ETHERTYPES[flow.address.version]
                     with contextlib.suppress(OSError):  # a peer that is gone waits for nothing
                         sock.sendto(unexpected_segment(flow, sequence), place)
 

@@ -17,13 +17,10 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from wgcell.errors import HostError
+from wgcell.net import linux
 
 __all__ = ["PrivateNetns"]
 
-# linux/sched.h
-_CLONE_NEWNS = 0x00020000
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
 _USERNS_HINT = "allow unprivileged user namespaces, or take the embedded engine"
 
 P = ParamSpec("P")
@@ -40,7 +37,7 @@ class PrivateNetns:
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         user, group = os.getuid(), os.getgid()
-        self._check("a user namespace", self._libc.unshare(_CLONE_NEWUSER))
+        self._check("a user namespace", self._libc.unshare(linux.CLONE_NEWUSER))
         try:
             # A group may be mapped only after setgroups(2) was given up.
             for name, text in (
@@ -57,7 +54,9 @@ class PrivateNetns:
         self._second = self.run(_started_pool)
 
     def _enter(self) -> None:
-        self._check("a network namespace", self._libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS))
+        self._check(
+            "a network namespace", self._libc.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS)
+        )
         # wireguard-go and wg meet in /run/wireguard, which belongs to root and is one for all
         # namespaces.
         self._check("a /run of its own", self._libc.mount(b"wgcell", b"/run", b"tmpfs", 0, b""))

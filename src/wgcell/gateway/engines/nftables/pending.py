@@ -25,13 +25,12 @@ from types import TracebackType
 from wgcell.gateway.engines.nftables import netlink
 from wgcell.gateway.engines.nftables.table import RELEASED, RESET, UNREACHABLE
 from wgcell.gateway.proxy.splice import Connection
+from wgcell.net import linux
 
 __all__ = ["PendingSyn", "PendingSyns"]
 
 HANDSHAKE = 10.0
 """Seconds that the peer may take to complete the handshake once its target has accepted."""
-_ETHERTYPE = {4: 0x0800, 6: 0x86DD}
-"""linux/if_ether.h: ETH_P_IP, ETH_P_IPV6."""
 _LOOPBACK = "lo"
 _NO_HARDWARE_ADDRESS = bytes(6)
 """The loopback interface's own hardware address."""
@@ -150,7 +149,7 @@ class PendingSyns:
 
     def put_back(self, packet: bytes, mark: int) -> None:
         """Have the kernel take ``packet`` as if it had just come, under ``mark``."""
-        place = _LOOPBACK, _ETHERTYPE[packet[0] >> 4], 0, 0, _NO_HARDWARE_ADDRESS
+        place = _LOOPBACK, linux.ETHERTYPES[packet[0] >> 4], 0, 0, _NO_HARDWARE_ADDRESS
         with contextlib.suppress(OSError):  # then it is lost, as packets may be
             self._back.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             self._back.sendto(packet, place)

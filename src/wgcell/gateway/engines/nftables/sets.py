@@ -17,10 +17,10 @@ from wgcell.gateway.dns.cache import Resolved, lifetime
 from wgcell.gateway.engines.nftables.table import SET_SIZE, sets_for
 from wgcell.gateway.engines.nftables.transactions import add_elements
 from wgcell.gateway.model.config import GatewayConfig, Peer
-from wgcell.gateway.model.ratelimit import TokenBucket
 from wgcell.gateway.peer.admission import Admission
 from wgcell.gateway.peer.events import Report
 from wgcell.net.addresses import Address
+from wgcell.net.bucket import TokenBucket
 
 __all__ = ["NameSets", "Peers", "ServedPeer"]
 

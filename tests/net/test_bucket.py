@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wgcell.gateway.model.ratelimit import TokenBucket
+from wgcell.net.bucket import TokenBucket
 
 
 def test_a_bucket() -> None:
