@@ -23,6 +23,8 @@ from wgcell.client.commands import Process
 from wgcell.client.files import Files
 from wgcell.errors import CommandFailed, NeverRan, StateError, TimedOut, Unverified
 
+pytestmark = pytest.mark.process
+
 PAIRS = (
     *((Cell, sync.Cell), (Process, sync.Process), (Files, sync.Files)),
     *((StreamReader, sync.StreamReader), (StreamWriter, sync.StreamWriter)),

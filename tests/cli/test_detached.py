@@ -9,14 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import commands
 from tests.support.waiting import until
 
 from wgcell.cell.folder import Folder, all_cells
-from wgcell.cli import main
 from wgcell.client import supervised as process
 
 pytestmark = pytest.mark.usefixtures("machineless")
@@ -27,12 +28,7 @@ Typed = Callable[..., tuple[int, str, str]]
 def typed(capfd: pytest.CaptureFixture[str]) -> Typed:
     """Type a command line: its exit code, standard output and standard error."""
 
-    def run(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main.main(words)
-        return int(str(caught.value.code)), *capfd.readouterr()
-
-    return run
+    return partial(commands.typed, capfd)
 
 
 def ended(folder: Folder) -> dict[str, Any]:

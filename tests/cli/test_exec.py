@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.clients import WGCELL, argv
-from tests.support.hubs import Running, running
+from tests.support.cells import WGCELL
+from tests.support.hubs import Running, argv, running
 from tests.support.waiting import GENEROUS, until
 
 from wgcell.cell.control import listener

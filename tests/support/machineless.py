@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.support.guests import CONFIG
 from tests.support.hostguest import HostGuest
-from tests.support.supervisors import Dead
+from tests.support.standins import Dead
 from tests.support.waiting import forever
 
 from wgcell import api, supervise
