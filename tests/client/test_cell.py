@@ -29,7 +29,7 @@ from wgcell.errors import (
     Unverified,
 )
 
-pytestmark = pytest.mark.usefixtures("machineless")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("machineless")]
 
 
 def lived(body: Callable[[], Awaitable[None]]) -> None:
