@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,16 +22,21 @@ from wgcell.errors import (
 from wgcell.gateway.peer.tally import Tally
 
 __all__ = [
+    "RAN_TO_ITS_END",
     "Completed",
     "Refusal",
+    "Refusals",
     "Usage",
     "checked",
     "completed_of",
     "died",
     "end_of",
-    "refusals",
     "was_released",
 ]
+
+
+MOST_REFUSALS = 512
+"""Kinds of refusals that are told one by one: a guest can think of any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,9 @@ class Completed:
     usage: Usage
     truncated: bool = False
     """Whether it wrote more than was kept of a stream: its first bytes are here."""
+    missing: str = ""
+    """What is missing of the outputs that were asked for, in words. The exit code is then the
+    command's, or 118 if that was 0."""
 
     @property
     def text(self) -> str:
@@ -91,16 +99,22 @@ class Refusal:
         return Refusal(Tally.target(event), "" if rule.startswith("-") else rule, reason, time)
 
 
-def refusals(
-    events: Iterable[tuple[float, Mapping[str, Any]]], since: float
-) -> tuple[Refusal, ...]:
-    """Each kind of refusal among the ``events`` once, from that time on, the first ones first."""
-    found: dict[tuple[str, str], Refusal] = {}
-    for time, event in events:
-        refusal = Refusal.of(event, time) if time >= since else None
-        if refusal is not None:
-            found.setdefault((refusal.what, refusal.rule), refusal)
-    return tuple(found.values())
+class Refusals:
+    """Each kind of refusal once, from a time on; of more than `MOST_REFUSALS` kinds the first."""
+
+    def __init__(self, since: float = 0.0) -> None:
+        self._since = since
+        self._found: dict[tuple[str, str], Refusal] = {}
+
+    def add(self, event: Mapping[str, object], time: float) -> None:
+        """Look at an event of that time, in seconds since the epoch."""
+        refusal = Refusal.of(event, time) if time >= self._since else None
+        if refusal is not None and len(self._found) < MOST_REFUSALS:
+            self._found.setdefault((refusal.what, refusal.rule), refusal)
+
+    def all(self) -> tuple[Refusal, ...]:
+        """Those that were found, the first ones first."""
+        return tuple(self._found.values())
 
 
 def checked(completed: Completed, refused: tuple[Refusal, ...]) -> Completed:
@@ -136,19 +150,20 @@ def was_released(folder: Folder) -> bool:
     return any(state == State.RUNNING.value for state in states)
 
 
+RAN_TO_ITS_END = (Outcome.COMPLETED.value, Outcome.INCOMPLETE.value)
 _KINDS: Mapping[Outcome, type[Ended]] = {Outcome.ROGUE: Rogue, Outcome.TIMEOUT: TimedOut}
 
 
 def end_of(
     folder: Folder, outcome: str, exit_code: int, reason: str, *, released: bool
 ) -> CellError | None:
-    """The error that an outcome is; None for ``completed``."""
+    """The error that an outcome is; None for ``completed`` and ``incomplete``."""
     about = {"cell": folder.id, "folder": str(folder.path)}
     sentence = f"{folder.id}: {outcome}: {reason}" if reason else f"{folder.id}: {outcome}"
     if not released:
         kind = Unverified if outcome == Outcome.UNVERIFIED.value else NeverRan
         return kind(sentence, **about)
-    if outcome == Outcome.COMPLETED.value:
+    if outcome in RAN_TO_ITS_END:
         return None
     kinds = {known.value: kind for known, kind in _KINDS.items()}
     return kinds.get(outcome, Ended)(sentence, **about, outcome=outcome, exit_code=exit_code)
@@ -162,8 +177,8 @@ def died(folder: Folder) -> CellError:
     return NeverRan(f"{folder.id}: its supervisor died before the workload was released", **about)
 
 
-def completed_of(folder: Folder, exit_code: int) -> Completed:
-    """What a cell that has completed has come to, from its folder."""
+def completed_of(folder: Folder, exit_code: int, missing: str = "") -> Completed:
+    """What a cell's own command has come to that has run to its end, from the cell's folder."""
     result, job = folder.read("result.json") or {}, folder.read("job.json") or {}
     stdout, more = _log(folder, "stdout.log")
     stderr, more_too = _log(folder, "stderr.log")
@@ -177,6 +192,7 @@ def completed_of(folder: Folder, exit_code: int) -> Completed:
         stderr=stderr,
         usage=_usage(result),
         truncated=more or more_too,
+        missing=missing,
     )
 
 
