@@ -67,9 +67,10 @@ unit: system compiled
 	$(PYTEST) -n 2 --dist worksteal -m 'not vm and not namespaces and not alone'
 
 lint: $(VENV)/.made
-	$(VENV)/bin/ruff check src tests demo bench fuzz
-	$(VENV)/bin/ruff format --check src tests demo bench fuzz
+	$(VENV)/bin/ruff check src tests demo bench fuzz examples
+	$(VENV)/bin/ruff format --check src tests demo bench fuzz examples
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy examples
 	$(VENV)/bin/lint-imports --no-cache
 	shellcheck .ci/run tests/beside tests/debian13/run tests/debian13/inside
 	shellcheck -s sh $(addprefix src/wgcell/guest/,init collect)

@@ -35,7 +35,7 @@ from wgcell.cell.result import CellResult
 from wgcell.cell.roaming import Roaming
 from wgcell.cell.sessions.links import Sessions
 from wgcell.cell.sessions.refusal import refused
-from wgcell.cell.states import Cause
+from wgcell.cell.states import Cause, State
 from wgcell.cell.streams import Sink
 from wgcell.cell.tasks import Tasks
 from wgcell.cell.vouched import job_digests
@@ -121,6 +121,13 @@ class Supervisor:
     def fail(self, reason: str) -> None:
         """End the cell in order, as an error: the program that follows it lost a part of it."""
         self.post(seen.Caused(Cause.OUTPUT_FAILED, reason))
+
+    def signal(self, number: int) -> bool:
+        """Send the workload's process group a signal; whether it is there to get it."""
+        if self._controlled.state != State.RUNNING.value or not self.sessions.is_connected:
+            return False
+        self.sessions.signal(number)
+        return True
 
     async def run(self) -> CellResult:
         """Live the cell's life; its result, which is also in ``result.json``.

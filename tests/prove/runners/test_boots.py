@@ -10,6 +10,7 @@ from wgcell.api import Platform
 from wgcell.image.store import Image
 from wgcell.prove.battery.bypass import BYPASSES
 from wgcell.prove.battery.exhaustion import EXHAUSTIONS
+from wgcell.prove.battery.policy import POLICIES
 from wgcell.prove.battery.sabotage import SABOTAGES
 from wgcell.prove.runners.boots import EVERY_WALL, Boot, Machines, all_cases, plan
 from wgcell.prove.verdict import Verdict
@@ -37,6 +38,8 @@ def test_every_case_for_a_vm_has_a_control_before_it(every: bool) -> None:
         for case in boot.cases:
             shown = case.verdict is Verdict.PASS or case in EXHAUSTIONS
             tampering = case in SABOTAGES and "no-sabotage" in controlled
+            # A change of rules has its control within itself: what it sends before the change.
+            shown = shown or case in POLICIES
             assert shown or tampering or case.name in controlled, case.name
     played = {case.name for boot in boots for case in boot.cases}
     assert {case.name for case in (*BYPASSES, *EXHAUSTIONS)} <= played
@@ -59,6 +62,16 @@ def test_the_long_form_boots_one_vm_for_each_frame_that_kills() -> None:
     assert with_case(few, "lan-ping")[-1] == "lan-ping"
     assert "lan-udp" not in with_case(few, "lan-udp")
     assert with_case(many, "lan-udp")[-1] == "lan-udp"
+
+
+def test_changes_of_rules_come_first_and_what_the_cell_survives_behind_them() -> None:
+    (boot,) = [boot for boot in plan(machines(False)) if boot.own_gateway]
+    count = len(POLICIES)
+    assert boot.cases[:count] == POLICIES and not boot.pass_through and not boot.walls
+    assert {case.verdict for case in boot.cases} == {Verdict.DROP}
+    assert len(boot.cases) > count + 5
+    (alone,) = plan(machines(False), ["rule-over"])
+    assert alone.own_gateway and [case.name for case in alone.cases] == ["rule-over"]
 
 
 def test_a_sabotage_meets_every_wall_and_one_that_sends_is_shown_first() -> None:

@@ -9,6 +9,9 @@
 - *first instruction*: an init that turns ARP on and asks for DHCP. Through a pass-through relay the
   captures must show it, through the real one they must not.
 - *tampering* (`sabotage`): the guest's walls or the agent are taken down from within, or forged.
+- *rules changed* (`policy`): the real relay, every wall down, and a gateway of the cell's own whose
+  rules change, and which has published a port that is in use. The cases that the cell survives run
+  behind that. No boot is its control: each case has its own, and the frames have theirs.
 - *exhaustion* (`exhaustion`): all that a guest can take, while another cell's relay must work.
 """
 
@@ -24,6 +27,7 @@ from wgcell.prove.battery.bypass import BYPASSES, Bypass
 from wgcell.prove.battery.case import Case, Injection
 from wgcell.prove.battery.cases import CASES
 from wgcell.prove.battery.exhaustion import EXHAUSTIONS, Exhaustion
+from wgcell.prove.battery.policy import POLICIES, PolicyCase
 from wgcell.prove.battery.sabotage import HONEST, SABOTAGES, Sabotage
 from wgcell.prove.verdict import Phase, Verdict
 
@@ -39,7 +43,8 @@ _KILLS = (
 _NOT_SENT_BY_A_KERNEL = ("runt",)
 """A guest's own kernel refuses these, so they run without a VM only."""
 
-AnyCase = Case | Bypass | Sabotage | Exhaustion
+AnyCase = Case | Bypass | Sabotage | Exhaustion | PolicyCase
+_RULES_CHANGED = "rules changed, a port published"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,11 @@ class Boot:
         return self.name.startswith("control")
 
     @property
+    def own_gateway(self) -> bool:
+        """Whether the cell's endpoint is a gateway of its own, beside it on the host."""
+        return any(isinstance(case, PolicyCase) for case in self.cases)
+
+    @property
     def sabotage(self) -> Sabotage | None:
         """Its first process, if that is not the stock one."""
         return next((case for case in self.cases if isinstance(case, Sabotage)), None)
@@ -89,7 +99,7 @@ class Boot:
 
 def all_cases() -> list[AnyCase]:
     """Every case, for the relay's process or for a VM."""
-    return [*CASES, *BYPASSES, *SABOTAGES, *EXHAUSTIONS]
+    return [*CASES, *BYPASSES, *SABOTAGES, *POLICIES, *EXHAUSTIONS]
 
 
 def plan(machines: Machines, only: Sequence[str] = ()) -> list[Boot]:
@@ -103,6 +113,7 @@ def plan(machines: Machines, only: Sequence[str] = ()) -> list[Boot]:
     return [
         *_wall_boots([case for case in attacks if case.verdict is not Verdict.PASS]),
         *_relay_boots(attacks, every=every),
+        *_policy_boots(chosen(POLICIES), attacks),
         *_sabotage_boots([case for case in chosen(SABOTAGES) if isinstance(case, Sabotage)], every),
         *(Boot(case.name, (case,)) for case in chosen(EXHAUSTIONS)),
     ]
@@ -144,18 +155,27 @@ def _stopped_by(case: AnyCase, wall: Wall) -> bool:
     return wall in case.alone if isinstance(case, Bypass) else wall is not Wall.FIREWALL
 
 
+def _in_order(survived: Sequence[AnyCase]) -> tuple[AnyCase, ...]:
+    """A message far ahead makes the guest's own ones too old, so that case comes last."""
+    return tuple(sorted(survived, key=lambda case: case.name == "counter-behind"))
+
+
 def _relay_boots(attacks: Sequence[AnyCase], *, every: bool) -> list[Boot]:
     """The relay alone: all cases that the cell survives, then each that must end it."""
     survived = [case for case in attacks if case.verdict is not Verdict.KILL]
-    # A message far ahead makes the guest's own ones too old, so that case comes last.
-    survived.sort(key=lambda case: case.name == "counter-behind")
-    boots = [Boot("what the cell survives", tuple(survived))] if survived else []
+    boots = [Boot("what the cell survives", _in_order(survived))] if survived else []
     kills = (case for case in attacks if case.verdict is Verdict.KILL)
     return boots + [
         Boot(case.name, (case,))
         for case in kills
         if every or isinstance(case, Bypass) or case.name in _KILLS
     ]
+
+
+def _policy_boots(policies: Sequence[AnyCase], attacks: Sequence[AnyCase]) -> list[Boot]:
+    """The changes of rules, and behind them what the cell survives."""
+    survived = [case for case in attacks if isinstance(case, Case) and case.verdict is Verdict.DROP]
+    return [Boot(_RULES_CHANGED, (*policies, *_in_order(survived)))] if policies else []
 
 
 def _sabotage_boots(sabotages: Sequence[Sabotage], every: bool) -> list[Boot]:

@@ -7,6 +7,7 @@ so that they never overflow.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import tempfile
@@ -26,9 +27,11 @@ from wgcell.cell.wgquick import VpnConfig
 from wgcell.image import store
 from wgcell.prove.battery.case import MTU
 from wgcell.prove.battery.overlay import forged_report, overlay
+from wgcell.prove.battery.policy import PolicyCase
 from wgcell.prove.battery.sabotage import Sabotage
 from wgcell.prove.battery.usage import DISK, MEMORY
 from wgcell.prove.runners.boots import Boot, Machines
+from wgcell.prove.runners.gateway import LiveGateway, started
 from wgcell.prove.runners.harness import Harness
 from wgcell.prove.runners.recording import Recording
 from wgcell.prove.testbed.base import HOST, Testbed
@@ -54,16 +57,20 @@ _LATE_PACKETS = 0.1
 
 
 async def run(testbed: Testbed, machines: Machines, boot: Boot) -> Recording:
-    """Run the cell of ``boot``, and record it."""
+    """Run the cell of ``boot``, and record it.
+
+    Raises HostError if it needs a gateway of its own, and there can be none.
+    """
     recording = Recording()
     began = time.monotonic()
     testbed.collect()
     testbed.lost()
-    with tempfile.TemporaryDirectory(prefix="wgcell-prove-") as temporary:
-        folder = Path(temporary)
-        key = testbed.endpoint.next_key()
-        (folder / _TASKS).write_text(json.dumps(_tasks(testbed, boot, key)))
-        vpn = _vpn(testbed, key)
+    async with contextlib.AsyncExitStack() as ending:
+        temporary = tempfile.TemporaryDirectory(prefix="wgcell-prove-")
+        folder = Path(ending.enter_context(temporary))
+        gateway = await ending.enter_async_context(started()) if boot.own_gateway else None
+        vpn = _vpn(testbed) if gateway is None else gateway.vpn
+        (folder / _TASKS).write_text(json.dumps(_tasks(boot, vpn)))
         platform = machines.platform
         if boot.sabotage is not None:
             forged = forged_report(vpn.peer_public_key, _ALLOWED, vpn.keepalive)
@@ -71,14 +78,19 @@ async def run(testbed: Testbed, machines: Machines, boot: Boot) -> Recording:
             platform = replace(platform, image=image)
         job = _job(boot, machines.platform.image.name, (carry(folder), folder / _TASKS))
         plan = api.Plan(job, platform, vpn, (ip_address(vpn.endpoint_host),))
-        await _live(testbed, boot, plan, folder, recording)
+        await _live(testbed, boot, plan, folder, recording, gateway)
         recording.lost = testbed.lost()
     recording.seconds = time.monotonic() - began
     return recording
 
 
 async def _live(
-    testbed: Testbed, boot: Boot, plan: api.Plan, folder: Path, recording: Recording
+    testbed: Testbed,
+    boot: Boot,
+    plan: api.Plan,
+    folder: Path,
+    recording: Recording,
+    gateway: LiveGateway | None,
 ) -> None:
     """The cell's life, and what runs beside it; ``folder`` gets the cell's folder."""
     output = bytearray()
@@ -88,6 +100,8 @@ async def _live(
         if boot.exhaustion is not None:
             beside.append(_measure(Meter(cell.folder.path, recording.use), over))
             beside.append(_use_another_relay(testbed, recording, over))
+        if gateway is not None:
+            beside.append(_change_rules(gateway, boot, recording))
         if boot.sabotage is not None and boot.pass_through:
             beside.append(_end_when_seen(cell, boot.sabotage, recording, over))
         tasks = [asyncio.create_task(one) for one in beside]
@@ -106,7 +120,7 @@ async def _live(
 # What the cell is made of.
 
 
-def _tasks(testbed: Testbed, boot: Boot, key: bytes) -> dict[str, object]:
+def _tasks(boot: Boot, vpn: VpnConfig) -> dict[str, object]:
     """The guest runner's tasks: keys and cases, and how to run them.
 
     ``pause`` is the time in seconds between a case's marks and its frames: where one frame ends the
@@ -115,8 +129,8 @@ def _tasks(testbed: Testbed, boot: Boot, key: bytes) -> dict[str, object]:
     alone = len(boot.cases) == 1
     stay = 8.0 if alone else 2.0
     return {
-        "guest_key": consent.public_key(key).hex(),
-        "endpoint_key": testbed.endpoint.public_key().hex(),
+        "guest_key": consent.public_key(vpn.private_key).hex(),
+        "endpoint_key": vpn.peer_public_key.hex(),
         "host": HOST,
         "cases": [case.name for case in boot.cases if not isinstance(case, Sabotage)],
         "sniff": not boot.walls and boot.sabotage is None,
@@ -144,10 +158,10 @@ def _job(boot: Boot, image: str, inputs: tuple[Path, ...]) -> Job:
     )
 
 
-def _vpn(testbed: Testbed, key: bytes) -> VpnConfig:
+def _vpn(testbed: Testbed) -> VpnConfig:
     host, port = testbed.endpoint.address
     return VpnConfig(
-        private_key=key,
+        private_key=testbed.endpoint.next_key(),
         peer_public_key=testbed.endpoint.public_key(),
         endpoint_host=host,
         endpoint_port=port,
@@ -199,6 +213,16 @@ async def _collect(testbed: Testbed, recording: Recording, over: asyncio.Event) 
     while not over.is_set():
         await asyncio.sleep(0.05)
         recording.packets += testbed.collect()
+
+
+async def _change_rules(gateway: LiveGateway, boot: Boot, recording: Recording) -> None:
+    """The host's part of each change; one that comes to nothing is noted."""
+    for case in boot.cases:
+        if isinstance(case, PolicyCase):
+            try:
+                await gateway.run(case, recording)
+            except OSError as error:  # TimeoutError is one
+                recording.messages.append(f"{case.name}: {error!r}")
 
 
 async def _measure(meter: Meter, over: asyncio.Event) -> None:

@@ -22,6 +22,7 @@ from wgcell.prove.battery.case import Attacker, Case
 from wgcell.prove.battery.cases import CASES
 from wgcell.prove.battery.exhaustion import EXHAUSTIONS, Exhaustion
 from wgcell.prove.battery.packets import mark_of
+from wgcell.prove.battery.policy import CLOSED, DONE, POLICIES, PORT, TARGET, Ends, PolicyCase
 from wgcell.relay import link
 
 _CARD = "eth0"
@@ -33,6 +34,8 @@ _SNIFF_WITHIN = 20.0
 _COUNTER_AHEAD = 1000
 """How far the attacker's counter is ahead of the guest kernel's own."""
 _ETH_P_ALL = 0x0003
+_SERVE_WITHIN = 60.0
+"""Seconds for the host to come to the published port, and for each of its words."""
 
 
 def report(**fields: object) -> None:
@@ -136,6 +139,53 @@ def exhaust(exhaustion: Exhaustion, attacker: Attacker, card: socket.socket | No
         exhaustion.act(card, attacker)
 
 
+def change_policy(case: PolicyCase, served: socket.socket) -> None:
+    """Send the control's mark until the host says that its rule is over; then the other mark."""
+    report(case=case.name, marks=[case.after.hex()])
+    with contextlib.suppress(OSError):
+        client, _ = served.accept()
+        with client:
+            client.sendall(b"ready\n")
+            client.settimeout(0.2)
+            while not _closed(client):
+                if case.ends is not Ends.NEVER_WAS:
+                    with contextlib.suppress(OSError):
+                        udp(*TARGET, case.before)
+            client.settimeout(_SERVE_WITHIN)
+            if case.ends is Ends.NEVER_WAS:
+                client.sendall(case.after + b"\n")
+            else:
+                _try_target(case.after)
+            client.sendall(DONE)
+
+
+def _closed(client: socket.socket) -> bool:
+    with contextlib.suppress(TimeoutError):
+        return client.recv(len(CLOSED)) in (CLOSED, b"")
+    return False
+
+
+def _try_target(mark: bytes) -> None:
+    """Send ``mark`` to the target by each protocol, also from the published port."""
+    for port in (0, PORT):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("", port))
+            for _ in range(5):
+                with contextlib.suppress(OSError):  # refused by ICMP
+                    sock.sendto(mark, TARGET)
+                time.sleep(0.1)
+        with contextlib.suppress(OSError):
+            where = ("", port) if port else None
+            with socket.create_connection(TARGET, 5, source_address=where) as stream:
+                stream.sendall(mark)
+
+
+def _serving() -> socket.socket:
+    served = socket.create_server(("", PORT))
+    served.settimeout(_SERVE_WITHIN)
+    return served
+
+
 def main() -> None:
     """Run every task, then stay for a while: a cell that is not ended ends by itself."""
     tasks = json.loads(Path(sys.argv[1]).read_text())
@@ -150,8 +200,12 @@ def main() -> None:
     frames = {case.name: case for case in CASES}
     bypasses = {bypass.name: bypass for bypass in BYPASSES}
     exhaustions = {exhaustion.name: exhaustion for exhaustion in EXHAUSTIONS}
+    policies = {policy.name: policy for policy in POLICIES}
+    served = _serving() if policies.keys() & set(tasks["cases"]) else None
     for name in tasks["cases"]:
-        if name in frames:
+        if name in policies and served is not None:
+            change_policy(policies[name], served)
+        elif name in frames:
             send_frames(frames[name], attacker, card, tasks["pause"])
         elif name in bypasses:
             try_bypass(bypasses[name], tasks["pause"])

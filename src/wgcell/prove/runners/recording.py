@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from wgcell import api
@@ -58,6 +59,23 @@ class Recording:
         """Whether a packet that has left the host contains ``mark``."""
         return any(packet.out and mark in packet.data for packet in self.packets)
 
+    def on_cable(self) -> list[Packet]:
+        """The packets that have left the host by its card: loopback's are not among them."""
+        return [packet for packet in self.packets if packet.out and not _on_loopback(packet)]
+
+    def strays_beside(self, allowed: Iterable[bytes]) -> list[str]:
+        """A line for each packet that has left the host by its card, with the endpoint on the host.
+
+        Those that hold an ``allowed`` mark are no strays.
+        """
+        marks = tuple(allowed)
+        return shown(
+            packet
+            for packet in self.on_cable()
+            if not any(mark in packet.data for mark in marks)
+            and not is_port_unreachable(packet.data, _HOST)
+        )
+
     def strays(self, *, pass_through: bool = False) -> list[str]:
         """A line for each packet that has left the host and is not WireGuard to the endpoint.
 
@@ -87,6 +105,10 @@ class Recording:
                 self.messages.append(str(fields)[:_LONGEST_MESSAGE])
         except (ValueError, TypeError, KeyError):
             self.messages.append(repr(line[:_LONGEST_MESSAGE]))
+
+
+def _on_loopback(packet: Packet) -> bool:
+    return packet.place.endswith(" lo")
 
 
 def _payload_to_gateway(packet: Packet) -> bytes | None:

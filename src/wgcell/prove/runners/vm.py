@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from wgcell.cell.states import Outcome
+from wgcell.errors import HostError
 from wgcell.prove.battery.bypass import Bypass
 from wgcell.prove.battery.case import Case
 from wgcell.prove.battery.exhaustion import Exhaustion
+from wgcell.prove.battery.policy import POLICIES, Ends, PolicyCase
 from wgcell.prove.battery.sabotage import HONEST, SABOTAGES, Sabotage
 from wgcell.prove.runners import cell
 from wgcell.prove.runners.boots import EVERY_WALL, AnyCase, Boot, Machines
 from wgcell.prove.runners.recording import Recording
 from wgcell.prove.testbed.base import Testbed
-from wgcell.prove.verdict import Observation, Phase, Result, Verdict, judge
+from wgcell.prove.testbed.capture import carries
+from wgcell.prove.verdict import Observation, Phase, Result, Status, Verdict, judge
 
 __all__ = ["run_all"]
 
 _RELAY = "relay, with a VM before it"
 _WATCH = "supervisor, watching the guest"
+_GATEWAY = "relay, with rules changed and a port published"
+_ALLOWED = tuple(case.before for case in POLICIES if case.ends is not Ends.NEVER_WAS)
+_INCOMPLETE = "it needs network namespaces, to see what leaves the host"
 _BOUNDS = "bounds of the cell, with a VM in it"
 _ROGUE, _COMPLETED = Outcome.ROGUE.value, Outcome.COMPLETED.value
 _DUPLICATE = "counter-again"
@@ -31,7 +37,16 @@ async def run_all(
     """Run each boot in turn: its name and its results. A control has none of its own."""
     controls: dict[str, bool] = {}
     for boot in boots:
-        recording = await cell.run(testbed, machines, boot)
+        if boot.own_gateway and not testbed.complete:
+            yield boot.name, [_not_played(boot, case, _INCOMPLETE) for case in boot.cases]
+            continue
+        try:
+            recording = await cell.run(testbed, machines, boot)
+        except HostError as error:
+            if not boot.own_gateway:
+                raise
+            yield boot.name, [_not_played(boot, case, error.message) for case in boot.cases]
+            continue
         if boot.control:
             controls.update(_controls(boot, recording))
             yield boot.name, []
@@ -56,6 +71,8 @@ def _result(boot: Boot, case: AnyCase, recording: Recording, controls: dict[str,
             return _sabotage(case, recording, controls)
         case Exhaustion():
             return _exhaustion(case, recording)
+        case PolicyCase():
+            return _policy(boot, case, recording)
         case _:
             return _attack(boot, case, recording, controls)
 
@@ -90,6 +107,8 @@ def _leaks(boot: Boot, case: Case | Bypass, recording: Recording, *, passes: boo
     # A stray packet can't be ascribed to one of several cases: it is the first one's.
     first = case is boot.cases[0]
     leaks = recording.strays(pass_through=boot.pass_through) if first else []
+    if boot.own_gateway:  # its first case has the strays
+        leaks = []
     if not passes and case.name != _DUPLICATE:
         marks = recording.marks.get(case.name, [])
         leaks += [f"seen outside: {mark.hex()}" for mark in marks if recording.carried(mark)]
@@ -98,9 +117,41 @@ def _leaks(boot: Boot, case: Case | Bypass, recording: Recording, *, passes: boo
 
 def _wall(boot: Boot) -> str:
     """The name of the walls under test, for the report."""
+    if boot.own_gateway:
+        return _GATEWAY
     if not boot.walls:
         return _RELAY
     return "guest's walls" if boot.walls == EVERY_WALL else boot.name.removeprefix("the ")
+
+
+def _policy(boot: Boot, case: PolicyCase, recording: Recording) -> Result:
+    """The result of a change of rules, whose own first mark is its control."""
+    host_only = case.ends is Ends.NEVER_WAS
+    cable = recording.on_cable()
+    leaks = [f"seen outside: {case.after!r}"] if carries(cable, case.after) else []
+    if case is boot.cases[0]:
+        leaks += recording.strays_beside(_ALLOWED)
+    observation = Observation(
+        leaks=tuple(leaks),
+        cut=recording.outcome == _ROGUE,
+        alive=recording.done and recording.outcome == _COMPLETED,
+        lost=recording.lost,
+        control=carries(recording.packets if host_only else cable, case.before),
+        said=recording.reason or "; ".join(recording.messages),
+        seconds=recording.seconds / len(boot.cases),
+    )
+    status, why = judge(case.verdict, Phase.RUNNING, observation)
+    return Result(
+        *(case.name, case.group, case.does, _wall(boot), Phase.RUNNING, case.verdict),
+        *(status, why, observation),
+    )
+
+
+def _not_played(boot: Boot, case: AnyCase, why: str) -> Result:
+    return Result(
+        *(case.name, case.group, case.does, _wall(boot), Phase.RUNNING, case.verdict),
+        *(Status.NOT_PLAYED, why),
+    )
 
 
 def _sabotage(case: Sabotage, recording: Recording, controls: dict[str, bool]) -> Result:
