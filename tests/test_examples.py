@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.process
 EXAMPLES = Path(__file__).parent.parent / "examples"
 pytest_plugins = ["pytester"]
 

@@ -14,6 +14,7 @@ import pytest
 
 import wgcell
 
+pytestmark = pytest.mark.process
 SOURCE = Path(wgcell.__file__)
 LOADED = "import json, sys; before = set(sys.modules); {}; print(json.dumps([*sys.modules]))"
 LONGEST = 0.030

@@ -25,6 +25,7 @@ from wgcell.errors import CommandFailed, NeverRan, StateError, TimedOut, Unverif
 
 pytestmark = pytest.mark.process
 
+pytestmark = pytest.mark.process
 PAIRS = (
     *((Cell, sync.Cell), (Process, sync.Process), (Files, sync.Files)),
     *((StreamReader, sync.StreamReader), (StreamWriter, sync.StreamWriter)),

@@ -29,7 +29,7 @@ from wgcell.client import cell as asynchronous
 from wgcell.client.commands import MOST_OUTPUT
 from wgcell.client.commands import Process as AsyncProcess
 from wgcell.client.completed import Completed, Refusal, checked
-from wgcell.client.files import MOST_READ, Entry
+from wgcell.client.files import MOST_READ, PATIENCE, Entry
 from wgcell.client.files import Files as AsyncFiles
 from wgcell.client.record import Event
 from wgcell.client.rules import Change, Rule
@@ -206,17 +206,19 @@ class Files:
     def __init__(self, lease: _Lease, files: AsyncFiles) -> None:
         self._lease, self._files = lease, files
 
-    def read(self, path: str, *, most: int = MOST_READ) -> bytes:
+    def read(self, path: str, *, most: int = MOST_READ, timeout: float = PATIENCE) -> bytes:
         """A file's content, up to ``most`` bytes: see `wgcell.client.files.Files.read`."""
-        return self._lease.call(self._files.read, path, most=most)
+        return self._lease.call(self._files.read, path, most=most, timeout=timeout)
 
-    def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+    def write(
+        self, path: str, data: bytes | str, *, mode: int = 0o644, timeout: float = PATIENCE
+    ) -> None:
         """Make or replace a file: see `wgcell.client.files.Files.write`."""
-        self._lease.call(self._files.write, path, data, mode=mode)
+        self._lease.call(self._files.write, path, data, mode=mode, timeout=timeout)
 
-    def list(self, path: str = ".") -> tuple[Entry, ...]:
+    def list(self, path: str = ".", *, timeout: float = PATIENCE) -> tuple[Entry, ...]:
         """What stands in a folder: see `wgcell.client.files.Files.list`."""
-        return self._lease.call(self._files.list, path)
+        return self._lease.call(self._files.list, path, timeout=timeout)
 
 
 class Cell:

@@ -21,7 +21,7 @@ from tests.support.waiting import until
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.client import supervised as process
 
-pytestmark = pytest.mark.usefixtures("machineless")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("machineless")]
 Typed = Callable[..., tuple[int, str, str]]
 
 

@@ -29,7 +29,7 @@ from wgcell.errors import (
     Unverified,
 )
 
-pytestmark = pytest.mark.usefixtures("machineless")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("machineless")]
 
 
 def lived(body: Callable[[], Awaitable[None]]) -> None:
@@ -99,6 +99,8 @@ def test_a_command_whose_time_is_up_is_killed() -> None:
             assert (caught.value.outcome, caught.value.exit_code) == ("timeout", 124)
             pid = int((cell.folder / "work/pid").read_text())
             await soon(lambda: not Path(f"/proc/{pid}").exists(), "the command's end")
+            with pytest.raises(TimedOut):
+                await cell.exec("sh", "-c", "exec sleep 600 >&- 2>&-", timeout=0.2)
             assert await cell.state() == "running"
 
     lived(body)
@@ -156,8 +158,12 @@ def test_files_are_read_written_and_listed() -> None:
             for path, says in (("none", "none"), ("sub", "no plain file"), ("link", "no plain")):
                 with pytest.raises(StateError, match=says):
                     await files.read(path)
-            with pytest.raises(StateError, match="1000000 bytes, more than 10"):
+            with pytest.raises(StateError, match="sub/b: more than"):
                 await files.read("sub/b", most=10)
+            with pytest.raises(StateError, match="9 bytes, more than 5"):
+                await files.read("a.py", most=5)
+            with pytest.raises(TimedOut, match="sub/b ran longer"):
+                await files.read("sub/b", timeout=0.0)
             with pytest.raises(StateError, match="none"):
                 await files.write("none/c", b"")
             with pytest.raises(StateError, match="none"):

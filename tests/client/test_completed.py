@@ -13,14 +13,15 @@ from wgcell.cell.events import EventLog
 from wgcell.cell.folder import LOG_CAP, Folder, create
 from wgcell.cell.states import EXIT_CODES, Outcome
 from wgcell.client.completed import (
+    MOST_REFUSALS,
     Completed,
     Refusal,
+    Refusals,
     Usage,
     checked,
     completed_of,
     died,
     end_of,
-    refusals,
 )
 from wgcell.client.record import event_of, lines, recorded_end
 from wgcell.errors import (
@@ -145,16 +146,28 @@ def test_refusals_are_told_once_each_and_since_when() -> None:
         (6.0, flow(name="", address="192.0.2.1", hint="--service x")),
         (7.0, flow(verdict="fail", name="c.example.com")),
     ]
-    found = refusals(events, 2.0)
-    assert found == (
+    found = Refusals(2.0)
+    for time, event in events:
+        found.add(event, time)
+    assert found.all() == (
         Refusal("a.example.com:443", "a.example.com:443", "no rule allows it", 2.0),
         Refusal("192.0.2.1:443", "", "no rule allows it", 6.0),
     )
 
 
+def test_a_guest_that_thinks_of_many_refusals_fills_no_memory() -> None:
+    found = Refusals()
+    for number in range(MOST_REFUSALS + 10):
+        found.add(flow(name=f"{number}.example.com"), 1.0)
+    assert len(found.all()) == MOST_REFUSALS
+
+
 def test_an_exit_code_is_checked() -> None:
     good = Completed("x", "/x", ("true",), 0, b"", b"", Usage(1.0))
-    refused = refusals([(1.0, flow(name="", address="192.0.2.1", hint="")), (2.0, flow())], 0.0)
+    found = Refusals()
+    found.add(flow(name="", address="192.0.2.1", hint=""), 1.0)
+    found.add(flow(), 2.0)
+    refused = found.all()
     assert checked(good, refused) is good
     bad = Completed("x", "/x", ("false", "y"), 9, b"out", b"err", Usage(1.0))
     with pytest.raises(CommandFailed, match="x: false y exited with 9") as caught:

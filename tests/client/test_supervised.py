@@ -25,7 +25,7 @@ from wgcell.client.supervised import Supervised
 from wgcell.errors import HostError, InputFileError, JobError, LaunchError
 
 STARTER_GONE = "the program that has started the cell has ended, or let it go"
-pytestmark = pytest.mark.usefixtures("machineless")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("machineless")]
 
 
 def begun(*command: str, **more: Any) -> tuple[Supervised, Beginning, list[Any]]:

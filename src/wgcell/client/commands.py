@@ -17,12 +17,13 @@ from wgcell.cell.control.session_client import (
     StreamWriter,
 )
 from wgcell.cell.folder import LOG_CAP, Folder
+from wgcell.cell.tasks import together
 from wgcell.client.completed import Completed, Usage
 from wgcell.client.settings import terminal_of
 from wgcell.errors import JobError, StateError, TimedOut
 from wgcell.guest.frames import Command, Subject, Terminal
 
-__all__ = ["MOST_OUTPUT", "Asked", "Process", "run_to_its_end"]
+__all__ = ["MOST_OUTPUT", "Asked", "Bounds", "Process", "TooMuch", "run_to_its_end"]
 
 MOST_OUTPUT = LOG_CAP
 """Bytes of each stream that `run_to_its_end` keeps, unless told otherwise."""
@@ -134,28 +135,43 @@ class Process:
         await self._open.signal(signals.SIGKILL)
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much a command may take."""
+
+    timeout: float | None = None
+    """Seconds, then it is killed; None is no limit."""
+    most: int = MOST_OUTPUT
+    """Bytes that are kept of its stdout, the first ones."""
+    errors: int = MOST_OUTPUT
+    """Likewise of its stderr."""
+    cuts: bool = False
+    """Whether one that writes more is killed: what it writes is wanted whole, or not at all."""
+
+
+class TooMuch(Exception):
+    """A command has written more than it may, and was killed."""
+
+
 async def run_to_its_end(
-    folder: Folder, process: Process, asked: Asked, data: bytes, timeout: float | None, most: int
+    folder: Folder, process: Process, asked: Asked, data: bytes, bounds: Bounds
 ) -> Completed:
     """Start ``process``, give it ``data``, and take what it prints until it ends.
 
-    It has ``timeout`` seconds; then it is killed. ``most`` bytes are kept of each stream, the first
-    ones. Raises TimedOut, and StateError as `Process` does.
+    Raises TimedOut and TooMuch, behind which it is killed; and StateError as `Process` does.
     """
     began = time.monotonic()
     async with process:
-        whole = asyncio.gather(
-            _kept(process.stdout, most),
-            _kept(process.stderr, most),
-            _fed(process.stdin, data, asked),
-        )
         try:
-            (stdout, more), (stderr, more_too), _ = await asyncio.wait_for(whole, timeout)
-            code = await process.wait()
+            whole = _whole(process, asked, data, bounds)
+            stdout, stderr, code = await asyncio.wait_for(whole, bounds.timeout)
+        except TooMuch:
+            await _killed(process)
+            raise
         except TimeoutError:
             await _killed(process)
             raise TimedOut(
-                f"{folder.id}: {' '.join(asked.command):.200} ran longer than {timeout:g} s",
+                f"{folder.id}: {' '.join(asked.command):.200} ran longer than {bounds.timeout:g} s",
                 cell=folder.id,
                 folder=str(folder.path),
                 outcome="timeout",
@@ -166,20 +182,42 @@ async def run_to_its_end(
         folder=str(folder.path),
         command=asked.command,
         exit_code=code,
-        stdout=stdout,
-        stderr=stderr,
+        stdout=stdout.data,
+        stderr=stderr.data,
         usage=Usage(round(time.monotonic() - began, 3)),
-        truncated=more or more_too,
+        truncated=stdout.more or stderr.more,
     )
 
 
-async def _kept(reader: StreamReader, most: int) -> tuple[bytes, bool]:
-    """A stream's first ``most`` bytes, and whether there were more; it is read to its end."""
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A stream's first bytes, and whether there were more."""
+
+    data: bytes
+    more: bool
+
+
+async def _whole(
+    process: Process, asked: Asked, data: bytes, bounds: Bounds
+) -> tuple[_Kept, _Kept, int]:
+    """What it prints, all of it, and then its exit code."""
+    stdout, stderr, _ = await together(
+        _kept(process.stdout, bounds.most, cuts=bounds.cuts),
+        _kept(process.stderr, bounds.errors, cuts=False),
+        _fed(process.stdin, data, asked),
+    )
+    return stdout, stderr, await process.wait()
+
+
+async def _kept(reader: StreamReader, most: int, *, cuts: bool) -> _Kept:
+    """What a stream brings, to its end. Raises TooMuch, if that ``cuts``."""
     whole, more = bytearray(), False
     async for part in reader:
         more = more or len(whole) + len(part) > most
+        if more and cuts:
+            raise TooMuch
         whole += part[: most - len(whole)]
-    return bytes(whole), more
+    return _Kept(bytes(whole), more)
 
 
 async def _fed(stdin: StreamWriter, data: bytes, asked: Asked) -> None:

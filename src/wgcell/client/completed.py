@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,14 +25,18 @@ __all__ = [
     "RAN_TO_ITS_END",
     "Completed",
     "Refusal",
+    "Refusals",
     "Usage",
     "checked",
     "completed_of",
     "died",
     "end_of",
-    "refusals",
     "was_released",
 ]
+
+
+MOST_REFUSALS = 512
+"""Kinds of refusals that are told one by one: a guest can think of any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +99,22 @@ class Refusal:
         return Refusal(Tally.target(event), "" if rule.startswith("-") else rule, reason, time)
 
 
-def refusals(
-    events: Iterable[tuple[float, Mapping[str, Any]]], since: float
-) -> tuple[Refusal, ...]:
-    """Each kind of refusal among the ``events`` once, from that time on, the first ones first."""
-    found: dict[tuple[str, str], Refusal] = {}
-    for time, event in events:
-        refusal = Refusal.of(event, time) if time >= since else None
-        if refusal is not None:
-            found.setdefault((refusal.what, refusal.rule), refusal)
-    return tuple(found.values())
+class Refusals:
+    """Each kind of refusal once, from a time on; of more than `MOST_REFUSALS` kinds the first."""
+
+    def __init__(self, since: float = 0.0) -> None:
+        self._since = since
+        self._found: dict[tuple[str, str], Refusal] = {}
+
+    def add(self, event: Mapping[str, object], time: float) -> None:
+        """Look at an event of that time, in seconds since the epoch."""
+        refusal = Refusal.of(event, time) if time >= self._since else None
+        if refusal is not None and len(self._found) < MOST_REFUSALS:
+            self._found.setdefault((refusal.what, refusal.rule), refusal)
+
+    def all(self) -> tuple[Refusal, ...]:
+        """Those that were found, the first ones first."""
+        return tuple(self._found.values())
 
 
 def checked(completed: Completed, refused: tuple[Refusal, ...]) -> Completed:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import io
 import tarfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from wgcell.cell.folder import Folder
 from wgcell.cell.tarstream import TarStream, headers
-from wgcell.client.commands import Asked, Connect, Process, run_to_its_end
+from wgcell.client.commands import Asked, Bounds, Connect, Process, TooMuch, run_to_its_end
 from wgcell.client.completed import Completed
 from wgcell.errors import ArchiveError, JobError, StateError
 from wgcell.guest.frames import Pack, Subject, Unpack
 
-__all__ = ["MOST_READ", "Entry", "Files"]
+__all__ = ["MOST_READ", "PATIENCE", "Entry", "Files"]
 
 MOST_READ = 64 << 20
 """Bytes of a file that is read into memory, unless told otherwise."""
+PATIENCE = 300.0
+"""Seconds for one file, or one listing, unless told otherwise."""
+_LONGEST_ERROR = 16 << 10
+"""Bytes of what the guest's tar or find says."""
 _AROUND = 16 << 10
 """Bytes of a tar of one file besides its content, and more: headers with a long name, the end."""
 _MOST_LISTED = 8 << 20
@@ -27,8 +31,6 @@ _MOST_LISTED = 8 << 20
 _LISTING = ("-mindepth", "1", "-maxdepth", "1", "-printf", r"%y %m %s %T@ %f\0")
 """find(1)'s, of GNU."""
 _KINDS = {"f": "file", "d": "folder", "l": "link"}
-
-Run = Callable[[tuple[str, ...]], Awaitable[Completed]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,53 +55,60 @@ class Files:
         self._folder = folder
         self._connect = connect
 
-    async def read(self, path: str, *, most: int = MOST_READ) -> bytes:
-        """A file's content, up to ``most`` bytes. A link is not followed.
+    async def read(self, path: str, *, most: int = MOST_READ, timeout: float = PATIENCE) -> bytes:
+        """A file's content, up to ``most`` bytes, within ``timeout`` seconds. A link is not
+        followed.
 
-        Raises StateError for a path that is no file, or a larger one. The guest is hostile: what
-        comes may be anything of that size.
+        Raises StateError for a path that is no file, or a larger one; TimedOut. The guest is
+        hostile: what comes may be anything of that size.
         """
-        done = await self._run(Pack(_path(path)), ("tar", path), b"", most + _AROUND)
+        bounds = Bounds(timeout, most + _AROUND, _LONGEST_ERROR, cuts=True)
+        done = await self._run(path, Pack(_path(path)), b"", bounds)
         try:
             return _only_file(done.stdout, most)
         except ArchiveError as error:
-            if done.exit_code:
-                raise StateError(f"{done.cell}: {path}: {_said(done)}") from None
-            raise StateError(f"{done.cell}: {path}: {error.message}") from None
+            said = _said(done) if done.exit_code else error.message
+            raise StateError(f"{done.cell}: {path}: {said}") from None
 
-    async def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+    async def write(
+        self, path: str, data: bytes | str, *, mode: int = 0o644, timeout: float = PATIENCE
+    ) -> None:
         """Make a file with that content, or replace it; the folder must be there.
 
-        A text is written as UTF-8. Raises StateError with the guest's own words if it can't be.
+        A text is written as UTF-8. Raises StateError with the guest's own words if it can't be
+        written; TimedOut.
         """
         place = PurePosixPath(_path(path))
         if place.name in ("", ".."):
             raise JobError(f"{path!r}: no file can be called so")
         content = data.encode() if isinstance(data, str) else bytes(data)
         raw = _tar_of(place.name, content, mode)
-        done = await self._run(Unpack(str(place.parent)), ("tar", path), raw, _AROUND)
+        bounds = Bounds(timeout, _LONGEST_ERROR, _LONGEST_ERROR)
+        done = await self._run(path, Unpack(str(place.parent)), raw, bounds)
         if done.exit_code:
             raise StateError(f"{done.cell}: {path}: {_said(done)}")
 
-    async def list(self, path: str = ".") -> tuple[Entry, ...]:
+    async def list(self, path: str = ".", *, timeout: float = PATIENCE) -> tuple[Entry, ...]:
         """What stands in a folder, by name. Uses the guest's own find(1), GNU's.
 
-        Raises StateError with its words for a path that is no folder.
+        Raises StateError with its words for a path that is no folder; TimedOut.
         """
         asked = Asked.of(("find", _findable(path), *_LISTING), stdin=False)
-        process = Process(self._connect, asked.subject())
-        done = await run_to_its_end(self._folder(), process, asked, b"", None, _MOST_LISTED)
-        if done.exit_code or done.truncated:
+        bounds = Bounds(timeout, _MOST_LISTED, _LONGEST_ERROR, cuts=True)
+        done = await self._run(path, asked.subject(), b"", bounds)
+        if done.exit_code:
             raise StateError(f"{done.cell}: {path}: {_said(done)}")
         entries = [_entry(line) for line in done.stdout.split(b"\0") if line]
         return tuple(sorted(entries, key=lambda entry: entry.name))
 
-    async def _run(
-        self, subject: Subject, words: tuple[str, ...], data: bytes, most: int
-    ) -> Completed:
-        asked = Asked(words, stdin=isinstance(subject, Unpack))
-        process = Process(self._connect, subject)
-        return await run_to_its_end(self._folder(), process, asked, data, None, most)
+    async def _run(self, path: str, subject: Subject, data: bytes, bounds: Bounds) -> Completed:
+        asked = Asked((path,), stdin=isinstance(subject, Unpack))
+        folder = self._folder()
+        try:
+            process = Process(self._connect, subject)
+            return await run_to_its_end(folder, process, asked, data, bounds)
+        except TooMuch:
+            raise StateError(f"{folder.id}: {path}: more than {bounds.most} bytes") from None
 
 
 def _path(path: str) -> str:

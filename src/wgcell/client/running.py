@@ -15,16 +15,16 @@ from wgcell.cell.folder import Folder
 from wgcell.cell.states import Outcome
 from wgcell.client import rules
 from wgcell.client.asking import answer, following
-from wgcell.client.commands import MOST_OUTPUT, Asked, Process, run_to_its_end
+from wgcell.client.commands import MOST_OUTPUT, Asked, Bounds, Process, run_to_its_end
 from wgcell.client.completed import (
     RAN_TO_ITS_END,
     Completed,
     Refusal,
+    Refusals,
     checked,
     completed_of,
     died,
     end_of,
-    refusals,
     was_released,
 )
 from wgcell.client.files import Files
@@ -127,7 +127,9 @@ class RunningCell:
         began = time.time()
         process = Process(self._connect, asked.subject())
         try:
-            done = await run_to_its_end(self._known, process, asked, data, timeout, most)
+            done = await run_to_its_end(
+                self._known, process, asked, data, Bounds(timeout, most, most)
+            )
         except Closed as error:
             raise await self._broken_off(error) from None
         if done.exit_code > _KILLED and await self.state() not in _ALIVE:
@@ -269,8 +271,10 @@ class RunningCell:
 
     async def refusals(self, since: float = 0.0) -> tuple[Refusal, ...]:
         """What its gateway has refused since then (seconds since the epoch), each kind once."""
-        found = [(one.time, one.fields) async for one in self.events(follow=False)]
-        return refusals(found, since)
+        found = Refusals(since)
+        async for one in self.events(follow=False):
+            found.add(one.fields, one.time)
+        return found.all()
 
     async def _hang_up(self) -> None:
         """Close the connection for sessions: what runs on it gets SIGHUP."""

@@ -121,7 +121,9 @@ class Cell(Protocol):
     ) -> Completed: ...
     async def refusals(self, since: float = ...) -> Sequence[RefusalSeen]: ...
     async def policy(self) -> Sequence[Rule]: ...
-    async def allow(self, rule: str, *, seconds: float | None = ...) -> object: ...
+    async def allow(
+        self, rule: str, *, seconds: float | None = ..., typed: bool = ...
+    ) -> object: ...
 
 
 Begin = Callable[[], AbstractAsyncContextManager[Cell]]
@@ -276,7 +278,8 @@ class Desk:
     ) -> Access:
         """Ask for ``rule`` to be allowed for ``seconds``; wait for a person for ``patience``.
 
-        A pattern of `Terms.grants` grants it at once. Raises DeskError.
+        A pattern of `Terms.grants` grants it at once, within the provider's limits for a stranger's
+        job. Raises DeskError.
         """
         cell = self.cell(name)
         with _for_models():
@@ -287,7 +290,8 @@ class Desk:
         seconds = min(max(seconds, 1.0), LONGEST_GRANT)
         if any(fnmatchcase(rule, pattern) for pattern in self._terms.grants):
             with _for_models():
-                await cell.allow(rule, seconds=seconds)
+                # The rule is the model's word: the pattern's `*` must not open this side's network.
+                await cell.allow(rule, seconds=seconds, typed=False)
             return Access(True, f"{rule} is allowed for {seconds:g} s")
         typed = f"wgcell allow {cell.id} {rule} --for {seconds:g}s"
         self._say(f"{cell.id}: the model asks for {rule}: {one_line(reason, 300)}")
