@@ -42,8 +42,8 @@ from wgcell.cell.archive import Unpacked
 from wgcell.cell.confinement import STAGES, Confined, Filters
 from wgcell.cell.members import Reason
 from wgcell.cell.streams import ArrivingOutputs
-from wgcell.cell.unpacker import Task
-from wgcell.cell.unpacking import Unpacking, judged
+from wgcell.cell.unpacking import Unpacking, judged, statement_of
+from wgcell.cell.unpacking_words import STATEMENTS, TASKS, Failed, Link, Result, Task
 from wgcell.errors import GuestError, HostError, StateError
 
 pytestmark = pytest.mark.process
@@ -96,7 +96,7 @@ def test_the_longest_honest_word_fits() -> None:
     worst = [(reason.value, 10**6, ["\U0010ffff" * 400] * 3) for reason in Reason]
     counted = [dict(zip(("reason", "count", "examples"), one, strict=True)) for one in worst]
     word = {"refusals": counted, "left_out": counted, "missing": [*range(16_384)]}
-    assert len(json.dumps(word)) < unpacking._LONGEST_LINE
+    assert len(json.dumps(word)) < STATEMENTS.longest
 
 
 # Bounds: of each extension of tar, with a MiB after a MiB of it.
@@ -439,7 +439,7 @@ def test_libseccomp_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 # Its word: nothing is believed that could not be.
 
-TASK = Task(ASKED, 1000, 100, frozenset(), Filters())
+TASK = Task(ASKED, 1000, 100)
 HONEST = asdict(Unpacked(3, 2, 1, 1000, (), (), (), "")) | {
     "refusals": [{"reason": "an absolute path", "count": 2, "examples": ["/x", "/y"]}],
     "left_out": [],
@@ -447,8 +447,15 @@ HONEST = asdict(Unpacked(3, 2, 1, 1000, (), (), (), "")) | {
 }
 
 
+def judge(fields: dict[str, Any]) -> Unpacked:
+    """A line of a process's, as far as the result."""
+    result = statement_of(json.dumps({"unpacking": "result", **fields}).encode() + b"\n")
+    assert isinstance(result, Result)
+    return judged(result, TASK)
+
+
 def test_an_honest_word_is_taken() -> None:
-    said = judged(json.loads(json.dumps(HONEST)), TASK)
+    said = judge(HONEST)
     assert (said.files, said.missing, said.refused) == (3, ("a/b/c.txt",), 2)
 
 
@@ -483,13 +490,26 @@ LIES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: ascii(lie)[:60])
 def test_a_word_that_can_not_be_is_refused(lie: dict[str, Any]) -> None:
     with pytest.raises(GuestError, match="can't be"):
-        judged(HONEST | lie, TASK)
+        judge(HONEST | lie)
 
 
 @pytest.mark.parametrize("name", HONEST)
 def test_a_word_that_lacks_a_field_is_refused(name: str) -> None:
     with pytest.raises(GuestError):
-        judged({key: value for key, value in HONEST.items() if key != name}, TASK)
+        judge({key: value for key, value in HONEST.items() if key != name})
+
+
+def test_a_task_is_whole_whatever_its_names_hold() -> None:
+    """Names of this machine's own files, and the filters: nothing of them is cut."""
+    odd = Link("a\udcff\n", "/" + "\u00e9" * 4000)
+    task = Task((*ASKED, "*.\udc80"), 1, 2, (odd,) * 1000, os.urandom(32768), b"")
+    assert TASKS.word(TASKS.line(task)) == task
+
+
+def test_a_word_that_breaks_off_is_no_statement() -> None:
+    line = STATEMENTS.line(Failed("no room"))
+    assert statement_of(line) == Failed("no room")
+    assert all(statement_of(line[:size]) is None for size in range(len(line)))
 
 
 @pytest.mark.parametrize(

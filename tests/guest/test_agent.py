@@ -21,6 +21,7 @@ from wgcell.guest import protocol, verify
 from wgcell.guest.agent import files, main, network, results, root, standing, tools
 from wgcell.guest.agent.loop import READABLE, Loop
 from wgcell.guest.agent.main import Lines
+from wgcell.guest.agent.process import Process
 from wgcell.guest.agent.streams import Feed, Stream
 from wgcell.guest.config import GuestConfig
 from wgcell.guest.firewall import comparable, ruleset
@@ -472,3 +473,18 @@ def test_a_feed_that_nobody_reads_any_more_drops_the_rest_and_grants_nothing() -
     assert sum(taken) == held
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(writing)
+
+
+def test_a_process_that_can_not_be_watched_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(pid: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    with pytest.raises(OSError, match="Too many"):
+        Process(Loop(), child, lambda code: None)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child, 0)

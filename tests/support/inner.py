@@ -100,6 +100,11 @@ class Inner:
         """Something on the control port."""
         self.ports["control"].sendall(line)
 
+    def descriptors(self) -> int:
+        """How many the agent has open."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return len(os.listdir(f"/proc/{children.split()[0]}/fd"))
+
     def until_printed(self, text: bytes, stream: str = "stdout") -> None:
         """Wait until the workload has printed that."""
         until(lambda: text in self.printed[stream], f"{text!r} in {self.printed}")

@@ -6,8 +6,10 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fcntl import ioctl
+from termios import FIONREAD
 
-from tests.support.waiting import GENEROUS
+from tests.support.waiting import GENEROUS, until
 
 from wgcell.guest.channel import Channel
 from wgcell.guest.frames import (
@@ -109,6 +111,17 @@ class Opener:
             assert data, f"the port is at its end: {what}"
             for frame in self.channel.receive(data):
                 self._take(frame)
+
+    def until_full(self) -> None:
+        """Wait until the port holds so much that no more is coming; read nothing."""
+        held = 0
+
+        def no_more() -> bool:
+            nonlocal held
+            before, held = held, int.from_bytes(ioctl(self.port, FIONREAD, bytes(4)), "little")
+            return 0 < held == before
+
+        until(no_more, "a full port", every=0.3)
 
     def until_over(self, *sessions: int) -> Heard:
         """The last of them, once all are."""

@@ -46,7 +46,7 @@ from wgcell.cell.settings import (
 from wgcell.cell.states import Outcome
 from wgcell.errors import JobError, LaunchError, WgcellError
 from wgcell.guest.frames import Terminal
-from wgcell.wire.lines import Data, Flag, LineError, Number, OneOf, Text, Vocabulary
+from wgcell.wire.lines import Data, Flag, LineError, Native, Number, OneOf, Text, Vocabulary
 
 __all__ = [
     "KEEP",
@@ -70,8 +70,6 @@ KEEP = b"k"
 """On the lifeline: the cell is to live on when its starter ends."""
 LONGEST_START = 16 << 20
 """Bytes of a `Start`: eight times what Linux lets a command line and an environment have."""
-_LONGEST_WORD = 128 << 10
-"""Characters of one word: Linux's bound for one (execve(2), MAX_ARG_STRLEN)."""
 _MOST_WORDS = 1 << 17
 _LONGEST_EVENT = 1 << 20
 _LONGEST_LINE = 4 * (_LONGEST_EVENT // 3 + 1) + 4096
@@ -82,34 +80,16 @@ _LONGEST_TEXT = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class _Native:
-    """A text as the system has it: of a path, an argument, a variable. Bytes that are no UTF-8 are
-    in it as Python has them (`os.fsdecode`). Never cut."""
-
-    def encoded(self, value: object) -> object:
-        return self.decoded(os.fspath(value) if isinstance(value, os.PathLike) else value)
-
-    def decoded(self, found: object) -> object:
-        if not isinstance(found, str) or len(found) > _LONGEST_WORD:
-            raise LineError(f"no text of up to {_LONGEST_WORD} characters")
-        try:
-            os.fsencode(found)
-        except UnicodeEncodeError:
-            raise LineError("a text that no system has") from None
-        return found
-
-
-@dataclass(frozen=True, slots=True)
 class _Natives:
     """Many of them, in order."""
 
     def encoded(self, value: object) -> object:
-        return self._each(value, _Native().encoded)
+        return self._each(value, Native().encoded)
 
     def decoded(self, found: object) -> object:
         if not isinstance(found, list):
             raise LineError("no list")
-        return tuple(self._each(found, _Native().decoded))
+        return tuple(self._each(found, Native().decoded))
 
     def _each(self, value: object, way: Callable[[object], object]) -> list[object]:
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
@@ -132,7 +112,7 @@ class _Pairs:
     def decoded(self, found: object) -> object:
         if not isinstance(found, dict) or len(found) > _MOST_WORDS:
             raise LineError(f"no table of up to {_MOST_WORDS}")
-        native = _Native()
+        native = Native()
         return {native.decoded(name): native.decoded(value) for name, value in found.items()}
 
 
@@ -145,7 +125,7 @@ class _Written:
 
     def decoded(self, found: object) -> object:
         if isinstance(found, str):
-            return _Native().decoded(found)
+            return Native().decoded(found)
         if not isinstance(found, int | float) or not math.isfinite(found) or abs(found) >= 2**63:
             raise LineError("neither a text nor a number")
         return found
@@ -178,7 +158,7 @@ class Start:
     """Whether the cell's folder is deleted at its end."""
 
 
-_Path = Annotated[str | None, _Native()]
+_Path = Annotated[str | None, Native()]
 _Side = Annotated[int | None, Number(65535)]
 
 
@@ -286,7 +266,7 @@ class Made:
     """The cell has its folder, and its lock."""
 
     cell: Annotated[str, Text(64)]
-    folder: Annotated[str, _Native()]
+    folder: Annotated[str, Native()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +296,7 @@ class Failed:
 
     kind: Annotated[str, Text(40)]
     lines: Annotated[tuple[str, ...], _Natives()]
-    hint: Annotated[str, _Native()] = ""
+    hint: Annotated[str, Native()] = ""
     argv: Annotated[tuple[str, ...], _Natives()] = ()
     exit_code: Annotated[str, Text(8)] = ""
     """Of a child; empty: it had none."""
@@ -328,7 +308,7 @@ class Fault:
     """A fault of wgcell's own, and the file that it is kept in."""
 
     text: Annotated[str, Text(1000)]
-    place: Annotated[str, _Native()]
+    place: Annotated[str, Native()]
 
 
 Said = Remark | Made | Happened | Verified | Over | Failed | Fault

@@ -1,93 +1,82 @@
 """``python -m wgcell.cell.unpacker FOLDER TASK``: the outputs' tar, unpacked behind walls.
 
-FOLDER and TASK are descriptors: the folder to unpack into, and the task as JSON (`Task`). The tar
-comes on standard input. One line of JSON on standard output says what came of it (`Result`, or
-what failed), and that is all this process can say: `wgcell.cell.unpacking` starts and judges it.
+FOLDER and TASK are descriptors: the folder to unpack into, and the `Task`. The tar comes on
+standard input. Two statements on standard output, the walls' and the result's, are all that this
+process can say (see `wgcell.cell.unpacking_words`); `wgcell.cell.unpacking` starts and judges it.
 """
 
 from __future__ import annotations
 
-import base64
 import io
-import json
 import os
 import sys
 import tarfile
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 
 from wgcell.cell import archive
 from wgcell.cell.confinement import Filters, confine
-from wgcell.cell.counts import shown
+from wgcell.cell.counts import Counted, shown
 from wgcell.cell.globs import Pattern
+from wgcell.cell.unpacking_words import (
+    STATEMENTS,
+    TASKS,
+    Confined,
+    Failed,
+    Refused,
+    Result,
+    Statement,
+    Unconfined,
+)
 
-__all__ = ["Task", "main"]
+__all__ = ["main"]
 
 _BUFFER = 1 << 18
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """The order to unpack. ``limit_bytes`` bounds the contents, ``limit_members`` the members."""
-
-    asked: tuple[str, ...]
-    limit_bytes: int
-    limit_members: int
-    known_links: frozenset[tuple[str, str]]
-    filters: Filters
-
-    def encode(self) -> bytes:
-        """As JSON, in ASCII."""
-        return json.dumps(
-            {
-                "asked": self.asked,
-                "limit_bytes": self.limit_bytes,
-                "limit_members": self.limit_members,
-                "known_links": sorted(self.known_links),
-                "rooted": base64.b64encode(self.filters.rooted).decode(),
-                "other": base64.b64encode(self.filters.other).decode(),
-            }
-        ).encode()
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Task:
-        """The reverse of `encode`, for a task that wgcell has encoded."""
-        found = json.loads(raw)
-        return cls(
-            asked=tuple(found["asked"]),
-            limit_bytes=found["limit_bytes"],
-            limit_members=found["limit_members"],
-            known_links=frozenset((path, target) for path, target in found["known_links"]),
-            filters=Filters(base64.b64decode(found["rooted"]), base64.b64decode(found["other"])),
-        )
 
 
 def main() -> int:
     """Unpack, and say what came of it. Nothing that is loaded after `confine` could be found."""
     folder, task_fd = map(int, sys.argv[1:])
     with os.fdopen(task_fd, "rb") as file:
-        task = Task.decode(file.read())
+        task = TASKS.word(file.read())
     patterns = [Pattern.parse(one) for one in task.asked]
+    known_links = frozenset((link.path, link.target) for link in task.known_links)
     _warm()
     try:
-        confined = confine(folder, task.filters, task.limit_bytes)
+        confined = confine(folder, Filters(task.rooted, task.other), task.limit_bytes)
     except OSError as error:
-        return _say({"error": f"the unpacking could not be confined: {error.strerror or error}"})
+        why = f"the unpacking could not be confined: {error.strerror or error}"
+        return _say(Unconfined(why))
     if not confined.holds:
         why = "; ".join(f"{stage}: {words}" for stage, words in confined.missing.items())
-        return _say({"error": f"the unpacking can't be confined on this machine: {why}"})
-    _say({"confined": confined.missing})
+        return _say(Unconfined(f"the unpacking can't be confined on this machine: {why}"))
+    _say(Confined(confined.missing))
     stream = io.BufferedReader(io.FileIO(0, closefd=False), _BUFFER)
     try:
         unpacked = archive.unpack(
-            *(stream, confined.root, task.limit_bytes, task.limit_members, patterns),
-            task.known_links,
+            *(stream, confined.root, task.limit_bytes, task.limit_members, patterns), known_links
         )
     except OSError as error:
-        return _say({"error": error.strerror or str(error), "errno": error.errno})
+        return _say(Failed(error.strerror or str(error)))
+    return _say(_result(unpacked, patterns))
+
+
+def _result(unpacked: archive.Unpacked, patterns: Sequence[Pattern]) -> Result:
     missing = set(unpacked.missing)
-    # Places in the list, not names: a thousand outputs fit on the line.
-    places = [place for place, one in enumerate(patterns) if str(one) in missing]
-    return _say({**asdict(unpacked), "missing": places})
+    return Result(
+        files=unpacked.files,
+        folders=unpacked.folders,
+        links=unpacked.links,
+        bytes=unpacked.bytes,
+        refusals=_refused(unpacked.refusals),
+        left_out=_refused(unpacked.left_out),
+        # Places in the list, not names: a thousand outputs fit on the line.
+        missing=tuple(place for place, one in enumerate(patterns) if str(one) in missing),
+        stopped=unpacked.stopped,
+    )
+
+
+def _refused(counted: Sequence[Counted]) -> tuple[Refused, ...]:
+    return tuple(Refused(one.reason, one.count, one.examples) for one in counted)
 
 
 def _warm() -> None:
@@ -98,11 +87,11 @@ def _warm() -> None:
     try:
         tarfile.TarInfo.frombuf(b"x" * 512, "utf-8", "surrogateescape")
     except tarfile.TarError as error:
-        json.dumps(str(error))
+        STATEMENTS.line(Failed(str(error)))
 
 
-def _say(words: dict[str, object]) -> int:
-    data = memoryview(json.dumps(words).encode() + b"\n")
+def _say(statement: Statement) -> int:
+    data = memoryview(STATEMENTS.line(statement))
     while data:
         data = data[os.write(1, data) :]
     return 0

@@ -2,7 +2,7 @@
 
 `wgcell.cell.unpacker`, a process that can write below one folder and do nothing else, parses the
 guest's tar. It has an amount of processor time for each MiB that it was given, and a bound on its
-memory. It states its result in one line, which is checked strictly, and the folder that it leaves
+memory. It states its result in one word, which is checked strictly, and the folder that it leaves
 is inspected (`wgcell.cell.inspection`). So a process that was taken over may lie about the
 outputs' contents, as the guest may, and do no more.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import resource
 import signal
@@ -25,16 +24,28 @@ from types import MappingProxyType
 from wgcell import programs
 from wgcell.cell.archive import MOST_MEMBERS, Unpacked
 from wgcell.cell.confinement import STAGES, Filters
-from wgcell.cell.counts import EXAMPLES, LONGEST_EXAMPLE, Counted
+from wgcell.cell.counts import Counted
 from wgcell.cell.ending import in_thread
 from wgcell.cell.globs import Pattern
 from wgcell.cell.inspection import inspect
-from wgcell.cell.members import Reason
-from wgcell.cell.unpacker import Task
+from wgcell.cell.unpacking_words import (
+    LONGEST_WHY,
+    STATEMENTS,
+    TASKS,
+    Confined,
+    Failed,
+    Link,
+    Refused,
+    Result,
+    Statement,
+    Task,
+    Unconfined,
+)
 from wgcell.errors import GuestError, HostError, LaunchError, StateError
 from wgcell.processes import die_with_parent
+from wgcell.wire.lines import LineError
 
-__all__ = ["Unpacking", "judged", "limit_of_members"]
+__all__ = ["Unpacking", "judged", "limit_of_members", "statement_of"]
 
 _BYTES_PER_INODE = 16384
 """mke2fs's: how many files the guest's scratch disk can hold at all."""
@@ -48,8 +59,6 @@ takes some 0.15 s."""
 
 _DIES_WITHIN = 10.0
 _PIPE = 1 << 20
-_LONGEST_LINE = 1 << 20
-"""Bytes of what it may say: each `Reason` with its examples, and the places of 16,384 outputs."""
 _MIB = 1 << 20
 
 Take = Callable[[memoryview], None]
@@ -99,9 +108,15 @@ class Unpacking:
 
         ``disk`` are the bytes of the guest's scratch disk, ``seconds_at_first`` the processor time
         that it has before it was given anything. Raises StateError if the folder can't be
-        made, LaunchError if the process can't be started.
+        made, LaunchError if the process can't be started, HostError if a line can't hold its task.
         """
-        task = Task(tuple(asked), disk, limit_of_members(disk), known_links, Filters.compiled())
+        filters, links = Filters.compiled(), tuple(Link(*one) for one in sorted(known_links))
+        bounds = disk, limit_of_members(disk)
+        task = Task(tuple(asked), *bounds, links, filters.rooted, filters.other)
+        try:
+            order = TASKS.line(task)
+        except LineError as error:
+            raise HostError(f"the unpacking can't be given its task: {error}") from None
         with contextlib.ExitStack() as given:
             try:
                 destination.mkdir(mode=0o700, exist_ok=True)
@@ -113,7 +128,7 @@ class Unpacking:
             task_fd = os.memfd_create("task")
             given.callback(os.close, task_fd)
             with open(task_fd, "wb", closefd=False) as file:  # a descriptor
-                file.write(task.encode())
+                file.write(order)
             os.lseek(task_fd, 0, os.SEEK_SET)
             theirs, ours = os.pipe()
             given.callback(os.close, theirs)
@@ -128,7 +143,7 @@ class Unpacking:
                     stderr=asyncio.subprocess.PIPE,
                     pass_fds=(folder, task_fd),
                     env=programs.environment(*programs.PYTHON, LC_ALL="C.UTF-8"),
-                    limit=_LONGEST_LINE,
+                    limit=STATEMENTS.longest,
                     start_new_session=True,
                     preexec_fn=die_with_parent(os.getpid()),
                 )
@@ -218,20 +233,18 @@ class Unpacking:
             raise GuestError("the unpacking said more than it has to say") from None
         stderr = await self._process.stderr.read(4096) if self._process.stderr else b""
         code = await self._process.wait()
-        first, last = (_decoded(line) for line in lines)
-        if "error" in first:
-            raise HostError(_text(first["error"]))
         if code in _KILLED:
             raise GuestError(_KILLED[code])
-        if "error" in last:
-            raise StateError(f"can't write {self._destination}: {_text(last['error'])}")
-        if code or not last:
-            raise GuestError(_broken_off(code, stderr))
-        missing = first.get("confined")
-        if not isinstance(missing, dict) or not set(missing) <= set(STAGES):
-            raise GuestError("the unpacking did not say how it is confined")
-        self.missing = {stage: _text(why) for stage, why in missing.items()}
-        return judged(last, self._task)
+        first, last = (statement_of(line) for line in lines)
+        match first, last:
+            case Unconfined(why), _:
+                raise HostError(_text(why))
+            case _, Failed(why):
+                raise StateError(f"can't write {self._destination}: {_text(why)}")
+            case Confined(missing), Result() if not code and set(missing) <= set(STAGES):
+                self.missing = {stage: _text(why) for stage, why in missing.items()}
+                return judged(last, self._task)
+        raise GuestError(_broken_off(code, stderr))
 
     async def _line(self) -> bytes:
         return await self._process.stdout.readline() if self._process.stdout else b""
@@ -252,66 +265,54 @@ def _broken_off(code: int, stderr: bytes) -> str:
     return f"the unpacking broke off ({how}) {_text(''.join(words))}".strip()
 
 
-def _decoded(line: bytes) -> dict[str, object]:
+def statement_of(line: bytes) -> Statement | None:
+    """The statement that ``line`` is; None for one without an end: the process broke off in it.
+
+    Raises GuestError for a whole line that is none.
+    """
+    if not line.endswith(b"\n"):
+        return None
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _text(value: object, most: int = 300) -> str:
-    return "".join(one for one in str(value)[:most] if one.isprintable())
-
-
-def judged(stated: Mapping[str, object], task: Task) -> Unpacked:
-    """``stated`` as a result of ``task``. Pure. Raises GuestError if it can't be one."""
-    try:
-        missing = stated["missing"]
-        if not isinstance(missing, list):
-            raise ValueError("missing")
-        places = [_count(place, len(task.asked) - 1) for place in missing]
-        if places != sorted(set(places)):
-            raise ValueError("missing")
-        stopped = stated["stopped"]
-        if not isinstance(stopped, str) or stopped != _text(stopped):
-            raise ValueError("stopped")
-        names = (str(Pattern.parse(task.asked[place])) for place in places)
-        return Unpacked(
-            files=_count(stated["files"], task.limit_members),
-            # Those above an output have no member of their own.
-            folders=_count(stated["folders"], 256 * task.limit_members),
-            links=_count(stated["links"], task.limit_members),
-            bytes=_count(stated["bytes"], task.limit_bytes),
-            refusals=_counted(stated["refusals"], task),
-            left_out=_counted(stated["left_out"], task),
-            missing=tuple(dict.fromkeys(names)),
-            stopped=stopped,
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        return STATEMENTS.word(line)
+    except LineError as error:
         raise GuestError(f"the unpacking said what can't be: {_text(error)}") from None
 
 
-def _count(value: object, most: int) -> int:
-    if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"a number from 0 to {most}")
-    return value
+def _text(value: object, most: int = LONGEST_WHY) -> str:
+    return "".join(one for one in str(value)[:most] if one.isprintable())
 
 
-def _counted(stated: object, task: Task) -> tuple[Counted, ...]:
-    if not isinstance(stated, list) or len(stated) > len(Reason):
-        raise ValueError("reasons")
-    made = []
-    for one in stated:
-        reason, count, examples = one["reason"], one["count"], one["examples"]
-        if not isinstance(examples, list) or len(examples) > EXAMPLES:
-            raise ValueError("examples")
-        for example in examples:
-            if type(example) is not str or len(example) > LONGEST_EXAMPLE:
-                raise ValueError("an example")
-            if not example.isprintable():
-                raise ValueError("an example")
-        made.append(
-            Counted(Reason(reason).value, _count(count, task.limit_members), tuple(examples))
-        )
-    return tuple(made)
+def judged(result: Result, task: Task) -> Unpacked:
+    """``result`` as that of ``task``. Pure. Raises GuestError if it can't be."""
+    members = task.limit_members
+    # The folders above an output have no member of their own.
+    bounds = {"files": members, "folders": 256 * members, "links": members}
+    for name, most in {**bounds, "bytes": task.limit_bytes}.items():
+        _check(getattr(result, name) <= most, name)
+    places = result.missing
+    _check(places == tuple(sorted(set(places))), "missing")
+    _check(all(place < len(task.asked) for place in places), "missing")
+    _check(result.stopped.isprintable(), "stopped")
+    names = (str(Pattern.parse(task.asked[place])) for place in places)
+    return Unpacked(
+        files=result.files,
+        folders=result.folders,
+        links=result.links,
+        bytes=result.bytes,
+        refusals=_counted(result.refusals, members),
+        left_out=_counted(result.left_out, members),
+        missing=tuple(dict.fromkeys(names)),
+        stopped=result.stopped,
+    )
+
+
+def _check(holds: bool, name: str) -> None:
+    if not holds:
+        raise GuestError(f"the unpacking said what can't be: {name}")
+
+
+def _counted(refused: Sequence[Refused], most: int) -> tuple[Counted, ...]:
+    for one in refused:
+        _check(one.count <= most, one.reason)
+        _check(all(example.isprintable() for example in one.examples), "an example")
+    return tuple(Counted(one.reason, one.count, one.examples) for one in refused)

@@ -16,6 +16,7 @@ import base64
 import binascii
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, NoReturn, Protocol, TypeVar, get_type_hints
@@ -25,6 +26,7 @@ __all__ = [
     "Exact",
     "Flag",
     "LineError",
+    "Native",
     "Number",
     "OneOf",
     "Record",
@@ -80,6 +82,27 @@ class Exact:
 
     def decoded(self, found: object) -> object:
         return Text(self.most).decoded(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A text as the system has it: of a path, an argument, a variable. Bytes that are no UTF-8 are
+    in it as Python has them (`os.fsdecode`). Never cut."""
+
+    most: int = 128 << 10
+    """Characters: Linux's bound for one argument (execve(2), MAX_ARG_STRLEN)."""
+
+    def encoded(self, value: object) -> object:
+        return self.decoded(os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+    def decoded(self, found: object) -> object:
+        if not isinstance(found, str) or len(found) > self.most:
+            raise LineError(f"no text of up to {self.most} characters")
+        try:
+            os.fsencode(found)
+        except UnicodeEncodeError:
+            raise LineError("a text that no system has") from None
+        return found
 
 
 @dataclass(frozen=True, slots=True)

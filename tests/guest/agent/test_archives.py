@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import tarfile
 from collections.abc import Iterator
@@ -133,3 +136,17 @@ def test_what_runs_can_not_be_written_to(furnished: Path, busybox: Path) -> None
         heard = opener.until_over(keeper)
         assert heard.code == 1 and b"Operation not permitted" in heard.stderr, heard
     assert busybox.read_bytes() == digest
+
+
+def test_a_packed_tar_asks_for_no_program_of_the_roots(furnished: Path, busybox: Path) -> None:
+    for name in ("gunzip", "gzip", "zcat", "unxz", "bunzip2"):
+        for folder in ("bin", "work"):
+            place = furnished / folder / name
+            place.unlink(missing_ok=True)
+            place.write_text("#!/bin/sh\necho >/work/ran\n")
+            place.chmod(0o755)
+    before = f"from wgcell.guest.agent import archives; archives._BUSYBOX = {str(busybox)!r}"
+    with Inner(furnished, config(), before=before) as inner:
+        for open_ in (gzip.compress, lzma.compress, bz2.compress):
+            inner.opener.run(Unpack("."), open_(packed({"a": b"x"})))
+    assert not (furnished / "work/ran").exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.support.inner import Inner, config, shell
 from tests.support.openers import Opener, command
+from tests.support.waiting import until
 
 from wgcell.guest.channel import MOST_SESSIONS, WINDOW
 from wgcell.guest.frames import (
@@ -319,3 +320,61 @@ def test_frames_for_a_session_that_is_over_are_dropped(opener: Opener) -> None:
             opener.send(frame)
     opener.until_over(session)
     assert opener.run(shell("echo on")).stdout == b"on\n"
+
+
+# The guest in want, and a host that is gone.
+
+FULL = """
+import os
+from wgcell.guest.agent import execution
+fork = os.fork
+def full():
+    if os.path.exists("/mnt/full"):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+execution.os = type("Full", (), {**vars(os), "fork": staticmethod(full)})
+"""
+
+
+def test_where_there_is_no_room_for_a_process_it_is_refused_and_nothing_is_left(
+    furnished: Path,
+) -> None:
+    with Inner(furnished, config(), before=FULL) as inner:
+        opener = inner.opener
+        assert opener.run(command("true")).code == 0
+        before = inner.descriptors()
+        (furnished / "full").touch()
+        for given in ({}, {"stdin": True}, {"terminal": Terminal(1, 1), "stdin": True}):
+            heard = opener.run(command("true", **given))
+            assert heard.refused == "the guest can't start it: Resource temporarily unavailable"
+        assert inner.descriptors() == before
+        (furnished / "full").unlink()
+        assert opener.run(shell("tty <&2", terminal=Terminal(1, 1))).stdout == b"/dev/pts/0\r\n"
+
+
+def test_what_sessions_held_is_let_go(inner: Inner) -> None:
+    opener = inner.opener
+    opener.run(command("true"))
+    before = inner.descriptors()
+    for given in ({}, {"stdin": True}, {"terminal": Terminal(1, 1), "stdin": True}):
+        opener.run(command("true", **given))
+        session = opener.open(command("cat", **given))
+        opener.send(Hangup(session))
+        opener.until_over(session)
+        ignores = opener.open(shell("trap '' HUP; echo on; sleep 1000", **given))
+        opener.until(lambda ignores=ignores: opener.heard[ignores].stdout)
+        opener.send(Signal(ignores, 9))
+        opener.until_over(ignores)
+    # One that was hung up may still have to be waited for.
+    until(lambda: inner.descriptors() == before, f"{before} descriptors")
+
+
+def test_when_the_host_is_gone_sessions_are_hung_up_and_the_workload_goes_on(
+    furnished: Path,
+) -> None:
+    text = "trap 'echo hup >/work/heard' HUP; echo on; while [ ! -s /work/heard ]; do :; done"
+    with Inner(furnished, config("sh", "-c", "until [ -s heard ]; do sleep 0.01; done")) as inner:
+        session = inner.opener.open(shell(text))
+        inner.opener.until(lambda: inner.opener.heard[session].stdout)
+        inner.opener.port.shutdown(2)
+        assert inner.ended().code == 0

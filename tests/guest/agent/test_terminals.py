@@ -11,7 +11,7 @@ from tests.support.inner import Inner, config, shell
 from tests.support.openers import Opener, command
 from tests.support.waiting import until
 
-from wgcell.guest.frames import Hangup, Size, Terminal
+from wgcell.guest.frames import Hangup, Signal, Size, Terminal
 
 pytestmark = [
     pytest.mark.process,
@@ -112,3 +112,14 @@ FEW = """
 from wgcell.guest.agent import kernel
 kernel.mount("pts", "/mnt/dev/pts", "devpts", 0x20, "newinstance,ptmxmode=0666,max=1")
 """
+
+
+def test_a_terminal_that_its_program_has_closed_takes_what_comes(opener: Opener) -> None:
+    text = "trap 'exit 4' TERM; exec <&- >&- 2>&-; while :; do :; done"
+    session = opener.open(shell(text, terminal=Terminal(24, 80), stdin=True))
+    opener.until(lambda: opener.heard[session].ended)
+    opener.send(Size(session, Terminal(1, 1)))
+    opener.write(session, b"more")
+    opener.end(session)
+    opener.send(Signal(session, 15))
+    assert opener.until_over(session).code == 4

@@ -199,6 +199,17 @@ def test_a_terminal_that_nobody_reads_any_more_is_hung_up(furnished: Path) -> No
         assert inner.ended().code == 129
 
 
+@pytest.mark.parametrize("stdin", [False, True])
+def test_a_workload_that_closes_its_terminal_is_not_hung_up(furnished: Path, stdin: bool) -> None:
+    text = "trap 'exit 4' TERM; exec <&- >&- 2>&-; echo >/work/on; while :; do :; done"
+    asked = config("sh", "-c", text, stdin=stdin, terminal=Terminal(24, 80))
+    with Inner(furnished, asked) as inner:
+        inner.opener.run(shell("until [ -s on ]; do sleep 0.01; done"))
+        inner.opener.send(Size(0, Terminal(1, 1)))
+        inner.order(protocol.TERMINATE)
+        assert inner.ended().code == 4
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_without_a_command_signals_end_it(furnished: Path, number: int) -> None:
     with Inner(furnished, config()) as inner:
@@ -238,8 +249,9 @@ def test_a_session_that_is_not_read_holds_up_the_workloads_end_no_longer_than_sa
 ) -> None:
     with Inner(furnished, config("sh", "-c", "read a", stdin=True)) as inner:
         opener = inner.opener
-        opener.end(0)
         for _ in range(8):
-            # Beyond what the sockets hold; and nothing of it is read before the end.
             opener.open(shell("yes"), reads=False)
-        assert inner.ended().code in (0, 1)
+        # More than the socket holds, and nothing of it is read before the end.
+        opener.until_full()
+        opener.end(0)
+        assert inner.ended().code == 1

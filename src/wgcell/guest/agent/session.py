@@ -48,7 +48,8 @@ class Granted:
 class _Source:
     """One stream of the program's, on its way to the host as far as credit and the port allow.
 
-    ``closed`` is called once, when no more of it will be sent.
+    ``closed`` is called once, when no more of it will be sent. A terminal's master stays open: its
+    program may have closed the terminal, and is not hung up for that.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class _Source:
         stream: tuple[int, int],
         source: int,
         closed: Callable[[], None],
+        is_terminal: bool,
     ) -> None:
         self.is_closed = False
+        self._is_terminal = is_terminal
         self._loop, self._line, self._source, self._closed = loop, line, source, closed
         self._session, self._stream = stream
         self._left: int | None = None
@@ -87,11 +90,12 @@ class _Source:
             self._drain()
 
     def close(self) -> None:
-        """Send no more. A program that writes on is ended by SIGPIPE, or its terminal hung up."""
+        """Send no more. A program that writes to a pipe is ended by SIGPIPE then."""
         if not self.is_closed:
             self._pause()
             self.is_closed = True
-            os.close(self._source)
+            if not self._is_terminal:
+                os.close(self._source)
             self._closed()
 
     def _read(self) -> None:
@@ -160,7 +164,7 @@ class Session:
         line.send(Opened(number))
         self._feed = wires.feed(loop, Granted(line, number).taken)
         self._sources = {
-            stream: _Source(loop, line, (number, stream), source, self._look)
+            stream: _Source(loop, line, (number, stream), source, self._look, wires.is_terminal)
             for stream, source in ((STDOUT, wires.stdout), (STDERR, wires.stderr))
             if source is not None
         }
@@ -182,7 +186,7 @@ class Session:
 
     def resize(self, size: Terminal) -> None:
         """Its terminal, if it has one, has another size."""
-        if self._terminal is not None and not self._sources[STDOUT].is_closed:
+        if self._terminal is not None:
             terminals.resize(self._terminal, size)
 
     def signal(self, number: int) -> None:
@@ -222,5 +226,7 @@ class Session:
             self._is_over = True
             if self._feed is not None:
                 self._feed.close()
+            if self._terminal is not None:
+                os.close(self._terminal)
             self._line.send(Exit(self._number, self._code))
             self._over()

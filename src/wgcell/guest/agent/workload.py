@@ -63,7 +63,8 @@ class Workload:
         self._is_over = False
         self._init = self._process = None
         wires = wired(place.terminals, config.terminal, config.stdin)
-        self._terminal = wires.stdout if wires.is_terminal else None
+        # A master of its own: a program that closes its terminal is not hung up for that.
+        self._terminal = os.dup(wires.stdout) if wires.is_terminal else None
         if config.command:
             env = environment(config, wires.is_terminal)
             program = Program(config.command, env, "", "", wires.is_terminal, None)
@@ -89,10 +90,13 @@ class Workload:
 
     def _close(self, stream: str) -> None:
         """Nobody reads that stream any more."""
-        self.streams[stream].close()
         if self._terminal is not None and stream == "stdout":
-            # A terminal that nobody looks at has been hung up.
+            # A terminal that nobody looks at is hung up. The signal first: a program that reads
+            # from the terminal would see an error before it.
             self.hang_up()
+            os.close(self._terminal)
+            self._terminal = None
+        self.streams[stream].close()
 
     def exited(self) -> protocol.Exited:
         """What the host is told, once it has ended."""
@@ -111,14 +115,14 @@ class Workload:
 
     def hang_up(self) -> None:
         """Nobody writes its standard input any more."""
-        if self._feed is not None:
-            self._feed.close()
         if self._process is not None:
             self._process.signal(_SIGHUP)
+        if self._feed is not None:
+            self._feed.close()
 
     def resize(self, size: Terminal) -> None:
         """Its terminal, if it has one, has another size."""
-        if self._terminal is not None and not self.streams["stdout"].ended:
+        if self._terminal is not None:
             terminals.resize(self._terminal, size)
 
     def signal(self, number: int) -> None:
