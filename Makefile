@@ -8,6 +8,9 @@ PACKAGES += debian-archive-keyring lz4 xz-utils zstd shellcheck python3-venv
 PACKAGES += iproute2 nftables wireguard-go wireguard-tools dnsmasq-base
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
+# Modules are compiled once, tests too, not at each start of a program: 10 s for each of pytest's.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test tests fast machines debian13 compiled quick lint bench unit mutation image system clean
 
 # Debian packages, only where one is missing.
@@ -22,7 +25,6 @@ $(VENV)/.made: pyproject.toml requirements.lock
 	$(PY) -m pip install -q --only-binary mitmproxy_rs -c requirements.lock -e '.[dev]'
 	touch $@
 
-# Modules are compiled once, not at each start of a program that a test starts.
 compiled: $(VENV)/.made
 	@$(PY) -m compileall -q src
 
@@ -36,10 +38,10 @@ PYTEST := $(PY) -m pytest -q
 # One by one as a worker is free, in the order of tests/conftest.py: the long ones first.
 ONE_BY_ONE := --dist load --maxschedchunk=1
 
-# The machines wait for half of their time: whatever else there is runs meanwhile. What measures time
-# runs when nothing else does.
-test: image lint
-	SUDO=$(SUDO) tests/beside machines 'fast debian13'
+# Whatever needs no image of this machine's runs while that is built. What measures time runs when
+# nothing else does.
+test: system compiled
+	SUDO=$(SUDO) tests/beside 'image machines' 'lint debian13 fast'
 	$(PYTEST) -m alone
 
 tests: image
@@ -56,7 +58,7 @@ machines: image
 debian13: system $(VENV)/.made
 	$(SUDO) tests/debian13/run $(PACKAGES)
 
-# For whoever changes a parser: pip alone, no root, no namespaces, no VM, no other program. Three
+# For whoever changes a parser: pip alone, no root, no namespaces, no VM, no other process. Three
 # workers for two processors, for some tests wait.
 quick: compiled
 	$(PYTEST) -n 3 --dist worksteal -m 'not vm and not namespaces and not alone and not process'
@@ -65,9 +67,10 @@ unit: system compiled
 	$(PYTEST) -n 2 --dist worksteal -m 'not vm and not namespaces and not alone'
 
 lint: $(VENV)/.made
-	$(VENV)/bin/ruff check src tests demo bench fuzz
-	$(VENV)/bin/ruff format --check src tests demo bench fuzz
+	$(VENV)/bin/ruff check src tests demo bench fuzz examples
+	$(VENV)/bin/ruff format --check src tests demo bench fuzz examples
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy examples
 	$(VENV)/bin/lint-imports --no-cache
 	shellcheck .ci/run tests/beside tests/debian13/run tests/debian13/inside
 	shellcheck -s sh $(addprefix src/wgcell/guest/,init collect)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tests.support.examples import examples
 
-settings.register_profile("wgcell", deadline=None)
+settings.register_profile("wgcell", deadline=None, max_examples=examples(100))
 settings.load_profile("wgcell")
 
 

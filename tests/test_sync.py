@@ -23,6 +23,8 @@ from wgcell.client.commands import Process
 from wgcell.client.files import Files
 from wgcell.errors import CommandFailed, NeverRan, StateError, TimedOut, Unverified
 
+pytestmark = pytest.mark.process
+
 PAIRS = (
     *((Cell, sync.Cell), (Process, sync.Process), (Files, sync.Files)),
     *((StreamReader, sync.StreamReader), (StreamWriter, sync.StreamWriter)),
@@ -39,7 +41,8 @@ BLOCKING = {
 def public(kind: type) -> dict[str, Any]:
     return {
         name: value
-        for name, value in vars(kind).items()
+        for one in reversed(kind.__mro__[:-1])
+        for name, value in vars(one).items()
         if (not name.startswith("_") or name in BLOCKING or name in BLOCKING.values())
         and name not in INNER
     }
@@ -110,6 +113,9 @@ def test_run_blocks_until_the_end(machineless: Path) -> None:
         wgcell.run("unverified")
     with pytest.raises(NeverRan):
         wgcell.run("die")
+    whole = bytes(range(256)) * 4096
+    assert wgcell.run("read", input=whole).stdout == whole
+    assert wgcell.run("exit", "0", input=whole).exit_code == 0, "one that does not read"
     before = len(all_cells(machineless))
     assert wgcell.run("exit", "0", remove=True).exit_code == 0
     assert len(all_cells(machineless)) == before

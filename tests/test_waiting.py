@@ -19,8 +19,10 @@ SLEEPS = {
 MEASURES = {
     "cell/test_archive.py": "processor time, within a bound five times as long",
     "gateway/engines/nftables/test_connections.py": "a wait of 0.2 s that may take 5",
+    "gateway/engines/test_cut.py": "half a second's work, within ten",
     "gateway/peer/test_admission.py": "an answer of so many seconds ago: nothing is measured",
     "cells/test_guest.py": "inside the guest",
+    "cells/test_guest_sessions.py": "printed, and compared with nothing",
     "cells/test_results.py": "within a minute and more",
     "support/deaths.py": "its test, test_deaths.py, is alone",
 }

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from wgcell.api import Plan
 from wgcell.cell import emulation, endpoint
 from wgcell.cell.job import Job
+from wgcell.cell.remark import Remark
 from wgcell.cell.renewal import MOST_ASKED
-from wgcell.cell.start import Remark
 from wgcell.cell.survey import Survey
 from wgcell.cell.wgquick import VpnConfig
 from wgcell.gateway.model import remarks
@@ -26,17 +26,17 @@ __all__ = ["about_cell", "about_machine", "opens"]
 def about_machine(plan: Plan) -> Iterator[Remark]:
     """The sentences before the cell has a folder."""
     if plan.platform.accelerator is Accelerator.TCG:
-        yield Remark("few", True, emulation.explanation(plan.platform.reason))
+        yield Remark("normal", True, emulation.explanation(plan.platform.reason))
 
 
 def about_cell(plan: Plan, cell: str) -> Iterator[Remark]:
     """The sentences about ``cell``: its command, its targets, and its oddities."""
     job = plan.job
-    yield Remark("few", False, f"cell {cell}; {opens(job, plan.tunnel, plan.addresses)}")
+    yield Remark("normal", False, f"cell {cell}; {opens(job, plan.tunnel, plan.addresses)}")
     rules = tuple(map(parse_rule, job.gateway.allow if job.gateway else ()))
     tunnel = plan.tunnel.remarks if plan.tunnel else ()
     for text in (*remarks.of_rules(rules), *remarks.without_way(rules, has_route), *tunnel):
-        yield Remark("always", True, text)
+        yield Remark("quiet", True, text)
     if plan.survey is not None:
         yield from _about_inputs(job, plan.survey)
 
@@ -44,11 +44,11 @@ def about_cell(plan: Plan, cell: str) -> Iterator[Remark]:
 def _about_inputs(job: Job, survey: Survey) -> Iterator[Remark]:
     if job.inputs:
         excluded = f", {survey.excluded} excluded" if survey.excluded else ""
-        yield Remark("all", False, f"inputs: {survey.files} files{excluded}")
+        yield Remark("verbose", False, f"inputs: {survey.files} files{excluded}")
     for counted in survey.left_out:
-        yield Remark("few", True, f"input left out: {counted}")
+        yield Remark("normal", True, f"input left out: {counted}")
     for counted in survey.links_out:
-        yield Remark("few", False, f"input {counted}")
+        yield Remark("normal", False, f"input {counted}")
 
 
 def opens(job: Job, vpn: VpnConfig | None, addresses: Sequence[Address]) -> str:

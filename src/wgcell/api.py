@@ -37,6 +37,7 @@ from wgcell.cell.survey import Survey, take_survey
 from wgcell.cell.wgquick import VpnConfig, load_vpn_config
 from wgcell.errors import HostError, JobError
 from wgcell.guest import scripts
+from wgcell.guest.frames import Terminal
 from wgcell.home import config_path
 from wgcell.image import store
 from wgcell.image.build import build, is_current
@@ -363,6 +364,33 @@ class Cell:
             spawn_relay=spawn_relay or RelayProcess.spawn,
         )
         return Result.of((await self._supervisor.run()).as_json())
+
+    # The workload's terminal and input; all of these in the loop that runs the cell.
+
+    def signal(self, number: int) -> bool:
+        """Send the running workload's process group a signal; whether there is one to be sent."""
+        return self._supervisor is not None and self._supervisor.signal(number)
+
+    def resize(self, terminal: Terminal) -> None:
+        """The workload's terminal has another size."""
+        if self._supervisor is not None:
+            self._supervisor.sessions.resize(terminal)
+
+    def hold_stdin(self, credited: Callable[[int], None]) -> str:
+        """Have the running workload's standard input, a window of bytes at first; or why not.
+
+        ``credited`` is called with how many bytes more may be written then.
+        """
+        if self._supervisor is None:
+            return "there is no workload"
+        return self._supervisor.sessions.hold_stdin(credited)
+
+    def write_stdin(self, credited: Callable[[int], None], data: bytes) -> None:
+        """More for the standard input, of whoever holds it; no data is its end."""
+        if self._supervisor is not None:
+            self._supervisor.sessions.write_stdin(credited, data)
+
+    # Its end.
 
     def cancel(self, reason: str) -> None:
         """End the running cell in order, with its grace period; called again, at once.

@@ -1,7 +1,9 @@
 """A cell's whole life in this process, and the signals that end it.
 
 The first signal ends a cell in order, with its grace period; the second, or SIGQUIT, at once. A
-signal that was ignored when the process was started stays so, as nohup has it for SIGHUP.
+caller may have the first SIGINT or SIGTERM sent to the workload instead: then the second ends the
+cell in order, and the third at once. A signal that was ignored when the process was started stays
+so, as nohup has it for SIGHUP.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ ENDINGS: Mapping[signal.Signals, str] = MappingProxyType(
     }
 )
 """The signals by which a user or the system ends a cell, and the cell's reason for each."""
+
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
@@ -63,8 +67,11 @@ def until_its_end(
     stderr: api.Sink,
     land: Callable[[api.Arrived], Landed],
     began: Callable[[Callable[[str], None]], None] = lambda cancel: None,
+    passes_on: bool = False,
 ) -> api.Result:
     """The cell's whole life, and what it came to.
+
+    ``passes_on``: the first SIGINT or SIGTERM goes to the workload's process group, if it runs.
 
     ``began`` is called once, and given what ends the cell in order from any thread, with a reason.
     The rest is as `wgcell.api.Cell.run` has it.
@@ -73,10 +80,17 @@ def until_its_end(
 
     async def watched() -> api.Result:
         loop = asyncio.get_running_loop()
+        passed_on = not passes_on
+
+        def obey(number: signal.Signals, words: str) -> None:
+            nonlocal passed_on
+            first, passed_on = not passed_on and number in _PASSED_ON, True
+            if not (first and cell.signal(number)):
+                (cell.abort if number is signal.SIGQUIT else cell.cancel)(words)
+
         for number, words in ENDINGS.items():
             if signal.getsignal(number) is not signal.SIG_IGN:
-                end = cell.abort if number is signal.SIGQUIT else cell.cancel
-                loop.add_signal_handler(number, end, words)
+                loop.add_signal_handler(number, obey, number, words)
 
         def cancel(reason: str) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the cell has ended

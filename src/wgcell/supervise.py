@@ -25,6 +25,7 @@ from wgcell.cell.events import Event
 from wgcell.cell.folder import check_writable, state_folder
 from wgcell.cell.outputs import Landed
 from wgcell.cell.provider import load_provider
+from wgcell.cell.remark import Remark
 from wgcell.cell.start import (
     KEEP,
     LONGEST_START,
@@ -33,7 +34,6 @@ from wgcell.cell.start import (
     Happened,
     Made,
     Over,
-    Remark,
     Said,
     Start,
     Verified,
@@ -151,10 +151,10 @@ def _build(report: Report) -> api.Build:
         from wgcell.guest import scripts
         from wgcell.image import build as builder
 
-        report.say(Remark("few", False, why))
+        report.say(Remark("normal", False, why))
 
         def progress(words: str) -> None:
-            report.say(Remark("few", False, words))
+            report.say(Remark("normal", False, words))
 
         return builder.build(name, progress, scripts(), builder.mirrors())
 

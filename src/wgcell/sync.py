@@ -34,6 +34,7 @@ from wgcell.client.files import Files as AsyncFiles
 from wgcell.client.record import Event
 from wgcell.client.rules import Change, Rule
 from wgcell.client.settings import CellSettings, StrPath
+from wgcell.errors import StateError
 
 __all__ = ["Cell", "Files", "Process", "StreamReader", "StreamWriter", "connect", "run"]
 
@@ -229,13 +230,14 @@ class Cell:
         *command: str,
         detach: bool = False,
         remove: bool = False,
+        stdin: bool = False,
+        tty: bool | tuple[int, int] = False,
         remark: Callable[[str], None] = lambda sentence: None,
         **settings: Unpack[CellSettings],
     ) -> None:
         """A cell that runs ``command``; without one, a cell that waits for `exec` and `spawn`."""
-        self._hold(
-            asynchronous.Cell(*command, detach=detach, remove=remove, remark=remark, **settings)
-        )
+        more = {"detach": detach, "remove": remove, "stdin": stdin}
+        self._hold(asynchronous.Cell(*command, tty=tty, remark=remark, **more, **settings))
 
     def _hold(self, cell: asynchronous.Cell) -> None:
         self._cell = cell
@@ -324,6 +326,10 @@ class Cell:
         process = self._cell.spawn(*command, tty=tty, env=env, workdir=workdir, user=user)
         return Process(self._lease, process)
 
+    def attach(self, *, stdin: bool = False) -> Process:
+        """The cell's own command, from now on: what it prints and, with ``stdin``, its input."""
+        return Process(self._lease, self._cell.attach(stdin=stdin))
+
     @property
     def id(self) -> str:
         """What ``wgcell ps`` calls it."""
@@ -384,6 +390,7 @@ def connect(cell: str, *, state_dir: StrPath | None = None) -> Cell:
 
 def run(
     *command: str,
+    input: bytes | str = b"",
     check: bool = False,
     remove: bool = False,
     remark: Callable[[str], None] = lambda sentence: None,
@@ -391,12 +398,22 @@ def run(
 ) -> Completed:
     """Run a command in a cell of its own, to its end; blocks.
 
-    ``check``: an exit code other than 0 raises CommandFailed, or Refused if the cell's gateway has
-    refused something. ``remove``: its folder is deleted at the end. ``settings`` are those of
-    `CellSettings`.
+    ``input`` is its standard input. ``check``: an exit code other than 0 raises CommandFailed, or
+    Refused if the cell's gateway has refused something. ``remove``: its folder is deleted at the
+    end. ``settings`` are those of `CellSettings`.
 
     Raises as `Cell.start` and `Cell.wait`: NeverRan and Unverified are safe to try again.
     """
-    with Cell(*command, remove=remove, remark=remark, **settings) as cell:
+    data = input.encode() if isinstance(input, str) else input
+    with Cell(*command, stdin=bool(data), remove=remove, remark=remark, **settings) as cell:
+        if data:
+            _give(cell, data)
         done = cell.wait()
         return checked(done, cell.refusals()) if check and done.exit_code else done
+
+
+def _give(cell: Cell, data: bytes) -> None:
+    """All of it to the cell's own command; one that does not read on, or has ended, is no error."""
+    with contextlib.suppress(BrokenPipeError, StateError), cell.attach(stdin=True) as process:
+        process.stdin.write(data)
+        process.stdin.end()

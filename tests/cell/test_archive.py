@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 from tests.support.tars import (
     EXTENSIONS,
     HOSTILE,
@@ -137,7 +138,7 @@ def test_no_chain_of_links_leads_out_of_the_outputs(tmp_path: Path) -> None:
     assert not os.path.lexists(root / "out")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -423,7 +424,6 @@ class Endless(io.RawIOBase):
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
-@pytest.mark.alone
 def test_no_extension_takes_memory_or_time(tmp_path: Path, extension: str) -> None:
     """Of 48 MiB of each: at most 8 MiB of memory, and 0.1 s of processor time for each MiB read."""
     start, block, words = EXTENSIONS[extension]
@@ -456,7 +456,7 @@ _BASE = tar_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(_BASE) - 1), st.integers(0, 255)), max_size=12))
 def test_no_bytes_raise(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 
 from wgcell.cell.globs import Pattern, components
 
@@ -108,7 +109,7 @@ def test_below_and_above() -> None:
     assert Pattern.parse(".").covers(()) and Pattern.parse(".").covers(("x",))
 
 
-@settings(max_examples=200, deadline=500)
+@settings(max_examples=examples(200), deadline=500)
 @given(st.text(alphabet="ab*?[]!^-./", max_size=12), st.text(alphabet="ab[]!.", max_size=60))
 def test_no_pattern_raises_or_takes_long(text: str, name: str) -> None:
     try:

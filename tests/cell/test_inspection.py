@@ -21,6 +21,8 @@ from wgcell.cell.archive import Unpacked
 from wgcell.cell.inspection import inspect
 from wgcell.errors import GuestError, StateError
 
+pytestmark = pytest.mark.process
+
 ASKED = ("results", "a/b/c.txt")
 HONEST = Unpacked(1, 1, 1, 1, (), (), (), "")
 LEAVES = (

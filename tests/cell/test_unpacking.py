@@ -46,6 +46,8 @@ from wgcell.cell.unpacker import Task
 from wgcell.cell.unpacking import Unpacking, judged
 from wgcell.errors import GuestError, HostError, StateError
 
+pytestmark = pytest.mark.process
+
 
 def here(destination: Path, raw: bytes, **options: Any) -> Unpacked:
     """The same in this process, without a wall: the oracle."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 from tests.support.vpnfiles import OTHER, PRIVATE, PUBLIC, SHARED
 from tests.support.wgquick_tools import HOSTS, Meaning, RealTools
 
@@ -408,7 +409,7 @@ def files(draw: st.DrawFn) -> bytes:
 
 
 @settings(
-    max_examples=int(os.environ.get("WGCELL_WGQUICK_FILES", "150")),
+    max_examples=examples(int(os.environ.get("WGCELL_WGQUICK_FILES", "150"))),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.support.deaths import foreign
 
-DEATHS = int(os.environ.get("WGCELL_DEATHS", "20"))
+DEATHS = int(os.environ.get("WGCELL_DEATHS", "16"))
 AT_ONCE = 2
 REPOSITORY = Path(__file__).parents[2]
 

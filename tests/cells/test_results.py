@@ -61,7 +61,7 @@ class Running:
             target=self._listen, args=(self.process.stderr,), daemon=True
         )
         self._errors.start()
-        self._state = state
+        self.state = state
 
     def _listen(self, stderr: IO[bytes]) -> None:
         while line := stderr.readline():
@@ -75,7 +75,7 @@ class Running:
 
     @property
     def folder(self) -> Path:
-        (folder,) = self._state.iterdir()
+        (folder,) = self.state.iterdir()
         return folder
 
     def clean(self) -> None:
@@ -146,6 +146,7 @@ def test_outputs_of_every_size_come_home_whole(start: Start, tmp_path: Path, tur
     cell = start(*options, command=("sh", "make.sh"))
     assert cell.out.read() == b""
     assert cell.end() == 0, cell.said.decode()
+    assert outcome(cell) == "completed"
     home = tmp_path / "home" / "r"
     for size in SIZES:
         with (home / f"size-{size}").open("rb") as file:
@@ -172,8 +173,6 @@ def stops_once(seconds: float) -> Callable[[int], None]:
 
 
 READERS: dict[str, tuple[int, Callable[[], Callable[[int], None]]]] = {
-    "none of it": (0, lambda: lambda count: None),
-    "one byte": (1, lambda: lambda count: None),
     "fast": (1024 * MIB if LONG else 24 * MIB, lambda: lambda count: None),
     "slow": (5 * MIB, lambda: slow(300e3 if LONG else 3e6)),
     "stopped": (16 * MIB, lambda: stops_once(10 if LONG else 6)),
@@ -243,18 +242,35 @@ HOME = ("--output", "kept", "--output-dir")
 def test_a_timeout_leaves_time_to_save_and_brings_it_home(start: Start, tmp_path: Path) -> None:
     cell = start("--timeout", "2s", *HOME, str(tmp_path / "h"), command=("sh", "-c", PATIENT))
     assert cell.end() == 124, cell.said.decode()
+    assert outcome(cell) == "timeout"
     assert (tmp_path / "h/kept").read_text() == "saved\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_workload_in_order(
-    start: Start, tmp_path: Path, number: signal.Signals
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGINT, "interrupted (Ctrl-C)"),
+        (signal.SIGTERM, "stopped"),
+        (signal.SIGHUP, "the terminal closed"),
+    ],
+)
+def test_a_signal_ends_the_workload_in_order_and_nothing_is_left(
+    start: Start, tmp_path: Path, wgcell: str, number: signal.Signals, words: str
 ) -> None:
     cell = start(*HOME, str(tmp_path / "h"), command=("sh", "-c", PATIENT))
     assert cell.out.readline() == b"up\n"
+    pid = cell.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert len(children) == 3  # gateway, relay, QEMU
+    shown = subprocess.run(
+        [wgcell, "ps", "--state-dir", str(cell.state)], capture_output=True, text=True, check=True
+    )
+    assert "running" in shown.stdout
     cell.process.send_signal(number)
     assert cell.end() == 130, cell.said.decode()
+    assert f"cancelled: {words}" in cell.said.decode()
     assert (tmp_path / "h/kept").read_text() == "saved\n"
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
 
 def test_who_does_not_end_in_the_grace_period_is_killed_and_its_results_come_home(
@@ -376,11 +392,17 @@ def test_the_out_of_memory_killer_is_named(start: Start) -> None:
     assert b"killed python3" in cell.said and b"--memory" in cell.said
 
 
-def test_a_spent_quota_brings_the_results_home(start: Start, tmp_path: Path) -> None:
-    busy = "trap 'echo saved >kept; exit' TERM; ping -s 1300 -i 0.01 10.99.0.1 >/dev/null & wait"
-    options = ("--quota", "1MiB", *HOME, str(tmp_path / "h"))
+def test_a_spent_quota_ends_a_download_and_brings_the_results_home(
+    start: Start, service: str, tmp_path: Path
+) -> None:
+    fetch = "print(len(u.urlopen('http://10.99.0.5/zeros/8000000', timeout=30).read()))"
+    python = f'python3 -c "import urllib.request as u; {fetch}"'
+    busy = f"trap 'echo saved >kept; exit' TERM; {python} & wait"
+    options = ("--service", service, "--quota", "2MiB", *HOME, str(tmp_path / "h"))
     cell = start(*options, command=("sh", "-c", busy))
+    assert cell.out.read() == b""
     assert cell.end() == 119, cell.said.decode()
+    assert outcome(cell) == "quota" and b"has carried" in cell.said
     assert (tmp_path / "h/kept").read_text() == "saved\n"
 
 
@@ -402,9 +424,10 @@ def test_a_forgotten_socket_is_no_lost_output_and_new_files_are_readable(
     start: Start, tmp_path: Path
 ) -> None:
     make = "import os, socket\nos.mkdir('r')\nopen('r/file', 'w').close()\n"
-    make += "socket.socket(socket.AF_UNIX).bind('r/socket')"
+    make += "socket.socket(socket.AF_UNIX).bind('r/socket')\nprint('1', end='')"
     options = ("--output", "r", "--output-dir", str(tmp_path / "h"))
     cell = start(*options, command=("python3", "-c", make))
+    assert cell.out.read() == b"1"
     assert cell.end() == 0, cell.said.decode()
     assert (tmp_path / "h/r/file").stat().st_mode & 0o777 == 0o644
     assert not (tmp_path / "h/r/socket").exists()

@@ -214,28 +214,6 @@ def test_a_rogue_machine_dies_under_a_supervisor_that_stands_still(tmp_path: Pat
     assert result["outcome"] == "rogue" and "destination_mac" in result["reason"], result
 
 
-def test_a_dead_relay_takes_the_machine_along_and_is_named(tmp_path: Path) -> None:
-    process = started(tmp_path, command=["sh", "-c", "echo up; sleep 60"])
-    members = family(process.pid)
-    relay = max(pid for pid in members if "wgcell.relay" in members[pid])
-    os.kill(relay, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=GENEROUS)
-    assert process.returncode == 125, stderr
-    assert "the relay died" in result_of(tmp_path)["reason"]
-
-
-def test_a_machine_that_has_booted_keeps_no_page_of_its_kernel(tmp_path: Path) -> None:
-    """Killing it means unmapping them, one by one."""
-    process = started(tmp_path, command=["sh", "-c", "echo up; sleep 5"])
-    machine = machine_of(process)
-    maps = Path(f"/proc/{machine}/smaps").read_text().split("VmFlags")
-    kept = [area for area in maps if "/memfd:kernel" in area or "/memfd:initramfs" in area]
-    assert len(kept) == 2
-    assert all("Rss:                   0 kB" in area for area in kept), kept
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
-
-
 STOOD = int(os.environ.get("WGCELL_STOOD", "10"))
 
 

@@ -18,6 +18,8 @@ from tests.support.waiting import GENEROUS, pace, until
 
 from wgcell.cli.background import MOST_WAITING, BackgroundWriter
 
+pytestmark = pytest.mark.process
+
 # A run's words, as its loop says them, to a standard error that takes none.
 SPEAKS = """
 import os, sys

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.commands import ended, typed
 from tests.support.waiting import GENEROUS, until
 
 from wgcell.cell.events import EventLog
@@ -28,14 +29,6 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ended(state: Path, name: str, outcome: str = "completed", code: int = 0) -> Folder:
-    cell = create(state, name)
-    os.close(cell.hold())
-    cell.write("job.json", {"name": name, "command": ["echo", "a\nb\x1b[2J"]})
-    cell.write("result.json", {"outcome": outcome, "exit_code": code, "reason": "\x1b[2J"})
-    return cell
-
-
 @pytest.fixture
 def running(state: Path) -> Iterator[tuple[Folder, EventLog]]:
     cell = create(state, "busy")
@@ -47,13 +40,6 @@ def running(state: Path) -> Iterator[tuple[Folder, EventLog]]:
     yield cell, log
     log.close()
     os.close(fd)
-
-
-def typed(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main.main(words)
-    out, err = capfd.readouterr()
-    return int(str(caught.value.code)), out, err
 
 
 def test_an_outcome_is_called_the_same_everywhere() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.test_exec import WGCELL
+from tests.support.cells import WGCELL
 from tests.support.hubs import Running, running
 from tests.support.ptys import at_a_terminal
 from tests.support.tars import HOSTILE, member, tar_of, typed

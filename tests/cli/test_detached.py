@@ -9,14 +9,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import commands
+from tests.support.machineless import install
 from tests.support.waiting import until
 
 from wgcell.cell.folder import Folder, all_cells
-from wgcell.cli import main
 from wgcell.client import supervised as process
 
 pytestmark = pytest.mark.usefixtures("machineless")
@@ -27,12 +29,7 @@ Typed = Callable[..., tuple[int, str, str]]
 def typed(capfd: pytest.CaptureFixture[str]) -> Typed:
     """Type a command line: its exit code, standard output and standard error."""
 
-    def run(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main.main(words)
-        return int(str(caught.value.code)), *capfd.readouterr()
-
-    return run
+    return partial(commands.typed, capfd)
 
 
 def ended(folder: Folder) -> dict[str, Any]:
@@ -86,6 +83,17 @@ def test_the_folder_of_a_cell_that_was_to_be_removed_is(typed: Typed, machineles
     folder = machineless / out.strip()
     until(lambda: not folder.exists(), "the folder's end")
     assert code == 0
+
+
+def test_the_foreground_removes_a_folder_too_if_it_is_to(
+    typed: Typed, machineless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch.setattr)
+    monkeypatch.setattr("wgcell.cli.run.write_in_background", lambda: None)  # it is for good
+    assert typed("run", "-q", "--", "exit", "7")[0] == 7
+    (kept,) = all_cells(machineless)
+    assert typed("run", "-q", "--rm", "--", "exit", "7")[0] == 7
+    assert all_cells(machineless) == [kept]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,27 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.hubs import Running, running
+from tests.support.cells import WGCELL
+from tests.support.hubs import Running, argv, running
 from tests.support.waiting import GENEROUS, until
 
 from wgcell.cell.control import listener
 from wgcell.cell.core import events as seen
 from wgcell.guest.channel import WINDOW
 from wgcell.guest.frames import Signal, Terminal
-
-WGCELL = str(Path(sys.executable).with_name("wgcell"))
-
-
-def argv(one: Running, verb: str, *options: str, command: tuple[str, ...] = ()) -> list[str]:
-    place = ("--state-dir", str(one.cell.folder.path.parent))
-    words = [WGCELL, verb, *place, *options, one.cell.folder.id]
-    return [*words, "--", *command] if command else words
 
 
 def ran(one: Running, *options: str, command: tuple[str, ...], **how: Any) -> Any:

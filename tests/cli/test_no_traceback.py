@@ -18,6 +18,8 @@ from tests.support.zygotes import Zygote
 from wgcell.cell.folder import create
 from wgcell.cli.main import _app
 
+pytestmark = pytest.mark.process
+
 ROWS: Mapping[str, tuple[str, ...]] = {
     # A command line of each verb that comes to its end by itself; NAME is a name to be replaced.
     "run": ("run", "--image", "NAME", "job.toml"),

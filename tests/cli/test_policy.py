@@ -10,17 +10,16 @@ from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.cli.test_cells import ended
-from tests.cli.test_control import Cell as Running
+from tests.support.answering import Answering
+from tests.support.commands import ended, typed
 
 from wgcell.cell.control import words
-from wgcell.cli import main
 from wgcell.errors import StateError
 
 ME = os.getuid()
 
 
-class Cell(Running):
+class Cell(Answering):
     """One that notes what it is asked, and has three rules."""
 
     def __init__(self, cells: Path) -> None:
@@ -52,13 +51,6 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
     time.tzset()
     with contextlib.closing(Cell(tmp_path)) as made:
         yield made
-
-
-def typed(capfd: pytest.CaptureFixture[str], *line: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main.main(line)
-    said = capfd.readouterr()
-    return int(str(caught.value.code)), said.out, said.err
 
 
 def test_allow_says_until_when(cell: Cell, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.cli.test_exec import argv
-from tests.support.hubs import Running, running
+from tests.support.hubs import Running, argv, running
 from tests.support.ptys import Pty, at_a_terminal
 from tests.support.waiting import alive, until
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wgcell.cell.remark import Remark
 from wgcell.cell.start import (
     SAID,
     Failed,
@@ -15,7 +16,6 @@ from wgcell.cell.start import (
     Happened,
     Made,
     Over,
-    Remark,
     Said,
     Verified,
 )
@@ -23,7 +23,7 @@ from wgcell.client.beginning import Beginning
 from wgcell.errors import HostError, JobError, LaunchError
 
 MADE = Made("a-000000", "/cells/a-000000")
-WORDS: list[Said] = [Remark("few", True, "x"), MADE, Happened(b"{}"), Verified()]
+WORDS: list[Said] = [Remark("normal", True, "x"), MADE, Happened(b"{}"), Verified()]
 
 
 @given(st.lists(st.integers(1, 400), max_size=6))

@@ -13,6 +13,7 @@ from wgcell.cell.settings import TABLE
 from wgcell.client import settings
 from wgcell.client.settings import CellSettings, start_of
 from wgcell.errors import JobError
+from wgcell.guest.subjects import Terminal
 
 LIMITS = HostLimits(8, 1 << 40, 1 << 40)
 KEYWORDS = set(get_type_hints(CellSettings))
@@ -127,3 +128,20 @@ def test_the_types_say_what_is_allowed() -> None:
     hints = get_type_hints(CellSettings)
     assert get_args(hints["on_rogue"]) == ("terminate", "freeze")
     assert get_args(hints["guest_walls"]) == ("on", "off")
+
+
+@pytest.mark.parametrize(
+    ("tty", "size"), [(True, (24, 80)), ((0, 65535), (0, 65535)), ((10, 20), (10, 20))]
+)
+def test_a_terminal_has_a_size(tty: Any, size: tuple[int, int]) -> None:
+    start = start_of(("sh",), {}, tty=tty, stdin=True)
+    assert start.options.terminal == Terminal(*size) and start.options.stdin
+    assert start_of(("sh",), {}, tty=False).options.terminal is None
+
+
+@pytest.mark.parametrize(
+    "tty", [(1,), (1, 2, 3), (-1, 2), (1, 65536), ("1", 2), (True, 2), "80x24"]
+)
+def test_what_is_no_terminal_is_said_at_once(tty: Any) -> None:
+    with pytest.raises(JobError, match=r"^tty: found"):
+        start_of(("sh",), {}, tty=tty)

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.waiting import alive, lull, until
+from tests.support.waiting import lull, until
 
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.cell.job import JobOptions
-from wgcell.cell.start import Happened, Made, Over, Remark, Start, Verified
+from wgcell.cell.remark import Remark
+from wgcell.cell.start import Happened, Made, Over, Start, Verified
 from wgcell.client import supervised as process
 from wgcell.client.beginning import Beginning
 from wgcell.client.supervised import Supervised
 from wgcell.errors import HostError, InputFileError, JobError, LaunchError
 
+STARTER_GONE = "the program that has started the cell has ended, or let it go"
 pytestmark = pytest.mark.usefixtures("machineless")
 
 
@@ -65,10 +67,7 @@ def test_the_report_goes_from_what_is_about_to_run_to_a_verified_tunnel() -> Non
     for fd in range(3):
         assert os.readlink(f"/proc/{pid}/fd/{fd}") == os.devnull
     supervised.let_go()
-    assert (ended(folder)["outcome"], ended(folder)["reason"]) == (
-        "cancelled",
-        "the program that has started the cell has ended, or let it go",
-    )
+    assert (ended(folder)["outcome"], ended(folder)["reason"]) == ("cancelled", STARTER_GONE)
 
 
 def test_a_supervisor_has_none_of_the_programs_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,14 +147,13 @@ def test_a_cell_ends_in_order_with_the_program_that_has_started_it(then: str) ->
         assert folder.alive
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         running.kill()
-    result = ended(folder)
-    assert (result["outcome"], result["reason"]) == (
-        "cancelled",
-        "the program that has started the cell has ended, or let it go",
-    )
-    for child in map(int, children):
-        if alive(child):
-            os.kill(child, signal.SIGKILL)
+    try:
+        result = ended(folder)
+    finally:
+        for child in map(int, children):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+    assert (result["outcome"], result["reason"]) == ("cancelled", STARTER_GONE)
 
 
 def test_a_thread_that_dies_takes_no_cell_along() -> None:

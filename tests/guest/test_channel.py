@@ -14,6 +14,7 @@ from tests.support.channels import (
     SUBJECTS,
     fields,
 )
+from tests.support.examples import examples
 
 from wgcell.errors import GuestError
 from wgcell.guest import frames
@@ -84,7 +85,7 @@ def test_no_bytes_raise_anything_but_guest_error(raw: bytes) -> None:
 
 
 @given(ANY_FRAME, st.data())
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_a_frame_that_was_changed_is_another_or_none(frame: Frame, data: st.DataObject) -> None:
     raw = bytearray(encode(frame))
     at = data.draw(st.integers(0, len(raw) - 1))
@@ -406,7 +407,7 @@ class Talk(RuleBasedStateMachine):
             assert sent.startswith(here)
 
 
-Talk.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Talk.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 TestTalk = Talk.TestCase
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 from tests.support.messages import ENDPOINT, GUEST, initiation, response
 from tests.support.messages import transport as short_transport
 
@@ -230,7 +231,7 @@ def streams(draw: st.DrawFn) -> list[bytes]:
     return records
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(records=streams(), now=st.sampled_from([1.0, 1.0, 200.0]))
 def test_the_fast_path_decides_as_the_plain_one(records: list[bytes], now: float) -> None:
     data = b"".join(records)

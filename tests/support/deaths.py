@@ -17,6 +17,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from tests.support.waiting import alive
@@ -38,6 +40,7 @@ while True:
     time.sleep(0.01)
 """
 VICTIMS = ("supervisor", "keeper", "relay", "jail-keeper", "jail", "qemu", "gateway", "wireguard")
+STATES = ("preparing", "booting", "verifying", "running")
 
 
 def family(pid: int) -> dict[int, str]:
@@ -113,10 +116,19 @@ def _state(place: Path) -> str:
     return [event["state"] for event in events if event["event"] == "state"][-1]
 
 
-def trial(chance: random.Random, state: Path, capture: socket.socket) -> dict[str, object]:
+def decks(chance: random.Random) -> Iterator[tuple[str, str]]:
+    """Victims and states without end, by chance; eight have each victim once, each state twice."""
+    while True:
+        states = [*STATES] * (len(VICTIMS) // len(STATES))
+        chance.shuffle(states)
+        yield from zip(chance.sample(VICTIMS, len(VICTIMS)), states, strict=True)
+
+
+def trial(
+    chance: random.Random, victim: str, reached: str, state: Path, capture: socket.socket
+) -> dict[str, object]:
     # Half of them soon: a state of the first second is over in a moment.
-    victim, moment = chance.choice(VICTIMS), chance.uniform(0.0, chance.choice((0.05, 1.5)))
-    reached = chance.choice(("preparing", "booting", "verifying", "running"))
+    moment = chance.uniform(0.0, chance.choice((0.05, 1.5)))
     rogue = chance.choice(("0.5", "1e9"))
     argv = [*WGCELL, "run", "--name", "d", "--state-dir", str(state), "--guest-walls", "off"]
     process = subprocess.Popen(
@@ -178,8 +190,8 @@ def main() -> None:
     if not foreign(capture, {0}):
         raise SystemExit("the capture is blind")
     chance = random.Random(int(seed))
-    for _ in range(int(count)):
-        print(json.dumps(trial(chance, Path(place), capture)), flush=True)
+    for victim, reached in islice(decks(chance), int(count)):
+        print(json.dumps(trial(chance, victim, reached, Path(place), capture)), flush=True)
 
 
 if __name__ == "__main__":

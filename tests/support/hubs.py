@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.cells import WGCELL
 from tests.support.programs import FakeGuest
 from tests.support.waiting import GENEROUS
 
@@ -128,3 +129,9 @@ def running(cells: Path, code: int = 0, **job: Any) -> Iterator[Running]:
         yield one
     finally:
         one.end()
+
+
+def argv(one: Running, verb: str, *options: str, command: tuple[str, ...] = ()) -> list[str]:
+    place = ("--state-dir", str(one.cell.folder.path.parent))
+    words = [WGCELL, verb, *place, *options, one.cell.folder.id]
+    return [*words, "--", *command] if command else words

@@ -1,9 +1,10 @@
 """A cell without a machine: `wgcell.supervise` as it is, but for that. See `conftest.machineless`.
 
 What a cell does is its command. ``wait`` runs until it is stopped, and so does a cell without a
-command; ``exit N`` ends by itself; ``print WORDS`` writes them to the log and waits; ``unverified``
-never sees its tunnel verified; ``slow`` is never prepared; ``fault`` is a fault of wgcell's own;
-``die`` is killed before it runs, ``die-late`` soon after.
+command; ``exit N`` ends by itself; ``read`` keeps its standard input as what it printed, and ends
+with it; ``print WORDS`` writes them to the log and waits; ``unverified`` never sees its tunnel
+verified; ``slow`` is never prepared; ``fault`` is a fault of wgcell's own; ``die`` is killed before
+it runs, ``die-late`` soon after.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import asyncio
 import os
 import signal
 import socket
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.support.guests import CONFIG
 from tests.support.hostguest import HostGuest
-from tests.support.supervisors import Dead
+from tests.support.standins import Dead
 from tests.support.waiting import forever
 
 from wgcell import api, supervise
@@ -57,6 +58,17 @@ class Agent:
                 program.input.put_nowait(b"")
             self.exit(143)
 
+    def read(self, into: Path) -> None:
+        """Read the workload's standard input to its end, and keep it; then it exits."""
+
+        async def reading() -> None:
+            while data := await self._guest.workload.read():
+                with into.open("ab") as file:
+                    file.write(data)
+            self.exit(0)
+
+        self._cell.tasks.spawn(reading(), "the workload's reading")
+
     def exit(self, code: int) -> None:
         exited = seen.FromGuest(protocol.Exited(code, 0, 0))
         asyncio.get_running_loop().call_soon(self._cell.post, exited)
@@ -73,29 +85,38 @@ async def live(self: Supervisor) -> None:
     work = folder / "work"
     work.mkdir()
     guest = HostGuest(theirs, work)
-    await self.sessions.connect(ours)
-    agent = Agent(self, guest)
-    self._effects.attach(agent)  # type: ignore[arg-type]
-    what, *words = self.job.command or ("wait",)
+    try:
+        await self.sessions.connect(ours)
+        play(self, Agent(self, guest))
+        await forever()
+    finally:
+        await guest.close()
+
+
+def play(cell: Supervisor, agent: Agent) -> None:
+    """What the cell's command says."""
+    cell._effects.attach(agent)  # type: ignore[arg-type]
+    what, *words = cell.job.command or ("wait",)
     if what == "slow":
         return
-    self.feed(seen.Caused(Cause.PREPARED))
+    cell.feed(seen.Caused(Cause.PREPARED))
     if what == "unverified":
-        self.feed(seen.Caused(Cause.NO_CONSENT, "nobody answered"))
+        cell.feed(seen.Caused(Cause.NO_CONSENT, "nobody answered"))
         return
-    self.feed(seen.Caused(Cause.CONSENTED))
+    cell.feed(seen.Caused(Cause.CONSENTED))
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    self.feed(seen.Booting(CONFIG, os.getpid()))
-    self.feed(seen.Caused(Cause.GUEST_READY))
-    self.feed(seen.Caused(Cause.VERIFIED))
+    cell.feed(seen.Booting(CONFIG, os.getpid()))
+    cell.feed(seen.Caused(Cause.GUEST_READY))
+    cell.feed(seen.Caused(Cause.VERIFIED))
     if what == "die-late":
         asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGKILL)
     if what == "print":
-        (folder / "stdout.log").write_text(" ".join(words))
+        (cell.host.folder.path / "stdout.log").write_text(" ".join(words))
     if what == "exit":
         agent.exit(int(words[0]))
-    await forever()
+    if what == "read":
+        agent.read(cell.host.folder.path / "stdout.log")
 
 
 def load(name: str) -> store.Image:
@@ -112,11 +133,17 @@ def plan(job: Any, **how: Any) -> api.Plan:
 
 _plan = api.plan
 
+
+def install(put: Callable[[object, str, object], None] = setattr) -> None:
+    """Have every cell of this process without a machine; ``put`` is as setattr."""
+    put(Supervisor, "live", live)
+    put(api.store, "load", load)
+    put(api.store, "exists", lambda name: True)
+    put(api, "is_current", lambda image, scripts: True)
+    put(api, "platform", lambda image: api.Platform(image, Accelerator.KVM, ""))
+    put(api, "plan", plan)
+
+
 if __name__ == "__main__":
-    Supervisor.live = live  # type: ignore[method-assign]
-    api.store.load = load  # type: ignore[attr-defined]
-    api.store.exists = lambda name: True  # type: ignore[attr-defined]
-    api.is_current = lambda image, scripts: True  # type: ignore[attr-defined]
-    api.platform = lambda image: api.Platform(image, Accelerator.KVM, "")
-    supervise.api.plan = plan  # type: ignore[attr-defined]
-    sys.exit(supervise.program())  # type: ignore[func-returns-value]
+    install()
+    supervise.program()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support.standins import Child, Dead, Group
 
 from wgcell.cell.archive import Unpacked
 from wgcell.cell.core import events as seen
@@ -22,7 +23,6 @@ from wgcell.cell.job import GatewayAsked, Job
 from wgcell.cell.states import State
 from wgcell.cell.streams import Stream
 from wgcell.cell.supervisor import Supervisor
-from wgcell.errors import HostError
 from wgcell.guest import protocol
 from wgcell.image.store import Image
 from wgcell.relay.evidence import CapturedFrame
@@ -107,53 +107,6 @@ def with_streams(one: Supervisor) -> Supervisor:
         log = CappedLog(one.host.folder.path / f"{name}.log")
         one.outlets.streams[name] = Stream(name, lambda data: None, log, lambda: None)
     return one
-
-
-class Child:
-    """A relay, or a gateway, that goes when it is asked to."""
-
-    missing: dict[str, str] = {}
-    sealed = True
-
-    def __init__(self) -> None:
-        self.code, self.quits, self.closed = 0, 0, 0
-
-    async def quit(self) -> int:
-        self.quits += 1
-        return self.code
-
-    def send(self, command: str, **fields: Any) -> None: ...
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-class Dead:
-    """A machine that dies when it is killed."""
-
-    def __init__(self) -> None:
-        self.kills, self.closed, self.immortal = 0, 0, False
-
-    def kill(self) -> None:
-        self.kills += 1
-
-    async def dead(self) -> None:
-        if self.immortal:
-            raise HostError("QEMU did not die")
-
-    async def reap(self) -> int:
-        return 0
-
-    async def close(self) -> None:
-        self.closed += 1
-
-
-class Group:
-    def __init__(self) -> None:
-        self.removed = 0
-
-    def remove(self) -> None:
-        self.removed += 1
 
 
 class Finished(Supervisor):

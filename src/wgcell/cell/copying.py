@@ -49,6 +49,7 @@ class Copy:
         self._moved = moved
         self._stopped, self._stop = socket.socketpair()
         self._said = b""
+        """What the guest's tar says about its errors."""
         self._code = 0
 
     def close(self) -> None:
@@ -61,6 +62,10 @@ class Copy:
         with suppress(OSError):
             self._stop.shutdown(socket.SHUT_WR)
 
+    def _begun(self, subject: Pack | Unpack) -> Connection:
+        self._said = b""
+        return Connection(self._cell, subject)
+
     # Out of the cell.
 
     async def fetch(
@@ -71,7 +76,7 @@ class Copy:
         ``asked`` are the patterns that members must fit, ``most`` bounds their bytes. Raises
         StateError, GuestError and HostError.
         """
-        with Connection(self._cell, Pack(path)) as connection:
+        with self._begun(Pack(path)) as connection:
             unpacking = await Unpacking.start(destination, asked, most)
             unpacked = await unpacking.unpacked(
                 lambda take: self._receive(connection, take), UNPACKED_WITHIN
@@ -95,7 +100,7 @@ class Copy:
 
     def is_folder(self, path: str) -> bool:
         """Whether ``path`` is a folder in the cell. Raises StateError."""
-        with Connection(self._cell, Unpack(path)) as connection:
+        with self._begun(Unpack(path)) as connection:
             if connection.room:  # else it has ended by now
                 connection.write(_EMPTY_TAR)
             return self._finish(connection) != NO_FOLDER
@@ -106,7 +111,7 @@ class Copy:
         Raises InputFileError as `packing.write` does; StateError, with what the guest's tar says,
         if it can't be written there.
         """
-        with Connection(self._cell, Unpack(path)) as connection:
+        with self._begun(Unpack(path)) as connection:
             file = cast(BinaryIO, _Sink(lambda data: self._write(connection, data)))
             write(inputs, file, ignore_files=False)
             self._require(self._finish(connection))
@@ -116,7 +121,7 @@ class Copy:
 
         Raises InputError for a tar of another form than GNU's; StateError as `send`.
         """
-        with Connection(self._cell, Unpack(path)) as connection:
+        with self._begun(Unpack(path)) as connection:
             vetted = _Vetted(source, lambda data: self._write(connection, data))
             stream = TarStream(cast(BinaryIO, vetted), MOST_BYTES)
             try:

@@ -47,9 +47,9 @@ class GatewayAsked:
     services: tuple[tuple[str, str], ...] = ()
     """Pairs of ADDRESS:PORT in the tunnel and HOST:PORT on the gateway's side."""
     resolver: tuple[str, ...] = ()
-    """Where names are asked, ADDRESS or ADDRESS:PORT; empty is this machine's own resolver.
+    """The resolver of the cell's names, ADDRESS or ADDRESS:PORT; empty is this machine's own.
 
-    Like ``learn``, never in a job file: it is the word of who runs wgcell.
+    Like ``learn``, it is never in a job file: the person who runs wgcell decides it.
     """
     learn: bool = False
     """Allow what no rule refuses, and record it."""

@@ -111,9 +111,10 @@ class JobSource:
         return tuple(found.items())
 
     def beside(self, key: str, text: str, folder: Path) -> Path:
-        """A path of a job file: below the file's folder, whoever wrote it, and wherever links lead.
+        """A path of a job file: below the file's folder, whatever links are in it.
 
-        What is opened later must look again: who wrote the file may change the folder meanwhile.
+        Code that opens the path later must check again: the file's author may change the folder
+        meanwhile.
         """
         path = PurePosixPath(text)
         hint = "name a file elsewhere on the command line, with --input or --vpn"
@@ -162,7 +163,7 @@ class JobSource:
 
 
 def _one_name_each(source: JobSource, inputs: list[Input]) -> None:
-    """Refuse two inputs of one name. What is in a folder whose contents are meant is seen later."""
+    """Refuse two inputs of one name. The contents of a folder are compared later."""
     seen: dict[str, Input] = {}
     for one in inputs:
         name = one.path.name

@@ -107,7 +107,7 @@ class _Asked:
 
 
 class MemberRules:
-    """Where a member may be written, and where a link may point: below the ``patterns``."""
+    """The places where a member may be written, and to which a link may point: the ``patterns``."""
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         self.asked = _Asked(patterns)

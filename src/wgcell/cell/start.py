@@ -26,6 +26,7 @@ from typing import Annotated, Any, cast
 
 from wgcell import errors
 from wgcell.cell.job import JobOptions
+from wgcell.cell.remark import Remark
 from wgcell.cell.rows import Row
 from wgcell.cell.settings import (
     ALLOW,
@@ -51,13 +52,11 @@ __all__ = [
     "KEEP",
     "LONGEST_START",
     "SAID",
-    "WEIGHTS",
     "Failed",
     "Fault",
     "Happened",
     "Made",
     "Over",
-    "Remark",
     "Said",
     "Start",
     "Verified",
@@ -280,18 +279,6 @@ def decoded(line: bytes) -> Start:
 
 
 # What the supervisor says.
-
-WEIGHTS = ("always", "few", "all")
-"""How much a starter must want to hear before a remark is for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """A sentence for a person, about the cell that is being started."""
-
-    weight: Annotated[str, OneOf(WEIGHTS)]
-    warns: Annotated[bool, Flag()]
-    text: Annotated[str, Text(_LONGEST_TEXT)]
 
 
 @dataclass(frozen=True, slots=True)

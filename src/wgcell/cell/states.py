@@ -7,10 +7,10 @@
 
 ``step`` is the only way from one state to the next. A cause that the table does not hold for a
 state changes nothing there: a late heartbeat timeout while stopping is not a second verdict. The
-first outcome is final, but for two: `settled` says which.
+first outcome is final, with the two exceptions of `settled`.
 
 A workload that must end before it has exited is *terminating*: it got SIGTERM, and has a grace
-period. Whichever way it ends, the cell is then *stopping*: what the workload wrote comes home.
+period. Whichever way it ends, the cell is then *stopping*: the workload's results arrive.
 """
 
 from __future__ import annotations

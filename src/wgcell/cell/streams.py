@@ -1,13 +1,13 @@
-"""What the workload wrote, on its way out of the guest: two streams, and the tar of its outputs.
+"""The workload's two streams and the tar of its outputs, on their way out of the guest.
 
-The guest's word "the workload has ended" comes on another port than the bytes, and earlier: up to
-4 MiB of each port are still on their way by then. So the guest states how many bytes there are, and
-nothing is home before the host has them all.
+The guest's message that the workload has ended comes on another port than the bytes, and earlier:
+up to 4 MiB of each port are still on their way by then. So the guest states the number of bytes,
+and nothing is complete before the host has them all.
 
-Each of them is carried by a thread of its own, since standard output and the disk block. A reader
-that stops reading stops its thread; the port fills up, and the workload waits in its next write, as
-it would in a pipe. The threads are daemons: one that is held up by its reader for good does not
-keep the process from ending.
+Each of the three has a thread of its own, since standard output and the disk block. A reader that
+stops reading stops its thread; the port fills up, and the workload waits in its next write, as it
+would in a pipe. The threads are daemons: one that waits for its reader for good does not keep the
+process from ending.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Log(Protocol):
 
 
 class Stream:
-    """One of the workload's two streams, from its port to its log and to whoever reads it.
+    """One of the workload's two streams, from its port to its log and to its reader.
 
-    ``heard`` is called in the event loop whenever something happened: bytes were delivered, the
-    reader is gone, the sink failed, the port ended. The attributes then say what.
+    ``heard`` is called in the event loop after each change: bytes were delivered, the reader is
+    gone, the sink failed, the port ended. The attributes have the state.
     """
 
     def __init__(self, name: str, sink: Sink, log: Log, heard: Callable[[], None]) -> None:

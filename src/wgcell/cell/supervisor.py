@@ -35,7 +35,7 @@ from wgcell.cell.result import CellResult
 from wgcell.cell.roaming import Roaming
 from wgcell.cell.sessions.links import Sessions
 from wgcell.cell.sessions.refusal import refused
-from wgcell.cell.states import Cause
+from wgcell.cell.states import Cause, State
 from wgcell.cell.streams import Sink
 from wgcell.cell.tasks import Tasks
 from wgcell.cell.vouched import job_digests
@@ -122,6 +122,13 @@ class Supervisor:
         """End the cell in order, as an error: the program that follows it lost a part of it."""
         self.post(seen.Caused(Cause.OUTPUT_FAILED, reason))
 
+    def signal(self, number: int) -> bool:
+        """Send the workload's process group a signal; whether it is there to get it."""
+        if self._controlled.state != State.RUNNING.value or not self.sessions.is_connected:
+            return False
+        self.sessions.signal(number)
+        return True
+
     async def run(self) -> CellResult:
         """Live the cell's life; its result, which is also in ``result.json``.
 
@@ -157,7 +164,7 @@ class Supervisor:
         return self.conclusion.result()
 
     def steps(self) -> tuple[EndStep, ...]:
-        """What is done when the cell has ended."""
+        """The steps of the cell's end."""
         return self.conclusion.steps()
 
     def _refused(self, subject: Subject) -> str:

@@ -230,7 +230,7 @@ def _check_records(
             wrong.append(f"line {number}: {name} is there, and was not when the cell ended")
     outputs = event.get("outputs")
     if isinstance(outputs, dict) and "leave_for" in outputs:
-        # They were moved, all or some: what is left of them here is no witness.
+        # Some or all were moved: the rest here proves nothing.
         missing.append(f"the outputs: they were for {outputs['leave_for']}")
     elif isinstance(outputs, dict):
         try:

@@ -5,27 +5,16 @@ from __future__ import annotations
 import json
 from contextlib import closing, suppress
 
-from wgcell.cell.start import Happened, Remark, Said, Start
+from wgcell.cell.remark import Remark
+from wgcell.cell.start import Happened, Said, Start
 from wgcell.cell.states import EXIT_CODES, Outcome
-from wgcell.cli.progress import EventPrinter, Verbosity
-from wgcell.cli.terminal import clean, console, out, warn
+from wgcell.cli.progress import EventPrinter, Verbosity, show
+from wgcell.cli.terminal import out
 from wgcell.client.beginning import Beginning
 from wgcell.client.supervised import Supervised
 from wgcell.errors import WgcellError
 
-__all__ = ["detached", "show"]
-
-_WEIGHTS = {"always": Verbosity.QUIET, "few": Verbosity.NORMAL, "all": Verbosity.VERBOSE}
-
-
-def show(remark: Remark, verbosity: Verbosity) -> None:
-    """Print a remark, if this verbosity shows it."""
-    if verbosity < _WEIGHTS[remark.weight]:
-        return
-    if remark.warns:
-        warn(remark.text)
-    else:
-        console.print(f"[dim]wgcell:[/] {clean(remark.text)}")
+__all__ = ["detached"]
 
 
 def detached(start: Start, verbosity: Verbosity) -> int:

@@ -13,12 +13,13 @@ from types import MappingProxyType
 
 from rich.status import Status
 
+from wgcell.cell.remark import WEIGHTS, Remark
 from wgcell.cell.units import duration_text
-from wgcell.cli.terminal import clean, console
+from wgcell.cli.terminal import clean, console, warn
 from wgcell.gateway.peer.tally import Tally
 from wgcell.net.addresses import written
 
-__all__ = ["EventPrinter", "Verbosity"]
+__all__ = ["EventPrinter", "Verbosity", "show"]
 
 
 class Verbosity(IntEnum):
@@ -30,6 +31,19 @@ class Verbosity(IntEnum):
     """The beginning, warnings, the outcome."""
     VERBOSE = 2
     """``-v``: each step."""
+
+
+_WEIGHTS = dict(zip(WEIGHTS, Verbosity, strict=True))
+
+
+def show(remark: Remark, verbosity: Verbosity) -> None:
+    """Print a remark, at that verbosity or not."""
+    if verbosity < _WEIGHTS[remark.weight]:
+        return
+    if remark.warns:
+        warn(remark.text)
+    else:
+        console.print(f"[dim]wgcell:[/] {clean(remark.text)}")
 
 
 STATES = {

@@ -12,8 +12,9 @@ import typer
 from wgcell.cell.folder import Folder, all_cells
 from wgcell.cell.units import parse_duration
 from wgcell.cli.cells import Names, StateDir, folders, named
-from wgcell.cli.stop import ask_to_end, wait_for_end
+from wgcell.cli.stop import wait_for_end
 from wgcell.cli.terminal import console, out
+from wgcell.client.stopping import ask_to_end
 from wgcell.errors import InputError
 
 __all__ = ["prune", "rm"]

@@ -32,12 +32,14 @@ from wgcell.cell.settings import (
     SETTINGS,
     VPN,
 )
-from wgcell.cell.start import Start
-from wgcell.cli.detached import detached, show
+from wgcell.cell.states import State
+from wgcell.cli.exec import terminal_at
 from wgcell.cli.image import build_with_progress
+from wgcell.cli.inlet import Inlet, passes_stdin
 from wgcell.cli.lines import JsonLines, following
 from wgcell.cli.options import After, with_settings
-from wgcell.cli.progress import EventPrinter, Verbosity
+from wgcell.cli.progress import EventPrinter, Verbosity, show
+from wgcell.cli.raw import size
 from wgcell.cli.terminal import (
     clean,
     console,
@@ -159,6 +161,18 @@ def run(
         list[str] | None,
         typer.Option(metavar="CIDR", help="Endpoints to accept although they are not public."),
     ] = None,
+    interactive: Annotated[
+        bool | None,
+        typer.Option(
+            "-i/ ",
+            "--interactive/--no-stdin",
+            help="Pass standard input on. [default: unless it is a terminal]",
+            show_default=False,
+        ),
+    ] = None,
+    tty: Annotated[
+        bool, typer.Option("-t", "--tty", help="Give the command a terminal; with -i, this one.")
+    ] = False,
     detach: Annotated[
         bool,
         typer.Option(
@@ -229,6 +243,8 @@ def run(
         hosts=_pairs(HOSTS, typed.words(HOSTS), ":"),
         settings={row.name: typed.values[row.key] for row in SETTINGS if row.key in typed.values},
         idle=detach,
+        stdin=passes_stdin(interactive, tty=tty, detach=detach),
+        terminal=size(1, 0) if tty else None,
     )
     if detach:
         if as_json or json_file is not None:
@@ -236,6 +252,9 @@ def run(
                 "command line: --detach can't be combined with --json or --json-file",
                 hint="wgcell events --follow CELL prints a cell's events",
             )
+        from wgcell.cell.start import Start  # a cell in the foreground does not wait for it
+        from wgcell.cli.detached import detached
+
         start = Start(
             options,
             None if file is None else expanded(file),
@@ -247,6 +266,9 @@ def run(
             remove=remove,
         )
         raise typer.Exit(_hinted(start.file, options, lambda: detached(start, verbosity)))
+    if tty and as_json:
+        raise JobError("command line: -t can't be combined with --json")
+    here = terminal_at(interactive=options.stdin, tty=tty, hint="leave out -t")
     provider = load_provider()
     job_file = None if file is None else expanded(file)
     job = _hinted(
@@ -261,7 +283,10 @@ def run(
         show(remark, verbosity)
     into = None if json_file is None else raw_sink(_opened(expanded(json_file)))
     with api.Cell(plan, cells) as cell:
-        code = _lived(cell, verbosity, yes=yes, as_json=as_json, into=into, file=json_file)
+        inlet = Inlet(cell, here) if options.stdin else None
+        code = _lived(
+            *(cell, verbosity, inlet), yes=yes, as_json=as_json, into=into, file=json_file
+        )
     if remove:
         cell.folder.remove()
     raise typer.Exit(code)
@@ -270,6 +295,7 @@ def run(
 def _lived(
     cell: api.Cell,
     verbosity: Verbosity,
+    inlet: Inlet | None,
     *,
     yes: bool,
     as_json: bool,
@@ -288,10 +314,19 @@ def _lived(
 
     def happened(event: Event) -> None:
         follow(event)
+        if inlet is not None and event["event"] == "state":
+            if event["state"] == State.RUNNING.value:
+                inlet.start()
+            elif event["state"] in (State.STOPPING.value, State.ENDED.value):
+                inlet.stop()
         printer(event)
 
     if printed:
         out, err = printed.output("stdout"), printed.output("stderr")
+    elif cell.plan.job.terminal is not None:
+        # What a terminal's program prints controls the terminal: that is the wish of whoever says
+        # -t.
+        out, err = raw_sink(1), raw_sink(2)
     else:
         out, err = sink(sys.stdout), sink(sys.stderr)
     can_ask = sys.stdin.isatty() and sys.stderr.isatty()
@@ -308,8 +343,12 @@ def _lived(
             return Landed(f"{end} while outputs landed; {where}", False, interrupted=True)
 
     try:
-        result = until_its_end(cell, event=happened, stdout=out, stderr=err, land=land)
+        result = until_its_end(
+            cell, event=happened, stdout=out, stderr=err, land=land, passes_on=True
+        )
     finally:
+        if inlet is not None:
+            inlet.stop()
         printer.stop()
         restore()
         for one in lines:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import time
 from typing import Annotated
 
 import typer
 
-from wgcell.cell.control import words
-from wgcell.cell.control.client import Unreachable, ask
 from wgcell.cell.folder import Folder
 from wgcell.cli.cells import IN_WORDS, Names, StateDir, named
 from wgcell.cli.terminal import out
+from wgcell.client.stopping import ask_to_end
 from wgcell.errors import StateError
 
-__all__ = ["ask_to_end", "stop", "wait_for_end"]
+__all__ = ["stop", "wait_for_end"]
 
 _POLL = 0.05
 """Seconds between looks at whether a cell has ended."""
@@ -50,44 +47,6 @@ def stop(
     for cell in cells:
         wait_for_end(cell, deadline, wait or 0)
         out(cell.id)
-
-
-def ask_to_end(cell: Folder, *, now: bool) -> None:
-    """Ask ``cell`` over its socket to end; send a signal if it doesn't answer there.
-
-    ``now``: without a grace period. Raises StateError for a cell that can't be reached.
-    """
-    try:
-        list(ask(cell, words.Stop(now)))
-    except (Unreachable, StateError):
-        _signal_to_end(cell, now=now)
-
-
-def _signal_to_end(cell: Folder, *, now: bool) -> None:
-    pid = cell.supervisor()
-    if pid is None:
-        if cell.alive:
-            raise StateError(
-                f"{cell.id}: its supervisor can't be reached",
-                hint=f"look at {cell.path}/lock, and end that process yourself",
-            )
-        return
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        # Asked again with the pidfd in hand: the pid can't have been recycled in between.
-        if cell.supervisor() == pid:
-            signal.pidfd_send_signal(pidfd, signal.SIGQUIT if now else signal.SIGTERM)
-    except ProcessLookupError:
-        pass
-    except PermissionError:
-        raise StateError(
-            f"{cell.id} is {cell.user}'s", hint="stop it as that user, or as root"
-        ) from None
-    finally:
-        os.close(pidfd)
 
 
 def wait_for_end(cell: Folder, deadline: float, wait: float) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "complain",
     "console",
     "finish_writing",
+    "is_raw",
     "out",
     "printable",
     "raw_sink",
@@ -55,6 +56,8 @@ class _StandardError:
 
     encoding = "utf-8"
     background: BackgroundWriter | None = None
+    raw = False
+    """The terminal is a program's in a cell: a newline alone does not begin a line."""
 
     def write(self, text: str) -> int:
         if self.background is not None:
@@ -84,6 +87,8 @@ class _StandardError:
 
 def _reset_before(text: str) -> str:
     """``text`` behind a reset, if a workload has left the terminal coloured or within a line."""
+    if _standard_error.raw:
+        return f"{RESET}\r\n" + text.replace("\n", "\r\n")
     dirty = [one for one in _filters if one.coloured or one.line_open]
     if dirty:
         text = RESET + ("\n" if any(one.line_open for one in dirty) else "") + text
@@ -122,6 +127,11 @@ def write_in_background() -> None:
 def finish_writing() -> bool:
     """Wait until all lines are written, if they are read at all; whether they are written."""
     return _standard_error.background is None or _standard_error.background.finish()
+
+
+def is_raw(*, on: bool) -> None:
+    """From now on the terminal is a program's in a cell; or it is so no more."""
+    _standard_error.raw = on
 
 
 def printable(data: bytes) -> bytes:

@@ -17,54 +17,26 @@ same for a cell that anybody has started.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Unpack
 
 from wgcell.acquiring import acquired, to_its_end
-from wgcell.cell.control import words
-from wgcell.cell.control.client import Unreachable
-from wgcell.cell.control.session_client import Closed, SessionClient
 from wgcell.cell.folder import Folder, find, state_folders
-from wgcell.cell.start import Over, Remark, Said, Start
-from wgcell.client import rules
-from wgcell.client.asking import answer, following
+from wgcell.cell.remark import Remark
+from wgcell.cell.start import Over, Said, Start
 from wgcell.client.beginning import Beginning
-from wgcell.client.commands import MOST_OUTPUT, Asked, Process, run_to_its_end
-from wgcell.client.completed import (
-    Completed,
-    Refusal,
-    checked,
-    completed_of,
-    died,
-    end_of,
-    refusals,
-    was_released,
-)
-from wgcell.client.files import Files
-from wgcell.client.record import Event, event_of, lines, recorded_end
-from wgcell.client.rules import Change, Rule
+from wgcell.client.completed import died, end_of, was_released
+from wgcell.client.running import ENDS_WITHIN, RunningCell
 from wgcell.client.settings import CellSettings, StrPath, start_of
 from wgcell.client.supervised import Supervised
-from wgcell.errors import Ended, HostError, StateError, WgcellError
+from wgcell.errors import HostError, StateError
 
 __all__ = ["Cell", "connect"]
 
-_POLL = 0.1
-"""Seconds between looks at a cell that has no control socket."""
-_KILLED = 128
-"""What a killed command's exit code is above."""
-_ALIVE = ("running", "paused")
-_ENDS_WITHIN = 60.0
-"""Seconds that a cell has to end which was let go of, or whose connection has broken off."""
-_PAUSES_WITHIN = 30.0
-"""Seconds that a machine has to stand still, or to go on."""
 
-
-class Cell:
+class Cell(RunningCell):
     """One cell. A context manager: the cell is started at its beginning and ended at its end."""
 
     def __init__(
@@ -72,27 +44,27 @@ class Cell:
         *command: str,
         detach: bool = False,
         remove: bool = False,
+        stdin: bool = False,
+        tty: bool | tuple[int, int] = False,
         remark: Callable[[str], None] = lambda sentence: None,
         **settings: Unpack[CellSettings],
     ) -> None:
         """A cell that runs ``command``; without one, a cell that waits for `exec` and `spawn`.
 
         ``detach``: it lives on when the context, or the program, ends. ``remove``: its folder is
-        deleted then. ``remark`` is called with sentences for a person: what the cell may reach, and
-        what is odd about that. ``settings`` are those of `CellSettings`.
+        deleted then. ``stdin``: the command reads what `attach` writes; ``tty``: it has a terminal,
+        of so many rows and columns (24, 80). ``remark`` is called with sentences for a person: what
+        the cell may reach, and what is odd about that. ``settings`` are those of `CellSettings`.
 
         Nothing is started yet. Raises JobError for a setting that can't be.
         """
-        self._start: Start | None = start_of(command, settings, remove=remove and detach)
+        super().__init__()
+        self._start: Start | None = start_of(
+            command, settings, stdin=stdin, tty=tty, remove=remove and detach
+        )
         self._detach, self._remove = detach, remove
         self._remark = remark
         self._supervised: Supervised | None = None
-        self._folder: Folder | None = None
-        self._ended: words.Ended | None = None
-        self._sessions: SessionClient | None = None
-        self._connecting = asyncio.Lock()
-        self.files = Files(lambda: self._known, self._connect)
-        """Its files: `read`, `write`, `list`."""
 
     @classmethod
     def _of(cls, folder: Folder) -> Cell:
@@ -114,7 +86,7 @@ class Cell:
         start, self._start = self._start, None
         beginning = Beginning(self._heard)
         supervised = self._supervised = await acquired(
-            asyncio.to_thread(Supervised.start, start), Supervised.let_go
+            asyncio.to_thread(Supervised.start, start), Supervised.abandon
         )
         try:
             await _follow(supervised, beginning)
@@ -132,7 +104,7 @@ class Cell:
 
     async def _gone(self, supervised: Supervised, beginning: Beginning) -> None:
         """Wait until a cell that was let go of has ended, but not for good."""
-        async with asyncio.timeout(_ENDS_WITHIN):
+        async with asyncio.timeout(ENDS_WITHIN):
             await _follow(supervised, beginning)
             self._folder = beginning.folder
             await self._end()
@@ -161,9 +133,7 @@ class Cell:
 
     async def close(self) -> None:
         """Let the cell go: one that was started here, and not detached, ends in order."""
-        if self._sessions is not None:
-            await self._sessions.close()
-            self._sessions = None
+        await self._hang_up()
         if self._supervised is not None:
             self._supervised.let_go()
             if not self._detach:
@@ -176,213 +146,6 @@ class Cell:
         self._detach = True
         if self._supervised is not None:
             self._supervised.keep()
-
-    async def stop(self, *, now: bool = False) -> None:
-        """End the cell, and wait until it has ended: its command gets SIGTERM, its grace period,
-        then SIGKILL, and its outputs are brought; ``now``: at once, without any of it."""
-        with contextlib.suppress(Unreachable):
-            await answer(self._known, words.Stop(now))
-        await self._end()
-
-    async def wait(self) -> Completed:
-        """Wait until the cell has ended.
-
-        Returns what its command has come to. Raises Ended, Rogue or TimedOut for a cell that ended
-        otherwise, NeverRan or OutcomeUnknown for one that died.
-        """
-        end = await self._end()
-        if end is None:
-            raise died(self._known)
-        released = end.outcome == "completed" or was_released(self._known)
-        error = end_of(self._known, end.outcome, end.exit_code, end.reason, released=released)
-        if error is not None:
-            raise error
-        return await asyncio.to_thread(completed_of, self._known, end.exit_code)
-
-    async def _end(self) -> words.Ended | None:
-        """How the cell has ended, once it has; None if it died."""
-        if self._ended is None:
-            try:
-                async with contextlib.aclosing(following(self._known, words.End())) as said:
-                    async for word in said:
-                        if isinstance(word, words.Ended):
-                            self._ended = word
-            except (Unreachable, StateError):
-                pass  # it has ended, or has no socket: its folder says the rest
-            while self._known.alive:
-                await asyncio.sleep(_POLL)
-            self._ended = self._ended or recorded_end(self._known)
-        return self._ended
-
-    # What is run in it.
-
-    async def exec(
-        self,
-        *command: str,
-        input: bytes | str = b"",
-        timeout: float | None = None,
-        env: Mapping[str, str] | None = None,
-        workdir: str = "",
-        user: str = "",
-        check: bool = False,
-        most: int = MOST_OUTPUT,
-    ) -> Completed:
-        """Run a command in the cell, to its end.
-
-        ``input`` is its standard input, ``timeout`` seconds that it has, ``env`` variables besides
-        the cell's own, ``workdir`` its folder (/work), ``user`` its user, as ``name`` or
-        ``uid:gid`` (root). ``most`` bytes are kept of each stream, the first ones. ``check``: an
-        exit code other than 0 raises CommandFailed, or Refused if the gateway has refused
-        something meanwhile.
-
-        Raises TimedOut when its time is up: it is killed then. Raises StateError with why it can't
-        be started: the cell is paused, or full. Raises Ended, Rogue or OutcomeUnknown if the cell
-        ends before it does.
-        """
-        data = input.encode() if isinstance(input, str) else input
-        asked = Asked.of(command, env=env, workdir=workdir, user=user, stdin=bool(data))
-        began = time.time()
-        process = Process(self._connect, asked.subject())
-        try:
-            done = await run_to_its_end(self._known, process, asked, data, timeout, most)
-        except Closed as error:
-            raise await self._broken_off(error) from None
-        if done.exit_code > _KILLED and await self.state() not in _ALIVE:
-            # With the cell, then: what it would have come to, nobody knows.
-            raise await self._broken_off(StateError(f"{self.id}: the cell is ending"))
-        if check and done.exit_code:
-            return checked(done, await self.refusals(began))
-        return done
-
-    def spawn(
-        self,
-        *command: str,
-        tty: bool | tuple[int, int] = False,
-        env: Mapping[str, str] | None = None,
-        workdir: str = "",
-        user: str = "",
-    ) -> Process:
-        """A command to write to and read from while it runs; started by ``async with``.
-
-        ``tty``: it has a terminal, of so many rows and columns (24, 80). The rest as in `exec`.
-        """
-        asked = Asked.of(command, env=env, workdir=workdir, user=user, tty=tty)
-        return Process(self._connect, asked.subject())
-
-    async def _connect(self) -> SessionClient:
-        """The connection for sessions; there is one, as long as it lasts."""
-        async with self._connecting:
-            if self._sessions is None or self._sessions.is_lost:
-                self._sessions = await SessionClient.connect(self._known)
-            return self._sessions
-
-    async def _broken_off(self, closed: StateError) -> WgcellError:
-        """The error that a connection is which has broken off: the cell's end, if it is that."""
-        try:
-            end = await asyncio.wait_for(self._end(), _ENDS_WITHIN)
-        except TimeoutError:
-            return closed
-        if end is None:
-            return died(self._known)
-        return end_of(
-            *(self._known, end.outcome, end.exit_code, end.reason),
-            released=was_released(self._known),
-        ) or Ended(
-            f"{self.id}: the cell has ended: {end.outcome}",
-            cell=self.id,
-            folder=str(self.folder),
-            outcome=end.outcome,
-            exit_code=end.exit_code,
-        )
-
-    # What it is.
-
-    @property
-    def id(self) -> str:
-        """What ``wgcell ps`` calls it."""
-        return self._known.id
-
-    @property
-    def folder(self) -> Path:
-        """Where its records are: ``events.jsonl``, ``result.json``, the logs of its command."""
-        return self._known.path
-
-    @property
-    def _known(self) -> Folder:
-        if self._folder is None:
-            raise StateError("this cell has not been started", hint="async with Cell(...) as cell")
-        return self._folder
-
-    async def state(self) -> str:
-        """In a word: ``running``, ``paused``, ``stopping``; the outcome of one that has ended."""
-        try:
-            (word,) = await answer(self._known, words.State())
-        except (Unreachable, StateError):
-            return await asyncio.to_thread(self._known.status)
-        return word.state if isinstance(word, words.Status) else ""
-
-    async def pause(self) -> None:
-        """Let the machine stand still. Raises StateError with why it can't."""
-        await self._asked(words.Pause(), _PAUSES_WITHIN)
-
-    async def unpause(self) -> None:
-        """Let the machine go on. Raises StateError with why it can't."""
-        await self._asked(words.Unpause(), _PAUSES_WITHIN)
-
-    async def _asked(self, question: words.Question, patience: float) -> list[words.Answer]:
-        try:
-            return await answer(self._known, question, patience)
-        except Unreachable as error:
-            raise StateError(f"{self.id}: it can't be reached: {error}") from None
-
-    # What it may reach.
-
-    async def allow(self, rule: str, *, seconds: float | None = None, typed: bool = True) -> Change:
-        """Let the cell reach ``rule``, as ``api.example.com:443``, for ``seconds`` or to its end.
-
-        The rule stands before all others, at once; when its time is over, flows that it alone has
-        allowed are cut. ``typed``: the word of whoever owns the cell; otherwise it is held to the
-        provider's limits, as a stranger's job is. Raises StateError with why it can't be: the rule
-        is none, the provider does not allow it, the cell has no gateway of its own.
-        """
-        return await self._changed(words.Allow(rule, typed, seconds))
-
-    async def deny(self, rule: str) -> Change:
-        """Let the cell not reach ``rule``, at once; open flows to it are cut. Raises as `allow`."""
-        return await self._changed(words.Deny(rule))
-
-    async def policy(self) -> tuple[Rule, ...]:
-        """What the cell may reach: the rules, in the order in which its gateway reads them."""
-        said = await self._asked(words.Policy(), rules.PATIENCE)
-        return tuple(Rule.of(word) for word in said if isinstance(word, words.Rule))
-
-    async def _changed(self, question: words.Allow | words.Deny) -> Change:
-        said = await self._asked(question, rules.PATIENCE)
-        for word in said:
-            if isinstance(word, words.PolicyChanged):
-                return Change.of(word)
-        raise StateError(f"{self.id}: this is no answer to what was asked")
-
-    # What happens to it.
-
-    async def events(self, since: int = 0, *, follow: bool = True) -> AsyncGenerator[Event, None]:
-        """The events from the sequence number ``since`` on; with ``follow`` until the cell ends."""
-        at = since
-        with contextlib.suppress(Unreachable):
-            question = words.Events(since, follow)
-            async with contextlib.aclosing(following(self._known, question)) as said:
-                async for word in said:
-                    if isinstance(word, words.Event):
-                        at += 1
-                        yield event_of(word.line)
-                return
-        for line in await asyncio.to_thread(lines, self._known, at):
-            yield event_of(line)
-
-    async def refusals(self, since: float = 0.0) -> tuple[Refusal, ...]:
-        """What its gateway has refused since then (seconds since the epoch), each kind once."""
-        found = [(one.time, one.fields) async for one in self.events(follow=False)]
-        return refusals(found, since)
 
 
 def connect(cell: str, *, state_dir: StrPath | None = None) -> Cell:

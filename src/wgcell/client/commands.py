@@ -18,6 +18,7 @@ from wgcell.cell.control.session_client import (
 )
 from wgcell.cell.folder import LOG_CAP, Folder
 from wgcell.client.completed import Completed, Usage
+from wgcell.client.settings import terminal_of
 from wgcell.errors import JobError, StateError, TimedOut
 from wgcell.guest.frames import Command, Subject, Terminal
 
@@ -25,8 +26,6 @@ __all__ = ["MOST_OUTPUT", "Asked", "Process", "run_to_its_end"]
 
 MOST_OUTPUT = LOG_CAP
 """Bytes of each stream that `run_to_its_end` keeps, unless told otherwise."""
-_TERMINAL = (24, 80)
-"""Rows and columns of a terminal of which no size was given."""
 _DIES_WITHIN = 2.0
 """Seconds that a killed command has to report its end."""
 
@@ -63,8 +62,7 @@ class Asked:
             raise JobError("command: is empty")
         if any("\0" in text for text in every):
             raise JobError("command: holds a NUL character")
-        size = tty if isinstance(tty, tuple) else _TERMINAL
-        return Asked(words, pairs, workdir, user, stdin, Terminal(*size) if tty else None)
+        return Asked(words, pairs, workdir, user, stdin, terminal_of(tty))
 
     def subject(self) -> Subject:
         """It, as the guest is asked for it."""

@@ -22,6 +22,7 @@ from wgcell.errors import (
 from wgcell.gateway.peer.tally import Tally
 
 __all__ = [
+    "RAN_TO_ITS_END",
     "Completed",
     "Refusal",
     "Usage",
@@ -62,6 +63,9 @@ class Completed:
     usage: Usage
     truncated: bool = False
     """Whether it wrote more than was kept of a stream: its first bytes are here."""
+    missing: str = ""
+    """What is missing of the outputs that were asked for, in words. The exit code is then the
+    command's, or 118 if that was 0."""
 
     @property
     def text(self) -> str:
@@ -136,19 +140,20 @@ def was_released(folder: Folder) -> bool:
     return any(state == State.RUNNING.value for state in states)
 
 
+RAN_TO_ITS_END = (Outcome.COMPLETED.value, Outcome.INCOMPLETE.value)
 _KINDS: Mapping[Outcome, type[Ended]] = {Outcome.ROGUE: Rogue, Outcome.TIMEOUT: TimedOut}
 
 
 def end_of(
     folder: Folder, outcome: str, exit_code: int, reason: str, *, released: bool
 ) -> CellError | None:
-    """The error that an outcome is; None for ``completed``."""
+    """The error that an outcome is; None for ``completed`` and ``incomplete``."""
     about = {"cell": folder.id, "folder": str(folder.path)}
     sentence = f"{folder.id}: {outcome}: {reason}" if reason else f"{folder.id}: {outcome}"
     if not released:
         kind = Unverified if outcome == Outcome.UNVERIFIED.value else NeverRan
         return kind(sentence, **about)
-    if outcome == Outcome.COMPLETED.value:
+    if outcome in RAN_TO_ITS_END:
         return None
     kinds = {known.value: kind for known, kind in _KINDS.items()}
     return kinds.get(outcome, Ended)(sentence, **about, outcome=outcome, exit_code=exit_code)
@@ -162,8 +167,8 @@ def died(folder: Folder) -> CellError:
     return NeverRan(f"{folder.id}: its supervisor died before the workload was released", **about)
 
 
-def completed_of(folder: Folder, exit_code: int) -> Completed:
-    """What a cell that has completed has come to, from its folder."""
+def completed_of(folder: Folder, exit_code: int, missing: str = "") -> Completed:
+    """What a cell's own command has come to that has run to its end, from the cell's folder."""
     result, job = folder.read("result.json") or {}, folder.read("job.json") or {}
     stdout, more = _log(folder, "stdout.log")
     stderr, more_too = _log(folder, "stderr.log")
@@ -177,6 +182,7 @@ def completed_of(folder: Folder, exit_code: int) -> Completed:
         stderr=stderr,
         usage=_usage(result),
         truncated=more or more_too,
+        missing=missing,
     )
 
 

@@ -18,9 +18,10 @@ from wgcell.cell.rows import Row
 from wgcell.cell.settings import SETTINGS
 from wgcell.cell.start import Start
 from wgcell.errors import JobError
+from wgcell.guest.subjects import Terminal
 from wgcell.toml import unknown_key
 
-__all__ = ["CellSettings", "StrPath", "start_of"]
+__all__ = ["CellSettings", "StrPath", "start_of", "terminal_of"]
 
 StrPath = str | os.PathLike[str]
 
@@ -81,6 +82,8 @@ class CellSettings(TypedDict, total=False):
     """Where the cell's folder goes; the user's state folder unless given."""
 
 
+_TERMINAL = (24, 80)
+"""Rows and columns of a terminal of which no size was given."""
 _OWN = (
     *("name", "file", "allow", "services", "publish", "hosts", "learn", "vpn", "allow_endpoints"),
     *("inputs", "exclude", "outputs", "output_dir", "sync", "force", "env", "state_dir"),
@@ -89,8 +92,18 @@ _OWN = (
 _ROWS: Mapping[str, Row[Any]] = {row.name: row for row in SETTINGS}
 
 
-def start_of(command: Sequence[str], given: Mapping[str, Any], *, remove: bool) -> Start:
-    """What starts a cell with that command, or without one. Raises JobError."""
+def start_of(
+    command: Sequence[str],
+    given: Mapping[str, Any],
+    *,
+    stdin: bool = False,
+    tty: bool | tuple[int, int] = False,
+    remove: bool = False,
+) -> Start:
+    """What starts a cell with that command, or without one. Raises JobError.
+
+    The command reads ``stdin``, and has a ``tty`` of so many rows and columns.
+    """
     known = (*_OWN, *_ROWS)
     for name in given:
         if name not in known:
@@ -114,6 +127,8 @@ def start_of(command: Sequence[str], given: Mapping[str, Any], *, remove: bool) 
         settings=settings,
         idle=True,
         keywords=True,
+        stdin=stdin,
+        terminal=terminal_of(tty),
     )
     return Start(
         options,
@@ -125,6 +140,20 @@ def start_of(command: Sequence[str], given: Mapping[str, Any], *, remove: bool) 
         agreed=True,
         remove=remove,
     )
+
+
+def terminal_of(tty: bool | tuple[int, int]) -> Terminal | None:
+    """The terminal that was asked for: True is one of 24 rows and 80 columns. Raises JobError."""
+    if tty is False:
+        return None
+    size = _TERMINAL if tty is True else tty
+    if not isinstance(size, tuple) or len(size) != 2 or not all(map(_is_side, size)):
+        raise JobError(f"tty: found {tty!r:.60}; allowed: True, or rows and columns up to 65535")
+    return Terminal(*size)
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535
 
 
 def _written(name: str, value: object) -> object:

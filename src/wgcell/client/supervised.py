@@ -140,6 +140,11 @@ class Supervised:
             os.close(self._lifeline)
             self._lifeline = -1
 
+    def abandon(self) -> None:
+        """Let it go, and hear nothing more of it."""
+        self.let_go()
+        self.close()
+
     def close(self) -> None:
         """Close the report: nothing more is heard of the beginning."""
         if self.report >= 0:

@@ -19,6 +19,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 from tests.support.guests import BARE
 from tests.support.scripts import QUIET, REPORTS, Script, as_asked  # noqa: F401
 
@@ -662,7 +663,7 @@ _events = st.one_of(
 _RELEASING = (Cause.VERIFIED,)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(
     start=st.sampled_from(
         [s for s in State if s not in (State.TERMINATING, State.ENDED)],

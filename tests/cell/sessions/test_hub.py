@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.support.channels import ANY_FRAME, fields
+from tests.support.examples import examples
 from tests.support.programs import command
 
 from wgcell.cell.core.events import SessionExited, SessionOpened
@@ -338,7 +339,7 @@ class Cell(RuleBasedStateMachine):
         return moved
 
 
-Cell.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+Cell.TestCase.settings = settings(max_examples=examples(120), stateful_step_count=50, deadline=None)
 TestCell = Cell.TestCase
 
 
@@ -400,7 +401,7 @@ class Scene:
 
 
 @given(st.lists(ANY_FRAME, max_size=30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_a_client_that_lies_harms_nobody_else(said: list[Frame]) -> None:
     scene = Scene()
     try:
@@ -417,7 +418,7 @@ def test_a_client_that_lies_harms_nobody_else(said: list[Frame]) -> None:
 
 
 @given(st.lists(ANY_FRAME, max_size=30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_a_guest_that_lies_is_found_out_or_does_no_harm(said: list[Frame]) -> None:
     """Whatever it says, an honest client never sees a frame that breaks a rule."""
     scene = Scene()

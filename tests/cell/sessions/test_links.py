@@ -431,17 +431,21 @@ def test_an_attached_client_that_reads_nothing_holds_up_nobody(tmp_path: Path) -
     run(body())
 
 
-def test_what_the_starter_writes_goes_before_clients(tmp_path: Path) -> None:
+def test_the_starter_holds_the_workloads_input_until_its_end(tmp_path: Path) -> None:
     async def body() -> None:
         async with joined(tmp_path) as cell, await SessionClient.connect(cell.folder) as client:
-            credits: list[int] = []
-            assert cell.sessions.hold_stdin(credits.append) == ""
+            sessions, credits = cell.sessions, list[int]()
+            assert sessions.hold_stdin(credits.append) == ""
+            assert "somebody else" in sessions.hold_stdin(credits.append)
             with pytest.raises(StateError, match="somebody else"):
                 await client.open(Attach(stdin=True))
-            cell.sessions.write_stdin(credits.append, b"x")
-            assert credits == []  # another object: not the holder's
-            hold = credits.append
-            assert cell.sessions.hold_stdin(hold) != ""
+            sessions.write_stdin(credits.append, b"mine")
+            sessions.write_stdin(print, b"another's")
+            sessions.write_stdin(credits.append, b"")
+            assert await cell.guest.workload.read() == b"mine"
+            assert await cell.guest.workload.read() == b""
+            assert credits == [4]
+            assert "has ended" in sessions.hold_stdin(credits.append)
 
     run(body())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 
 from wgcell.cell.sessions.tap import Tap
 from wgcell.errors import StateError
@@ -20,7 +21,9 @@ from wgcell.guest.channel import WINDOW
     st.booleans(),
 )
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_a_reader_gets_all_in_order_or_learns_what_is_lost(
     tmp_path: Path, sizes: list[int], cap: int, reads: list[int], keeps_up: bool

@@ -12,6 +12,7 @@ import dns.rrset
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 
 from wgcell.gateway.dns.answers import blocked, filtered, parse_question
 
@@ -117,7 +118,7 @@ def test_a_blocked_name_is_no_fault_of_the_server_and_the_reason_is_told(
 RAW = QUERY.to_wire()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.binary(max_size=80)
     | st.lists(st.tuples(st.integers(0, len(RAW) - 1), st.integers(0, 255)), max_size=6).map(
@@ -131,7 +132,7 @@ def test_no_query_raises(raw: bytes) -> None:
         assert len(answer.to_wire(question)) <= 1232
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=8),
     st.sampled_from(

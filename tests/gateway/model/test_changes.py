@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 from tests.support.gateways import config_of
 
 from wgcell.errors import PolicyError
@@ -163,7 +164,7 @@ def test_there_is_a_bound_and_what_ends_makes_room() -> None:
     assert script.opens("203.0.113.8:9999") and len(script.changes.latest_first) == 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 from tests.support.gateways import SERVER, config_of
 
 from wgcell.errors import PolicyError
@@ -132,7 +133,7 @@ JSON: Any = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.sampled_from(sorted({*config_of(), "rules", "services", "limits", "resolver", "address6"})),
     JSON,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 
 from wgcell.gateway.model import remarks
 from wgcell.gateway.model.policy import Policy
@@ -232,7 +233,7 @@ def test_a_rule_without_a_way_is_remarked() -> None:
     assert asked == ["2001:db8::7", "2001:db8:f::1"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @example(["allow *:443", "deny *:443/tcp", "allow 192.168.1.1:443"])
 @example(["allow a.example.com:443", "deny a.example.com:443/tcp", "allow 192.168.1.1:443"])
 @given(
@@ -274,7 +275,7 @@ def _address(version: int, value: int) -> Address:
     return (ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address)(value)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.one_of(
         st.builds(_address, st.just(4), st.integers(0, 2**32 - 1)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 
 from wgcell.errors import PolicyError
 from wgcell.gateway.model.published import Published, parse_published
@@ -50,7 +51,7 @@ def test_bad_ones_are_refused(text: str, words: str) -> None:
         parse_published(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.text() | st.from_regex(r"[0-9a-f.:\[\]]{0,30}:[0-9]{0,6}:[0-9]{0,6}"))
 def test_the_parser_raises_nothing_but_policy_errors(text: str) -> None:
     try:

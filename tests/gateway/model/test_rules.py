@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 
 from wgcell.errors import PolicyError
 from wgcell.gateway.model import remarks
@@ -77,7 +78,7 @@ def test_a_line_begins_with_its_verb() -> None:
         parse_line("api.example.com:443")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.one_of(st.text(), st.from_regex(r"\[?[0-9a-f.:/*-]{0,20}\]?:[0-9*-]{0,8}(/tcp)?")))
 def test_the_parser_raises_nothing_but_policy_errors(text: str) -> None:
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 
 from wgcell.errors import PolicyError
 from wgcell.gateway.model.services import Service, ServiceAsked, parse_service, placed
@@ -92,7 +93,7 @@ def test_one_place_has_one_service() -> None:
         placed(twice, TAKEN, OWN)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.text(), st.text() | st.just("127.0.0.1:80"))
 def test_the_parser_raises_nothing_but_policy_errors(inside: str, outside: str) -> None:
     try:

@@ -7,6 +7,7 @@ import ssl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 
 from wgcell.gateway.proxy.hostcheck import LONGEST_HEAD, check
 
@@ -163,7 +164,7 @@ def test_no_prefix_is_judged_before_it_is_whole(data: bytes) -> None:
             assert seen is None or (port == 80 and data is HELLO), (port, length)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(
     st.binary(max_size=200)
     | st.lists(st.tuples(st.integers(0, len(HELLO) - 1), st.integers(0, 255)), max_size=6).map(

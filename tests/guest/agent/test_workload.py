@@ -113,7 +113,15 @@ def test_a_signal_that_comes_at_once_is_not_lost(bare: Path, walls: frozenset[Wa
 
 @BOTH
 @pytest.mark.parametrize(
-    ("word", "code"), [("see", 127), ("/none", 127), ("/text", 126), ("/work", 126), ("A=b", 127)]
+    ("word", "code"),
+    [
+        ("see", 127),
+        ("/none", 127),
+        ("/text", 126),
+        ("/work", 126),
+        ("A=b", 127),
+        ("--version", 127),
+    ],
 )
 def test_a_command_that_can_not_be_started(
     bare: Path, walls: frozenset[Wall], word: str, code: int

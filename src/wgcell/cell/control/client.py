@@ -22,7 +22,7 @@ from wgcell.wire.lines import LineError
 __all__ = ["PATIENCE", "Unreachable", "ask", "asked", "begin", "word_of"]
 
 PATIENCE = 5.0
-"""Seconds for what is answered at once."""
+"""Seconds for questions that are answered at once."""
 _ONE: dict[type, type] = {
     words.State: words.Status,
     words.Stop: words.Stopping,
@@ -49,11 +49,11 @@ def ask(
 ) -> Iterator[words.Answer]:
     """The words of the answer, as they come; with ``follow`` they may come late.
 
-    ``patience`` is how many seconds the cell has for each word of it otherwise, whole.
+    ``patience`` is the number of seconds that the cell has for each whole word otherwise.
 
-    Raises Unreachable if nobody listens, or nobody does any more: what was yielded by then is
-    right, and what is missing is in the folder. Raises StateError with the cell's own words if it
-    refuses, and for an answer that is none.
+    Raises Unreachable if nobody listens, or the cell dies: the words until then are right, and the
+    folder has the rest. Raises StateError with the cell's own words if it refuses, and for a
+    malformed answer.
     """
     try:
         with _connected(folder, patience) as sock:

@@ -1,12 +1,12 @@
 """The cell's end of its control socket.
 
-The socket lies in the cell's folder, which is its owner's alone (0700), and is 0600 itself; each
-caller's user is checked all the same: the owner's, or root. It goes when the cell or its folder
-goes.
+The socket lies in the cell's folder, which is its owner's alone (0700), and is 0600 itself. Each
+caller's user is checked all the same: the owner's, or root. The socket disappears with the cell or
+its folder.
 
-A caller costs little, and holds up nobody: each says its question within `PATIENCE` seconds or is
-left, and is read for no further. Of each `Kind` there is a bound, so however many have sessions,
-`stop` and `ps` are heard. What a caller does not take waits in the files, not in memory; for a
+A caller costs little, and holds up nobody. It must send its question within `PATIENCE` seconds, and
+no more is read from it. Each `Kind` of caller has a bound, so however many have sessions, `stop`
+and `ps` are heard. Output that a caller does not take waits in the files, not in memory; for a
 client with sessions, see `wgcell.cell.sessions`.
 """
 
@@ -33,7 +33,7 @@ __all__ = ["MOST", "PATIENCE", "Kind", "Listener"]
 
 
 class Kind(Enum):
-    """What a caller is there for."""
+    """The purpose of a caller."""
 
     WAITING = "have yet to ask"
     CALLER = "are being answered"
@@ -53,7 +53,7 @@ _PIECE = 1 << 16
 
 
 class Controlled(Protocol):
-    """What a control socket can ask of a cell."""
+    """The cell, as its control socket uses it."""
 
     @property
     def state(self) -> str:

@@ -1,4 +1,4 @@
-"""Where a cell's control socket is, and who is at the other end of it."""
+"""The address of a cell's control socket, and the user at its other end."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 def address(folder: int) -> str:
-    """What to bind or connect to, by a descriptor of the cell's folder.
+    """The address to bind or connect to, by a descriptor of the cell's folder.
 
-    The folder's path may be longer than the 107 bytes that a socket's own may have (unix(7)).
+    The folder's path may be longer than the 107 bytes that a socket's address may have (unix(7)).
     """
     return f"/proc/self/fd/{folder}/{NAME}"
 

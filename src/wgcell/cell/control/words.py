@@ -66,7 +66,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What state the cell is in."""
+    """The cell's state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What was printed, of each stream from an offset in bytes on; with ``follow``, to the end."""
+    """The output, of each stream from an offset in bytes on; with ``follow``, to the end."""
 
     stdout: _Offset
     stderr: _Offset

@@ -1,6 +1,6 @@
-"""What the core wants done. The supervisor executes the actions in order.
+"""The actions that the core asks for. The supervisor executes them in order.
 
-A `Record` only writes down what happened. After `EndMachine` the core asks for nothing else.
+A `Record` only writes an event to the record. After `EndMachine` the core asks for nothing else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the supervisor reports to the core. Times are in seconds of one monotonic clock."""
+"""The events that the supervisor reports to the core.
+
+Times are in seconds of one monotonic clock.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,7 @@ class GatewayGone:
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """What one of the workload's streams has come to."""
+    """The progress of one of the workload's streams."""
 
     name: str
     delivered: int = 0
@@ -179,7 +182,7 @@ class PathSeen:
 
 @dataclass(frozen=True, slots=True)
 class AddressMet:
-    """The supervisor has made a handshake with another address of the endpoint's."""
+    """The supervisor has made a handshake with another address of the endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +251,7 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class LandingEnded:
-    """The outputs were moved to whoever asked for them, or not all of them."""
+    """The outputs were moved to their place, or some of them were not."""
 
     whole: bool
     files: int
@@ -258,7 +261,7 @@ class LandingEnded:
 
 @dataclass(frozen=True, slots=True)
 class RecordClosed:
-    """What is caused from now on comes too late for the outcome."""
+    """Later causes come too late for the outcome."""
 
 
 Event = (

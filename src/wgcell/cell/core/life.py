@@ -1,9 +1,9 @@
 """The walk through a cell's life: its state, its outcome, and its end. No I/O.
 
 ``states.TRANSITIONS`` is the walk itself. Once a cause has ended the cell, the machine is killed
-(`EndMachine`), and nothing but records is asked for. What is heard until `RecordClosed` may still
-change the outcome, by ``states.settled``: a rogue frame before the end was a rogue frame, also if
-the relay's message comes behind the machine's death.
+(`EndMachine`), and only records are asked for. Events until `RecordClosed` may still change the
+outcome, by ``states.settled``: a rogue frame before the end was a rogue frame, also if the relay's
+message comes behind the machine's death.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Life:
         self._entered(state)
 
     def _entered(self, state: State) -> None:
-        """What a state begins with."""
+        """The first actions of a state."""
 
     def _began(self, event: seen.Began) -> None:
         self._enter(State.PREPARING, "")
@@ -173,4 +173,4 @@ RULES_OF_LIFE: Mapping[type, Callable[..., None]] = {
     seen.LandingEnded: Life._landed,
     seen.RecordClosed: Life._record_closed,
 }
-"""What each event does."""
+"""The rule for each event."""

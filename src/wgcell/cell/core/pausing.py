@@ -1,8 +1,8 @@
-"""A machine that stands still because somebody asked for it. No I/O.
+"""A machine that is paused because somebody asked for it. No I/O.
 
-While it does, nobody in it is silent: its time has stopped. Its workload's ``timeout`` goes on, for
-that is what the host gives. Whatever must end, or must bring its results, has its machine going
-again first: SIGTERM and a grace period mean nothing to one that stands still.
+Meanwhile nobody in it is silent, because its time has stopped. Its workload's ``timeout`` goes on,
+since that is time of the host's. A machine that must end in order, or must send its results, is
+resumed first: SIGTERM and a grace period mean nothing to a machine that is paused.
 """
 
 from __future__ import annotations
@@ -74,4 +74,4 @@ RULES_OF_PAUSES: Mapping[type, Callable[..., None]] = {
     seen.Paused: Pausing._paused,
     seen.Unpaused: Pausing._unpaused,
 }
-"""What each event does."""
+"""The rule for each event."""

@@ -20,7 +20,8 @@ from wgcell.guest import protocol
 __all__ = ["LAST_BYTES", "MOST_IN_FLIGHT", "STOPPED", "Account", "Results", "how_it_exited"]
 
 STOPPED = 5.0
-"""Seconds between two looks, a second apart, that mean: the host or the supervisor was stopped."""
+"""Seconds between two looks, a second apart, from which on the host or the supervisor was
+stopped."""
 
 STALL = 60.0
 """Seconds without a byte of those that the guest owes, after which the results are lost."""

@@ -1,4 +1,4 @@
-"""What a cell's job and machine say that its core must know: times, bounds, what was asked."""
+"""The core's knowledge of a cell's job and machine: times, bounds, requests."""
 
 from __future__ import annotations
 

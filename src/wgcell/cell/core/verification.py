@@ -16,10 +16,10 @@ __all__ = ["Verification"]
 
 @dataclass(slots=True)
 class Verification:
-    """What both sides have reported so far."""
+    """The reports of both sides so far."""
 
     config: GuestConfig | None = None
-    """What the guest was asked to be."""
+    """The guest's configuration."""
     greeted: bool = False
     """The guest has said ``hello``."""
     guest_ready: bool = False
@@ -31,8 +31,8 @@ class Verification:
     """The reports as they were when they were last compared."""
 
     def verdict(self) -> str | None:
-        """What differs from what was asked, empty if nothing does; None if there is nothing new to
-        judge."""
+        """The difference from the configuration, empty if there is none; None if there is no new
+        report to judge."""
         if not (self.relay_verified and self.guest_ready and self.config is not None):
             return None
         if self._judged == self.reports:

@@ -1,7 +1,8 @@
-"""Who has been silent for too long, and when the guest's clock must be set. No I/O.
+"""The silence of the endpoint and of the guest's agent, and the setting of the guest's clock. No
+I/O.
 
 A gap of more than `STOPPED` seconds between two ticks means that the host was suspended or the
-supervisor stopped: the others' silence meanwhile says nothing.
+supervisor stopped: the others' silence meanwhile means nothing.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Watch:
         return True
 
     def silence(self, now: float, terms: Terms) -> tuple[Cause, str] | None:
-        """Who has been silent for too long."""
+        """The cause for a silence that is too long."""
         if now - self.last_valid > terms.tunnel_timeout:
             return Cause.TUNNEL_SILENT, f"no valid message for {terms.tunnel_timeout:g} s"
         if now - self.last_heartbeat > terms.heartbeat_timeout:

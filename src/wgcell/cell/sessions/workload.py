@@ -88,7 +88,7 @@ class Workload:
 
     def let_go(self, credited: Credited) -> None:
         """Its holder is gone: another may come."""
-        if credited is not self._holder:
+        if credited != self._holder:
             return
         self._holder = None
         if not self._ended:
@@ -97,12 +97,12 @@ class Workload:
 
     def write(self, credited: Credited, data: bytes) -> None:
         """More for the standard input, of its holder's."""
-        if credited is self._holder and not self._ended:
+        if credited == self._holder and not self._ended:
             self._guest.put(Data(WORKLOAD, STDIN, data))
 
     def end(self, credited: Credited) -> None:
         """The standard input ends here: its holder says so."""
-        if credited is self._holder and not self._ended:
+        if credited == self._holder and not self._ended:
             self._ended = True
             self._guest.put(End(WORKLOAD, STDIN))
 

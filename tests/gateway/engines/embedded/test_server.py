@@ -35,6 +35,8 @@ from wgcell.gateway import words
 from wgcell.gateway.model.keys import decode_key, generate_private_key, public_key
 from wgcell.gateway.peer.events import MOST_REPORTED
 
+pytestmark = pytest.mark.process
+
 Start = Callable[..., Gateway]
 
 
@@ -176,7 +178,6 @@ def test_a_peer_that_breaks_its_server_gets_another_one_and_breaks_no_ones_else(
 
 
 @pytest.mark.parametrize("engine", ["embedded", "namespace"])
-@pytest.mark.process
 def test_a_gateway_that_was_killed_answers_the_next_handshake(gateway: Start, engine: str) -> None:
     first = gateway(engine=engine)
     port = first.first["port"]

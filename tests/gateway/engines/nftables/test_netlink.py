@@ -7,6 +7,7 @@ import struct
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.examples import examples
 
 from wgcell.gateway.engines.nftables.netlink import FirstPacket, FlowDestroyed, parse
 
@@ -48,7 +49,7 @@ def test_a_first_packet_and_an_end() -> None:
     assert gone == FlowDestroyed(PEER, 40000, TARGET, 443, "tcp", 700, 900)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.binary(max_size=120)
     | st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), max_size=6).map(
