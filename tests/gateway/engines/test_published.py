@@ -75,6 +75,7 @@ class Around:
             port = self.gateway.first["port"]
             tunnel = Tunnel(topology.client, "pub", CLIENT, PEER, public_key(SERVER), port)
             ending.callback(tunnel.close)
+            self.table = tunnel.table
             for number, talk in ((ECHO, echo), (SILENT, silent), (COUNTER, after_the_end)):
                 server = Server(topology.client, PEER, number, talk)
                 ending.enter_context(contextlib.closing(server))
@@ -91,6 +92,13 @@ class Around:
             made.close()
             raise
         return made
+
+    def answers(self) -> bool:
+        """Whether the peer's echo answers."""
+        with contextlib.suppress(ConnectionError), self.connect(ECHO) as stream:
+            stream.sendall(b"x")
+            return stream.recv(1) == b"x"
+        return False
 
     def flows(self, count: int, kind: str = "flow_end") -> list[dict[str, Any]]:
         """The next events of that kind, so many of them."""
@@ -149,6 +157,22 @@ def test_a_closed_port_is_a_reset_and_told_as_not_reached(around: Around) -> Non
     (end,) = around.flows(1)
     assert (end["verdict"], end["port"]) == ("fail", CLOSED)
     assert end["reason"] == f"the cell's port {PEER}:{CLOSED}: Connection refused"
+
+
+def test_a_peer_that_does_not_answer_is_given_up(around: Around) -> None:
+    """Its interface is down: whatever the gateway sends there is lost."""
+    around.gateway.drain()
+    client = around.topology.client
+    client.run("ip", "link", "set", "pub", "down")
+    try:
+        with pytest.raises(ConnectionResetError), around.connect(ECHO) as stream:
+            stream.recv(1)
+        (end,) = around.flows(1)
+        assert end["verdict"] == "fail" and end["reason"].endswith(": timed out"), end
+    finally:
+        client.run("ip", "link", "set", "pub", "up")
+        client.run("ip", "route", "replace", "default", "dev", "pub", "table", around.table)
+    until(lambda: around.answers())
 
 
 def test_an_end_of_one_direction_leaves_the_other_open(around: Around) -> None:

@@ -12,7 +12,7 @@ from tests.support.waiting import forever, soon
 
 from wgcell.gateway import words
 from wgcell.gateway.model.parsing import parse_config
-from wgcell.gateway.model.policy import LEARNED
+from wgcell.gateway.model.policy import LEARNED, Decision
 from wgcell.gateway.model.rules import Action
 from wgcell.gateway.peer.admission import MOST_FLOWS, Admission
 from wgcell.gateway.proxy.udp import splice_datagrams
@@ -151,6 +151,32 @@ def test_a_flow_that_was_learned_is_compared_once_the_policy_is_known() -> None:
 
     asyncio.run(one.carry(flow, one.decide(flow, one.peer.address), changed_meanwhile()))
     assert (flow.rule, flow.names) == ("allow api.example.com:443", ("api.example.com",))
+
+
+def test_another_policy_counts_the_flows_that_it_ends_and_leaves_queries_alone() -> None:
+    one, _ = made(rules=["allow 203.0.113.7:80", "allow 203.0.113.7:81"])
+    other, _ = made(rules=["allow 203.0.113.7:81"])
+    resolver = ipaddress.ip_address("10.99.0.1")
+
+    async def together() -> None:
+        tasks = []
+        for address, port in ((WORLD, 80), (WORLD, 80), (WORLD, 81), (resolver, 53)):
+            flow = one.new_flow("tcp", address, port)
+            decision = Decision(Action.ALLOW, "", "")
+            tasks.append(asyncio.create_task(one.carry(flow, decision, holding())))
+        await soon(lambda: len(one._open) == 4)
+        assert one.change(other.peer) == 2
+        await soon(lambda: len(one._open) == 2)
+        assert [task.done() for task in tasks] == [True, True, False, False]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def holding() -> str:
+        await forever()
+        return ""
+
+    asyncio.run(together())
 
 
 def test_the_tunnels_own_addresses_are_on_this_side() -> None:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from wgcell.gateway.proxy.splice import CHUNK, Connection, cancel, reset, until_done
+from wgcell.gateway.proxy.splice import CHUNK, Connection, abort, cancel, reset, until_done
 
 __all__ = ["TAKES_REST", "join"]
 
@@ -45,7 +45,7 @@ async def join(
         await cancel(tasks)
         for _, writer in (one, other):
             if ended == "closed":
-                writer.transport.abort()
+                abort(writer)
             else:
                 reset(writer)
     return ended

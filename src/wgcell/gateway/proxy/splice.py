@@ -19,6 +19,7 @@ __all__ = [
     "LocalAddress",
     "Stream",
     "Unreachable",
+    "abort",
     "cancel",
     "reset",
     "until_done",
@@ -108,8 +109,17 @@ async def cancel(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def abort(writer: asyncio.StreamWriter) -> None:
+    """Close a connection now, whatever was not sent yet; nothing if it is closed.
+
+    asyncio's own abort() fails on a transport that has sent its last bytes and closed itself.
+    """
+    if writer.get_extra_info("socket").fileno() >= 0:
+        writer.transport.abort()
+
+
 def reset(writer: asyncio.StreamWriter) -> None:
     """Close a connection so that its other end gets a reset."""
     with contextlib.suppress(OSError):  # it may have ended by itself
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    writer.transport.abort()
+    abort(writer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 from tests.support.waiting import forever
 
@@ -23,6 +24,9 @@ def test_what_a_peer_does_not_take_keeps_its_flow_open() -> None:
         @property
         def transport(self) -> Unread:
             return self
+
+        def get_extra_info(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(fileno=lambda: 3)
 
         def abort(self) -> None:
             assert self.closed

@@ -19,7 +19,7 @@ from wgcell.gateway.model.flow import Flow
 from wgcell.gateway.model.policy import Decision
 from wgcell.gateway.model.rules import Action
 from wgcell.gateway.peer.admission import Admission
-from wgcell.gateway.proxy.splice import Connection, Unreachable, reset
+from wgcell.gateway.proxy.splice import Connection, Unreachable, abort, reset
 from wgcell.gateway.proxy.tcp import Splice, connect
 from wgcell.gateway.tasks import Tasks
 from wgcell.net import addresses
@@ -121,7 +121,7 @@ async def finish(
                     await writer.wait_closed()
     finally:
         if ended == "closed":
-            writer.transport.abort()
+            abort(writer)
         else:
             reset(writer)
     return ended
