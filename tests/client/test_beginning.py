@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from wgcell.cell.start import (
     Verified,
 )
 from wgcell.client.beginning import Beginning
-from wgcell.errors import HostError, JobError, LaunchError
+from wgcell.errors import HostError, JobError, LaunchError, WgcellError
 
 MADE = Made("a-000000", "/cells/a-000000")
 WORDS: list[Said] = [Remark("normal", True, "x"), MADE, Happened(b"{}"), Verified()]
@@ -76,3 +77,9 @@ def test_a_report_that_breaks_off() -> None:
     assert "a-000000" in str(fed(MADE).broke_off(-9, "")) and "signal 9" in str(
         fed(MADE).broke_off(-9, "")
     )
+
+
+@given(st.binary(max_size=500))
+def test_any_bytes_are_a_report_or_an_error(raw: bytes) -> None:
+    with contextlib.suppress(WgcellError):
+        Beginning().feed(raw + b"\n")
