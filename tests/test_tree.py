@@ -34,6 +34,7 @@ WHOLE = {
     "prove/test_fuzz.py": "the relay, by the battery's frames",
     "prove/test_no_false_kills.py": "the relay's sessions, for hours",
     "relay/test_recordings.py": "the relay, by two real tunnels",
+    "test_examples.py": "the examples",
     "test_package.py": "the package's public names",
     "test_tree.py": "the tests",
     "test_types.py": "every module",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_who_stops_reading_our_words_does_not_keep_a_cell_alive(tmp_path: Path) 
             # The control: there is more to tell than the pipe holds.
             flow = '"event":"flow"'
             until(lambda: (folder / "events.jsonl").read_text().count(flow) > 60)
-            process.terminate()
+            process.send_signal(signal.SIGHUP)
             _, _ = process.communicate(timeout=2 * GENEROUS)
         finally:
             process.kill()

@@ -23,7 +23,7 @@ def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     return raw.getvalue()
 
 
-def member(name: str = "a", kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+def header_of(name: str = "a", kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
     header = tarfile.TarInfo(name)
     header.type = kind
     return header
@@ -39,11 +39,11 @@ def test_what_is_written_is_what_is_read(content: bytes, name: str) -> None:
     [
         (b"", "cut short"),
         (tar_of(), "no such file"),
-        (tar_of((member(), b"x"), (member("b"), b"y")), "no plain file"),
-        (tar_of((member(kind=tarfile.DIRTYPE), b"")), "no plain file"),
-        (tar_of((member(kind=tarfile.FIFOTYPE), b"")), "no plain file"),
-        (tar_of((member(), b"x" * 11)), "11 bytes, more than 10"),
-        (tar_of((member(), b"x"))[:600], "cut short"),
+        (tar_of((header_of(), b"x"), (header_of("b"), b"y")), "no plain file"),
+        (tar_of((header_of(kind=tarfile.DIRTYPE), b"")), "no plain file"),
+        (tar_of((header_of(kind=tarfile.FIFOTYPE), b"")), "no plain file"),
+        (tar_of((header_of(), b"x" * 11)), "11 bytes, more than 10"),
+        (tar_of((header_of(), b"x"))[:600], "cut short"),
         (b"\xff" * 1024, "not a readable tar"),
     ],
 )
