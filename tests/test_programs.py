@@ -172,6 +172,8 @@ def _inherits(path: Path) -> list[str]:
             found.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")
         if isinstance(node, ast.Call) and SPAWNS.fullmatch(name := ast.unparse(node.func)):
             given = {word.arg: word.value for word in node.keywords}.get("env")
+            if name == "os.posix_spawn" and len(node.args) == 3:  # has no keyword for it
+                given = node.args[2]
             made = isinstance(given, ast.Call) and ast.unparse(given.func)
             if made != "programs.environment":
                 found.append(f"{path.name}:{node.lineno} {name}")

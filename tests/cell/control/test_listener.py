@@ -15,7 +15,7 @@ from typing import Any, get_args
 import pytest
 from tests.support.waiting import GENEROUS, lulled, pace, soon
 
-from wgcell.cell.control import listener, words
+from wgcell.cell.control import client, listener, words
 from wgcell.cell.control.client import Unreachable, ask, begin
 from wgcell.cell.control.listener import MOST, PATIENCE, Kind, Listener
 from wgcell.cell.control.place import NAME
@@ -328,7 +328,8 @@ def test_however_many_say_nothing_there_is_a_bound(tmp_path: Path) -> None:
     most = MOST[Kind.WAITING]
 
     async def body() -> None:
-        async with listening(tmp_path) as cell:
+        # None is left for its silence before the last has come.
+        async with listening(tmp_path, GENEROUS) as cell:
             with ExitStack() as callers:
                 for _ in range(most + 9):
                     caller = callers.enter_context(socket.socket(socket.AF_UNIX))
@@ -388,6 +389,17 @@ def test_another_user_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 # The client's side: the folder may be a stranger's.
+
+
+def test_a_refusal_that_comes_before_the_question_is_heard() -> None:
+    """A cell that is full closes at once, and what is then said to it meets nobody."""
+    said = words.ANSWERS.line(words.QuestionRefused("full"))
+    here, there = socket.socketpair()
+    with here:
+        there.sendall(said)
+        there.close()
+        client._ask(here, words.State())
+        assert here.recv(1000) == said
 
 
 @contextmanager

@@ -88,11 +88,17 @@ def asked(folder: Folder, question: words.Question, patience: float = PATIENCE) 
     by line with `word_of`; blocking, and the caller's. Raises Unreachable."""
     try:
         with _connected(folder, patience) as sock:
-            sock.sendall(_said(question))
+            _ask(sock, question)
             sock.settimeout(None)
             return sock.dup()
     except OSError as error:
         raise Unreachable(error.strerror or str(error)) from error
+
+
+def _ask(sock: socket.socket, question: words.Question) -> None:
+    """Say what is asked. A cell that has refused by now has closed, and has said why."""
+    with contextlib.suppress(BrokenPipeError):
+        sock.sendall(_said(question))
 
 
 def _said(question: words.Question) -> bytes:
@@ -103,7 +109,7 @@ def _asked(
     folder: Folder, sock: socket.socket, question: words.Question, patience: float
 ) -> tuple[_Lines, Iterator[words.Answer]]:
     """Say the question; the answer's words, behind its hello."""
-    sock.sendall(_said(question))
+    _ask(sock, question)
     lines = _Lines(sock, patience)
     answers = _answers(folder, lines)
     if not isinstance(next(answers, None), words.Hello):
