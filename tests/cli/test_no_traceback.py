@@ -40,6 +40,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "port": ("port", "NAME"),
     "rm": ("rm", "NAME"),
     "prune": ("prune", "--force"),
+    "mcp": ("mcp", "--memory", "NAME"),
     "doctor": ("doctor",),
     "prove": ("prove", "--list"),
     "image build": ("image", "build", "NAME"),

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from wgcell.cell.units import parse_duration, parse_size
 from wgcell.cli.terminal import complain
-from wgcell.errors import HostError
+from wgcell.errors import HostError, InputError
+from wgcell.gateway.model.rules import parse_rule
 
 __all__ = ["mcp"]
 
@@ -57,4 +59,19 @@ def mcp(
     def begin() -> AbstractAsyncContextManager[Used]:
         return Cell(allow=rules, memory=memory, cpus=cpus, timeout=timeout, remove=True)
 
+    _check(rules, memory, timeout)
     serve(Desk(begin, Terms(tuple(grant or ()), most_cells), complain))
+
+
+def _check(rules: tuple[str, ...], memory: str, timeout: str) -> None:
+    """Raises InputError now, to a person, for what would fail each cell of the model's."""
+    for rule in rules:
+        parse_rule(rule)
+    for option, parse, text in (
+        ("--memory", parse_size, memory),
+        ("--timeout", parse_duration, timeout),
+    ):
+        try:
+            parse(text)
+        except ValueError as error:
+            raise InputError(f"command line: {option}: found {error}") from None
