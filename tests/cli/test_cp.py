@@ -222,7 +222,10 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, here: Path, number: signa
         until(lambda: len(one.cell.guest.programs) == 1)
 
 
-def test_progress_is_said_of_what_takes_long(tmp_path: Path, here: Path) -> None:
+def test_progress_is_said_of_what_takes_long(
+    tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one can't draw it
     with running(tmp_path / "cells") as one:
 
         async def slow(program: Any) -> int:

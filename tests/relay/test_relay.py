@@ -198,6 +198,8 @@ def test_a_nic_that_does_not_read_holds_the_endpoint_back_and_gets_whole_frames(
             running.endpoint.sendto(last, running.guest_port)
     while data:
         length = int.from_bytes(data[:4], "big")
+        if len(data) < 4 + length and numbers[-1:] == [2**64 - 1]:
+            break  # the last one was sent again, and is not all here
         payload = data[4 + link.HEADERS : 4 + length]
         assert data[: 4 + length] == prefixed(link.wrap(payload))
         numbers.append(int.from_bytes(payload[8:16], "little"))
