@@ -9,7 +9,6 @@ told to live on. Everything else is asked over the cell's control socket.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import queue
@@ -19,6 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from io import FileIO
 
 from wgcell import announcement, api, faults
 from wgcell.cell.events import Event
@@ -57,7 +57,8 @@ class Report:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
+        """What is to be said; an event is set when all before it was; None is the end."""
         self._thread = threading.Thread(target=self._carry, name="report", daemon=True)
         self._thread.start()
         self._closed = False
@@ -66,6 +67,16 @@ class Report:
         """Say ``word``, unless the last one was said."""
         if not self._closed:
             self._lines.put(SAID.line(word))
+
+    def deliver(self, word: Said) -> None:
+        """Say ``word``, and wait until it can be read, whatever becomes of this process then.
+
+        But not for a starter that is gone, or does not read.
+        """
+        self.say(word)
+        said = threading.Event()
+        self._lines.put(said)
+        said.wait(_PATIENCE)
 
     def last(self, word: Said) -> None:
         """Say ``word``, and nothing after it."""
@@ -84,11 +95,24 @@ class Report:
         self._thread.join(_PATIENCE)
 
     def _carry(self) -> None:
-        with contextlib.suppress(OSError), os.fdopen(self._fd, "wb", buffering=0) as file:
+        is_heard = True
+        with os.fdopen(self._fd, "wb", buffering=0) as file:
             while (line := self._lines.get()) is not None:
-                view = memoryview(line)
-                while view:
-                    view = view[file.write(view) or 0 :]
+                if isinstance(line, threading.Event):
+                    line.set()
+                elif is_heard:
+                    is_heard = _written(file, line)
+
+
+def _written(file: FileIO, line: bytes) -> bool:
+    """Write ``line`` whole; False: nobody is there to read."""
+    view = memoryview(line)
+    try:
+        while view:
+            view = view[file.write(view) or 0 :]
+    except OSError:
+        return False
+    return True
 
 
 class Lifeline:
@@ -184,7 +208,8 @@ def supervise(start: Start, report: Report, lifeline: Lifeline) -> None:
         cell = api.Cell(plan, cells)
     os.chdir("/")  # every path is absolute by now, and no file system is held busy
     with cell:
-        report.say(Made(cell.id, str(cell.folder.path)))
+        # Before anything of the cell's runs: a starter must know what died, if this process does.
+        report.deliver(Made(cell.id, str(cell.folder.path)))
         for remark in announcement.about_cell(plan, cell.id):
             report.say(remark)
         result = _lived(cell, start, report, lifeline)
